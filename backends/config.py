@@ -1,0 +1,71 @@
+"""The worker's settings: read once in `__main__`, passed down, never changed. `auto` is resolved here, with the reason said."""
+
+from pathlib import Path
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16"]
+LinearChoice = Literal["auto", "float32", "bfloat16", "w8a8"]
+
+DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
+CPU_KV_BYTES = 1 << 30
+"""What `--kv-tokens auto` takes of a host's memory at most; memory is only committed when pages are first written."""
+CUDA_KV_SHARE = 0.8
+"""Share of the free device memory, after the weights are loaded."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """`kv_tokens` None is auto. `listen` is `unix:///path` or `tcp://host:port`; `token` guards a TCP listener."""
+
+    model: Path
+    name: str
+    listen: str
+    device: str = "cpu"
+    threads: int = 1
+    token: str | None = None
+    kv_tokens: int | None = None
+    max_sequences: int = 16
+    dtype: DtypeChoice = "auto"
+    linear: LinearChoice = "auto"
+    page_size: int = 16
+    prefill_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        for field in ("threads", "max_sequences", "page_size", "prefill_tokens"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}: it must be at least 1")
+        if self.kv_tokens is not None and self.kv_tokens < self.page_size:
+            raise ValueError(f"kv_tokens is {self.kv_tokens}: it must hold at least one page of {self.page_size}")
+
+
+class Choice(NamedTuple, Generic[T]):
+    """A resolved setting and the reason to log."""
+
+    value: T
+    why: str
+
+
+def resolve_dtype(choice: DtypeChoice, *, device: str) -> Choice[Dtype]:
+    """Of activations and KV. Weights may be multiplied in another type, see `linear.py`."""
+    if choice != "auto":
+        return Choice(choice, "asked for")
+    if device.startswith("cuda"):
+        return Choice("bfloat16", "the GPU multiplies it fastest")
+    return Choice("float32", "on CPU every operation outside of the matrices is faster in it")
+
+
+def resolve_pages(
+    kv_tokens: int | None, *, page_size: int, max_context: int, max_sequences: int, bytes_per_token: int, budget_bytes: int
+) -> Choice[int]:
+    """Number of pages: enough for all sequences at full length if the budget allows it, and for one in any case."""
+    if kv_tokens is not None:
+        return Choice(kv_tokens // page_size, "asked for")
+    one = -(-max_context // page_size)
+    fits = budget_bytes // (bytes_per_token * page_size)
+    num_pages = max(one, min(one * max_sequences, fits))
+    return Choice(
+        num_pages, f"{num_pages * page_size * bytes_per_token / 2**20:.0f} MB, one sequence takes {one} pages at most"
+    )

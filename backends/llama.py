@@ -1,0 +1,130 @@
+"""The Llama family's forward pass over paged KV, with q, k, v in one matrix and gate and up in one.
+
+Letters: T tokens of a step, H query heads, K key/value heads, D head width.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backends.attention import Chunk, PagedKV, Rows, attend
+from backends.checkpoint import Checkpoint, LlamaShape, Weight, stack
+from backends.linear import Linear, LinearChooser
+from backends.rope import interleave, rotations
+
+
+class Batch(NamedTuple):
+    """One step's tokens, (T,) each, cut into spans. `last` are the rows to sample after."""
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    spans: tuple[Rows | Chunk, ...]
+    last: Tensor | None
+
+
+@dataclass(slots=True)
+class Layer:
+    attention_norm: Tensor
+    qkv: Linear
+    out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Llama:
+    def __init__(self, checkpoint: Checkpoint, chooser: LinearChooser, *, dtype: torch.dtype, device: str) -> None:
+        self.shape = checkpoint.shape
+        self._load = _Loader(checkpoint, chooser, dtype, device)
+        self._embedding = self._load.vector("model.embed_tokens")
+        self._layers = [self._load.layer(i) for i in range(self.shape.num_layers)]
+        self._norm = self._load.vector("model.norm")
+        self._head = self._load.head()
+        self._rotations = rotations(self.shape.rope, head_dim=self.shape.head_dim, positions=self.shape.max_positions).to(
+            device
+        )
+        self._eps = torch.tensor(self.shape.norm_eps, device=device)
+        self._rotated = self.shape.num_heads + self.shape.num_kv_heads
+
+    def forward(self, batch: Batch, kv: PagedKV) -> Tensor | None:
+        """Logits (len(batch.last), vocabulary) in float32; writes the K and V of all tokens."""
+        shape, norm = self.shape, self._normalized
+        x = self._embedding[batch.ids]
+        turn = self._rotations[batch.positions]
+        heads = (len(batch.ids), shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim)
+        for index, layer in enumerate(self._layers):
+            qkv = layer.qkv(norm(x, layer.attention_norm)).view(heads)
+            _rotate(qkv[:, : self._rotated], turn)
+            kv.write(index, batch.slots, qkv[:, shape.num_heads :])
+            mixed = attend(kv, index, qkv[:, : shape.num_heads], batch.spans)
+            x += layer.out(mixed.flatten(1))
+            gate, up = layer.gate_up(norm(x, layer.mlp_norm)).chunk(2, -1)
+            x += layer.down(F.silu(gate).mul_(up))
+        if batch.last is None:
+            return None
+        if len(batch.last) != len(x):
+            x = x[batch.last]
+        return self._head(norm(x, self._norm)).float()
+
+    def _normalized(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMS norm. In float32 by the vector norm: F.rms_norm takes half as long again at decode (7.1 for 4.7 us)."""
+        if x.dtype is not torch.float32:
+            return F.rms_norm(x, (x.shape[-1],), weight, self.shape.norm_eps)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x * torch.addcmul(self._eps, length, length, value=1 / x.shape[-1]).rsqrt_()).mul_(weight)
+
+
+def _rotate(qk: Tensor, turn: Tensor) -> None:
+    """In place: `qk` (T, H + K, D) in neighbouring pairs, `turn` (T, 1, D / 2) complex."""
+    paired = qk.float().view(*qk.shape[:-1], -1, 2)
+    torch.view_as_complex(paired).mul_(turn)
+    if qk.dtype is not torch.float32:
+        qk.copy_(paired.flatten(-2))
+
+
+class _Loader:
+    def __init__(self, checkpoint: Checkpoint, chooser: LinearChooser, dtype: torch.dtype, device: str) -> None:
+        self._checkpoint, self._chooser, self._dtype, self._device = checkpoint, chooser, dtype, device
+
+    def layer(self, index: int) -> Layer:
+        at = f"model.layers.{index}"
+        return Layer(
+            attention_norm=self.vector(f"{at}.input_layernorm"),
+            qkv=self.linear([f"{at}.self_attn.{name}_proj" for name in "qkv"]),
+            out=self.linear([f"{at}.self_attn.o_proj"]),
+            mlp_norm=self.vector(f"{at}.post_attention_layernorm"),
+            gate_up=self.linear([f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"]),
+            down=self.linear([f"{at}.mlp.down_proj"]),
+        )
+
+    def head(self) -> Linear:
+        module = "model.embed_tokens" if self._checkpoint.shape.tied else "lm_head"
+        return self._chooser.build(self._weight(module), prefills=False)
+
+    def vector(self, module: str) -> Tensor:
+        return self._checkpoint.tensor(f"{module}.weight").to(self._device, self._dtype)
+
+    def linear(self, modules: list[str]) -> Linear:
+        return self._chooser.build(stack([self._weight(module) for module in modules]))
+
+    def _weight(self, module: str) -> Weight:
+        weight = self._checkpoint.weight(module)
+        if module.endswith(("q_proj", "k_proj")):
+            weight = weight.rows(lambda part: interleave(part, self._checkpoint.shape.head_dim))
+        return weight.rows(lambda part: part.to(self._device))
+
+
+def kv_for(shape: LlamaShape, *, num_pages: int, page_size: int, dtype: torch.dtype, device: str) -> PagedKV:
+    return PagedKV(
+        layers=shape.num_layers,
+        num_pages=num_pages,
+        page_size=page_size,
+        kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        dtype=dtype,
+        device=device,
+    )

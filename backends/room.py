@@ -1,0 +1,79 @@
+"""The engine's thread. It sleeps while there is nothing to do; between steps it takes every command that has come."""
+
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+from backends.desk import Command, Desk, Outgoing
+from backends.engine import Clock, Engine
+
+IDLE_REPORT_S = 1.0
+"""An idle worker wakes this often to say how long it has been idle."""
+
+
+class EngineRoom:
+    """`send` is called on the engine's thread with what goes out, `failed` once if a step raises: the engine is then gone."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock_ns: Clock,
+        send: Callable[[list[Outgoing]], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._engine, self._desk = engine, Desk(engine)
+        self._clock_ns, self._send, self._failed = clock_ns, send, failed
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, command: Command) -> None:
+        self._commands.put(command)
+
+    def stop(self) -> None:
+        """After the step that runs."""
+        self._commands.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._serve():
+                pass
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            self._failed(error)
+
+    def _serve(self) -> bool:
+        """One step, or one wait for commands. False when told to stop."""
+        engine = self._engine
+        if not self._take_commands(wait=not engine.has_work):
+            return False
+        if engine.has_work:
+            engine.step()
+        else:
+            engine.meter.idle_until(self._clock_ns())
+        self._send_if_any(self._desk.report(self._clock_ns()))
+        return True
+
+    def _take_commands(self, *, wait: bool) -> bool:
+        """All that have come; with `wait` it sleeps for the first. The time until then was idle."""
+        while True:
+            try:
+                command = self._commands.get(block=wait, timeout=IDLE_REPORT_S)
+            except queue.Empty:
+                return True
+            if wait:
+                self._engine.meter.idle_until(self._clock_ns())
+                wait = False
+            if command is None:
+                return False
+            self._send_if_any(self._desk.take(command, self._clock_ns()))
+
+    def _send_if_any(self, outgoing: list[Outgoing]) -> None:
+        if outgoing:
+            self._send(outgoing)

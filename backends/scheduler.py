@@ -1,0 +1,172 @@
+"""Which sequences run in the next step, and on which pages. No clock, no torch.
+
+Planning moves pages; tokens move in `Engine.commit`. Every running sequence that only lacks its newest token is in every
+step, so decoding never starves; the rest of a step is prompt chunks under a token budget. Room is made by preempting the
+worst: highest priority number, then least computed. A preempted sequence waits again under its old place and resumes from
+whatever of its pages is still resident.
+"""
+
+import bisect
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from backends.prefix import PrefixIndex
+from backends.sequence import Sequence
+
+
+class Work(NamedTuple):
+    """Compute `length` tokens of `sequence` from `start`; `samples` when they are its last."""
+
+    sequence: Sequence
+    start: int
+    length: int
+
+    @property
+    def samples(self) -> bool:
+        return self.start + self.length == len(self.sequence.tokens)
+
+
+def _turn(sequence: Sequence) -> tuple[int, int]:
+    return sequence.priority, sequence.arrival
+
+
+def _worst(sequences: Iterable[Sequence]) -> Sequence:
+    return max(sequences, key=lambda s: (s.priority, -s.num_computed, s.arrival))
+
+
+class Scheduler:
+    def __init__(self, index: PrefixIndex, *, page_size: int, max_sequences: int, prefill_tokens: int) -> None:
+        self._index = index
+        self._page_size, self._max_sequences, self._prefill_tokens = page_size, max_sequences, prefill_tokens
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    @property
+    def backlog_tokens(self) -> int:
+        """Prompt tokens that are in and not yet computed, as if nothing of the waiting ones were resident."""
+        running = sum(s.num_uncomputed for s in self.running if s.num_uncomputed > 1)
+        return running + sum(len(s.tokens) for s in self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        bisect.insort(self.waiting, sequence, key=_turn)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Finished or aborted, wherever it is."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def reprioritize(self, sequence: Sequence, priority: int) -> None:
+        waits = sequence in self.waiting
+        if waits:
+            self.waiting.remove(sequence)
+        sequence.priority = priority
+        if waits:
+            self.add(sequence)
+
+    def plan(self) -> tuple[Work, ...]:
+        """One-token work first, then chunks, best turn first."""
+        if self.waiting:
+            self._displace(self.waiting[0])
+        self.running.sort(key=_turn)
+        ones = [Work(s, s.num_computed, 1) for s in self._grown()]
+        chunks = list(self._chunks())
+        ones += [work for work in chunks if work.length == 1]
+        return (*ones, *(work for work in chunks if work.length > 1))
+
+    def computed(self, sequence: Sequence, count: int) -> None:
+        """`count` more tokens have their KV in place: pages that became full are named and shared."""
+        sequence.num_computed += count
+        full = sequence.num_computed // self._page_size
+        done = (sequence.num_computed - count) // self._page_size
+        sequence.name_pages(full, self._page_size)
+        for i in range(done, full):
+            parent = sequence.names[i - 1] if i else b""
+            sequence.pages[i] = self._index.insert(sequence.names[i], parent, sequence.pages[i], sequence.chain)
+
+    def _grown(self) -> Iterator[Sequence]:
+        """Running sequences that lack one token, each with a slot for it."""
+        for sequence in list(self.running):
+            if sequence.num_uncomputed != 1 or sequence not in self.running:
+                continue
+            if len(sequence.pages) * self._page_size == sequence.num_computed:
+                if not self._make_room(sequence):
+                    continue
+                sequence.pages += self._index.take(1)
+        yield from [s for s in self.running if s.num_uncomputed == 1]
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """One page for a running sequence. False if it was the worst itself and had to go."""
+        while self._index.available == 0:
+            victim = _worst(self.running)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _chunks(self) -> Iterator[Work]:
+        budget = self._prefill_tokens
+        for sequence in self.running:
+            if budget and sequence.num_uncomputed > 1:
+                count = min(budget, sequence.num_uncomputed)
+                budget -= count
+                yield Work(sequence, sequence.num_computed, count)
+        while budget and self.waiting and self._admit(self.waiting[0]):
+            sequence = self.waiting.pop(0)
+            self.running.append(sequence)
+            count = min(budget, sequence.num_uncomputed)
+            budget -= count
+            yield Work(sequence, sequence.num_computed, count)
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Holds what is resident of it and takes pages for the rest. At least its last token is always computed."""
+        nameable = (len(sequence.tokens) - 1) // self._page_size
+        sequence.name_pages(nameable, self._page_size)
+        matched = self._index.match(sequence.names[:nameable])
+        fresh = -(-len(sequence.tokens) // self._page_size) - len(matched)
+        needed = fresh + self._index.cached_among(matched)
+        if len(self.running) >= self._max_sequences or needed > self._index.available:
+            return False
+        self._index.hold(matched, sequence.chain)
+        sequence.pages = [*matched, *self._index.take(fresh)]
+        sequence.num_computed = len(matched) * self._page_size
+        if sequence.num_cached is None:
+            sequence.num_cached = sequence.num_computed
+        return True
+
+    def _displace(self, sequence: Sequence) -> None:
+        """Preempts running sequences of lower priority if that lets a waiting one in."""
+        lower = [s for s in self.running if s.priority > sequence.priority]
+        needed = -(-len(sequence.tokens) // self._page_size)
+        gained = sum(self._index.num_own(s.pages) for s in lower)
+        if self._index.available + gained < needed or len(self.running) - len(lower) >= self._max_sequences:
+            return
+        while lower and (self._index.available < needed or len(self.running) >= self._max_sequences):
+            victim = _worst(lower)
+            lower.remove(victim)
+            self._preempt(victim)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence)
+        self.num_preemptions += 1
+        self.add(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self._index.give_back(sequence.pages)
+        sequence.pages = []
+        sequence.num_computed = 0
+
+    def check(self) -> None:
+        self._index.check()
+        assert len(self.running) <= self._max_sequences
+        assert self.waiting == sorted(self.waiting, key=_turn)
+        for sequence in self.waiting:
+            assert not sequence.pages and not sequence.num_computed
+        for sequence in self.running:
+            assert sequence not in self.waiting
+            assert sequence.num_computed < len(sequence.tokens) <= sequence.limit
+            assert len(sequence.pages) * self._page_size >= sequence.num_computed

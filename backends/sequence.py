@@ -1,0 +1,77 @@
+"""One request inside the engine. Only `Engine.commit` and its end change tokens; only the scheduler moves its pages.
+
+tokens   [ prompt ................ | output ... ]
+KV       [ computed ......... ) to come ........ ]
+pages    [ named: full, in the prefix index | own, being filled ]
+"""
+
+from array import array
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from backends.detokenize import Detokenizer
+from backends.prefix import Namer
+from backends.stop import StopFilter
+from backends.wire import Sampling, TokenLogprob
+
+
+@dataclass(slots=True)
+class Pending:
+    """What was gained and not yet sent, because its text is incomplete or may begin a stop string."""
+
+    text: str = ""
+    num_tokens: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Charge:
+    """Times in nanoseconds of the worker's clock, and what the sequence caused."""
+
+    submitted_ns: int
+    started_ns: int = 0
+    first_token_ns: int = 0
+    device_ns: int = 0
+    prefill_device_ns: int = 0
+    num_steps: int = 0
+    sum_batch: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """`limit` is the number of tokens, prompt included, at which it ends. Lower `(priority, arrival)` runs first."""
+
+    owner: Hashable
+    request: int
+    tokens: "array[int]"
+    num_prompt: int
+    sampling: Sampling
+    seed: int
+    limit: int
+    priority: int
+    arrival: int
+    chain: str
+    namer: Namer
+    detokenizer: Detokenizer
+    stops: StopFilter
+    charge: Charge
+    num_computed: int = 0
+    num_cached: int | None = None
+    pages: list[int] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
+    pending: Pending = field(default_factory=Pending)
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    def name_pages(self, count: int, page_size: int) -> None:
+        """Extends `names` to the first `count` pages, whose tokens are known."""
+        while len(self.names) < count:
+            start = len(self.names) * page_size
+            block = self.tokens[start : start + page_size]
+            self.names.append(self.namer.after(self.names[-1] if self.names else b"", block.tobytes()))

@@ -1,0 +1,214 @@
+"""The map of the system: every message between a gateway and a worker, and nothing else. Imports no torch.
+
+One WebSocket per worker, one msgpack message a frame, ordered both ways. Every `Submit` gets exactly one `Finished`.
+A gateway keeps to the credits of the last `Load`; a worker refuses what would exceed them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+"""aiohttp's own default. Large things (assets, cache resync) are cut into chunks below it."""
+ASSET_CHUNK_BYTES = 1024 * 1024
+CACHE_CHUNK_PAGES = 16_384
+PAGE_NAME_BYTES = 16
+PROTOCOL = 1
+
+FinishReason = Literal["stop", "length", "abort", "refused", "error"]
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off; `top_logprobs` None sends none."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+# Down: gateway to worker.
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="submit"):
+    """Run one sequence. `prompt` is uint32 little-endian token ids; lower `priority` runs first.
+
+    `cache_salt` names who may share the pages: prompts with different salts never share any.
+    """
+
+    request: int
+    prompt: bytes
+    sampling: Sampling
+    priority: int = 0
+    cache_salt: str = ""
+    chain: str = ""
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    request: int
+
+
+class Reprioritize(msgspec.Struct, frozen=True, tag="reprioritize"):
+    request: int
+    priority: int
+
+
+class Retain(msgspec.Struct, frozen=True, tag="retain"):
+    """Soft retention: pages of a chain with a lower score are evicted first; 0 releases them at once."""
+
+    chain: str
+    score: float
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Finish what runs, refuse what comes."""
+
+
+Down = Submit | Abort | Reprioritize | Retain | Drain
+
+
+# Up: worker to gateway.
+
+
+class Asset(msgspec.Struct, frozen=True, tag="asset"):
+    """A chunk of a file that the gateway needs for this model (`tokenizer.json`, `chat_template.jinja`, ...), before `Hello`."""
+
+    name: str
+    data: bytes
+    last: bool
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """The first message after the assets. `fingerprint` names weights and quantization: page names start from it."""
+
+    protocol: int
+    model: str
+    fingerprint: str
+    device: str
+    max_context: int
+    page_size: int
+    num_pages: int
+    max_sequences: int
+    eos_tokens: tuple[int, ...]
+    kernels: dict[str, str]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """What one sequence gained in one step: whole characters only, held back while they may begin a stop string."""
+
+    request: int
+    text: str
+    num_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """One frame an engine step, for all sequences that gained text in it."""
+
+    pieces: tuple[Piece, ...]
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="finished"):
+    """The end of a request, whatever the end. Times in seconds on the worker's clock; `device_s` is its share of step time."""
+
+    request: int
+    reason: FinishReason
+    error: str = ""
+    error_code: str = ""
+    stop_text: str = ""
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    device_s: float = 0.0
+    prefill_device_s: float = 0.0
+    num_steps: int = 0
+    mean_batch: float = 0.0
+
+
+class Cache(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="cache"):
+    """Pages that became resident or stopped being so: names of PAGE_NAME_BYTES each, joined. `sequence` counts by one.
+
+    `reset` is true on the first chunk of a resync, which lists everything resident.
+    """
+
+    sequence: int
+    stored: bytes = b""
+    removed: bytes = b""
+    reset: bool = False
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
+    """State after a step, and the credits it grants: sequences and uncached prompt tokens that may still be submitted.
+
+    `busy_s` + `idle_s` is the wall time since the worker was ready; `attributed_s` is what all finished and running
+    sequences were charged of `busy_s`. `step_cost` are the fitted coefficients (a, b, c, d) of the step model.
+    """
+
+    running: int
+    waiting: int
+    free_pages: int
+    cached_pages: int
+    num_pages: int
+    credit_sequences: int
+    credit_tokens: int
+    busy_s: float
+    idle_s: float
+    attributed_s: float
+    step_cost: tuple[float, float, float, float]
+
+
+Up = Asset | Hello | Tokens | Finished | Cache | Load
+
+_down_decoder = msgspec.msgpack.Decoder(Down)
+_up_decoder = msgspec.msgpack.Decoder(Up)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Down | Up) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_down(frame: bytes) -> Down:
+    """Raises msgspec.ValidationError or DecodeError on a frame that is no such message."""
+    return _down_decoder.decode(frame)
+
+
+def decode_up(frame: bytes) -> Up:
+    """Raises msgspec.ValidationError or DecodeError on a frame that is no such message."""
+    return _up_decoder.decode(frame)
+
+
+def page_names(prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: str) -> list[bytes]:
+    """Names of the full pages of a prompt (uint32 little-endian ids), each chained to the page before it.
+
+    Keyed BLAKE2b over the model's fingerprint and the salt, so that equal names mean equal KV and nobody can guess them
+    across salts.
+    """
+    key = hashlib.blake2b(f"{fingerprint}\0{cache_salt}".encode(), digest_size=32).digest()
+    width = page_size * 4
+    names: list[bytes] = []
+    parent = b""
+    for start in range(0, len(prompt) - len(prompt) % width, width):
+        block = parent + prompt[start : start + width]
+        parent = hashlib.blake2b(block, digest_size=PAGE_NAME_BYTES, key=key).digest()
+        names.append(parent)
+    return names
+
+
+def split_names(joined: bytes) -> Sequence[bytes]:
+    return [joined[i : i + PAGE_NAME_BYTES] for i in range(0, len(joined), PAGE_NAME_BYTES)]

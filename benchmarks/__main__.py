@@ -1,0 +1,23 @@
+"""Runs every benchmark in turn: `python -m benchmarks [--quick] [--data DIR]`. Ends non-zero if one failed to run."""
+
+import subprocess
+import sys
+
+from benchmarks.report import progress
+
+BENCHMARKS = ("prefix_cache", "overhead", "cost_quality")
+
+
+def main() -> int:
+    failed = []
+    for name in BENCHMARKS:
+        progress(f"== {name}")
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], check=False).returncode:
+            failed.append(name)
+    if failed:
+        progress(f"did not run to the end: {', '.join(failed)}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

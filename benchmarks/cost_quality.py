@@ -1,0 +1,136 @@
+"""Claim: `auto` answers as well as the large model for little more than the price of knowing beforehand what is hard.
+
+Method: held-out lab instances, as many easy as hard, single turns (of tool runs the first call), all asked three times through
+HTTP: of pico, of nano and of `auto`, each time of a fresh gateway so that no pass finds another's pages. Dollars are what the
+gateway charged. The cost ratio is to all-nano. Reference: the cheapest
+assignment that knows (skill, level) and keeps 97 % of nano's accuracy, found on the same outcomes by lifting the cells with the
+most dollars saved per answer lost to pico first. Oracle: pico where pico is right or nano is wrong too.
+"""
+
+import asyncio
+import random
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from backends.zoo.curriculum import CELLS, held_out
+from backends.zoo.instance import Instance, agrees
+from benchmarks.client import ask
+from benchmarks.report import Target, arguments, finish, progress, table
+from benchmarks.served import gateway
+
+KEPT = 0.97
+_SEED = 7
+_AT_ONCE = 4
+
+
+class Outcome(NamedTuple):
+    right: bool
+    usd: float
+    model: str
+
+
+class Row(NamedTuple):
+    """One instance asked of `small`, `large` and `auto`."""
+
+    cell: tuple[str, int]
+    small: Outcome
+    large: Outcome
+    auto: Outcome
+
+
+def main() -> None:
+    args = arguments(__doc__).parse_args()
+    size = 4 if args.quick else 24
+    instances = [one for skill, level in CELLS for one in held_out(skill, level, size, seed=_SEED)]
+    random.Random(_SEED).shuffle(instances)
+    passes: list[list[Outcome]] = []
+    for model in ("pico", "nano", "auto"):
+        with gateway() as url:
+            passes.append(asyncio.run(_ask_all(url, instances, model)))
+    rows = [Row((one.skill, one.level), *outcomes) for one, *outcomes in zip(instances, *passes, strict=True)]
+    print(table(("skill", "level", "small right", "large right", "auto right", "auto to large"), _by_cell(rows)))
+    all_large = sum(row.large.usd for row in rows)
+    results: dict[str, float] = {
+        "accuracy_auto": _mean(row.auto.right for row in rows),
+        "accuracy_large": _mean(row.large.right for row in rows),
+        "accuracy_small": _mean(row.small.right for row in rows),
+        "cost_ratio": sum(row.auto.usd for row in rows) / all_large,
+        "cost_ratio_reference": _reference_usd(rows) / all_large,
+        "cost_ratio_oracle": sum(_oracle_usd(row) for row in rows) / all_large,
+        "cost_ratio_small": sum(row.small.usd for row in rows) / all_large,
+        "large_share": _mean(row.auto.model == "nano" for row in rows),
+        "instances": len(rows),
+    }
+    kept = results["accuracy_auto"] / results["accuracy_large"]
+    above = results["cost_ratio"] - results["cost_ratio_reference"]
+    finish("cost_quality", results, [Target("accuracy_kept", kept, ">=", KEPT), Target("above_reference", above, "<=", 0.04)])
+
+
+async def _ask_all(url: str, instances: list[Instance], model: str) -> list[Outcome]:
+    gate = asyncio.Semaphore(_AT_ONCE)
+    done = 0
+    async with aiohttp.ClientSession() as http:
+
+        async def one(instance: Instance) -> Outcome:
+            nonlocal done
+            async with gate:
+                outcome = await _ask(http, url, instance, model)
+            done += 1
+            if done % 200 == 0:
+                progress(f"{model}: {done}/{len(instances)}")
+            return outcome
+
+        return await asyncio.gather(*(one(instance) for instance in instances))
+
+
+async def _ask(http: aiohttp.ClientSession, url: str, instance: Instance, model: str) -> Outcome:
+    turn = next(i for i, message in enumerate(instance.messages) if message["role"] == "assistant")
+    body: dict[str, Any] = {"model": model, "messages": instance.messages[:turn], "max_tokens": 200, "temperature": 0}
+    if instance.tools:
+        body["tools"] = instance.tools
+    answer = await ask(http, url, body)
+    right = agrees(answer.message, instance.messages[turn])
+    return Outcome(right, answer.headway["cost_usd"], answer.headway["model"])
+
+
+def _reference_usd(rows: list[Row]) -> float:
+    """Start with all on large; move cells to small while the answers kept allow it, best saving per loss first."""
+    cells: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        cells[row.cell].append(row)
+    usd = sum(row.large.usd for row in rows)
+    spare = (1 - KEPT) * sum(row.large.right for row in rows)
+    moves = []
+    for members in cells.values():
+        saved = sum(row.large.usd - row.small.usd for row in members)
+        lost = sum(row.large.right - row.small.right for row in members)
+        if saved > 0:
+            moves.append((saved / lost if lost > 0 else float("inf"), saved, lost))
+    for _, saved, lost in sorted(moves, reverse=True):
+        if lost <= spare:
+            usd, spare = usd - saved, spare - max(0, lost)
+    return usd
+
+
+def _oracle_usd(row: Row) -> float:
+    return row.small.usd if row.small.right or not row.large.right else row.large.usd
+
+
+def _by_cell(rows: list[Row]) -> list[tuple[object, ...]]:
+    lines: list[tuple[object, ...]] = []
+    for cell in CELLS:
+        mine = [row for row in rows if row.cell == cell]
+        rights = [_mean(getattr(row, who).right for row in mine) for who in ("small", "large", "auto")]
+        lines.append((*cell, *rights, _mean(row.auto.model == "nano" for row in mine)))
+    return lines
+
+
+def _mean(values: Any) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+if __name__ == "__main__":
+    main()

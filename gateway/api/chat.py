@@ -1,0 +1,149 @@
+"""Parses the body of POST /v1/chat/completions into a Request.
+
+What would change the answer and is not supported is refused by name; what changes nothing is accepted and listed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from backends.wire import Sampling
+from gateway.api.body import BodyDecoder
+from gateway.api.chat_body import ChatBody, ConversationId
+from gateway.api.chat_messages import read_messages, read_tools
+from gateway.errors import BadRequest, UnsupportedParameter
+from gateway.request import Request, Tool
+
+NO_OPS: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "parallel_tool_calls": (True,),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "modalities": (("text",),),
+    "functions": (),
+    "function_call": (),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""Fields that would change the answer, and the values with which they do not."""
+
+ADVISORY = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+HINTS = ("litellm_session_id", "program_id", "session_id", "prompt_cache_key", "previous_response_id")
+METADATA_HINTS = ("litellm_session_id", "session_id", "user_id")
+
+_decoder = BodyDecoder(ChatBody)
+
+
+def parse_chat(body: bytes, *, max_tokens_default: int) -> Request:
+    """`max_tokens_default` holds where the client gives none. Without a temperature the answer is greedy (temperature 0).
+
+    Raises BadRequest or UnsupportedParameter, with the path of the field at fault in `param`, and nothing else.
+    """
+    given = _decoder.decode(body)
+    advisory = _accepted(given)
+    messages = read_messages(given.messages)
+    if any(message.name is not None for message in given.messages):
+        advisory += ("messages.name",)
+    max_tokens = _max_tokens(given)
+    return Request(
+        model=given.model,
+        messages=messages,
+        tools=_tools(given),
+        sampling=_sampling(given, max_tokens or max_tokens_default),
+        max_tokens_given=max_tokens is not None,
+        stream=bool(given.stream),
+        include_usage=_includes_usage(given),
+        advisory=advisory,
+        hints=_hints(given),
+    )
+
+
+def _accepted(given: ChatBody) -> tuple[str, ...]:
+    """Names of the given fields that change nothing. Raises UnsupportedParameter for one that would."""
+    names = [name for name in ADVISORY if getattr(given, name) is not None]
+    for name, harmless in NO_OPS.items():
+        value = getattr(given, name)
+        if value is None:
+            continue
+        if value not in harmless:
+            raise UnsupportedParameter(_refusal(name, harmless), param=name)
+        names.append(name)
+    if given.response_format is not None:
+        if given.response_format.type != "text":
+            message = "response_format: only text is supported yet: ask for JSON in the prompt"
+            raise UnsupportedParameter(message, param="response_format")
+        names.append("response_format")
+    return tuple(names)
+
+
+def _refusal(name: str, harmless: tuple[Any, ...]) -> str:
+    if name in ("functions", "function_call"):
+        return f"{name} is not supported: use tools and tool_choice"
+    if not harmless:
+        return f"{name} is not supported: leave it out"
+    allowed = " or ".join(str(list(value) if isinstance(value, tuple) else value) for value in harmless)
+    return f"{name} is supported only as {allowed}: send that or leave it out"
+
+
+def _max_tokens(given: ChatBody) -> int | None:
+    old, new = given.max_tokens, given.max_completion_tokens
+    if old is not None and new is not None and old != new:
+        message = f"max_tokens is {old:,} and max_completion_tokens {new:,}: send only max_completion_tokens"
+        raise BadRequest(message, param="max_tokens")
+    return old if new is None else new
+
+
+def _sampling(given: ChatBody, max_tokens: int) -> Sampling:
+    if given.top_logprobs is not None and not given.logprobs:
+        raise BadRequest("top_logprobs needs logprobs: send logprobs true with it", param="top_logprobs")
+    stop = given.stop or ()
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=given.temperature or 0.0,
+        top_k=max(given.top_k or 0, 0),
+        top_p=1.0 if given.top_p is None else given.top_p,
+        seed=given.seed,
+        stop=(stop,) if isinstance(stop, str) else stop,
+        top_logprobs=given.top_logprobs or 0 if given.logprobs else None,
+        ignore_eos=bool(given.ignore_eos),
+    )
+
+
+def _tools(given: ChatBody) -> tuple[Tool, ...]:
+    """What the model is shown: nothing where the client forbids calls."""
+    tools = read_tools(given.tools) if given.tools else ()
+    choice = given.tool_choice
+    if choice is None or choice == "auto":
+        return tools
+    if choice == "none":
+        return ()
+    if choice == "required" or isinstance(choice, dict):
+        message = "tool_choice can be auto or none yet: to force a call, offer only that tool and ask for it in the prompt"
+        raise UnsupportedParameter(message, param="tool_choice")
+    raise BadRequest("tool_choice must be auto or none", param="tool_choice")
+
+
+def _includes_usage(given: ChatBody) -> bool:
+    if given.stream_options is None:
+        return False
+    if not given.stream:
+        raise BadRequest("stream_options needs stream: send stream true with it", param="stream_options")
+    return bool(given.stream_options.include_usage)
+
+
+def _hints(given: ChatBody) -> tuple[tuple[str, str], ...]:
+    """What the body says of the run that it belongs to, unchecked, as (path, value)."""
+    hints = [(name, value) for name in HINTS if (value := getattr(given, name)) is not None]
+    conversation = given.conversation
+    if conversation is not None:
+        hints.append(("conversation", conversation.id if isinstance(conversation, ConversationId) else conversation))
+    for name in METADATA_HINTS if given.metadata else ():
+        value = given.metadata.get(name) if given.metadata else None
+        if isinstance(value, str):
+            hints.append((f"metadata.{name}", value))
+    return tuple(hints)

@@ -1,0 +1,152 @@
+"""Renders answers, stream chunks and errors in OpenAI's shape. Every chunk is one encode and one server-sent event."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from backends.wire import FinishReason, TokenLogprob
+from gateway.api.chat_answer import (
+    AnswerMessage,
+    Call,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    ContentLogprob,
+    Delta,
+    Error,
+    ErrorBody,
+    Finish,
+    Function,
+    Logprobs,
+    PromptDetails,
+    TopLogprob,
+    Usage,
+)
+from gateway.api.tool_calls import Answer, CallArguments, CallStart, Event, TextDelta
+from gateway.errors import HeadwayError
+
+DONE = b"data: [DONE]\n\n"
+WAITING = b": waiting\n\n"
+"""A comment, which clients skip: it keeps proxies from cutting a stream that has nothing to say yet."""
+
+LEAST_LOGPROB = -9999.0
+"""What OpenAI sends for a token that cannot be: JSON has no infinity."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def finish_reason(reason: FinishReason, num_calls: int) -> Finish:
+    """For answers that ended well; the other reasons are errors and have no such name."""
+    if reason == "length":
+        return "length"
+    return "tool_calls" if num_calls else "stop"
+
+
+def usage(*, prompt_tokens: int, cached_tokens: int, completion_tokens: int, headway: Mapping[str, Any] | None = None) -> Usage:
+    """`headway` is what only we report, such as dollars and the decision's id."""
+    return Usage(
+        prompt_tokens,
+        completion_tokens,
+        prompt_tokens + completion_tokens,
+        PromptDetails(cached_tokens),
+        UNSET if headway is None else dict(headway),
+    )
+
+
+def render_completion(
+    *,
+    id: str,
+    created: int,
+    model: str,
+    answer: Answer,
+    finish: Finish,
+    usage: Usage,
+    logprobs: Sequence[TokenLogprob] | None = None,
+) -> bytes:
+    """The whole answer as JSON. `created` in seconds since 1970; `logprobs` None where none were asked for."""
+    calls = [Call(Function(call.name, call.arguments), call.id, "function") for call in answer.tool_calls]
+    message = AnswerMessage(
+        "assistant", answer.content if answer.content or not calls else None, None, calls if calls else UNSET
+    )
+    choice = Choice(0, message, None if logprobs is None else _logprobs(logprobs), finish)
+    return _encode(Completion(id, "chat.completion", created, model, [choice], usage))
+
+
+def render_error(error: HeadwayError) -> bytes:
+    """The body of an error response."""
+    return _encode(ErrorBody(Error(error.message, error.type, error.param, error.code)))
+
+
+def render_error_event(error: HeadwayError) -> bytes:
+    """The same inside a stream that has begun; nothing follows it."""
+    return _event(render_error(error))
+
+
+class ChunkRenderer:
+    """One stream's chunks, each as the bytes of an event: `open`, then text and calls, then `finish`, `usage`, `DONE`."""
+
+    def __init__(self, *, id: str, created: int, model: str, include_usage: bool) -> None:
+        self._id, self._created, self._model = id, created, model
+        self._usage: UnsetType | None = None if include_usage else UNSET
+        # Text chunks differ in one string: the rest is encoded once, around a content that no other field can hold.
+        blank = self._chunk(Delta(content="")).partition(b'"delta":{"content":""')
+        self._before_text = blank[0] + b'"delta":{"content":'
+        self._after_text = blank[2]
+
+    def open(self) -> bytes:
+        """Says who speaks, before anything is said."""
+        return self._chunk(Delta(role="assistant", content=""))
+
+    def text(self, text: str) -> bytes:
+        return b"%b%b%b" % (self._before_text, _encode(text), self._after_text)
+
+    def text_with_logprobs(self, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
+        return self._chunk(Delta(content=text), logprobs=_logprobs(logprobs))
+
+    def event(self, event: Event) -> bytes:
+        match event:
+            case TextDelta(text):
+                return self.text(text)
+            case CallStart(index, id, name):
+                return self._call(Call(Function(name, ""), id, "function", index))
+            case CallArguments(index, text):
+                return self._call(Call(Function(UNSET, text), index=index))
+
+    def finish(self, finish: Finish) -> bytes:
+        return self._chunk(Delta(), finish=finish)
+
+    def usage(self, usage: Usage) -> bytes:
+        """The last chunk, for clients that asked for usage. It has no choices."""
+        return _event(_encode(Chunk(self._id, "chat.completion.chunk", self._created, self._model, [], usage)))
+
+    def _call(self, call: Call) -> bytes:
+        return self._chunk(Delta(tool_calls=[call]))
+
+    def _chunk(self, delta: Delta, *, logprobs: Logprobs | None = None, finish: Finish | None = None) -> bytes:
+        choice = ChunkChoice(0, delta, logprobs, finish)
+        return _event(_encode(Chunk(self._id, "chat.completion.chunk", self._created, self._model, [choice], self._usage)))
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: %b\n\n" % data
+
+
+def _logprobs(logprobs: Sequence[TokenLogprob]) -> Logprobs:
+    return Logprobs([_content_logprob(token) for token in logprobs])
+
+
+def _content_logprob(token: TokenLogprob) -> ContentLogprob:
+    top = [TopLogprob(text, _finite(logprob), _bytes(text)) for text, logprob in token.top]
+    return ContentLogprob(token.text, _finite(token.logprob), _bytes(token.text), top)
+
+
+def _finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else LEAST_LOGPROB
+
+
+def _bytes(text: str) -> list[int]:
+    return list(text.encode())

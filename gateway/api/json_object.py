@@ -1,0 +1,127 @@
+"""Follows one JSON object through a stream of text: tells where it ends, or the first character that cannot belong to it."""
+
+import re
+from enum import Enum, auto
+
+MAX_DEPTH = 100
+_SPACE = " \t\n\r"
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
+_SCALAR_CHARS = re.compile(r"[-+.0-9A-Za-z]*")
+_SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|null")
+_SCALAR_START = re.compile(r"-?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][+-]?[0-9]*)?|t(r(ue?)?)?|f(a(l(se?)?)?)?|n(u(ll?)?)?")
+_HEX = frozenset("0123456789abcdefABCDEF")
+
+
+class _Expect(Enum):
+    OBJECT = auto()  # the outermost brace
+    VALUE = auto()
+    VALUE_OR_END = auto()  # just inside [
+    KEY = auto()
+    KEY_OR_END = auto()  # just inside {
+    COLON = auto()
+    COMMA_OR_END = auto()
+
+
+class JsonObject:
+    """`feed` takes the text piece by piece; `end` is set when the object is whole, `failed` when it never will be.
+
+    `end` counts characters from the first one fed. What comes after it is not looked at.
+    """
+
+    def __init__(self) -> None:
+        self.end: int | None = None
+        self.failed = False
+        self._expect = _Expect.OBJECT
+        self._open: list[str] = []
+        self._num_seen = 0
+        self._in_string = False
+        self._escape: str | None = None  # what of an escape has come, after its backslash
+        self._scalar = ""
+
+    def feed(self, text: str) -> None:
+        at = 0
+        while at < len(text) and self.end is None and not self.failed:
+            if self._in_string:
+                at = self._string(text, at)
+            elif self._scalar or self._begins_scalar(text[at]):
+                at = self._read_scalar(text, at)
+            else:
+                if text[at] not in _SPACE:
+                    self._punctuation(text[at])
+                at += 1
+            if self.end is not None:
+                self.end = self._num_seen + at
+        self._num_seen += len(text)
+
+    def _string(self, text: str, at: int) -> int:
+        if self._escape is not None:
+            self._read_escape(text[at])
+            return at + 1
+        match = _PLAIN.match(text, at)
+        at = match.end() if match else at
+        if at == len(text):
+            return at
+        if text[at] == '"':
+            self._in_string = False
+        elif text[at] == "\\":
+            self._escape = ""
+        else:
+            self.failed = True
+        return at + 1
+
+    def _read_escape(self, char: str) -> None:
+        escape = (self._escape or "") + char
+        if escape[0] != "u":
+            self.failed = char not in '"\\/bfnrt'
+            self._escape = None
+        else:
+            self.failed = len(escape) > 1 and char not in _HEX
+            self._escape = None if len(escape) == 5 else escape
+
+    def _begins_scalar(self, char: str) -> bool:
+        return self._expect in (_Expect.VALUE, _Expect.VALUE_OR_END) and (char in "-tfn" or char in "0123456789")
+
+    def _read_scalar(self, text: str, at: int) -> int:
+        """A number or a word. It is whole when a character comes that cannot be in one."""
+        match = _SCALAR_CHARS.match(text, at)
+        end = match.end() if match else at
+        self._scalar += text[at:end]
+        if end < len(text):
+            self.failed = _SCALAR.fullmatch(self._scalar) is None
+            self._scalar = ""
+            self._expect = _Expect.COMMA_OR_END
+        else:
+            self.failed = _SCALAR_START.fullmatch(self._scalar) is None
+        return end
+
+    def _punctuation(self, char: str) -> None:
+        match char, self._expect:
+            case "{", _Expect.OBJECT | _Expect.VALUE | _Expect.VALUE_OR_END:
+                self._enter("}", _Expect.KEY_OR_END)
+            case "[", _Expect.VALUE | _Expect.VALUE_OR_END:
+                self._enter("]", _Expect.VALUE_OR_END)
+            case "}", _Expect.KEY_OR_END | _Expect.COMMA_OR_END:
+                self._leave(char)
+            case "]", _Expect.VALUE_OR_END | _Expect.COMMA_OR_END:
+                self._leave(char)
+            case '"', _Expect.KEY | _Expect.KEY_OR_END:
+                self._in_string, self._expect = True, _Expect.COLON
+            case '"', _Expect.VALUE | _Expect.VALUE_OR_END:
+                self._in_string, self._expect = True, _Expect.COMMA_OR_END
+            case ":", _Expect.COLON:
+                self._expect = _Expect.VALUE
+            case ",", _Expect.COMMA_OR_END:
+                self._expect = _Expect.KEY if self._open[-1] == "}" else _Expect.VALUE
+            case _:
+                self.failed = True
+
+    def _enter(self, closing: str, expect: _Expect) -> None:
+        self._open.append(closing)
+        self._expect = expect
+        self.failed = len(self._open) > MAX_DEPTH
+
+    def _leave(self, char: str) -> None:
+        self.failed = self._open.pop() != char
+        self._expect = _Expect.COMMA_OR_END
+        if not (self._open or self.failed):
+            self.end = -1  # the caller knows where we are

@@ -1,0 +1,149 @@
+"""The composition root: everything that a gateway is made of, and the Litestar application in front of it."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from litestar import Litestar
+
+from gateway.accounting.ledger import Ledger, MemoryLedger, SqliteLedger
+from gateway.accounting.metrics import Gauge, Metrics
+from gateway.accounting.spans import SpanWriter, open_spans
+from gateway.answer import ChatEndpoint
+from gateway.auth import Keys
+from gateway.books import Books
+from gateway.dispatch import Dispatcher
+from gateway.endpoints import error_handlers, route_handlers
+from gateway.fleet.fleet import Fleet
+from gateway.pipeline import Judge, Pipeline
+from gateway.policy.schema import Policy
+from gateway.prompts import Prompts
+from gateway.request import Request
+from gateway.routing.quality import QualityModel, top_only
+from gateway.runs.registry import Runs
+from gateway.scheduling.predict import OutputLengths
+from gateway.scheduling.queue import RunQueue
+from gateway.settings import Settings
+
+TIDY_EVERY_S = 5.0
+
+log = logging.getLogger("headway.app")
+
+
+class Gateway:
+    """Whoever makes it starts and stops it; `app` does both with its lifespan."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: Settings,
+        fleet: Fleet,
+        *,
+        ledger: Ledger | None = None,
+        spans: SpanWriter | None = None,
+    ) -> None:
+        self.policy, self.settings, self.fleet = policy, settings, fleet
+        self.keys = Keys(policy)
+        limits = policy.limits
+        self.runs = Runs(limits.max_runs, limits.run_idle_s)
+        self.queue = RunQueue(limits.max_queued_requests, {name: tenant.weight for name, tenant in policy.tenants.items()})
+        self.dispatcher = Dispatcher(fleet, self.queue, clock=time.monotonic)
+        self.metrics = Metrics(self.gauges)
+        self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)
+        self.ledger = ledger or (SqliteLedger(settings.ledger) if settings.ledger else MemoryLedger())
+        self.prompts = Prompts()
+        lengths = OutputLengths()
+        self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger)
+        self.pipeline = Pipeline(policy, fleet, self.dispatcher, self.runs, self.prompts, self.books, lengths, _judge(policy))
+        self.chat = ChatEndpoint(self.pipeline, self.keys)
+        self._tidying: asyncio.Task[None] | None = None
+        fleet.lost = self.runs.worker_lost
+
+    def start(self) -> None:
+        self.fleet.start()
+        self._tidying = asyncio.create_task(self._tidy(), name="tidy")
+
+    async def _tidy(self) -> None:
+        """Runs that nobody came back to are over."""
+        while True:
+            await asyncio.sleep(TIDY_EVERY_S)
+            for run in self.runs.expire(time.monotonic()):
+                self.books.run_ended(run)
+
+    async def drain(self, grace_s: float) -> None:
+        """Lets running answers end for so long, then drops the links: each gets its error event and its account."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.chat.idle.wait(), grace_s)
+        for link in self.fleet.links.values():
+            await link.stop()
+
+    async def stop(self) -> None:
+        """Ends what still runs: its sequences are aborted with their links, and accounted."""
+        if self._tidying:
+            self._tidying.cancel()
+        await self.fleet.stop()
+        for run in self.runs.all():
+            self.books.run_ended(run)
+        self.prompts.close()
+        self.spans.close()
+        self.ledger.close()
+
+    def gauges(self) -> Iterable[Gauge]:
+        """Read when somebody scrapes."""
+        yield Gauge("headway_queue_length", "Requests that wait for a worker.", {}, len(self.queue))
+        yield Gauge("headway_runs", "Live runs.", {}, len(self.runs))
+        yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, getattr(self.ledger, "dropped", 0))
+        for name, link in self.fleet.links.items():
+            labels = {"worker": name, "model": self.policy.workers[name].model}
+            yield Gauge("headway_worker_up", "1 when it can take requests.", labels, float(link.healthy))
+            if (load := link.load) is None:
+                continue
+            used = 1.0 - (load.free_pages + load.cached_pages) / max(1, load.num_pages)
+            yield Gauge("headway_worker_busy_seconds", "Device time in steps.", labels, load.busy_s)
+            yield Gauge("headway_worker_idle_seconds", "Time between steps.", labels, load.idle_s)
+            yield Gauge("headway_worker_attributed_seconds", "Busy time charged.", labels, load.attributed_s)
+            yield Gauge("headway_worker_cached_pages", "Pages kept for reuse.", labels, load.cached_pages)
+            twin = {"model_name": labels["model"], "worker": name}
+            yield Gauge("vllm:num_requests_running", "Sequences in the batch.", twin, load.running)
+            yield Gauge("vllm:num_requests_waiting", "Sequences waiting.", twin, load.waiting)
+            yield Gauge("vllm:kv_cache_usage_perc", "Share of pages in use.", twin, used)
+
+
+def build_app(gateway: Gateway) -> Litestar:
+    """Starts the gateway with its lifespan and stops it after the last request."""
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    return Litestar(
+        route_handlers=route_handlers(gateway),
+        lifespan=[lifespan],
+        exception_handlers=error_handlers(),
+        openapi_config=None,
+        logging_config=None,
+        debug=False,
+    )
+
+
+def _judge(policy: Policy) -> Judge:
+    """Without an artefact the top tier is taken to be the only one that is good enough."""
+    if policy.router and not Path(policy.router).exists():
+        log.warning("%s is missing: the best tier answers everything until `headway router train` has made it", policy.router)
+    elif policy.router:
+        model = QualityModel.load(Path(policy.router))
+        return lambda request: model.judge(request.messages, request.tools)
+    quality = top_only(policy.tiers)
+
+    def always_top(request: Request) -> dict[str, float]:
+        return quality
+
+    return always_top

@@ -1,0 +1,71 @@
+"""The few ASGI moves that the chat route makes itself, so that it owns receiving and sending from first byte to last."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from gateway.errors import BodyTooLarge
+
+MAX_DISCARDED_BYTES = 100_000_000
+MAX_DISCARD_S = 10.0
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+
+class LeftWhileSending(Exception):
+    """The client went away before its request was whole."""
+
+
+async def read_body(headers: RawHeaders, receive: Receive, *, max_bytes: int) -> bytes:
+    """Stops reading at the limit, whatever was announced. Raises BodyTooLarge or LeftWhileSending."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
+            await _discard(receive)
+            raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise LeftWhileSending
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            chunks.clear()
+            await _discard(receive)
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _discard(receive: Receive) -> None:
+    """Takes in what is still coming, keeping nothing: many clients only read an answer when they have sent everything."""
+    left = MAX_DISCARDED_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MAX_DISCARD_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {max_bytes:,} bytes, which is this gateway's limit")
+
+
+async def until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    """A whole JSON answer."""
+    headers.append((b"content-type", b"application/json"))
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,206 @@
+"""Where a request's costs are added up and told, exactly once: to its run, the metrics, the spans and the ledger."""
+
+import time
+
+import msgspec
+
+from backends.wire import Finished
+from gateway.accounting.cost import charge
+from gateway.accounting.entry import Entry, Outcome
+from gateway.accounting.ledger import DecisionRow, Ledger, RequestRow, RunRow
+from gateway.accounting.metrics import Metrics
+from gateway.accounting.spans import SpanWriter
+from gateway.call import Arrival, Call
+from gateway.errors import HeadwayError
+from gateway.fleet.fleet import Fleet
+from gateway.runs.identity import public_id
+from gateway.runs.registry import Run, Runs
+from gateway.scheduling.predict import OutputLengths
+
+
+class Books:
+    def __init__(
+        self, fleet: Fleet, runs: Runs, lengths: OutputLengths, metrics: Metrics, spans: SpanWriter, ledger: Ledger
+    ) -> None:
+        self.fleet, self.runs, self.lengths = fleet, runs, lengths
+        self.metrics, self.spans, self.ledger = metrics, spans, ledger
+        self._top = fleet.top_worker()
+        self._encoder = msgspec.json.Encoder()
+        self._epoch = time.time() - time.monotonic()
+
+    def _unix(self, monotonic_s: float) -> float:
+        return self._epoch + monotonic_s
+
+    def attempt_ended(self, call: Call, finished: Finished) -> None:
+        """Charges one attempt, before anybody reads its end."""
+        decision = call.ticket.decision
+        assert decision
+        worker = decision.chosen.worker
+        predictors, top = self.fleet.predictors, self._top
+        paid = charge(
+            finished,
+            rates=predictors[worker].rates,
+            usd_per_s=self.fleet.usd_per_s[worker],
+            large_rates=predictors[top].rates if top else None,
+            large_usd_per_s=self.fleet.usd_per_s[top] if top else 0.0,
+            on_large=decision.chosen.tier == self.fleet.policy.tiers[-1],
+        )
+        call.finished, call.charge = finished, paid
+        call.device_s += paid.device_s
+        call.cost_usd += paid.usd
+        call.saved_usd += paid.saved_by_cache_usd
+        call.counterfactual_usd += paid.all_large_usd
+        self.runs.charged(
+            call.identity.run,
+            device_s=paid.device_s,
+            usd=paid.usd,
+            saved_usd=paid.saved_by_cache_usd,
+            all_large_usd=paid.all_large_usd,
+            prompt_tokens=finished.num_prompt_tokens,
+            cached_tokens=finished.num_cached_tokens,
+            output_tokens=finished.num_output_tokens,
+        )
+        if finished.reason in ("stop", "length"):
+            self._learn(call, finished, worker)
+
+    def _learn(self, call: Call, finished: Finished, worker: str) -> None:
+        hello = self.fleet.links[worker].hello
+        if hello:
+            self.fleet.residency.repair(
+                worker,
+                call.ticket.prompts[worker].names,
+                finished.num_cached_tokens,
+                page_size=hello.page_size,
+                since=call.ticket.residency_at,
+            )
+        self.lengths.observe(call.ticket.route, finished.num_output_tokens)
+
+    def close(self, call: Call, outcome: Outcome, status: int, error_code: str = "") -> None:
+        """The end of a request that got as far as having a ticket."""
+        assert not call.closed, "a request was accounted twice"
+        call.closed = True
+        entry = _entry(call, outcome, status, error_code, time.monotonic())
+        self.metrics.record(entry)
+        self.spans.record(entry)
+        if entry.decision:
+            self.ledger.record(_request_row(entry, call.num_attempts))
+            self.ledger.record(
+                DecisionRow(id=entry.decision.id, at=entry.started_ns / 1e9, body=self._encoder.encode(entry.decision))
+            )
+        if call.identity.final and (run := self.runs.finish(call.identity.run)):
+            self.run_ended(run)
+
+    def run_ended(self, run: Run) -> None:
+        """Its sums are kept, and its pages may go: nobody will come back for them."""
+        for chain in run.chains.values():
+            if chain.warm_worker in self.fleet.links:
+                self.fleet.links[chain.warm_worker].release(chain.name)
+        self.ledger.record(
+            RunRow(
+                run=run.public_id,
+                tenant=run.tenant,
+                source=run.source,
+                first_seen=self._unix(run.first_seen),
+                last_seen=self._unix(run.last_seen),
+                turns=run.turns,
+                prompt_tokens=run.prompt_tokens,
+                cached_tokens=run.cached_tokens,
+                output_tokens=run.output_tokens,
+                device_s=run.device_s,
+                usd=run.usd,
+                saved_usd=run.saved_usd,
+                all_large_usd=run.all_large_usd,
+            )
+        )
+
+    def turned_away(self, arrival: Arrival, error: HeadwayError, tenant: str) -> None:
+        """The end of a request that never got a ticket."""
+        entry = Entry(
+            request_id="",
+            tenant=tenant,
+            run="",
+            chain="",
+            asked="",
+            outcome="rejected" if error.status < 500 else "failed",
+            status=error.status,
+            stream=False,
+            started_ns=arrival.wall_ns,
+            duration_s=time.monotonic() - arrival.at,
+            error_code=error.code,
+            traceparent=arrival.headers.get("traceparent", ""),
+        )
+        self.metrics.record(entry)
+        self.spans.record(entry)
+
+
+def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: float) -> Entry:
+    finished = call.finished
+    duration_s = now - call.arrival.at
+    return Entry(
+        request_id=call.id,
+        tenant=call.tenant,
+        run=public_id(call.identity.run),
+        chain=public_id(call.identity.chain),
+        asked=call.request.model,
+        outcome=outcome,
+        status=status,
+        stream=call.request.stream,
+        started_ns=call.arrival.wall_ns,
+        duration_s=duration_s,
+        error_code=error_code,
+        finish_reason=finished.reason if finished else "",
+        decision=call.ticket.decision if call.num_attempts else None,
+        queue_s=call.queue_s,
+        ttft_s=call.ttft_s,
+        prompt_tokens=finished.num_prompt_tokens if finished else 0,
+        cached_tokens=finished.num_cached_tokens if finished else 0,
+        output_tokens=finished.num_output_tokens if finished else 0,
+        prefill_s=finished.prefill_s if finished else 0.0,
+        decode_s=finished.decode_s if finished else 0.0,
+        device_s=call.device_s,
+        cost_usd=call.cost_usd,
+        saved_usd=call.saved_usd,
+        counterfactual_usd=call.counterfactual_usd,
+        num_attempts=call.num_attempts,
+        slo_met=_slo_met(call, outcome, status, duration_s),
+        traceparent=call.arrival.headers.get("traceparent", ""),
+    )
+
+
+def _slo_met(call: Call, outcome: Outcome, status: int, duration_s: float) -> bool | None:
+    """Rejected and aborted requests are misses; what the caller got wrong does not count."""
+    if 400 <= status < 500 and status not in (429, 499):
+        return None
+    if outcome != "ok" or call.ttft_s is None:
+        return False
+    in_time = call.slo.ttft_s is None or call.ttft_s <= call.slo.ttft_s
+    return in_time and (call.slo.deadline_s is None or duration_s <= call.slo.deadline_s)
+
+
+def _request_row(entry: Entry, num_attempts: int) -> RequestRow:
+    assert entry.decision and num_attempts
+    chosen = entry.decision.chosen
+    return RequestRow(
+        decision=entry.decision.id,
+        at=entry.started_ns / 1e9,
+        tenant=entry.tenant,
+        run=entry.run,
+        chain=entry.chain,
+        asked=entry.asked,
+        model=chosen.model,
+        worker=chosen.worker,
+        route=entry.decision.route,
+        reason=entry.decision.reason,
+        status=entry.error_code or entry.finish_reason,
+        prompt_tokens=entry.prompt_tokens,
+        cached_tokens=entry.cached_tokens,
+        output_tokens=entry.output_tokens,
+        queue_s=entry.queue_s,
+        ttft_s=entry.ttft_s if entry.ttft_s is not None else entry.duration_s,
+        total_s=entry.duration_s,
+        device_s=entry.device_s,
+        usd=entry.cost_usd,
+        saved_usd=entry.saved_usd,
+        all_large_usd=entry.counterfactual_usd,
+        slo_met=bool(entry.slo_met),
+    )

@@ -1,0 +1,85 @@
+"""The state of one request from parsing to account. It is closed exactly once, whoever sees its end first."""
+
+import time
+from dataclasses import dataclass
+
+from backends.wire import Finished
+from gateway.accounting.cost import Charge
+from gateway.dispatch import Ticket
+from gateway.errors import HeadwayError
+from gateway.fleet.stream import Stream
+from gateway.policy.schema import Slo
+from gateway.request import Message, Request
+from gateway.runs.identity import Identity
+from gateway.runs.registry import Chain
+
+
+class ClientGone(HeadwayError):
+    """Nobody is there to read the answer; 499 is nginx's status for it, seen in metrics only."""
+
+    status, code = 499, "client_gone"
+
+
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """What is known of a request before its body is read. `at` is on the monotonic clock."""
+
+    headers: dict[str, str]
+    at: float
+    wall_ns: int
+
+    @staticmethod
+    def now(raw: list[tuple[bytes, bytes]]) -> "Arrival":
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+        return Arrival(headers, time.monotonic(), time.time_ns())
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """`stream` is the present attempt; `num_frames_out` counts what the client was given of it."""
+
+    id: str
+    arrival: Arrival
+    tenant: str
+    request: Request
+    identity: Identity
+    chain: Chain
+    slo: Slo
+    ticket: Ticket
+    stream: Stream | None = None
+    placed_at: float = 0.0
+    submitted_at: float = 0.0
+    first_at: float | None = None
+    gone: bool = False
+    detached: bool = False
+    """Nobody reads it any more; it is accounted when its sequence ends."""
+    failure: HeadwayError | None = None
+    closed: bool = False
+    num_attempts: int = 0
+    answer: Message | None = None
+    finished: Finished | None = None
+    charge: Charge | None = None
+    device_s: float = 0.0
+    cost_usd: float = 0.0
+    saved_usd: float = 0.0
+    counterfactual_usd: float = 0.0
+
+    @property
+    def queue_s(self) -> float:
+        """Waiting in the gateway and in the worker."""
+        in_gateway = max(0.0, self.submitted_at - self.placed_at)
+        return in_gateway + (self.finished.queue_s if self.finished else 0.0)
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first_at is None else self.first_at - self.arrival.at
+
+    def leave(self) -> None:
+        """The client has gone: stop its sequence, or its waiting."""
+        self.gone = True
+        waiter = self.ticket.waiter
+        if waiter and not waiter.done():
+            waiter.set_exception(ClientGone("the client left"))
+        if self.stream:
+            self.stream.abort()
+            self.stream.wake()

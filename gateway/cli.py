@@ -1,0 +1,118 @@
+"""The `headway` command: what can be asked of it. Each command lives in gateway/commands and is imported when it is run."""
+
+import argparse
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+DEFAULT_POLICY = "policies/default.yaml"
+
+Command = Callable[[Namespace, Mapping[str, str]], int]
+
+
+def main(arguments: Sequence[str] | None = None, env: Mapping[str, str] | None = None) -> int:
+    """The exit status: 0 good, 1 something is wrong with what was given, 2 the command line is."""
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if not hasattr(parsed, "run"):
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        return _load(parsed.run)(parsed, os.environ if env is None else env)
+    except BrokenPipeError:  # `headway ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="headway", description="A multi-model routing gateway that hosts its own models.")
+    parser.add_argument("--version", action="version", version=f"headway {_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    _add_serve(commands)
+    _add_demo(commands)
+    _add_explain(commands)
+    _add_policy(commands)
+    _add_router(commands)
+    shown = commands.add_parser("version", help="print the version")
+    shown.set_defaults(run="gateway.cli:print_version")
+    return parser
+
+
+def print_version(arguments: Namespace, env: Mapping[str, str]) -> int:
+    print(f"headway {_version()}")
+    return 0
+
+
+_Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _add_serve(commands: "_Commands[ArgumentParser]") -> None:
+    serve = commands.add_parser("serve", help="start the gateway and its local workers")
+    _add_policy_option(serve)
+    serve.set_defaults(run="gateway.commands.serve:serve")
+
+
+def _add_demo(commands: "_Commands[ArgumentParser]") -> None:
+    demo = commands.add_parser("demo", help="serve, run a small agent, show what was decided and what it cost")
+    _add_policy_option(demo)
+    demo.add_argument("--exit", action="store_true", help="stop after the agent; exit status 0 only if every answer was right")
+    demo.set_defaults(run="gateway.commands.demo:demo")
+
+
+def _add_explain(commands: "_Commands[ArgumentParser]") -> None:
+    explain = commands.add_parser("explain", help="show which worker would answer a request, and why not the others")
+    explain.add_argument("request", metavar="REQUEST.json", help="the body of a chat completion; - for standard input")
+    explain.add_argument("--url", help="a running gateway; by default the one at the policy's address, else nobody is asked")
+    explain.add_argument("--json", action="store_true", help="print the decision as JSON")
+    _add_policy_option(explain)
+    explain.set_defaults(run="gateway.commands.explain:explain")
+
+
+def _add_policy(commands: "_Commands[ArgumentParser]") -> None:
+    parts = commands.add_parser("policy", help="check policy files").add_subparsers(metavar="COMMAND", required=True)
+    check = parts.add_parser("check", help="name every problem of a policy file, with its line")
+    check.add_argument("files", metavar="FILE", nargs="+")
+    check.set_defaults(run="gateway.commands.policy:check")
+    schema = parts.add_parser("schema", help="print the JSON Schema of policy files")
+    schema.set_defaults(run="gateway.commands.policy:schema")
+
+
+def _add_router(commands: "_Commands[ArgumentParser]") -> None:
+    parts = commands.add_parser("router", help="train and grade the quality model").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    train = parts.add_parser("train", help="make an artefact from labelled outcomes")
+    train.add_argument("outcomes", metavar="OUTCOMES.jsonl")
+    train.add_argument("--out", required=True, metavar="FILE", help="the artefact to write")
+    train.add_argument("--tiers", help="from the cheapest to the best, by commas; by default as in the first line")
+    train.set_defaults(run="gateway.commands.router:train_command")
+    grade = parts.add_parser("grade", help="show how good an artefact is on labelled outcomes")
+    grade.add_argument("outcomes", metavar="OUTCOMES.jsonl")
+    grade.add_argument("--artefact", required=True, metavar="FILE")
+    grade.set_defaults(run="gateway.commands.router:grade_command")
+
+
+def _add_policy_option(parser: ArgumentParser) -> None:
+    parser.add_argument("--policy", default=DEFAULT_POLICY, metavar="FILE", help="default: %(default)s")
+
+
+def _load(name: str) -> Command:
+    module, _, function = name.partition(":")
+    command: Command = getattr(import_module(module), function)
+    return command
+
+
+def _version() -> str:
+    try:
+        return version("headway")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""`headway explain REQUEST.json`: the decision for a chat request, with the rejected options, without running it.
+
+Asks a running gateway; when none answers and none was named, decides here, with workers that are idle and have nothing cached.
+"""
+
+import sys
+import urllib.error
+import urllib.request
+from argparse import Namespace
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from gateway.accounting.cost import worker_usd_per_s
+from gateway.api.chat import parse_chat
+from gateway.commands.table import decision_text
+from gateway.errors import HeadwayError
+from gateway.pipeline import DEFAULT_MAX_TOKENS
+from gateway.policy.load import PolicyError, load_policy
+from gateway.policy.routes import find_route
+from gateway.policy.schema import Policy
+from gateway.routing.decide import decide
+from gateway.routing.decision import Decision, WorkerView
+from gateway.routing.quality import ArtefactError, QualityModel, top_only
+from gateway.routing.question import question_for
+from gateway.scheduling.predict import OutputLengths, Predictor, cold_rates
+from gateway.text.model_text import ModelText
+
+_TIMEOUT_S = 10.0
+_NOBODY = "nobody"
+"""The tenant that an offline decision is made for: one that lists no models, so may use all."""
+
+
+class _Explained(msgspec.Struct, kw_only=True):
+    """What `POST /v1/headway/explain` answers; other fields are passed over."""
+
+    decision: Decision
+
+
+class _Fault(msgspec.Struct, kw_only=True):
+    message: str
+
+
+class _Failed(msgspec.Struct, kw_only=True):
+    error: _Fault
+
+
+class _Refused(Exception):
+    """The gateway answered, and said no; the message is its own."""
+
+
+class _Config(msgspec.Struct, kw_only=True):
+    """The part of a model's config.json that deciding needs."""
+
+    max_position_embeddings: int
+
+
+def explain(arguments: Namespace, env: Mapping[str, str]) -> int:
+    try:
+        body = sys.stdin.buffer.read() if arguments.request == "-" else Path(arguments.request).read_bytes()
+        decision, how = _decided(arguments, body, env)
+    except (OSError, PolicyError, ArtefactError, HeadwayError, ValueError, _Refused) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(msgspec.json.encode(decision).decode() if arguments.json else f"{how}\n{decision_text(decision)}")
+    return 0
+
+
+def _decided(arguments: Namespace, body: bytes, env: Mapping[str, str]) -> tuple[Decision, str]:
+    key = env.get("HEADWAY_API_KEY", "")
+    if arguments.url:
+        return ask(arguments.url, body, key), f"asked {arguments.url}"
+    policy = load_policy(Path(arguments.policy), env)
+    url = f"http://{policy.listen.host}:{policy.listen.port}"
+    try:
+        return ask(url, body, key), f"asked {url}"
+    except OSError:
+        return decide_offline(policy, body), f"nobody answers at {url}: decided here, with idle workers that hold nothing"
+
+
+def ask(url: str, body: bytes, key: str) -> Decision:
+    """The decision of a running gateway. Raises OSError when nobody answers there."""
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(f"{url.rstrip('/')}/v1/headway/explain", data=body, headers=headers)
+    if request.type not in ("http", "https"):
+        raise _Refused(f"{url}: not an http address")
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            return msgspec.json.decode(answer.read(), type=_Explained).decision
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _Refused(f"{url} answered {error.code}: {_message(error.read())}") from error
+    except msgspec.DecodeError as error:
+        raise _Refused(f"{url} is no Headway gateway of this version: {error}") from error
+
+
+def _message(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Failed).error.message
+    except msgspec.DecodeError:
+        return body[:200].decode(errors="replace")
+
+
+def decide_offline(policy: Policy, body: bytes) -> Decision:
+    """As a gateway would that has just started. Needs the model directories. Raises HeadwayError, OSError or ValueError."""
+    request = parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS)
+    now = datetime.now(UTC)
+    views = {name: _cold_view(policy, name) for name in policy.workers}
+    tokens_by_model: dict[str, int] = {}
+    for model in {view.model for view in views.values()}:
+        text = ModelText.from_directory(Path(policy.models[model].path))
+        tokens_by_model[model] = len(text.prompt(request.messages, request.tools, now=now, previous=None).ids)
+    router = QualityModel.load(Path(policy.router)) if policy.router else None
+    route = find_route(
+        policy,
+        asked=request.model,
+        tenant=_NOBODY,
+        has_tools=bool(request.tools),
+        prompt_tokens=max(tokens_by_model.values(), default=0),
+    )
+    question = question_for(
+        policy,
+        route,
+        asked=request.model,
+        tenant=_NOBODY,
+        prompt_tokens={name: tokens_by_model[view.model] for name, view in views.items()},
+        cached_tokens={},
+        quality=router.judge(request.messages, request.tools) if router else top_only(policy.tiers),
+        max_output_tokens=request.sampling.max_tokens,
+        expected_output_tokens=OutputLengths().expect("", request.sampling.max_tokens),
+    )
+    return decide(question, list(views.values()), decision_id="offline", route=route.name)
+
+
+def _cold_view(policy: Policy, name: str) -> WorkerView:
+    worker = policy.workers[name]
+    folder = Path(policy.models[worker.model].path)
+    config = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Config)
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return Predictor(cold_rates(weights)).view(
+        worker=name,
+        model=worker.model,
+        tier=policy.models[worker.model].tier,
+        healthy=True,
+        max_context=config.max_position_embeddings,
+        usd_per_s=worker_usd_per_s(policy)[name],
+        max_sequences=worker.max_sequences,
+        now=0.0,
+    )

@@ -1,0 +1,23 @@
+"""`headway serve`: the gateway and its local workers, until a signal."""
+
+import sqlite3
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+from gateway.auth import KeylessBindError
+from gateway.policy.load import PolicyError, load_policy
+from gateway.routing.quality import ArtefactError
+from gateway.server import run
+from gateway.settings import SettingsError, read_settings
+
+
+def serve(arguments: Namespace, env: Mapping[str, str]) -> int:
+    try:
+        policy = load_policy(Path(arguments.policy), env)
+        run(policy, read_settings(env), env)
+    except (PolicyError, SettingsError, KeylessBindError, ArtefactError, OSError, sqlite3.Error) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,196 @@
+"""From a question to a running sequence. Binding is late: a request waits in the one queue, and the choice is made again when
+a worker has room. A worker never gets more than its credits."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from msgspec import structs
+
+from backends.wire import Sampling
+from gateway.errors import HeadwayError, NoWorker, Overloaded
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.stream import Stream
+from gateway.prompts import Prompt
+from gateway.routing.decide import decide
+from gateway.routing.decision import Decision, Question
+from gateway.scheduling.queue import Band, RunQueue, Waiting
+
+EXPIRE_EVERY_S = 0.5
+MAX_DECISIONS_A_PUMP = 64
+"""Bounds how long one pump holds the event loop; what is left is looked at when the next worker reports."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request from its question to its stream. `excluded` are workers that were lost while they had it."""
+
+    decision_id: str
+    question: Question
+    route: str
+    workers: Sequence[str]
+    prompts: dict[str, Prompt]
+    sampling: Sampling
+    tenant: str
+    run: str
+    chain: str
+    band: Band
+    attained: float
+    arrival: float
+    deadline: float
+    decision: Decision | None = None
+    residency_at: int = -1
+    waiter: "asyncio.Future[Stream] | None" = None
+    excluded: tuple[str, ...] = ()
+
+
+class Dispatcher:
+    def __init__(self, fleet: Fleet, queue: RunQueue, *, clock: Callable[[], float], retry_after_s: float = 1.0) -> None:
+        self.fleet = fleet
+        self.queue = queue
+        self._clock = clock
+        self._retry_after_s = retry_after_s
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, Ticket] = {}
+        self._queued_tokens: Counter[str] = Counter()
+        self._pump_planned = False
+        self._expiry: asyncio.TimerHandle | None = None
+        fleet.changed = self.changed
+
+    def decide(self, ticket: Ticket) -> Decision:
+        """The choice as the world is now. Raises UnknownModel, ContextTooLong or NoWorker."""
+        cached = {worker: self.fleet.cached_tokens(worker, prompt.names) for worker, prompt in ticket.prompts.items()}
+        question = structs.replace(ticket.question, cached_tokens=cached, excluded_workers=ticket.excluded)
+        views = self.fleet.views(ticket.workers, self._queued_tokens)
+        return decide(question, views, decision_id=ticket.decision_id, route=ticket.route)
+
+    async def place(self, ticket: Ticket) -> Stream:
+        """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded after too long a wait."""
+        ticket.decision = self.decide(ticket)
+        if not self._waiting and self._has_room(ticket, ticket.decision):
+            return self._submit(ticket, ticket.decision)
+        return await self._wait(ticket, ticket.decision)
+
+    async def _wait(self, ticket: Ticket, decision: Decision) -> Stream:
+        number = next(self._numbers)
+        chosen = decision.chosen
+        uncached = chosen.prompt_tokens - chosen.cached_tokens
+        item = Waiting(
+            request=number,
+            tenant=ticket.tenant,
+            run=ticket.run,
+            band=ticket.band,
+            arrival=ticket.arrival,
+            deadline=ticket.deadline,
+            uncached_tokens=uncached,
+            resident=2 * chosen.cached_tokens >= chosen.prompt_tokens,
+            attained=ticket.attained,
+        )
+        if not self.queue.push(item):
+            raise Overloaded(
+                f"{len(self.queue):,} requests are waiting already, which is the limit: try again",
+                retry_after_s=self._retry_after_s,
+            )
+        waiter = ticket.waiter = asyncio.get_running_loop().create_future()
+        self._waiting[number] = ticket
+        self._queued_tokens[chosen.worker] += uncached
+        self._plan_expiry()
+        self.changed()
+        try:
+            stream: Stream = await waiter
+            return stream
+        except asyncio.CancelledError:
+            # Bound in the same moment in which the caller left: nobody will read it.
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                waiter.result().abort()
+            raise
+        finally:
+            self._queued_tokens[chosen.worker] -= uncached
+            self._waiting.pop(number, None)
+            self.queue.cancel(number)
+
+    def changed(self) -> None:
+        """A worker may have room: look once, after all frames at hand are read."""
+        if self._waiting and not self._pump_planned:
+            self._pump_planned = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_planned = False
+        looked = 0
+
+        outcome: Decision | HeadwayError | None = None
+
+        def ready(item: Waiting) -> bool:
+            nonlocal looked, outcome
+            ticket = self._waiting[item.request]
+            if looked >= MAX_DECISIONS_A_PUMP or not self._may_go(ticket):
+                return False
+            looked += 1
+            try:
+                outcome = self.decide(ticket)
+            except HeadwayError as error:
+                outcome = error
+                return True
+            return self._has_room(ticket, outcome)
+
+        while (item := self.queue.pop(ready)) is not None:
+            ticket = self._waiting.pop(item.request)
+            assert ticket.waiter and outcome
+            if ticket.waiter.done():
+                continue
+            if isinstance(outcome, HeadwayError):
+                ticket.waiter.set_exception(outcome)
+            else:
+                ticket.waiter.set_result(self._submit(ticket, outcome))
+
+    def _may_go(self, ticket: Ticket) -> bool:
+        """A cheap look before deciding: some worker has a seat, or none is up, which is to be told."""
+        links = [self.fleet.links[worker] for worker in ticket.workers if worker not in ticket.excluded]
+        return any(link.credits.num_free > 0 for link in links) or not any(link.healthy for link in links)
+
+    def _has_room(self, ticket: Ticket, decision: Decision) -> bool:
+        chosen = decision.chosen
+        return self.fleet.links[chosen.worker].credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
+
+    def _submit(self, ticket: Ticket, decision: Decision) -> Stream:
+        worker = decision.chosen.worker
+        uncached = decision.chosen.prompt_tokens - decision.chosen.cached_tokens
+        ticket.decision = decision
+        ticket.residency_at = self.fleet.residency.sequence(worker)
+        stream = self.fleet.links[worker].submit(
+            ticket.prompts[worker].data,
+            ticket.sampling,
+            uncached_tokens=uncached,
+            priority=int(ticket.band),
+            salt=ticket.tenant,
+            chain=ticket.chain,
+        )
+        self.fleet.predictors[worker].submitted(stream.request, uncached)
+        return stream
+
+    def _plan_expiry(self) -> None:
+        if self._expiry is None:
+            self._expiry = asyncio.get_running_loop().call_later(EXPIRE_EVERY_S, self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        now = self._clock()
+        for item in self.queue.expire(now):
+            ticket = self._waiting.pop(item.request)
+            if ticket.waiter and not ticket.waiter.done():
+                waited = now - item.arrival
+                ticket.waiter.set_exception(
+                    Overloaded(
+                        f"no worker had room for {waited:.0f} s, the longest that this policy lets a request wait: try again",
+                        retry_after_s=self._retry_after_s,
+                    )
+                )
+        if self._waiting:
+            self.changed()
+            self._plan_expiry()
+
+    def lost_all(self) -> NoWorker:
+        return NoWorker("every worker that could have taken it was lost: try again", retry_after_s=self._retry_after_s)

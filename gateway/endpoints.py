@@ -1,0 +1,204 @@
+"""Every route but the chat itself, and the one shape of every error, the framework's included."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from litestar import MediaType, Request, Response, asgi, get
+from litestar.exceptions import HTTPException, NotFoundException
+from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
+from litestar.params import FromPath
+from litestar.types import ExceptionHandlersMap, Scope
+
+from gateway.answer import MethodNotAllowed
+from gateway.asgi import LeftWhileSending, Receive, Send, read_body, respond
+from gateway.call import Arrival
+from gateway.errors import HeadwayError
+from gateway.policy.references import AUTO
+from gateway.policy.routes import may_use
+from gateway.reply import error_answer, send_error
+from gateway.routing.decision import Decision
+from gateway.runs.registry import Run
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+log = logging.getLogger("headway.http")
+
+AnyRequest = Request[Any, Any, Any]
+
+
+class Explained(msgspec.Struct, frozen=True, kw_only=True):
+    """`advisory` lists the fields that were accepted and change nothing; `run_source` the field that named the run."""
+
+    decision: Decision
+    run_id: str
+    run_source: str
+    advisory: tuple[str, ...]
+
+
+def route_handlers(gateway: "Gateway") -> list[HTTPRouteHandler | ASGIRouteHandler]:
+    return [
+        asgi("/v1/chat/completions", copy_scope=False)(gateway.chat),
+        asgi("/v1/headway/explain", copy_scope=False)(_explain(gateway)),
+        *_health(gateway),
+        *_readings(gateway),
+    ]
+
+
+def _health(gateway: "Gateway") -> list[HTTPRouteHandler]:
+    @get("/livez", media_type=MediaType.JSON, sync_to_thread=False)
+    def livez() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @get("/readyz", media_type=MediaType.JSON, sync_to_thread=False)
+    def readyz() -> Response[dict[str, Any]]:
+        """503 until every local worker is up."""
+        missing = gateway.fleet.missing()
+        body = {"status": "not ready", "missing": missing} if missing else {"status": "ready"}
+        return Response(body, status_code=503 if missing else 200)
+
+    @get("/metrics", sync_to_thread=False)
+    def metrics() -> Response[bytes]:
+        return Response(gateway.metrics.render(), media_type=METRICS_TYPE)
+
+    return [livez, readyz, metrics]
+
+
+def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
+    @get("/v1/models", sync_to_thread=False)
+    def models(request: AnyRequest) -> dict[str, Any]:
+        """`auto`, the tiers and the models that this key may ask for."""
+        tenant = gateway.keys.tenant_of(request.scope["headers"])
+        names = [AUTO, *gateway.policy.tiers, *gateway.policy.models]
+        allowed = [name for name in names if name == AUTO or may_use(gateway.policy, tenant=tenant, name=name)]
+        return {"object": "list", "data": [_model(gateway, name) for name in allowed]}
+
+    @get("/v1/models/{name:str}", sync_to_thread=False)
+    def model(request: AnyRequest, name: FromPath[str]) -> dict[str, Any]:
+        tenant = gateway.keys.tenant_of(request.scope["headers"])
+        known = name in (AUTO, *gateway.policy.tiers, *gateway.policy.models)
+        if not known or (name != AUTO and not may_use(gateway.policy, tenant=tenant, name=name)):
+            raise NotFoundException(f'there is no model "{name}"')
+        return _model(gateway, name)
+
+    @get("/v1/headway/runs/{run_id:path}", sync_to_thread=False)
+    def run(request: AnyRequest, run_id: FromPath[str]) -> dict[str, Any]:
+        """What a run of this tenant has cost so far."""
+        tenant = gateway.keys.tenant_of(request.scope["headers"])
+        name = run_id.removeprefix("/")
+        found = gateway.runs.get(f"{tenant}:{name}")
+        if found is None:
+            raise NotFoundException(f'there is no run "{name}": it is not yours, or it has ended')
+        return _run(found)
+
+    @get("/v1/headway/workers", sync_to_thread=False)
+    def workers(request: AnyRequest) -> dict[str, Any]:
+        gateway.keys.tenant_of(request.scope["headers"])
+        return {"workers": [_worker(gateway, name) for name in gateway.fleet.links]}
+
+    return [models, model, run, workers]
+
+
+def _explain(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    async def explain(scope: Scope, receive: Receive, send: Send) -> None:
+        """The decision that a chat request would get, without running it."""
+        try:
+            if scope["method"] != "POST":  # type: ignore[typeddict-item]
+                raise MethodNotAllowed("ask with POST and the body of a chat completion")
+            headers = list(scope["headers"])
+            tenant = gateway.keys.tenant_of(headers)
+            body = await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
+            request, identity, decision = await gateway.pipeline.explain(body, Arrival.now(headers), tenant)
+            explained = Explained(
+                decision=decision,
+                run_id=identity.run.partition(":")[2],
+                run_source=identity.source,
+                advisory=request.advisory,
+            )
+            await respond(send, 200, msgspec.json.encode(explained), [])
+        except LeftWhileSending:
+            return
+        except HeadwayError as error:
+            await send_error(send, error)
+
+    return explain
+
+
+def _model(gateway: "Gateway", name: str) -> dict[str, Any]:
+    policy = gateway.policy
+    kind = "auto" if name == AUTO else "tier" if name in policy.tiers else "model"
+    tier = policy.models[name].tier if kind == "model" else None
+    return {"id": name, "object": "model", "created": 0, "owned_by": "headway", "kind": kind, "tier": tier}
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.public_id,
+        "source": run.source,
+        "turns": run.turns,
+        "chains": len(run.chains),
+        "prompt_tokens": run.prompt_tokens,
+        "cached_tokens": run.cached_tokens,
+        "output_tokens": run.output_tokens,
+        "device_s": run.device_s,
+        "cost_usd": run.usd,
+        "saved_usd": run.saved_usd,
+        "counterfactual_usd": run.all_large_usd,
+    }
+
+
+def _worker(gateway: "Gateway", name: str) -> dict[str, Any]:
+    link = gateway.fleet.links[name]
+    local = gateway.fleet.supervisor.workers.get(name)
+    worker = gateway.policy.workers[name]
+    return {
+        "name": name,
+        "model": worker.model,
+        "tier": gateway.policy.models[worker.model].tier,
+        "device": worker.device,
+        "up": link.healthy,
+        "problem": "" if link.healthy else gateway.fleet.missing().get(name, link.problem),
+        "restarts": local.restarts if local else 0,
+        "usd_per_s": gateway.fleet.usd_per_s[name],
+        "hello": link.hello,
+        "load": link.load,
+        "rates": gateway.fleet.predictors[name].rates._asdict(),
+    }
+
+
+def error_handlers() -> ExceptionHandlersMap:
+    return {HeadwayError: _headway_error, HTTPException: _framework_error, Exception: _our_error}
+
+
+def _headway_error(request: AnyRequest, error: HeadwayError) -> Response[bytes]:
+    status, body, headers = error_answer(error)
+    return Response(body, status_code=status, media_type=MediaType.JSON, headers={k.decode(): v.decode() for k, v in headers})
+
+
+class _FrameworkError(HeadwayError):
+    """An instance's own answer over the class's: the framework's errors are many."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status  # type: ignore[misc]
+        self.code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request")  # type: ignore[misc]
+        self.type = "invalid_request_error" if status < 500 else "server_error"  # type: ignore[misc]
+
+
+def _framework_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
+    message = error.detail
+    if error.status_code == 404 and message == "Not Found":
+        message = f"there is nothing at {request.url.path}"
+    elif error.status_code == 405:
+        message = f"{request.url.path} does not take {request.method}"
+    return _headway_error(request, _FrameworkError(message, error.status_code))
+
+
+def _our_error(request: AnyRequest, error: Exception) -> Response[bytes]:
+    """One of the two places that catch everything: what the caller sees says nothing of our insides."""
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _headway_error(request, HeadwayError("something went wrong in the gateway: its log says what"))

@@ -1,0 +1,71 @@
+"""Everything that can go wrong for a caller, as one tree. Class attributes carry the answer; messages say what to do.
+
+HeadwayError
+├── BadRequest            400   what was sent is wrong
+│   ├── UnsupportedParameter    would change the answer, and we cannot honour it
+│   └── ContextTooLong
+├── Unauthorized          401
+├── Forbidden             403
+├── UnknownModel          404
+├── BodyTooLarge          413
+├── Overloaded            429   a promise cannot be kept: nothing was spent
+├── NoWorker              503   nobody can take it now
+└── WorkerLost            502   the worker died while it ran
+"""
+
+from typing import ClassVar
+
+
+class HeadwayError(Exception):
+    """`param` names the request field at fault, as a path such as `messages[2].content`."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(HeadwayError):
+    status, code, type = 400, "invalid_request", "invalid_request_error"
+
+
+class UnsupportedParameter(BadRequest):
+    code = "unsupported_parameter"
+
+
+class ContextTooLong(BadRequest):
+    code = "context_length_exceeded"
+
+
+class Unauthorized(HeadwayError):
+    status, code, type = 401, "invalid_api_key", "invalid_request_error"
+
+
+class Forbidden(HeadwayError):
+    status, code, type = 403, "not_allowed", "invalid_request_error"
+
+
+class UnknownModel(HeadwayError):
+    status, code, type = 404, "model_not_found", "invalid_request_error"
+
+
+class BodyTooLarge(HeadwayError):
+    status, code, type = 413, "body_too_large", "invalid_request_error"
+
+
+class Overloaded(HeadwayError):
+    status, code, type, retryable = 429, "overloaded", "rate_limit_error", True
+
+
+class NoWorker(HeadwayError):
+    status, code, retryable = 503, "no_worker", True
+
+
+class WorkerLost(HeadwayError):
+    status, code, retryable = 502, "worker_lost", True

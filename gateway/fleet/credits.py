@@ -1,0 +1,55 @@
+"""How much may still be submitted to one worker. Pure.
+
+A `Load` does not know of submits that were on their way when it was made: they are those beyond the worker's own count of
+running and waiting, and the last in order.
+"""
+
+from backends.wire import Load
+
+
+class Credits:
+    """`live` maps each request submitted and not finished to its uncached prompt tokens, in order of submission."""
+
+    def __init__(self) -> None:
+        self.sequences = 0
+        self.tokens = 0
+        self.live: dict[int, int] = {}
+        self._unseen: dict[int, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        return self.sequences - len(self._unseen)
+
+    @property
+    def tokens_in_flight(self) -> int:
+        """Uncached tokens submitted since the worker last reported."""
+        return sum(self._unseen.values())
+
+    def has_room(self, uncached_tokens: int) -> bool:
+        """An idle worker takes a prompt of any length that fits its context; a busy one only what its credits cover."""
+        if self.num_free < 1:
+            return False
+        return not self.live or uncached_tokens <= self.tokens - self.tokens_in_flight
+
+    def submit(self, request: int, uncached_tokens: int) -> None:
+        self.live[request] = uncached_tokens
+        self._unseen[request] = uncached_tokens
+
+    def finish(self, request: int) -> None:
+        self.live.pop(request, None)
+        self._unseen.pop(request, None)
+
+    def grant(self, load: Load) -> None:
+        self.sequences = load.credit_sequences
+        self.tokens = load.credit_tokens
+        num_unseen = max(0, len(self.live) - load.running - load.waiting)
+        if num_unseen == 0:
+            self._unseen.clear()
+            return
+        self._unseen = dict(list(self.live.items())[-num_unseen:])
+
+    def forget(self) -> None:
+        """The link is gone: nothing may be submitted, nothing is live."""
+        self.sequences = self.tokens = 0
+        self.live.clear()
+        self._unseen.clear()

@@ -1,0 +1,132 @@
+"""All workers as the rest of the gateway sees them: links, what they hold, what they are expected to take."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from backends import wire
+from gateway.accounting.cost import worker_usd_per_s
+from gateway.fleet.link import Link, LinkEvents
+from gateway.fleet.supervisor import Command, Supervisor, worker_command
+from gateway.policy.schema import Policy
+from gateway.routing.decision import WorkerView
+from gateway.scheduling.predict import Predictor, Rates, cold_rates
+from gateway.scheduling.residency import Residency
+
+MAX_PAGES = 4_000_000
+UNKNOWN_CONTEXT = 2**31
+"""Of a worker that has not said hello: it must be refused as not healthy, not for its length."""
+
+
+class Fleet:
+    """`changed` is called whenever a worker may have room again, came up, or was lost; `lost` with the worker's name."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        env: Mapping[str, str],
+        command: Command = worker_command,
+        progress: Callable[[str], None] | None = None,
+        cores: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.policy = policy
+        self.usd_per_s = worker_usd_per_s(policy)
+        self.residency = Residency(MAX_PAGES)
+        self.changed: Callable[[], None] = lambda: None
+        self.lost: Callable[[str], None] = lambda worker: None
+        self._clock = clock
+        # Private: whoever can open a worker's socket can use it.
+        self._folder = Path(tempfile.mkdtemp(prefix="headway-"))
+        paths = {name: Path(model.path) for name, model in policy.models.items()}
+        self.supervisor = Supervisor(
+            policy.workers, paths, self._folder, env=env, command=command, progress=progress, cores=cores
+        )
+        self.predictors = {name: Predictor(_prior(paths[worker.model])) for name, worker in policy.workers.items()}
+        self.links = {name: self._link(name) for name in policy.workers}
+
+    def _link(self, name: str) -> Link:
+        worker = self.policy.workers[name]
+        url = worker.url or f"unix://{self.supervisor.sockets[name]}"
+        events = LinkEvents(cache=self.residency.apply, load=self._loaded, finished=self._finished, state=self._state_changed)
+        return Link(name, url, events, token=worker.token)
+
+    def start(self) -> None:
+        self.supervisor.start()
+        for link in self.links.values():
+            link.start()
+
+    async def stop(self) -> None:
+        for link in self.links.values():
+            await link.stop()
+        await self.supervisor.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def missing(self) -> dict[str, str]:
+        """Local workers that are not up, and why; remote ones only while nothing at all is up."""
+        found = {}
+        if not any(link.healthy for link in self.links.values()):
+            found = {name: link.problem for name, link in self.links.items()}
+        for name, local in self.supervisor.workers.items():
+            link = self.links[name]
+            if not link.healthy:
+                found[name] = local.problem or ("loading" if not local.ready else link.problem)
+        return found
+
+    def cached_tokens(self, worker: str, names: Sequence[bytes]) -> int:
+        hello = self.links[worker].hello
+        return self.residency.cached_tokens(worker, names, hello.page_size) if hello and names else 0
+
+    def views(self, workers: Sequence[str], queued_tokens: Mapping[str, int]) -> list[WorkerView]:
+        now = self._clock()
+        return [self._view(worker, queued_tokens.get(worker, 0), now) for worker in workers]
+
+    def _view(self, name: str, queued_tokens: int, now: float) -> WorkerView:
+        link = self.links[name]
+        model = self.policy.workers[name].model
+        return self.predictors[name].view(
+            worker=name,
+            model=model,
+            tier=self.policy.models[model].tier,
+            healthy=link.healthy,
+            max_context=_longest(link.hello) if link.hello else UNKNOWN_CONTEXT,
+            usd_per_s=self.usd_per_s[name],
+            max_sequences=link.hello.max_sequences if link.hello else 1,
+            now=now,
+            queued_tokens=queued_tokens,
+        )
+
+    def top_worker(self) -> str | None:
+        """One that serves the best tier: what "all on the large tier" is priced by."""
+        for tier in reversed(self.policy.tiers):
+            for name, worker in self.policy.workers.items():
+                if self.policy.models[worker.model].tier == tier:
+                    return name
+        return None
+
+    def _loaded(self, worker: str, load: wire.Load) -> None:
+        self.predictors[worker].observe_load(load, self._clock())
+        self.changed()
+
+    def _finished(self, worker: str, finished: wire.Finished) -> None:
+        self.predictors[worker].observe_finished(finished)
+
+    def _state_changed(self, worker: str) -> None:
+        if not self.links[worker].healthy:
+            self.predictors[worker].lost()
+            self.residency.forget(worker)
+            self.lost(worker)
+        self.changed()
+
+
+def _longest(hello: wire.Hello) -> int:
+    """Tokens that one sequence can ever have there."""
+    return min(hello.max_context, hello.num_pages * hello.page_size)
+
+
+def _prior(model: Path) -> Rates | None:
+    weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    return cold_rates(weights) if weights else None

@@ -1,0 +1,225 @@
+"""One worker's connection. Every submit gets exactly one `Finished`: the worker's, or ours when the link drops.
+
+It reconnects for ever. Reading never waits for a reader of a stream, so one slow client cannot hold up the others.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import assert_never
+
+import aiohttp
+import msgspec
+
+from backends import wire
+from gateway.errors import WorkerLost
+from gateway.fleet.credits import Credits
+from gateway.fleet.stream import Stream
+from gateway.text.model_text import ModelText
+
+FIRST_RETRY_S = 0.05
+LAST_RETRY_S = 1.0
+HEARTBEAT_S = 30.0
+MAX_WAITING_RELEASES = 1_000
+MAX_ASSET_BYTES = 256 * 1024 * 1024
+
+log = logging.getLogger("headway.link")
+
+
+class LinkEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """Plain calls from the reader, in frame order. `cache` answers whether the frame was in order: if not, we reconnect."""
+
+    cache: Callable[[str, wire.Cache], bool]
+    load: Callable[[str, wire.Load], None]
+    finished: Callable[[str, wire.Finished], None]
+    state: Callable[[str], None]
+
+
+class Link:
+    """`url` is unix:///path, ws://host:port or wss://host:port. `problem` says why it is not healthy."""
+
+    def __init__(
+        self,
+        worker: str,
+        url: str,
+        events: LinkEvents,
+        *,
+        token: str | None = None,
+        read_text: Callable[[Mapping[str, bytes]], ModelText] = ModelText.from_files,
+    ) -> None:
+        self.worker = worker
+        self.url = url
+        self.hello: wire.Hello | None = None
+        self.load: wire.Load | None = None
+        self.text: ModelText | None = None
+        self.problem = "not connected yet"
+        self.credits = Credits()
+        self.streams: dict[int, Stream] = {}
+        self._events = events
+        self._token = token
+        self._read_text = read_text
+        self._next_request = 0
+        self._outbox: deque[bytes] = deque()
+        self._outgoing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def healthy(self) -> bool:
+        return self.load is not None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._reconnect(), name=f"link {self.worker}")
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._lost("the gateway is stopping")
+
+    def submit(
+        self,
+        prompt: bytes,
+        sampling: wire.Sampling,
+        *,
+        uncached_tokens: int,
+        priority: int = 0,
+        salt: str = "",
+        chain: str = "",
+    ) -> Stream:
+        """`prompt` is uint32 little-endian ids. Raises WorkerLost when there is no link."""
+        if not self.healthy:
+            raise WorkerLost(f"worker {self.worker} is not connected: {self.problem}")
+        self._next_request += 1
+        request = self._next_request
+        stream = self.streams[request] = Stream(self.worker, request, self._abort)
+        self.credits.submit(request, uncached_tokens)
+        self._send(
+            wire.Submit(request=request, prompt=prompt, sampling=sampling, priority=priority, cache_salt=salt, chain=chain)
+        )
+        return stream
+
+    def release(self, chain: str) -> None:
+        """Nobody will come back for the pages of this chain."""
+        if self.healthy and len(self._outbox) < MAX_WAITING_RELEASES:
+            self._send(wire.Retain(chain, 0.0))
+
+    def _abort(self, request: int) -> None:
+        if request in self.streams:
+            self._send(wire.Abort(request))
+
+    def _send(self, message: wire.Down) -> None:
+        # Bounded: at most one Submit and one Abort a live sequence, which the credits bound, and few releases.
+        self._outbox.append(wire.encode(message))
+        self._outgoing.set()
+
+    async def _reconnect(self) -> None:
+        delay = FIRST_RETRY_S
+        while True:
+            try:
+                await self._connect()
+                problem = "the worker closed the link"
+            except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError, ValueError) as error:
+                problem = f"{type(error).__name__}: {error}"
+            delay = FIRST_RETRY_S if self._lost(problem) else min(2 * delay, LAST_RETRY_S)
+            await asyncio.sleep(delay)
+
+    async def _connect(self) -> None:
+        kind, _, where = self.url.partition("://")
+        connector = aiohttp.UnixConnector(path=where) if kind == "unix" else None
+        address = "http://worker/link" if kind == "unix" else f"{self.url}/link"
+        headers = {"authorization": f"Bearer {self._token}"} if self._token else {}
+        async with (
+            aiohttp.ClientSession(connector=connector, headers=headers) as session,
+            session.ws_connect(
+                address, max_msg_size=wire.MAX_FRAME_BYTES, heartbeat=HEARTBEAT_S, compress=0, autoping=True
+            ) as socket,
+        ):
+            await self._greet(socket)
+            writer = asyncio.create_task(self._write(socket), name=f"link writer {self.worker}")
+            try:
+                await self._read(socket)
+            finally:
+                writer.cancel()
+
+    async def _greet(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Assets, then `Hello`. Raises ValueError when the worker says something else."""
+        parts: dict[str, bytearray] = {}
+        size = 0
+        while True:
+            match wire.decode_up(await socket.receive_bytes()):
+                case wire.Asset(name, data, _):
+                    parts.setdefault(name, bytearray()).extend(data)
+                    size += len(data)
+                    if size > MAX_ASSET_BYTES:
+                        raise ValueError(f"assets of over {MAX_ASSET_BYTES:,} bytes")
+                case wire.Hello() as hello:
+                    break
+                case other:
+                    raise ValueError(f"{type(other).__name__} before Hello")
+        if hello.protocol != wire.PROTOCOL:
+            raise ValueError(f"the worker speaks protocol {hello.protocol}, this gateway {wire.PROTOCOL}: run the same version")
+        files = {name: bytes(data) for name, data in parts.items()}
+        # A large tokenizer takes a second to build.
+        self.text = await asyncio.to_thread(self._read_text, files)
+        self.hello = hello
+
+    async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            while self._outbox:
+                await socket.send_bytes(self._outbox.popleft())
+            self._outgoing.clear()
+            await self._outgoing.wait()
+
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        async for frame in socket:
+            if frame.type is not aiohttp.WSMsgType.BINARY:
+                raise ValueError(f"a {frame.type.name} frame on the link")
+            self._take(wire.decode_up(frame.data))
+
+    def _take(self, message: wire.Up) -> None:
+        match message:
+            case wire.Tokens(pieces):
+                for piece in pieces:
+                    if stream := self.streams.get(piece.request):
+                        stream.push(piece)
+            case wire.Finished():
+                self._finish(message)
+            case wire.Load():
+                first = self.load is None
+                self.load = message
+                self.credits.grant(message)
+                self._events.load(self.worker, message)
+                if first:
+                    log.info("worker %s is up", self.worker)
+                    self._events.state(self.worker)
+            case wire.Cache():
+                if not self._events.cache(self.worker, message):
+                    raise ValueError(f"cache frame {message.sequence} is out of order: reconnecting to resync")
+            case wire.Asset() | wire.Hello():
+                raise ValueError(f"{type(message).__name__} after Hello")
+            case _:
+                assert_never(message)
+
+    def _finish(self, finished: wire.Finished) -> None:
+        self.credits.finish(finished.request)
+        stream = self.streams.pop(finished.request, None)
+        if stream:
+            self._events.finished(self.worker, finished)
+            stream.end(finished)
+
+    def _lost(self, problem: str) -> bool:
+        """Ends what ran on it; true when the worker had been up."""
+        was_healthy = self.healthy
+        if was_healthy:
+            log.warning("worker %s lost: %s", self.worker, problem)
+        self.hello, self.load, self.problem = None, None, problem
+        self._outbox.clear()
+        self.credits.forget()
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            error = f"worker {self.worker} was lost while it ran: {problem}"
+            stream.end(wire.Finished(request=stream.request, reason="error", error=error, error_code="worker_lost"))
+        if was_healthy:
+            self._events.state(self.worker)
+        return was_healthy

@@ -1,0 +1,181 @@
+"""Local workers: started, watched, restarted with a capped backoff, and ended with the gateway, also when it is killed.
+
+A worker's stdin is a pipe that we hold and never write to: when we die, however, it closes and the worker exits.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from gateway.policy.schema import Worker
+
+FIRST_BACKOFF_S = 0.25
+LAST_BACKOFF_S = 30.0
+STEADY_S = 30.0
+"""A worker that ran this long starts again at the first backoff."""
+STOP_S = 5.0
+KEPT_LINES = 20
+
+log = logging.getLogger("headway.supervisor")
+
+Command = Callable[[str, Worker, Path, Path, int], Sequence[str]]
+"""(worker name, its policy, model directory, socket, threads) to an argument list."""
+
+
+def worker_command(name: str, worker: Worker, model: Path, socket: Path, threads: int) -> list[str]:
+    command = [sys.executable, "-m", "backends", "--model", str(model), "--name", name, "--listen", f"unix://{socket}"]
+    command += ["--device", worker.device if worker.device.startswith("cuda") else "cpu", "--threads", str(threads)]
+    command += ["--dtype", worker.dtype, "--linear", worker.linear, "--max-sequences", str(worker.max_sequences)]
+    if worker.kv_tokens is not None:
+        command += ["--kv-tokens", str(worker.kv_tokens)]
+    return [*command, "--exit-with-parent"]
+
+
+def assign_threads(workers: Mapping[str, Worker], cores: int) -> dict[str, int]:
+    """What the policy fixes is kept; the others share the remaining cores, and each has at least one."""
+    fixed = {name: worker.threads for name, worker in workers.items() if worker.threads is not None}
+    free = [name for name in workers if name not in fixed]
+    left = max(cores - sum(fixed.values()), len(free))
+    share, extra = divmod(left, len(free)) if free else (0, 0)
+    return fixed | {name: share + (place < extra) for place, name in enumerate(free)}
+
+
+class LocalWorker:
+    """One process, started again whenever it ends. `problem` is for everybody to read, `last_lines` of its stderr are not."""
+
+    def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], progress: Callable[[str], None]) -> None:
+        self.name = name
+        self.restarts = 0
+        self.problem = ""
+        self.ready = False
+        self.process: Process | None = None
+        self._command = command
+        self._env = env
+        self._progress = progress
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._keep_alive(), name=f"worker {self.name}")
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep_alive(self) -> None:
+        backoff = FIRST_BACKOFF_S
+        while True:
+            began = time.monotonic()
+            code = await self._run_once()
+            if time.monotonic() - began >= STEADY_S:
+                backoff = FIRST_BACKOFF_S
+            self.restarts += 1
+            self.problem = f"exited with {code}"
+            said = "".join(f"\n  {line}" for line in self.last_lines)
+            log.error("worker %s %s, starting it again in %.2g s; it said last:%s", self.name, self.problem, backoff, said)
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, LAST_BACKOFF_S)
+
+    async def _run_once(self) -> int:
+        self.last_lines.clear()
+        try:
+            # Its own session: Ctrl-C reaches the gateway alone, which then ends its workers in order.
+            process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=dict(self._env), start_new_session=True
+            )
+        except OSError as error:
+            self.last_lines.append(str(error))
+            return -1
+        self.process = process
+        assert process.stdout and process.stderr
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch_stdout(process.stdout))
+                group.create_task(self._watch_stderr(process.stderr))
+            return await process.wait()
+        finally:
+            self.ready = False
+            await _end(process)
+
+    async def _watch_stdout(self, lines: asyncio.StreamReader) -> None:
+        async for line in lines:
+            if line.startswith(b'{"ready"'):
+                self.ready = True
+
+    async def _watch_stderr(self, lines: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                line = await lines.readline()
+            except ValueError:  # a line longer than the reader's limit
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            self.last_lines.append(text[:500])
+            self._progress(f"{self.name}: {text}")
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is not None:
+        return
+    assert process.stdin
+    process.stdin.close()
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def worker_environment(env: Mapping[str, str], threads: int) -> dict[str, str]:
+    """Idle OpenMP threads must sleep: spinning ones take the cores of the other workers."""
+    return {**env, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Supervisor:
+    """All local workers of a policy. Sockets live in `folder`, which only we may enter (0700)."""
+
+    def __init__(
+        self,
+        workers: Mapping[str, Worker],
+        model_paths: Mapping[str, Path],
+        folder: Path,
+        *,
+        env: Mapping[str, str],
+        command: Command = worker_command,
+        cores: int | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        local = {name: worker for name, worker in workers.items() if worker.url is None}
+        threads = assign_threads(local, cores or len(os.sched_getaffinity(0)))
+        self.sockets = {name: folder / f"{place}.sock" for place, name in enumerate(local)}
+        self.workers = {
+            name: LocalWorker(
+                name,
+                command(name, worker, model_paths[worker.model], self.sockets[name], threads[name]),
+                env=worker_environment(env, threads[name]),
+                progress=progress or _to_stderr,
+            )
+            for name, worker in local.items()
+        }
+
+    def start(self) -> None:
+        for worker in self.workers.values():
+            worker.start()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self.workers.values()))
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

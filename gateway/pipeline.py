@@ -1,0 +1,242 @@
+"""The life of a request: tenant, parse, run, text, question, decision, queue, worker, first frame, account.
+
+What is here knows no HTTP: the answer is written elsewhere, from the stream of the call that `start` leaves running.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from backends.wire import Finished
+from gateway.api.chat import parse_chat
+from gateway.books import Books
+from gateway.call import Arrival, Call, ClientGone
+from gateway.dispatch import Dispatcher, Ticket
+from gateway.errors import BadRequest, ContextTooLong, HeadwayError, NoWorker, WorkerLost
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.stream import Stream
+from gateway.policy.references import AUTO
+from gateway.policy.routes import candidates_for, check_asked, find_route
+from gateway.policy.schema import Policy, Route, Slo
+from gateway.prompts import Prompt, Prompts, Target, target_of
+from gateway.request import Request
+from gateway.routing.decision import Decision, Question
+from gateway.routing.question import question_for
+from gateway.runs.identity import Identity, identify
+from gateway.runs.registry import Chain, Runs, in_tool_loop
+from gateway.scheduling.predict import OutputLengths
+from gateway.scheduling.queue import Band
+
+DEFAULT_MAX_TOKENS = 2048
+MAX_ATTEMPTS = 4
+MAX_REFUSALS = 20
+"""A worker refuses only what crossed its last report on the way; more often than this, something is wrong."""
+
+Judge = Callable[[Request], dict[str, float]]
+
+
+class Pipeline:
+    """`judge` estimates quality by tier. Everything it is given is closed by whoever gave it."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        runs: Runs,
+        prompts: Prompts,
+        books: Books,
+        lengths: OutputLengths,
+        judge: Judge,
+    ) -> None:
+        self.policy, self.fleet, self.dispatcher, self.runs = policy, fleet, dispatcher, runs
+        self.prompts, self.books, self.lengths, self.judge = prompts, books, lengths, judge
+        self.secret = secrets.token_bytes(32)
+
+    async def open(self, body: bytes, arrival: Arrival, tenant: str) -> Call:
+        """Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden."""
+        request = parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS)
+        check_asked(self.policy, asked=request.model, tenant=tenant)
+        identity = self.identity(request, arrival, tenant)
+        run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
+        ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
+        return Call(f"chatcmpl-{os.urandom(12).hex()}", arrival, tenant, request, identity, chain, slo, ticket)
+
+    def identity(self, request: Request, arrival: Arrival, tenant: str) -> Identity:
+        said = identify(arrival.headers, request.hints, tenant=tenant)
+        if said is not None:
+            return said
+        return self.runs.infer(request.messages, tenant=tenant, secret=self.secret, random_id=os.urandom(12).hex())
+
+    async def ticket(
+        self, request: Request, arrival: Arrival, tenant: str, identity: Identity, chain: Chain | None, *, attained: float
+    ) -> tuple[Ticket, Slo]:
+        prompts = await self._prompts(request, identity.chain, tenant)
+        longest = max((prompt.num_tokens for prompt in prompts.values()), default=0)
+        route = find_route(
+            self.policy, asked=request.model, tenant=tenant, has_tools=bool(request.tools), prompt_tokens=longest
+        )
+        slo = self.policy.slo[route.slo]
+        question = self._question(request, chain, route, prompts, tenant)
+        ticket = Ticket(
+            decision_id=f"dec-{os.urandom(12).hex()}",
+            question=question,
+            route=route.name,
+            workers=tuple(self.policy.workers),
+            prompts=prompts,
+            sampling=request.sampling,
+            tenant=tenant,
+            run=identity.run,
+            chain=identity.chain,
+            band=_band(route.slo, slo, chain, request),
+            attained=attained,
+            arrival=arrival.at,
+            deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
+        )
+        return ticket, slo
+
+    async def _prompts(self, request: Request, chain: str, tenant: str) -> dict[str, Prompt]:
+        """For every worker that might take it and is up."""
+        return await self.prompts.build(request, self._targets(request.model), chain=chain, salt=tenant)
+
+    def _targets(self, asked: str) -> list[Target]:
+        targets = []
+        for name, worker in self.policy.workers.items():
+            if asked in (AUTO, worker.model, self.policy.models[worker.model].tier):
+                target = target_of(self.fleet.links[name])
+                if target:
+                    targets.append(target)
+        return targets
+
+    def _question(
+        self,
+        request: Request,
+        chain: Chain | None,
+        route: Route,
+        prompts: dict[str, Prompt],
+        tenant: str,
+    ) -> Question:
+        locked = chain.locked_model if chain and route.lock_tool_loop and in_tool_loop(request.messages) else None
+        candidates = candidates_for(self.policy, route, tenant=tenant)
+        # A choice of one needs no judgement, and judging is the dearest part of deciding.
+        undecided = request.model == AUTO and locked is None
+        undecided = undecided and len({self.policy.models[model].tier for model in candidates}) > 1
+        return question_for(
+            self.policy,
+            route,
+            asked=request.model,
+            tenant=tenant,
+            prompt_tokens={worker: prompt.num_tokens for worker, prompt in prompts.items()},
+            cached_tokens={},
+            quality=self.judge(request) if undecided else {},
+            max_output_tokens=request.sampling.max_tokens,
+            expected_output_tokens=self.lengths.expect(route.name, request.sampling.max_tokens),
+            locked_model=locked,
+            warm_worker=chain.warm_worker if chain else None,
+            expected_remaining_turns=self.runs.expected_remaining_turns(chain) if chain else 0.0,
+        )
+
+    async def start(self, call: Call) -> None:
+        """Returns when the call's stream has its first frame or its end. A worker lost before that is replaced.
+
+        Raises NoWorker, Overloaded, ContextTooLong, BadRequest, WorkerLost or ClientGone.
+        """
+        refusals = 0
+        while True:
+            stream = await self._attempt(call)
+            finished = stream.finished
+            if call.gone:
+                raise ClientGone("the client left")
+            if finished is None or call.first_at is not None or finished.reason in ("stop", "length"):
+                return
+            if finished.reason == "refused" and finished.error_code == "too_many" and refusals < MAX_REFUSALS:
+                refusals += 1
+                continue
+            if finished.error_code not in ("worker_lost", "draining"):
+                raise failure_of(finished)
+            if call.num_attempts >= MAX_ATTEMPTS:
+                raise self.dispatcher.lost_all()
+            call.ticket.excluded += (stream.worker,)
+            self.books.metrics.failovers.inc()
+
+    async def _attempt(self, call: Call) -> Stream:
+        ticket = call.ticket
+        ticket.waiter = None
+        call.placed_at = call.placed_at or time.monotonic()
+        try:
+            stream = await self.dispatcher.place(ticket)
+        except NoWorker:
+            if ticket.excluded:
+                raise self.dispatcher.lost_all() from None
+            raise
+        call.stream = stream
+        call.num_attempts += 1
+        call.submitted_at = time.monotonic()
+        stream.on_finished = lambda finished: self._attempt_ended(call, finished)
+        if call.gone:
+            stream.abort()
+        assert ticket.decision
+        self.runs.dispatched(call.chain, model=ticket.decision.chosen.model, worker=stream.worker)
+        while not stream.pieces and not stream.finished and not call.gone:
+            await stream.wait()
+        if stream.pieces:
+            call.first_at = time.monotonic()
+            self.fleet.predictors[stream.worker].first_token(stream.request)
+        return stream
+
+    def _attempt_ended(self, call: Call, finished: Finished) -> None:
+        self.books.attempt_ended(call, finished)
+        if call.detached:
+            self._close(call, call.failure)
+
+    def release(self, call: Call, error: HeadwayError | None) -> None:
+        """The answer is written, or will never be. What still runs is aborted, and accounted when it ends."""
+        stream = call.stream
+        if stream is not None and stream.finished is None:
+            call.detached, call.failure = True, error
+            stream.abort()
+        else:
+            self._close(call, error)
+
+    def _close(self, call: Call, error: HeadwayError | None) -> None:
+        if error is None:
+            self.books.close(call, "ok", 200)
+        elif isinstance(error, ClientGone):
+            self.books.close(call, "aborted", error.status, error.code)
+        else:
+            self.books.close(call, "rejected" if error.status < 500 else "failed", error.status, error.code)
+
+    async def explain(self, body: bytes, arrival: Arrival, tenant: str) -> tuple[Request, Identity, Decision]:
+        """The decision that the request would get now. Nothing is run, nothing remembered."""
+        request = parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS)
+        check_asked(self.policy, asked=request.model, tenant=tenant)
+        identity = self.identity(request, arrival, tenant)
+        run = self.runs.get(identity.run)
+        chain = run.chains.get(identity.chain) if run else None
+        ticket, _ = await self.ticket(request, arrival, tenant, identity, chain, attained=0.0)
+        ticket.question = msgspec.structs.replace(ticket.question, quality=self.judge(request))
+        return request, identity, self.dispatcher.decide(ticket)
+
+
+def _band(slo_name: str, slo: Slo, chain: Chain | None, request: Request) -> Band:
+    if slo.ttft_s is None:
+        return Band.BATCH
+    if slo_name == "interactive":
+        return Band.INTERACTIVE
+    continued = chain is not None and chain.turns > 0
+    return Band.AGENT_TURN if continued or in_tool_loop(request.messages) else Band.NEW_RUN
+
+
+def failure_of(finished: Finished) -> HeadwayError:
+    """The error that a caller sees for an end that is no answer."""
+    message = finished.error or f"the worker ended it: {finished.reason}"
+    if finished.error_code == "worker_lost":
+        return WorkerLost(f"{message}: try again")
+    if finished.error_code in ("too_many", "draining"):
+        return NoWorker(f"{message}: try again", retry_after_s=1.0)
+    if finished.error_code == "too_long":
+        return ContextTooLong(message, param="messages")
+    return BadRequest(message) if finished.reason == "refused" else HeadwayError(message)

@@ -1,0 +1,79 @@
+"""A policy file becomes a `Policy`, or is rejected as a whole with every problem, its path and its line."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.policy.document import Document, Problem
+from gateway.policy.references import problems_of
+from gateway.policy.schema import Model, Policy
+
+MAX_FILE_BYTES = 4_000_000
+
+
+class PolicyError(Exception):
+    """All that is wrong with one file; `str()` has a line for each problem, such as `lab.yaml:12: routes[0].slo: ...`."""
+
+    def __init__(self, file: Path, problems: Sequence[Problem]) -> None:
+        super().__init__(str(file))
+        self.file = file
+        self.problems = sorted(problems, key=lambda problem: (problem.line, problem.path))
+
+    def __str__(self) -> str:
+        lines = (": ".join(filter(None, (f"{self.file}:{p.line}", p.path, p.message))) for p in self.problems)
+        return "\n".join(lines)
+
+
+def load_policy(path: Path, env: Mapping[str, str]) -> Policy:
+    """The policy with `${NAME}` taken from `env` and with file paths made absolute. Raises PolicyError."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= MAX_FILE_BYTES else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(path, [Problem("", 1, f"cannot be read: {error}")]) from error
+    if text is None:
+        raise PolicyError(path, [Problem("", 1, f"is larger than {MAX_FILE_BYTES:,} bytes")])
+    document = Document(env)
+    policy = _converted(document, document.read(text, Policy))
+    if policy is not None:
+        for key, message in problems_of(policy):
+            document.report(key, message)
+    if policy is None or document.problems:
+        raise PolicyError(path, document.problems)
+    return _resolved(policy, path.absolute().parent)
+
+
+def _converted(document: Document, data: Any) -> Policy | None:
+    try:
+        return msgspec.convert(data, Policy)
+    except msgspec.ValidationError as error:
+        if not document.problems:  # a rule of the types that the document does not know
+            document.report((), str(error))
+        return None
+
+
+def _resolved(policy: Policy, folder: Path) -> Policy:
+    """Relative paths start at the policy file's folder."""
+    models = {name: Model(path=_absolute(folder, model.path), tier=model.tier) for name, model in policy.models.items()}
+    router = policy.router and _absolute(folder, policy.router)
+    return msgspec.structs.replace(policy, models=models, router=router)
+
+
+def _absolute(folder: Path, path: str) -> str:
+    return str((folder / Path(path).expanduser()).resolve())
+
+
+def missing_files(policy: Policy) -> list[str]:
+    """What the policy names and is not on this disk (yet): model directories of local workers and the router's artefact."""
+    local = {worker.model for worker in policy.workers.values() if worker.url is None}
+    paths = [policy.models[name].path for name in sorted(local)] + ([policy.router] if policy.router else [])
+    return [path for path in paths if not Path(path).exists()]
+
+
+def policy_json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a policy file, for editors."""
+    schema = msgspec.json.schema(Policy)
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Headway policy", **schema}
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(whole))
+    return plain

@@ -1,0 +1,121 @@
+"""What a policy file may say. Strict: an unknown key is an error, and so is a reference to a name that is not there.
+
+The JSON Schema in policies/policy.schema.json is generated from these types.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, dot, underscore, dash")]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an hour of it costs, whoever uses it. Workers that share it share the price by `share`."""
+
+    usd_per_hour: NotNegative
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A checkpoint directory (relative to the policy file's folder) and the tier that it belongs to."""
+
+    path: str
+    tier: Name
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One engine process. `url` names one that runs elsewhere; else the gateway starts it.
+
+    `share` is the part of the device's price that this worker's busy second costs; by default an equal part.
+    """
+
+    model: Name
+    device: Name
+    url: str | None = None
+    token: str | None = None
+    share: Share | None = None
+    threads: Count | None = None
+    kv_tokens: Count | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    linear: Literal["auto", "float32", "bfloat16", "w8a8"] = "auto"
+    max_sequences: Count = 32
+
+
+class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Keys are secrets: write `${NAME}` to take one from the environment."""
+
+    keys: tuple[str, ...] = ()
+    weight: Positive = 1.0
+    models: tuple[str, ...] = ()
+    """Models and tiers it may ask for; none listed means all."""
+
+
+class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that is given must hold; what is not given holds always."""
+
+    model: tuple[str, ...] = ()
+    tenant: tuple[Name, ...] = ()
+    tools: bool | None = None
+    min_prompt_tokens: Annotated[int, Meta(ge=0)] | None = None
+    max_prompt_tokens: Annotated[int, Meta(ge=0)] | None = None
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`candidates` are tiers or models, any order. `quality_bar` is the least calibrated chance of an answer as good as
+    the top tier's; `lock_tool_loop` keeps the model inside a tool loop. `mistake_cost` is what a worse answer costs over the
+    bar, in typical requests (256 tokens in, 32 out) of the top tier: with it a doubtful answer has to save enough dollars."""
+
+    name: Name
+    match: Match = Match()
+    candidates: tuple[Name, ...]
+    quality_bar: Share = 0.9
+    mistake_cost: NotNegative = 0.0
+    slo: Name = "interactive"
+    lock_tool_loop: bool = True
+
+
+class Slo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a caller is promised, in seconds, and what missing it is worth in dollars."""
+
+    ttft_s: Positive | None = None
+    deadline_s: Positive | None = None
+    miss_penalty_usd: NotNegative = 0.0
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    max_body_bytes: Count = 10_000_000
+    max_queued_requests: Count = 1024
+    max_queue_s: Positive = 300.0
+    run_idle_s: Positive = 900.0
+    max_runs: Count = 100_000
+
+
+def _slo_classes() -> dict[str, Slo]:
+    return {"interactive": Slo(ttft_s=0.2), "agent": Slo(ttft_s=0.4), "batch": Slo(deadline_s=3600.0)}
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file. `tiers` goes from the cheapest to the best; the last is the reference for quality."""
+
+    version: Literal[1]
+    listen: Listen = Listen()
+    devices: dict[Name, Device]
+    tiers: tuple[Name, ...]
+    models: dict[Name, Model]
+    workers: dict[Name, Worker]
+    tenants: dict[Name, Tenant] = {}
+    slo: dict[Name, Slo] = msgspec.field(default_factory=_slo_classes)
+    routes: tuple[Route, ...]
+    router: str | None = None
+    """The quality artefact (relative to the policy file); none means: the top candidate tier always."""
+    limits: Limits = Limits()

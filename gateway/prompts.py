@@ -1,0 +1,112 @@
+"""Messages to token ids: once per tokenizer, incremental per chain, and never for long on the event loop."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import NamedTuple
+
+from backends import wire
+from gateway.fleet.link import Link
+from gateway.request import Request
+from gateway.text.model_text import Encoded, ModelText
+
+MAX_INLINE_CHARS = 8_000
+"""New text up to this is tokenized on the event loop: about a millisecond. More goes to a thread."""
+MAX_INLINE_TOTAL_CHARS = 60_000
+"""A longer conversation goes to a thread even when little of it is new: rendering and page names read all of it."""
+MAX_KEPT_CHARS = 64_000_000
+MAX_KEPT_CHAINS = 20_000
+
+
+class Prompt(NamedTuple):
+    """`data` is uint32 little-endian ids; `names` those of its full pages on the worker that it is for."""
+
+    data: bytes
+    num_tokens: int
+    names: list[bytes]
+
+
+class Target(NamedTuple):
+    """What a worker needs of a prompt: its tokenizer and how it names pages."""
+
+    worker: str
+    text: ModelText
+    fingerprint: str
+    page_size: int
+
+
+def target_of(link: Link) -> Target | None:
+    """None for a worker that has never been up: nobody knows its tokenizer."""
+    if link.text is None or link.hello is None:
+        return None
+    return Target(link.worker, link.text, link.hello.fingerprint, link.hello.page_size)
+
+
+class Prompts:
+    """Keeps the last encoding of each chain and tokenizer; bounded by chains and by characters."""
+
+    def __init__(self, clock: Callable[[], datetime] = datetime.now) -> None:
+        self._clock = clock
+        self._kept: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
+        self._kept_chars = 0
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def build(self, request: Request, targets: Sequence[Target], *, chain: str, salt: str) -> dict[str, Prompt]:
+        """By worker. Raises BadRequest when a template does not take the messages."""
+        texts = {target.text.fingerprint: target.text for target in targets}
+        previous = {fingerprint: self._kept.get((chain, fingerprint)) for fingerprint in texts}
+        if _is_short(request, previous):
+            encoded, prompts = self._encode(request, targets, texts, previous, salt)
+        else:
+            loop = asyncio.get_running_loop()
+            encoded, prompts = await loop.run_in_executor(self._threads, self._encode, request, targets, texts, previous, salt)
+        for fingerprint, one in encoded.items():
+            self._keep((chain, fingerprint), one)
+        return prompts
+
+    def _encode(
+        self,
+        request: Request,
+        targets: Sequence[Target],
+        texts: Mapping[str, ModelText],
+        previous: Mapping[str, Encoded | None],
+        salt: str,
+    ) -> tuple[dict[str, Encoded], dict[str, Prompt]]:
+        now = self._clock()
+        encoded = {
+            fingerprint: text.prompt(request.messages, request.tools, now=now, previous=previous[fingerprint])
+            for fingerprint, text in texts.items()
+        }
+        data = {fingerprint: one.ids.tobytes() for fingerprint, one in encoded.items()}
+        names: dict[tuple[str, str, int], list[bytes]] = {}
+        prompts: dict[str, Prompt] = {}
+        for worker, text, fingerprint, page_size in targets:
+            ids = data[text.fingerprint]
+            key = (text.fingerprint, fingerprint, page_size)
+            if key not in names:
+                names[key] = wire.page_names(ids, page_size=page_size, fingerprint=fingerprint, cache_salt=salt)
+            prompts[worker] = Prompt(ids, len(ids) // 4, names[key])
+        return encoded, prompts
+
+    def _keep(self, key: tuple[str, str], encoded: Encoded) -> None:
+        if (old := self._kept.pop(key, None)) is not None:
+            self._kept_chars -= len(old.text)
+        self._kept[key] = encoded
+        self._kept_chars += len(encoded.text)
+        while self._kept and (self._kept_chars > MAX_KEPT_CHARS or len(self._kept) > MAX_KEPT_CHAINS):
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_chars -= len(dropped.text)
+
+
+def _is_short(request: Request, previous: Mapping[str, Encoded | None]) -> bool:
+    total = sum(len(message.content) + 200 * len(message.tool_calls) for message in request.messages)
+    total += 1_000 * len(request.tools)
+    if total > MAX_INLINE_TOTAL_CHARS:
+        return False
+    known = min((len(encoded.text) if encoded else 0 for encoded in previous.values()), default=0)
+    return total - known <= MAX_INLINE_CHARS

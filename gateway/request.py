@@ -1,0 +1,49 @@
+"""The one internal request that every API dialect is parsed into. Immutable; `dict` never travels except JSON schemas."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from backends.wire import Sampling
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """`arguments` is the JSON text as sent; it need not parse."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """Content parts are joined to text when parsed; `developer` becomes `system`."""
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] | None = None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """`model` is `auto`, a tier or a model name. `tools` are what the model is shown (empty under tool_choice `none`).
+
+    `advisory` lists the fields that were accepted and change nothing; `hints` are body fields that identify runs.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    sampling: Sampling
+    max_tokens_given: bool = False
+    stream: bool = False
+    include_usage: bool = False
+    advisory: tuple[str, ...] = ()
+    hints: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,247 @@
+"""The one decision: which worker answers, what that is expected to take and cost, and why not the others.
+
+Pure. Each candidate's score depends on nothing but the question and itself, so a further candidate that is worse never
+changes the choice, and more cached tokens never make a worker less attractive. For candidate worker w:
+
+    uncached = prompt_tokens - cached_tokens, one at least
+    ttft_s   = wait_s + overhead_s + uncached * prefill_s_per_token
+    finish_s = ttft_s + expected_output_tokens * tpot_s
+    usd      = usd_per_s * (overhead_s + uncached * prefill_s_per_token + expected_output_tokens * decode_device_s_per_token)
+    switch   = expected_remaining_turns * usd_per_s * uncached * prefill_s_per_token      when w is not the warm worker
+    risk     = mistake_cost * (1 - quality) * usd of a typical request on the best tier's cheapest worker
+    score    = usd + switch + risk + miss_penalty_usd * P(missed)
+
+The least score over the quality bar wins; when nothing is over it, the best quality. The bar alone treats a doubtful answer
+that saves much like one that saves little; `risk` is the price that tells them apart.
+"""
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gateway.errors import ContextTooLong, NoWorker, UnknownModel
+from gateway.routing.decision import (
+    MAX_REJECTED,
+    Decision,
+    Option,
+    Question,
+    Reason,
+    Rejected,
+    RejectReason,
+    WorkerView,
+)
+
+AUTO = "auto"
+_MISS_STEEPNESS = 4.0
+"""How fast doubt becomes certainty: predicted at half of what was promised is a 6 % chance to miss, at twice 94 %."""
+_SAME_COST = 1e-9
+_TYPICAL_PROMPT, _TYPICAL_OUTPUT = 256, 32
+"""Tokens of the request that a mistake is priced in: a scale that goes with the machine's speed and price."""
+
+
+class _Scored(NamedTuple):
+    """Sorts as candidates are preferred: dollars first, then time, then quality; the name settles what is left."""
+
+    score_usd: float
+    finish_s: float
+    ttft_s: float
+    doubt: float
+    worker: str
+    view: WorkerView
+    usd: float
+    switch_usd: float
+    risk_usd: float
+    miss_probability: float
+    prompt_tokens: int
+    cached_tokens: int
+
+
+def decide(question: Question, fleet: Sequence[WorkerView], *, decision_id: str, route: str = "") -> Decision:
+    """The best candidate for a question among the workers of the fleet.
+
+    Raises UnknownModel when no worker is of what was asked and offered, ContextTooLong when the prompt fits none that is,
+    and NoWorker when those it fits are down or were lost.
+    """
+    open_: list[_Scored] = []
+    closed: list[tuple[_Scored, RejectReason]] = []
+    mistake_usd = _mistake_usd(question, fleet)
+    for view in fleet:
+        scored = _score(question, view, mistake_usd)
+        reason = _hard_filter(question, view, scored.prompt_tokens)
+        if reason is None:
+            open_.append(scored)
+        else:
+            closed.append((scored, reason))
+    if not open_:
+        raise _nobody(question, closed)
+    num_open = len(open_)
+    contenders = _locked(question, open_, closed)
+    locked = contenders is not open_
+    # What was asked for or begun needs no quality, and without estimates there is nothing to hold against the bar.
+    judged = not locked and question.asked == AUTO and bool(question.quality)
+    bar = question.quality_bar if judged else 0.0
+    chosen, reason_chosen = _choose(bar, contenders, closed)
+    return Decision(
+        id=decision_id,
+        reason=_reason(question, reason_chosen, num_open=num_open, locked=locked),
+        chosen=_option(chosen, question),
+        rejected=_best_rejected(question, closed),
+        rejected_by_reason=dict(Counter(reason for _, reason in closed)),
+        route=route,
+        quality_bar=question.quality_bar,
+    )
+
+
+def miss_probability(predicted_s: float, promised_s: float | None) -> float:
+    """The chance that a promise is broken: a logistic on log(predicted / promised), one half where they are equal."""
+    if promised_s is None or predicted_s <= 0:
+        return 0.0
+    if promised_s <= 0:
+        return 1.0
+    return 1.0 / (1.0 + math.pow(min(promised_s / predicted_s, 1e6), _MISS_STEEPNESS))
+
+
+def _score(question: Question, view: WorkerView, mistake_usd: float) -> _Scored:
+    prompt = question.prompt_tokens.get(view.worker, 0)
+    cached = min(question.cached_tokens.get(view.worker, 0), max(0, prompt - 1))
+    prefill_s = (prompt - cached) * view.prefill_s_per_token
+    output = min(question.expected_output_tokens, question.max_output_tokens)
+    ttft_s = view.wait_s + view.overhead_s + prefill_s
+    finish_s = ttft_s + output * view.tpot_s
+    usd = view.usd_per_s * (view.overhead_s + prefill_s + output * view.decode_device_s_per_token)
+    leaves = question.warm_worker is not None and question.warm_worker != view.worker
+    switch = question.expected_remaining_turns * view.usd_per_s * prefill_s if leaves else 0.0
+    on_time = 1.0 - miss_probability(ttft_s, question.ttft_slo_s)
+    on_time *= 1.0 - miss_probability(finish_s, question.deadline_s)
+    missed = 1.0 - on_time
+    doubt = 1.0 - question.quality.get(view.tier, 0.0)
+    risk = mistake_usd * doubt
+    return _Scored(
+        score_usd=usd + switch + risk + question.miss_penalty_usd * missed,
+        finish_s=finish_s,
+        ttft_s=ttft_s,
+        doubt=doubt,
+        worker=view.worker,
+        view=view,
+        usd=usd,
+        switch_usd=switch,
+        risk_usd=risk,
+        miss_probability=missed,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+    )
+
+
+def _mistake_usd(question: Question, fleet: Sequence[WorkerView]) -> float:
+    """Dollars of a worse answer; zero when the caller or the loop has chosen the model, or when nothing is estimated."""
+    known = [view for view in fleet if view.tier in question.quality]
+    if not question.mistake_cost or question.asked != AUTO or not known:
+        return 0.0
+    best = max(question.quality[view.tier] for view in known)
+    return question.mistake_cost * min(
+        view.usd_per_s
+        * (view.overhead_s + _TYPICAL_PROMPT * view.prefill_s_per_token + _TYPICAL_OUTPUT * view.decode_device_s_per_token)
+        for view in known
+        if question.quality[view.tier] == best
+    )
+
+
+def _hard_filter(question: Question, view: WorkerView, prompt_tokens: int) -> RejectReason | None:
+    offered = view.model in question.candidates or view.tier in question.candidates
+    if not offered or question.asked not in (AUTO, view.model, view.tier):
+        return "not_allowed"
+    if prompt_tokens >= view.max_context:  # at least one token must fit behind the prompt
+        return "context_too_long"
+    if not view.healthy or view.worker in question.excluded_workers:
+        return "not_healthy"
+    return None
+
+
+def _locked(question: Question, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> list[_Scored]:
+    """Those that serve the locked model, if any does; else the very list that came in."""
+    model = question.locked_model
+    inside = [scored for scored in open_ if scored.view.model == model] if model is not None else []
+    if not inside:
+        return open_
+    closed.extend((scored, "locked_elsewhere") for scored in open_ if scored.view.model != model)
+    return inside
+
+
+def _choose(bar: float, contenders: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> tuple[_Scored, Reason]:
+    """The chosen one; the others join `closed`."""
+    good = [scored for scored in contenders if 1.0 - scored.doubt >= bar]
+    reason: Reason = "cheapest_good_enough" if good else "best_quality"
+    least_doubt = min(scored.doubt for scored in contenders)
+    pool = good or [scored for scored in contenders if scored.doubt == least_doubt]
+    chosen = min(pool, key=_preference)
+    for scored in contenders:
+        if scored is chosen:
+            continue
+        if 1.0 - scored.doubt < bar and (good or scored.doubt > least_doubt):
+            closed.append((scored, "below_quality_bar"))
+        else:
+            closed.append((scored, _why_not(scored, chosen)))
+    return chosen, reason
+
+
+def _why_not(scored: _Scored, chosen: _Scored) -> RejectReason:
+    if scored.score_usd - chosen.score_usd <= _SAME_COST * abs(chosen.score_usd):
+        return "slower_same_cost"
+    without_risk = scored.score_usd - scored.risk_usd < chosen.score_usd - chosen.risk_usd
+    return "too_risky" if without_risk else "costs_more"
+
+
+def _preference(scored: _Scored) -> tuple[float, float, float, float, str]:
+    return scored[:5]
+
+
+def _reason(question: Question, chosen: Reason, *, num_open: int, locked: bool) -> Reason:
+    if question.excluded_workers:
+        return "failover"
+    if question.asked != AUTO:
+        return "asked_by_name"
+    if locked:
+        return "locked_tool_loop"
+    return "only_candidate" if num_open == 1 else chosen
+
+
+def _option(scored: _Scored, question: Question) -> Option:
+    return Option(
+        worker=scored.worker,
+        model=scored.view.model,
+        tier=scored.view.tier,
+        quality=question.quality.get(scored.view.tier, 0.0),
+        prompt_tokens=scored.prompt_tokens,
+        cached_tokens=scored.cached_tokens,
+        ttft_s=scored.ttft_s,
+        finish_s=scored.finish_s,
+        usd=scored.usd,
+        switch_usd=scored.switch_usd,
+        risk_usd=scored.risk_usd,
+        miss_probability=scored.miss_probability,
+        score_usd=scored.score_usd,
+    )
+
+
+def _best_rejected(question: Question, closed: list[tuple[_Scored, RejectReason]]) -> tuple[Rejected, ...]:
+    best = heapq.nsmallest(MAX_REJECTED, closed, key=lambda pair: _preference(pair[0]))
+    return tuple(Rejected(option=_option(scored, question), reason=reason) for scored, reason in best)
+
+
+def _nobody(question: Question, closed: list[tuple[_Scored, RejectReason]]) -> Exception:
+    reasons = {reason for _, reason in closed}
+    if "not_healthy" in reasons:
+        return NoWorker(f'no worker for "{question.asked}" is up right now: try again', retry_after_s=1.0)
+    if "context_too_long" in reasons:
+        longest = max((pair[0] for pair in closed if pair[1] == "context_too_long"), key=lambda s: s.view.max_context)
+        return ContextTooLong(
+            f"prompt has {longest.prompt_tokens:,} tokens, {longest.view.model} takes {longest.view.max_context:,} with its"
+            " answer: shorten it or route to a model with a longer context",
+            param="messages",
+        )
+    return UnknownModel(
+        f'no worker serves "{question.asked}" on this route, which offers {", ".join(question.candidates) or "nothing"}',
+        param="model",
+    )

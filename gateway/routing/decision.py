@@ -1,0 +1,106 @@
+"""The values that deciding takes and gives. A decision carries its reason and every rejected option."""
+
+from typing import Literal
+
+import msgspec
+
+Reason = Literal[
+    "only_candidate",  # nothing else passed the hard filters
+    "asked_by_name",  # the caller named the model
+    "cheapest_good_enough",  # least expected dollars among those over the bar
+    "best_quality",  # none was over the bar: the best of them
+    "locked_tool_loop",  # the run is inside a tool loop on this model
+    "failover",  # the chosen worker was lost before it began
+]
+
+RejectReason = Literal[
+    "not_allowed",  # tenant or route does not offer the model
+    "context_too_long",
+    "not_healthy",
+    "below_quality_bar",
+    "costs_more",
+    "too_risky",  # cheaper, but the dollars do not make up for the doubt
+    "slower_same_cost",
+    "locked_elsewhere",
+]
+
+MAX_REJECTED = 8
+
+
+class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one worker at the moment of deciding. Times in seconds, rates from online regressions.
+
+    `prefill_s_per_token` and `tpot_s` are device-seconds a token; `usd_per_s` is the price of its busy second.
+    """
+
+    worker: str
+    model: str
+    tier: str
+    healthy: bool
+    max_context: int
+    usd_per_s: float
+    running: int
+    max_sequences: int
+    queued_tokens: int
+    wait_s: float
+    overhead_s: float
+    prefill_s_per_token: float
+    tpot_s: float
+    decode_device_s_per_token: float
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """One request as the decision sees it. `prompt_tokens` and `cached_tokens` are by worker (tokenizers differ).
+
+    `quality` is by tier: the calibrated chance that its answer is as good as the top tier's.
+    """
+
+    asked: str
+    candidates: tuple[str, ...]
+    prompt_tokens: dict[str, int]
+    cached_tokens: dict[str, int]
+    max_output_tokens: int
+    expected_output_tokens: float
+    quality: dict[str, float]
+    quality_bar: float
+    mistake_cost: float = 0.0
+    ttft_slo_s: float | None = None
+    deadline_s: float | None = None
+    miss_penalty_usd: float = 0.0
+    locked_model: str | None = None
+    warm_worker: str | None = None
+    expected_remaining_turns: float = 0.0
+    excluded_workers: tuple[str, ...] = ()
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    worker: str
+    model: str
+    tier: str
+    quality: float
+    prompt_tokens: int
+    cached_tokens: int
+    ttft_s: float
+    finish_s: float
+    usd: float
+    switch_usd: float
+    risk_usd: float = 0.0
+    miss_probability: float
+    score_usd: float
+
+
+class Rejected(msgspec.Struct, frozen=True, kw_only=True):
+    option: Option
+    reason: RejectReason
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """`rejected` holds the best MAX_REJECTED with their numbers; `rejected_by_reason` counts them all."""
+
+    id: str
+    reason: Reason
+    chosen: Option
+    rejected: tuple[Rejected, ...] = ()
+    rejected_by_reason: dict[str, int] = {}
+    route: str = ""
+    quality_bar: float = 0.0

@@ -1,0 +1,140 @@
+"""How likely each tier answers as well as the top one: a logistic model on hashed features, calibrated, read from an artefact.
+
+The artefact is JSON: weights in eight bits with one scale a tier, isotonic points, and how, on what and how well it was made.
+"""
+
+import base64
+import bisect
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from gateway.request import Message, Tool
+from gateway.routing import features as _features
+
+ARTEFACT_VERSION = 1
+
+
+class ArtefactError(ValueError):
+    """The file is no quality artefact, or one that this version cannot read; the message says which and what to do."""
+
+
+class Reliability(msgspec.Struct, frozen=True, array_like=True):
+    """One bin of the reliability curve on rows that were not trained on: mean estimate, share that was right, rows."""
+
+    estimated: float
+    observed: float
+    rows: int
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Of calibrated estimates, out of fold. `base_rate` is the share of rows where the tier was as good as the top one."""
+
+    rows: int
+    base_rate: float
+    log_loss: float
+    log_loss_of_base_rate: float
+    auc: float
+    ece: float
+
+
+class TierModel(msgspec.Struct, frozen=True, kw_only=True):
+    """`weights` are signed bytes in base64, times `scale`. `points` are (logit, probability), both rising."""
+
+    scale: float
+    weights: str
+    l2: float = 0.0
+    points: tuple[tuple[float, float], ...]
+    reliability: tuple[Reliability, ...] = ()
+    metrics: Metrics | None = None
+
+
+class FeatureSettings(msgspec.Struct, frozen=True, kw_only=True):
+    version: int = _features.VERSION
+    bits: Annotated[int, msgspec.Meta(ge=8, le=20)] = _features.DEFAULT_BITS
+
+
+class Artefact(msgspec.Struct, frozen=True, kw_only=True):
+    """`top` is the tier that the others are compared with; `data` is a digest of the outcomes it was made from."""
+
+    version: int = ARTEFACT_VERSION
+    top: str
+    features: FeatureSettings = FeatureSettings()
+    tiers: dict[str, TierModel]
+    rows: int
+    data: str
+    command: str
+
+
+class _Tier:
+    def __init__(self, model: TierModel, size: int) -> None:
+        raw = array("b", base64.b64decode(model.weights, validate=True))
+        if len(raw) != size:
+            raise ValueError(f"{len(raw)} weights instead of {size}")
+        if not model.points:
+            raise ValueError("no calibration points")
+        self.weights = [weight * model.scale for weight in raw]
+        self.logits = [logit for logit, _ in model.points]
+        self.chances = [chance for _, chance in model.points]
+
+    def estimate(self, indices: Sequence[int]) -> float:
+        return interpolated(sum(map(self.weights.__getitem__, indices)), self.logits, self.chances)
+
+
+class QualityModel:
+    """Immutable once loaded; safe to share."""
+
+    def __init__(self, artefact: Artefact) -> None:
+        """Raises ArtefactError."""
+        if artefact.version != ARTEFACT_VERSION or artefact.features.version != _features.VERSION:
+            raise ArtefactError(
+                f"made for artefact version {artefact.version} and feature version {artefact.features.version}, this is "
+                f"{ARTEFACT_VERSION} and {_features.VERSION}: train it again with `headway router train`"
+            )
+        self.artefact = artefact
+        self._bits = artefact.features.bits
+        try:
+            self._tiers = {name: _Tier(model, 1 << self._bits) for name, model in artefact.tiers.items()}
+        except ValueError as error:
+            raise ArtefactError(f"its weights are damaged: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> "QualityModel":
+        """Raises ArtefactError, which names the file."""
+        try:
+            return cls(msgspec.json.decode(path.read_bytes(), type=Artefact))
+        except (OSError, msgspec.DecodeError, ArtefactError) as error:
+            raise ArtefactError(f"{path}: {error}") from error
+
+    def features(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        return _features.features(messages, tools, bits=self._bits)
+
+    def estimate(self, indices: Sequence[int]) -> dict[str, float]:
+        """By tier, the chance that its answer is as good as the top tier's, for what `features` gave."""
+        found = {name: tier.estimate(indices) for name, tier in self._tiers.items()}
+        found[self.artefact.top] = 1.0
+        return found
+
+    def judge(self, messages: Sequence[Message], tools: Sequence[Tool]) -> dict[str, float]:
+        """`estimate` of `features`."""
+        return self.estimate(self.features(messages, tools))
+
+
+def top_only(tiers: Sequence[str]) -> dict[str, float]:
+    """What stands in for estimates when the policy has no router: only the last tier is good enough, and where a route
+    does not offer it, the last that it does."""
+    return {tier: 1.0 if tier == tiers[-1] else 1e-6 * (rank + 1) for rank, tier in enumerate(tiers)}
+
+
+def interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Piecewise linear through the points, level outside of them. `xs` must rise."""
+    right = bisect.bisect_right(xs, x)
+    if right == 0:
+        return ys[0]
+    if right == len(xs):
+        return ys[-1]
+    part = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
+    return ys[right - 1] + part * (ys[right] - ys[right - 1])

@@ -1,0 +1,123 @@
+"""Requests that wait for a worker, and which goes next. Pure and bounded; the order is made when one is taken, not before.
+
+band      interactive > agent turn > new run > batch
+in a band the tenant with the least uncached work per weight, then runs by (not resident, attained service, arrival)
+"""
+
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+
+import msgspec
+
+
+class Band(IntEnum):
+    """Lower runs first."""
+
+    INTERACTIVE = 0
+    AGENT_TURN = 1
+    NEW_RUN = 2
+    BATCH = 3
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """One request in the queue. `attained` is its run's work so far in tokens; `deadline` is when waiting is pointless."""
+
+    request: int
+    tenant: str
+    run: str
+    band: Band
+    arrival: float
+    deadline: float
+    uncached_tokens: int
+    resident: bool = False
+    attained: float = 0.0
+
+
+class RunQueue:
+    """At most `max_waiting` requests; `weights` of tenants default to one."""
+
+    def __init__(self, max_waiting: int, weights: Mapping[str, float] | None = None) -> None:
+        self._max_waiting = max_waiting
+        self._weights = weights or {}
+        self._waiting: dict[int, Waiting] = {}
+        self._work: dict[str, float] = {}
+        self._per_tenant: dict[str, int] = {}
+        self._uncached = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def uncached_tokens(self) -> int:
+        """Of all that wait."""
+        return self._uncached
+
+    def push(self, item: Waiting) -> bool:
+        """False when the queue is full. A request that is already there is replaced and keeps its arrival."""
+        old = self._waiting.get(item.request)
+        if old is None and len(self._waiting) >= self._max_waiting:
+            return False
+        if old is not None:
+            self._take(old)
+            item = msgspec.structs.replace(item, arrival=old.arrival)
+        if item.tenant not in self._per_tenant:  # whoever was away has saved up nothing
+            floor = min((self._work[tenant] for tenant in self._per_tenant), default=0.0)
+            self._work = {tenant: self._work[tenant] for tenant in self._per_tenant} | {
+                item.tenant: max(self._work.get(item.tenant, 0.0), floor)
+            }
+        self._per_tenant[item.tenant] = self._per_tenant.get(item.tenant, 0) + 1
+        self._waiting[item.request] = item
+        self._uncached += item.uncached_tokens
+        return True
+
+    def pop(self, ready: Callable[[Waiting], bool] = lambda _: True) -> Waiting | None:
+        """The first in order for which `ready` holds, charged to its tenant; None when there is no such one."""
+        for item in sorted(self._waiting.values(), key=self._order) if len(self._waiting) > 1 else list(self._waiting.values()):
+            if ready(item):
+                self._work[item.tenant] += max(1, item.uncached_tokens) / self._weights.get(item.tenant, 1.0)
+                self._take(item)
+                return item
+        return None
+
+    def cancel(self, request: int) -> bool:
+        """False when it does not wait (any more)."""
+        item = self._waiting.get(request)
+        if item is not None:
+            self._take(item)
+        return item is not None
+
+    def expire(self, now: float) -> list[Waiting]:
+        """Takes out and returns those whose deadline has passed, the longest waiting first."""
+        late = sorted((w for w in self._waiting.values() if w.deadline <= now), key=lambda w: (w.arrival, w.request))
+        for item in late:
+            self._take(item)
+        return late
+
+    def next_deadline(self) -> float | None:
+        return min((item.deadline for item in self._waiting.values()), default=None)
+
+    def position(self, request: int) -> int | None:
+        """How many would go before it."""
+        item = self._waiting.get(request)
+        if item is None:
+            return None
+        mine = self._order(item)
+        return sum(self._order(other) < mine for other in self._waiting.values())
+
+    def _order(self, item: Waiting) -> tuple[int, float, str, bool, float, float, int]:
+        work = self._work[item.tenant]
+        return (item.band, work, item.tenant, not item.resident, item.attained, item.arrival, item.request)
+
+    def _take(self, item: Waiting) -> None:
+        del self._waiting[item.request]
+        self._uncached -= item.uncached_tokens
+        self._per_tenant[item.tenant] -= 1
+        if not self._per_tenant[item.tenant]:
+            del self._per_tenant[item.tenant]
+
+    def check(self) -> None:
+        """Asserts the invariants; for tests."""
+        assert len(self._waiting) <= self._max_waiting
+        assert self._uncached == sum(item.uncached_tokens for item in self._waiting.values())
+        assert sum(self._per_tenant.values()) == len(self._waiting)
+        assert self._per_tenant.keys() <= self._work.keys()

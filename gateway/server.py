@@ -1,0 +1,78 @@
+"""Runs a gateway on a port: Granian's embedded server, one process, one event loop. SIGINT and SIGTERM end everything."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+
+import uvloop
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+
+from gateway.app import Gateway, build_app
+from gateway.auth import check_bind
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.supervisor import Command, worker_command
+from gateway.policy.schema import Policy
+from gateway.settings import Settings
+
+log = logging.getLogger("headway")
+
+
+def make_server(gateway: Gateway, host: str, port: int) -> Server:
+    return Server(
+        build_app(gateway),
+        address=host,
+        port=port,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        log_enabled=False,
+        backlog=1024,
+    )
+
+
+def run(policy: Policy, settings: Settings, env: Mapping[str, str], *, command: Command = worker_command) -> None:
+    """Serves until SIGINT or SIGTERM. Raises KeylessBindError, and OSError when the port is taken."""
+    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    host = settings.host or policy.listen.host
+    port = settings.port if settings.port is not None else policy.listen.port
+    check_bind(policy, host)
+    uvloop.run(_serve(policy, settings, env, host, port, command))
+
+
+async def _serve(policy: Policy, settings: Settings, env: Mapping[str, str], host: str, port: int, command: Command) -> None:
+    gateway = Gateway(policy, settings, Fleet(policy, env=env, command=command))
+    server = make_server(gateway, host, port)
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _stop_or_leave, stopping)
+    announcing = asyncio.create_task(_announce(gateway, host, port))
+    serving = asyncio.create_task(server.serve())
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    announcing.cancel()
+    if waiting.done():
+        await gateway.drain(settings.stop_grace_s)
+        server.stop()  # type: ignore[no-untyped-call]
+    waiting.cancel()
+    await serving
+
+
+def _stop_or_leave(stopping: asyncio.Event) -> None:
+    """The second signal does not wait: our workers end as their stdin closes."""
+    if stopping.is_set():
+        os._exit(130)
+    stopping.set()
+
+
+async def _announce(gateway: Gateway, host: str, port: int) -> None:
+    print(f"listening on http://{host}:{port}; loading {len(gateway.fleet.links)} workers", file=sys.stderr, flush=True)
+    while missing := gateway.fleet.missing():
+        await asyncio.sleep(0.1)
+        for name in missing.keys() - gateway.fleet.missing().keys():
+            print(f"{name}: up", file=sys.stderr, flush=True)
+    print(f"ready on http://{host}:{port}", file=sys.stderr, flush=True)

@@ -1,0 +1,98 @@
+"""What one model makes of a conversation: its text and its token ids, equal to what `transformers` gives.
+
+Tokenizing releases the interpreter lock and may run on a thread; nothing here changes after construction.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from gateway.request import Message, Tool
+from gateway.text.anchors import Anchors, Places, common_prefix
+from gateway.text.model_files import ModelFiles, parse_files, read_directory
+from gateway.text.template import ChatTemplate
+
+
+class Encoded(NamedTuple):
+    """A prompt: `ids` are the tokens of `text` (uint32); `anchors` and `fingerprint` let the next one start from it."""
+
+    text: str
+    ids: "array[int]"
+    anchors: Places
+    fingerprint: str
+
+
+class ModelText:
+    """One model's tokenizer and chat template. Equal fingerprints mean equal ids for every conversation."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        self.fingerprint = files.fingerprint
+        self._tokenizer = files.tokenizer
+        self._template = ChatTemplate(files.templates, files.special_tokens)
+        self._anchors = Anchors(files.tokenizer)
+
+    @classmethod
+    def from_directory(cls, path: Path) -> Self:
+        """Raises ValueError that names the directory and the file which is missing or wrong."""
+        try:
+            return cls.from_files(read_directory(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        """`files` by name, as in `model_files.FILES`. Raises ValueError that names the file which is missing or wrong."""
+        return cls(parse_files(files))
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime) -> str:
+        """The prompt's text, up to where the answer begins. Raises BadRequest when the template refuses."""
+        return self._template.render(messages, tools, now=now)
+
+    def encode(self, text: str) -> "array[int]":
+        """Token ids (uint32) of a text as it stands: nothing is added, special tokens in it are recognised."""
+        return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime, previous: Encoded | None = None
+    ) -> Encoded:
+        """Renders and encodes. `previous` is any earlier prompt: what it shares with this one is not tokenized again.
+
+        Raises BadRequest when the template refuses.
+        """
+        return self.continue_from(previous, self.render(messages, tools, now=now))
+
+    def continue_from(self, previous: Encoded | None, text: str) -> Encoded:
+        """Encodes `text` from the last anchor that lies wholly in what it shares with `previous`."""
+        if previous is None or previous.fingerprint != self.fingerprint:
+            return self._from_scratch(text)
+        if previous.text == text:
+            return previous
+        kept = self._num_kept_anchors(previous, common_prefix(previous.text, text))
+        if kept == 0:
+            return self._from_scratch(text)
+        chars, tokens = previous.anchors.chars[: kept - 1], previous.anchors.tokens[: kept - 1]
+        char, token = previous.anchors.chars[kept - 1], previous.anchors.tokens[kept - 1]
+        tail = text[char:]
+        tail_ids = self.encode(tail)
+        places = self._anchors.find(tail, tail_ids)
+        if places is None:
+            return self._from_scratch(text)
+        chars.extend(char + n for n in places.chars)
+        tokens.extend(token + n for n in places.tokens)
+        return Encoded(text, previous.ids[:token] + tail_ids, Places(chars, tokens), self.fingerprint)
+
+    def _from_scratch(self, text: str) -> Encoded:
+        ids = self.encode(text)
+        places = self._anchors.find(text, ids) or Places(array("I"), array("I"))
+        return Encoded(text, ids, places, self.fingerprint)
+
+    def _num_kept_anchors(self, previous: Encoded, common: int) -> int:
+        """How many anchors of `previous` end within its first `common` characters."""
+        places = previous.anchors
+        kept = bisect_right(places.chars, common)
+        while kept and places.chars[kept - 1] + self._anchors.length(previous.ids[places.tokens[kept - 1]]) > common:
+            kept -= 1
+        return kept

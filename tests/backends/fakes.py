@@ -1,0 +1,118 @@
+"""Fakes of the engine's neighbours. The fake model reads its context from pages, so that one wrong page shows as wrong text."""
+
+import threading
+from collections.abc import Sequence
+
+from backends.limits import Limits
+from backends.sampler import Sampled
+from backends.scheduler import Work
+from backends.wire import Hello
+
+VOCABULARY = 97
+EOS = 0
+
+
+class LetterDecoder:
+    """One character a token, so that text is tokens."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(letter(token) for token in ids if token != EOS or not skip_special_tokens)
+
+
+def letter(token: int) -> str:
+    return chr(0x100 + token)
+
+
+def tokens_of(text: str) -> list[int]:
+    return [ord(character) - 0x100 for character in text]
+
+
+def after(state: int, token: int) -> int:
+    return (state * 6_364_136_223_846_793_005 + token * 1_442_695_040_888_963_407 + 1) % 2**64
+
+
+def next_token(state: int) -> int:
+    return (state >> 33) % VOCABULARY
+
+
+def reference(prompt: Sequence[int], count: int) -> list[int]:
+    """What the fake model says, with nothing in between."""
+    state = 0
+    for token in prompt:
+        state = after(state, token)
+    said: list[int] = []
+    while len(said) < count and (not said or said[-1] != EOS):
+        said.append(next_token(state))
+        state = after(state, said[-1])
+    return said
+
+
+class FakeRunner:
+    """Keeps, in the slot of each token, a state that depends on all tokens so far. `gate` can hold a step back."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._size = limits.page_size
+        self._slots = [-1] * (limits.num_pages * limits.page_size)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fails = False
+        self.computed: list[int] = []
+
+    def run(self, work: Sequence[Work]) -> list[Sampled | None]:
+        self.gate.wait(10)
+        if self.fails:
+            raise RuntimeError("the fake model was told to fail")
+        self.computed.append(sum(one.length for one in work))
+        return [self._run(one) for one in work]
+
+    def _run(self, work: Work) -> Sampled | None:
+        sequence, start, count = work
+        state = self._slots[self._slot(work, start - 1)] if start else 0
+        assert state >= 0, "a slot is read that was never written"
+        for position in range(start, start + count):
+            state = after(state, sequence.tokens[position])
+            self._slots[self._slot(work, position)] = state
+        return Sampled(next_token(state), -0.5, ((1, -0.5),)) if work.samples else None
+
+    def _slot(self, work: Work, position: int) -> int:
+        return work.sequence.pages[position // self._size] * self._size + position % self._size
+
+
+class Ticks:
+    """A clock of nanoseconds that moves when it is looked at."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000
+
+    def __call__(self) -> int:
+        self.now_ns += 1_237
+        return self.now_ns
+
+
+def limits(**changed: int) -> Limits:
+    return Limits(
+        max_context=changed.get("max_context", 200),
+        vocab_size=VOCABULARY,
+        num_pages=changed.get("num_pages", 64),
+        page_size=changed.get("page_size", 4),
+        max_sequences=changed.get("max_sequences", 4),
+        prefill_tokens=changed.get("prefill_tokens", 32),
+        eos_tokens=frozenset({EOS}),
+        kv_bytes=16,
+        fingerprint="fake",
+    )
+
+
+def hello(of: Limits) -> Hello:
+    return Hello(
+        protocol=1,
+        model="fake",
+        fingerprint=of.fingerprint,
+        device="cpu",
+        max_context=of.longest,
+        page_size=of.page_size,
+        num_pages=of.num_pages,
+        max_sequences=of.max_sequences,
+        eos_tokens=(EOS,),
+        kernels={},
+    )

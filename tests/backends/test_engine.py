@@ -1,0 +1,291 @@
+"""The engine on a fake model: whatever is mixed, shared, preempted or aborted, each sequence says what it would say alone."""
+
+import random
+from array import array
+from typing import Any
+
+import pytest
+
+from backends.engine import Engine
+from backends.limits import Limits
+from backends.wire import Finished, Sampling, Submit, TokenLogprob, page_names
+from tests.backends.fakes import EOS, FakeRunner, LetterDecoder, Ticks, letter, limits, reference, tokens_of
+
+
+class Rig:
+    """An engine, and what it said to whom."""
+
+    def __init__(self, of: Limits, seed: int = 0) -> None:
+        self.runner = FakeRunner(of)
+        self.clock = Ticks()
+        self.engine = Engine(self.runner, LetterDecoder(), of, clock_ns=self.clock, rng=random.Random(seed))
+        self.text: dict[int, str] = {}
+        self.counted: dict[int, int] = {}
+        self.finished: dict[int, Finished] = {}
+
+    def submit(
+        self, request: int, prompt: list[int], *, priority: int = 0, salt: str = "", chain: str = "", **sampling: object
+    ) -> None:
+        options = Sampling(**{"max_tokens": 8, **sampling})  # type: ignore[arg-type]
+        message = Submit(
+            request=request,
+            prompt=array("I", prompt).tobytes(),
+            sampling=options,
+            priority=priority,
+            cache_salt=salt,
+            chain=chain,
+        )
+        self.engine.submit("me", message)
+        self.collect()
+
+    def step(self) -> None:
+        self.engine.step()
+        self.engine.check()
+        self.collect()
+
+    def run(self, limit: int = 10_000) -> None:
+        for _ in range(limit):
+            if not self.engine.has_work:
+                return
+            self.step()
+        raise AssertionError("the engine does not come to an end")
+
+    def collect(self) -> None:
+        output = self.engine.take_output()
+        for pieces in output.pieces.values():
+            for piece in pieces:
+                self.text[piece.request] = self.text.get(piece.request, "") + piece.text
+                self.counted[piece.request] = self.counted.get(piece.request, 0) + piece.num_tokens
+        for _, finished in output.finished:
+            assert finished.request not in self.finished, "finished twice"
+            self.finished[finished.request] = finished
+
+
+def said(prompt: list[int], count: int) -> str:
+    return "".join(letter(token) for token in reference(prompt, count) if token != EOS)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
+    rng = random.Random(seed)
+    of = limits(
+        num_pages=rng.choice((14, 24, 60)),
+        page_size=rng.choice((1, 3, 4)),
+        max_sequences=rng.choice((1, 3, 5)),
+        prefill_tokens=rng.choice((1, 7, 64)),
+        max_context=40,
+    )
+    rig = Rig(of, seed)
+    stems = [[rng.randrange(1, 97) for _ in range(12)] for _ in range(3)]
+    asked: dict[int, tuple[list[int], int]] = {}
+    aborted: set[int] = set()
+    for request in range(40):
+        prompt = (rng.choice(stems)[: rng.randrange(1, 12)] + [rng.randrange(1, 97) for _ in range(rng.randrange(4))])[
+            : of.longest - 1
+        ]
+        asked[request] = prompt, rng.randrange(1, 12)
+        rig.submit(
+            request,
+            prompt,
+            priority=rng.randrange(3),
+            salt=rng.choice("ab"),
+            chain=rng.choice("xyz"),
+            max_tokens=asked[request][1],
+        )
+        for _ in range(rng.randrange(4)):
+            if rig.engine.has_work:
+                rig.step()
+        if rng.random() < 0.15:
+            victim = rng.randrange(request + 1)
+            rig.engine.abort("me", victim)
+            aborted.add(victim)
+        if rng.random() < 0.1:
+            rig.engine.reprioritize("me", rng.randrange(request + 1), rng.randrange(3))
+        if rng.random() < 0.1:
+            rig.engine.index.retain(rng.choice("xyz"), rng.choice((0.0, 0.5, 2.0)))
+        rig.engine.check()
+    rig.run()
+    assert set(rig.finished) == set(asked)
+    for request, (prompt, count) in asked.items():
+        expected = said(prompt, min(count, of.longest - len(prompt)))
+        finished = rig.finished[request]
+        if finished.reason == "refused":
+            assert finished.error_code == "too_many"
+        elif finished.reason == "abort":
+            assert request in aborted and expected.startswith(rig.text.get(request, ""))
+        else:
+            assert rig.text.get(request, "") == expected
+            assert rig.counted[request] == finished.num_output_tokens
+
+
+def test_a_second_turn_reuses_the_pages_of_the_first() -> None:
+    rig = Rig(limits(page_size=4))
+    first = [5] * 10
+    rig.submit(1, first, max_tokens=7, ignore_eos=True)
+    rig.run()
+    history = first + reference(first, 7)
+    rig.submit(2, [*history, 9])
+    rig.run()
+    assert rig.finished[2].num_cached_tokens == 16 == len(history) - 1
+    assert rig.text[2] == said([*history, 9], 8)
+
+
+def test_prompts_with_different_salts_never_share_pages() -> None:
+    rig = Rig(limits())
+    for request, salt in enumerate(("a", "b", "a")):
+        rig.submit(request, [7] * 20, salt=salt)
+        rig.run()
+    assert [rig.finished[request].num_cached_tokens for request in range(3)] == [0, 0, 16]
+
+
+def test_resident_pages_have_the_names_that_a_gateway_computes() -> None:
+    rig = Rig(limits(page_size=4))
+    prompt = list(range(1, 18))
+    rig.submit(1, prompt, max_tokens=1, salt="s")
+    rig.run()
+    stored, removed = rig.engine.index.take_changes()
+    assert stored == page_names(array("I", prompt).tobytes(), page_size=4, fingerprint="fake", cache_salt="s")
+    assert removed == []
+
+
+def test_an_abort_frees_pages_at_once() -> None:
+    rig = Rig(limits())
+    rig.submit(1, [3] * 30, max_tokens=50, ignore_eos=True)
+    rig.step()
+    rig.step()
+    assert rig.engine.pool.num_used
+    rig.engine.abort("me", 1)
+    rig.engine.check()
+    assert rig.engine.pool.num_used == 0 and not rig.engine.has_work
+    rig.collect()
+    assert rig.finished[1].reason == "abort" and rig.finished[1].device_s > 0
+
+
+def test_aborting_what_is_unknown_does_nothing() -> None:
+    rig = Rig(limits())
+    rig.engine.abort("me", 99)
+    rig.collect()
+    assert not rig.finished
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "code"),
+    [
+        ([1] * 200, {}, "too_long"),
+        ([], {}, "bad_prompt"),
+        ([1, 97], {}, "bad_prompt"),
+        ([1], {"max_tokens": 0}, "bad_sampling"),
+        ([1], {"temperature": -1.0}, "bad_sampling"),
+        ([1], {"top_p": 0.0}, "bad_sampling"),
+        ([1], {"top_k": -1}, "bad_sampling"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_one_finished(prompt: list[int], sampling: dict[str, Any], code: str) -> None:
+    rig = Rig(limits())
+    rig.submit(1, prompt, **sampling)
+    assert (rig.finished[1].reason, rig.finished[1].error_code) == ("refused", code)
+    assert not rig.engine.has_work
+
+
+def test_what_never_fits_the_pool_is_refused_and_what_just_fits_is_not() -> None:
+    rig = Rig(limits(num_pages=5, page_size=4))
+    rig.submit(1, [2] * 20)
+    assert rig.finished[1].error_code == "too_long"
+    rig.submit(2, [2] * 19, max_tokens=50)
+    rig.run()
+    assert rig.finished[2].reason == "length" and rig.finished[2].num_output_tokens == 1
+
+
+def test_too_many_waiting_are_refused() -> None:
+    rig = Rig(limits(max_sequences=2))
+    for request in range(5):
+        rig.submit(request, [1, 2, 3])
+    assert [rig.finished[request].error_code for request in rig.finished] == ["too_many"] * 3
+
+
+def test_a_draining_engine_finishes_what_runs_and_refuses_what_comes() -> None:
+    rig = Rig(limits())
+    rig.submit(1, [4, 4])
+    rig.engine.draining = True
+    rig.submit(2, [4, 4])
+    rig.run()
+    assert rig.finished[2].error_code == "draining" and rig.text[1] == said([4, 4], 8)
+
+
+def test_a_stop_string_ends_the_text_before_it() -> None:
+    rig = Rig(limits())
+    whole = said([6, 6], 8)
+    rig.submit(1, [6, 6], stop=("never", whole[3:5]), ignore_eos=True)
+    rig.run()
+    assert rig.text[1] == whole[:3]
+    assert (rig.finished[1].reason, rig.finished[1].stop_text, rig.finished[1].num_output_tokens) == ("stop", whole[3:5], 5)
+    assert rig.counted[1] == 5
+
+
+def test_text_held_for_a_stop_string_comes_at_the_end() -> None:
+    rig = Rig(limits())
+    whole = said([6, 6], 8)
+    rig.submit(1, [6, 6], stop=(whole[-2:] + "x",), ignore_eos=True)
+    rig.run()
+    assert rig.text[1] == whole and rig.finished[1].reason == "length"
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_read_in_chunks() -> None:
+    rig = Rig(limits(prefill_tokens=8, num_pages=100))
+    rig.submit(1, [1, 2], max_tokens=30, ignore_eos=True)
+    rig.step()
+    rig.submit(2, [3] * 80, max_tokens=2)
+    for expected in range(2, 10):
+        rig.step()
+        assert rig.counted[1] == expected
+    assert max(rig.runner.computed) <= 8 + 1
+
+
+def test_a_higher_priority_displaces_a_lower_one_that_later_goes_on() -> None:
+    rig = Rig(limits(max_sequences=1))
+    rig.submit(1, [1] * 9, priority=5, max_tokens=20, ignore_eos=True)
+    rig.step()
+    rig.step()
+    rig.submit(2, [2] * 9, priority=0, max_tokens=3, ignore_eos=True)
+    rig.step()
+    assert 2 in rig.counted and rig.engine.scheduler.num_preemptions == 1
+    rig.run()
+    assert list(rig.finished) == [2, 1]
+    assert rig.text[1] == "".join(letter(t) for t in reference_without_end([1] * 9, 20))
+
+
+def reference_without_end(prompt: list[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + count:
+        tokens += reference(tokens, 1)
+    return [token for token in tokens[len(prompt) :] if token != EOS]
+
+
+def test_every_nanosecond_of_a_step_is_charged_to_somebody() -> None:
+    rig = Rig(limits())
+    start_ns = rig.clock.now_ns
+    for request in range(4):
+        rig.submit(request, [request + 1] * (5 * request + 1), max_tokens=3 + request)
+        rig.step()
+    rig.run()
+    meter = rig.engine.meter
+    assert meter.attributed_ns == meter.busy_ns
+    assert sum(round(f.device_s * 1e9) for f in rig.finished.values()) == meter.busy_ns
+    assert all(f.num_steps and 1 <= f.mean_batch <= 4 and f.device_s >= f.prefill_device_s > 0 for f in rig.finished.values())
+    assert meter.busy_ns + meter.idle_ns <= rig.clock.now_ns - start_ns + 1_237
+
+
+def test_logprobs_come_with_their_text() -> None:
+    rig = Rig(limits())
+    message = Submit(
+        request=1, prompt=array("I", [5, 5]).tobytes(), sampling=Sampling(max_tokens=3, top_logprobs=1, ignore_eos=True)
+    )
+    rig.engine.submit("me", message)
+    logprobs: list[TokenLogprob] = []
+    while rig.engine.has_work:
+        rig.engine.step()
+        for piece in rig.engine.take_output().pieces.get("me", []):
+            assert len(piece.logprobs) == piece.num_tokens
+            logprobs += piece.logprobs
+    assert [tokens_of(one.text)[0] for one in logprobs] == reference_without_end([5, 5], 3)
+    assert logprobs[0].top == ((letter(1), -0.5),)

@@ -1,0 +1,62 @@
+"""Every kernel multiplies, and the probe chooses among those that keep the stored weights."""
+
+import pytest
+import torch
+
+from backends.checkpoint import Weight, stack
+from backends.linear import KERNELS, LinearChooser, Timing, candidates, fastest, quantize_rows
+
+
+def weight(bias: bool = False) -> Weight:
+    generator = torch.Generator().manual_seed(0)
+    return Weight(torch.randn(48, 64, generator=generator), None, torch.randn(48, generator=generator) if bias else None)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 33])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("kernel", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("w8a8", 0.03)])
+def test_kernels_multiply(kernel: str, tolerance: float, bias: bool, rows: int) -> None:
+    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.linear(x, weight(bias).values, weight(bias).bias)
+    found = KERNELS[kernel](weight(bias), torch.float32)(x)
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_w8a8_takes_rows_of_zeros_and_a_bfloat16_stream() -> None:
+    linear = KERNELS["w8a8"](weight(), torch.bfloat16)
+    found = linear(torch.zeros(2, 64, dtype=torch.bfloat16))
+    assert found.dtype is torch.bfloat16 and not found.any()
+
+
+def test_stored_int8_is_used_as_it_is() -> None:
+    values, scale = quantize_rows(weight())
+    stored = Weight(values, scale)
+    again, same = quantize_rows(stored)
+    assert again is values and same is scale
+    assert (stored.dense(torch.float32) - weight().values).abs().max() <= scale.max() / 2 * 1.001
+    assert stack([stored, stored]).scale.shape == (96, 1)  # type: ignore[union-attr]
+
+
+def test_auto_only_weighs_kernels_that_keep_the_stored_weights() -> None:
+    assert candidates(torch.float32, torch.float32) == ["float32"]
+    assert candidates(torch.bfloat16, torch.float32) == ["float32", "bfloat16"]
+    assert candidates(torch.int8, torch.float32) == ["float32", "w8a8"]
+    assert candidates(torch.float32, torch.bfloat16) == ["bfloat16"]
+
+
+def test_the_first_kernel_is_kept_unless_another_is_clearly_faster() -> None:
+    assert fastest([Timing("float32", 10, 100), Timing("bfloat16", 9.8, 98)]) == "float32"
+    assert fastest([Timing("float32", 10, 100), Timing("bfloat16", 12, 30)]) == "bfloat16"
+    assert fastest([Timing("float32", 10, 100), Timing("bfloat16", 12, 30)], prefills=False) == "float32"
+
+
+def test_what_is_asked_for_is_taken_and_a_shape_is_probed_once() -> None:
+    chooser = LinearChooser("w8a8", torch.float32, "cpu")
+    chooser.build(weight())
+    assert chooser.chosen_for_layers == ["w8a8"]
+    probing = LinearChooser("auto", torch.float32, "cpu")
+    stored = Weight(weight().values.bfloat16())
+    probing.build(stored)
+    probing.build(stored)
+    assert len(probing.timings) == 1 and len(probing.chosen_for_layers) == 2
+    assert probing.reasons()[0].startswith("64 x 48 in ")

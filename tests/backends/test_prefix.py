@@ -1,0 +1,163 @@
+"""Pages and the prefix index under random walks: nothing is lost, nothing is shared that must not be."""
+
+import random
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.pages import PagePool
+from backends.prefix import Namer, PrefixIndex
+from backends.wire import page_names
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.integers(1, 9), st.text(max_size=5))
+def test_pages_named_one_by_one_have_the_names_of_the_wire(ids: list[int], page_size: int, salt: str) -> None:
+    tokens = array("I", ids)
+    namer, names = Namer("weights", salt), list[bytes]()
+    for start in range(0, len(ids) - len(ids) % page_size, page_size):
+        names.append(namer.after(names[-1] if names else b"", tokens[start : start + page_size].tobytes()))
+    assert names == page_names(tokens.tobytes(), page_size=page_size, fingerprint="weights", cache_salt=salt)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_pool_keeps_every_page_in_one_state(seed: int) -> None:
+    rng, pool = random.Random(seed), PagePool(12)
+    held: list[int] = []
+    cached: set[int] = set()
+    for _ in range(400):
+        choice = rng.randrange(4)
+        if choice == 0 and pool.num_free:
+            held.append(pool.take())
+        elif choice == 1 and held:
+            page = held.pop(rng.randrange(len(held)))
+            keep = rng.random() < 0.5
+            if pool.give_back(page, keep=keep) and keep:
+                cached.add(page)
+        elif choice == 2 and (cached or held):
+            page = rng.choice([*cached, *held])
+            pool.hold(page)
+            cached.discard(page)
+            held.append(page)
+        elif choice == 3 and cached:
+            pool.forget(cached.pop())
+        pool.check()
+        assert (pool.num_used, pool.num_cached) == (len(set(held)), len(cached))
+
+
+class Walker:
+    """Sequences over a small alphabet that share prefixes, grow, and end."""
+
+    def __init__(self, seed: int, num_pages: int) -> None:
+        self.rng = random.Random(seed)
+        self.index = PrefixIndex(PagePool(num_pages))
+        self.sequences: list[tuple[list[bytes], list[int]]] = []
+        self.resident: set[bytes] = set()
+
+    def begin(self) -> None:
+        names = [b"%d" % self.rng.randrange(2)]
+        while self.rng.random() < 0.8:
+            names.append(names[-1] + b"%d" % self.rng.randrange(2))
+        matched = self.index.match(names)
+        fresh = len(names) - len(matched)
+        if fresh + self.index.cached_among(matched) > self.index.available:
+            return
+        chain = self.rng.choice(("", "a", "b", "c", "d", "e"))
+        self.index.hold(matched, chain)
+        pages = [*matched, *self.index.take(fresh)]
+        for i in range(len(matched), len(names)):
+            pages[i] = self.index.insert(names[i], names[i - 1] if i else b"", pages[i], chain)
+        self.sequences.append((names, pages))
+
+    def end(self) -> None:
+        if self.sequences:
+            _, pages = self.sequences.pop(self.rng.randrange(len(self.sequences)))
+            self.index.give_back(pages)
+
+    def settle(self) -> None:
+        """What was reported, followed from the outside, is what is there."""
+        self.index.check()
+        stored, removed = self.index.take_changes()
+        assert not self.resident & set(stored) and set(removed) <= self.resident
+        self.resident = (self.resident - set(removed)) | set(stored)
+        assert self.resident == set(self.index.names())
+        for names, pages in self.sequences:
+            assert self.index.match(names) == pages
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_an_index_survives_a_random_walk_and_reports_every_change(seed: int) -> None:
+    walker = Walker(seed, num_pages=10 + seed)
+    for _ in range(300):
+        walker.rng.choice((walker.begin, walker.begin, walker.end))()
+        if walker.rng.random() < 0.2:
+            walker.index.retain(walker.rng.choice("abcde"), walker.rng.choice((0.0, 0.3, 1.0, 3.0)))
+        walker.settle()
+    while walker.sequences:
+        walker.end()
+        walker.settle()
+
+
+def filled(index: PrefixIndex, name: bytes, chain: str, parent: bytes = b"") -> int:
+    """A page that becomes resident and is let go of."""
+    above = index.match([parent]) if parent else []
+    index.hold(above, chain)
+    page = index.insert(name, parent, index.take(1)[0], chain)
+    index.give_back([*above, page])
+    return page
+
+
+def test_the_least_recently_used_page_goes_first() -> None:
+    index = PrefixIndex(PagePool(3))
+    for name in (b"a", b"b", b"c"):
+        filled(index, name, "")
+    index.hold(index.match([b"a"]), "")
+    index.give_back(index.match([b"a"]))
+    filled(index, b"d", "")
+    assert set(index.names()) == {b"a", b"c", b"d"}
+
+
+def test_children_go_before_their_parents() -> None:
+    index = PrefixIndex(PagePool(3))
+    filled(index, b"a", "")
+    filled(index, b"ab", "", b"a")
+    filled(index, b"abc", "", b"ab")
+    index.give_back(index.take(2))
+    assert index.names() == [b"a"]
+
+
+def test_a_chain_of_lower_score_goes_first_and_of_score_zero_at_once() -> None:
+    index = PrefixIndex(PagePool(3))
+    filled(index, b"a", "keep")
+    filled(index, b"b", "drop")
+    filled(index, b"c", "plain")
+    index.retain("keep", 5.0)
+    index.retain("drop", 0.1)
+    filled(index, b"d", "plain")
+    assert set(index.names()) == {b"a", b"c", b"d"}
+    index.retain("plain", 0.0)
+    assert index.names() == [b"a"]
+    index.check()
+
+
+def test_a_released_chain_lets_go_of_nothing_that_another_shares() -> None:
+    index = PrefixIndex(PagePool(4))
+    filled(index, b"a", "one")
+    filled(index, b"ab", "two", b"a")
+    index.retain("one", 0.0)
+    assert index.names() == [b"a", b"ab"]
+    index.retain("two", 0.0)
+    assert index.names() == []
+
+
+def test_releasing_a_very_long_chain_does_not_recurse() -> None:
+    index, parent, held = PrefixIndex(PagePool(5000)), b"", list[int]()
+    for i in range(5000):
+        name = b"%d" % i
+        held.append(index.insert(name, parent, index.take(1)[0], "long"))
+        parent = name
+    index.retain("long", 0.0)
+    assert len(index.names()) == 5000
+    index.give_back(held)
+    assert index.names() == [] and index.available == 5000

@@ -1,0 +1,69 @@
+"""Shares of a step sum to it exactly, follow what was caused, and the fit finds the coefficients."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.meter import Meter
+from backends.step_cost import Caused, StepCost
+
+CAUSED = st.builds(Caused, st.integers(1, 4096), st.floats(0, 1e5), st.integers(0, 2**40))
+
+
+def true_cost(caused: list[Caused]) -> float:
+    tokens = sum(one.tokens for one in caused)
+    mixed = sum(one.tokens * one.context for one in caused)
+    return 1e-3 + 2e-5 * tokens + 3e-9 * mixed + 1e-10 * sum(one.kv_bytes for one in caused)
+
+
+def some_step(rng: random.Random) -> list[Caused]:
+    caused = []
+    for _ in range(rng.randrange(1, 9)):
+        tokens, context = rng.choice((1, 1, 1, 64, 256)), rng.randrange(1, 3000)
+        caused.append(Caused(tokens, float(context), context * 8192))
+    return caused
+
+
+@given(st.lists(CAUSED, min_size=1, max_size=20), st.integers(0, 10**12), st.lists(CAUSED, min_size=1), st.floats(1e-6, 100))
+def test_shares_sum_to_the_step_exactly(caused: list[Caused], dt_ns: int, seen: list[Caused], seen_s: float) -> None:
+    cost = StepCost()
+    for _ in range(2):
+        shares = cost.split(caused, dt_ns)
+        assert sum(shares) == dt_ns and min(shares) >= 0
+        cost.observe(seen, seen_s)
+
+
+def test_the_fit_finds_what_a_step_costs() -> None:
+    rng, cost = random.Random(0), StepCost()
+    for _ in range(1500):
+        step = some_step(rng)
+        cost.observe(step, true_cost(step) * rng.uniform(0.9, 1.1))
+    a, b, c, d = cost.coefficients
+    for step in (some_step(rng) for _ in range(50)):
+        found = a + sum(one.tokens * (b + c * one.context) + d * one.kv_bytes for one in step)
+        assert found == pytest.approx(true_cost(step), rel=0.15)
+    assert min(a, b, c, d) >= 0
+
+
+def test_who_causes_more_pays_more_and_the_fixed_part_is_shared() -> None:
+    rng, cost = random.Random(1), StepCost()
+    for _ in range(500):
+        step = some_step(rng)
+        cost.observe(step, true_cost(step))
+    decode, prefill = cost.split([Caused(1, 100.0, 100 * 8192), Caused(256, 128.0, 256 * 8192)], 10_000_000)
+    assert 0 < decode < prefill
+    assert cost.split([Caused(1, 50.0, 50), Caused(1, 50.0, 50)], 1001) in ([500, 501], [501, 500])
+
+
+def test_busy_and_idle_are_the_wall_time() -> None:
+    rng, now_ns = random.Random(2), 12_345
+    meter = Meter(now_ns)
+    for _ in range(1000):
+        now_ns += rng.randrange(10**7)
+        if rng.random() < 0.5:
+            meter.busy_until(now_ns)
+        else:
+            meter.idle_until(now_ns)
+    assert meter.busy_ns + meter.idle_ns == now_ns - 12_345

@@ -1,0 +1,52 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.request import Message, Tool
+from gateway.routing.features import feature_names, features
+
+WEATHER = Tool(name="get_weather", parameters={"properties": {"city": {"type": "string"}}})
+messages = st.lists(
+    st.builds(Message, role=st.sampled_from(["system", "user", "assistant", "tool"]), content=st.text(max_size=200)),
+    max_size=8,
+)
+
+
+def user(text: str) -> Message:
+    return Message(role="user", content=text)
+
+
+@given(messages, st.lists(st.builds(Tool, name=st.text(max_size=5)), max_size=3), st.integers(8, 18))
+def test_any_conversation_has_features_within_bounds(conversation: list[Message], tools: list[Tool], bits: int) -> None:
+    found = features(conversation, tools, bits=bits)
+    assert found == sorted(set(found))
+    assert all(0 <= index < 1 << bits for index in found)
+    assert found == features(conversation, tools, bits=bits)
+
+
+def test_their_number_is_bounded_however_long_the_text() -> None:
+    assert len(features([user("word one two 3, 4. " * 100_000)], [])) < 1000
+
+
+def test_system_text_does_not_count() -> None:
+    system = Message(role="system", content="You are careful. 1, 2, 3.")
+    assert features([system, user("What is 2 + 3?")], []) == features([user("What is 2 + 3?")], [])
+
+
+def test_values_do_not_count_but_sizes_do() -> None:
+    few = features([user("Sort ascending: 12, 34, 56, 78, 90")], [])
+    assert few == features([user("Sort ascending: 91, 23, 45, 67, 11")], [])
+    assert few != features([user("Sort ascending: 12, 34, 56, 78, 90, 11, 22, 33")], [])
+
+
+def test_structure_says_what_a_person_would() -> None:
+    structure, ngrams = feature_names([user("What is 57 + 68?")], [WEATHER])
+    assert {"tools=1", "numbers=2", "carries=2", "lengths=2,2", "last=user", "open what is"} <= set(structure)
+    assert "what is" in ngrams
+    borrowing, _ = feature_names([user("What is 52 - 8?")], [])
+    assert {"borrows=1", "carries=1"} <= set(borrowing)
+
+
+def test_a_tool_loop_shows() -> None:
+    loop = [user("q"), Message(role="assistant"), Message(role="tool", content="7", tool_call_id="x")]
+    structure, _ = feature_names(loop, [WEATHER])
+    assert {"last=tool", "results=1", "tools=1&results=1"} <= set(structure)

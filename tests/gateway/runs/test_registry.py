@@ -1,0 +1,144 @@
+import random
+
+import pytest
+
+from gateway.request import Message, ToolCall
+from gateway.runs.identity import Identity, mint_call_id
+from gateway.runs.registry import Chain, Runs, in_tool_loop
+
+SECRET = b"k" * 16
+
+
+def user(text: str) -> Message:
+    return Message(role="user", content=text)
+
+
+def says(text: str) -> Message:
+    return Message(role="assistant", content=text)
+
+
+def inferred(runs: Runs, *messages: Message, tenant: str = "t", random_id: str = "new") -> Identity:
+    return runs.infer(messages, tenant=tenant, secret=SECRET, random_id=random_id)
+
+
+def began(runs: Runs, name: str, *messages: Message, answer: str = "yes", tenant: str = "t", now: float = 0.0) -> Chain:
+    """A new run of one answered turn."""
+    _, chain = runs.touch(Identity(f"{tenant}:{name}", f"{tenant}:{name}", None, "new", False), tenant=tenant, now=now)
+    runs.dispatched(chain, model="m", worker="w")
+    runs.answered(chain, messages, says(answer), tenant=tenant)
+    runs.check()
+    return chain
+
+
+def test_a_history_that_ends_in_our_answer_is_continued() -> None:
+    runs = Runs(10, 900)
+    began(runs, "a", user("hi"))
+    found = inferred(runs, user("hi"), says(" yes "), user("and then?"))
+    assert (found.run, found.source) == ("t:a", "history")
+    assert inferred(runs, user("hi"), says("no"), user("and then?")).source == "new"
+    assert inferred(runs, user("hi")).run == "t:run-new"
+    assert inferred(runs, user("hi"), says("yes"), user("x"), tenant="other").source == "new"
+
+
+def test_two_runs_that_look_alike_are_not_merged() -> None:
+    runs = Runs(10, 900)
+    began(runs, "a", user("hi"))
+    began(runs, "b", user("hi"))
+    assert inferred(runs, user("hi"), says("yes"), user("go on")).source == "new"
+
+
+def test_of_two_alike_the_one_that_has_not_gone_on_is_meant() -> None:
+    runs = Runs(10, 900)
+    a = began(runs, "a", user("hi"))
+    runs.answered(a, (user("hi"), says("yes"), user("go on")), says("gone"), tenant="t")
+    began(runs, "b", user("hi"))
+    assert inferred(runs, user("hi"), says("yes"), user("go on")).run == "t:b"
+
+
+def test_a_retry_of_an_older_turn_stays_in_its_run() -> None:
+    runs = Runs(10, 900)
+    a = began(runs, "a", user("hi"))
+    runs.answered(a, (user("hi"), says("yes"), user("go on")), says("gone"), tenant="t")
+    assert inferred(runs, user("hi"), says("yes"), user("do something else")).run == "t:a"
+
+
+def test_minted_ids_make_tool_loops_exact() -> None:
+    runs = Runs(10, 900)
+    for name in ("a", "b"):
+        began(runs, name, user("hi"))
+    call_id = mint_call_id(SECRET, "t:b", 0, tenant="t")
+    call = Message(role="assistant", tool_calls=(ToolCall(id=call_id, name="f", arguments="{}"),))
+    result = Message(role="tool", content="3", tool_call_id=call_id)
+    found = inferred(runs, user("hi"), call, result)
+    assert (found.run, found.source) == ("t:b", "call_id")
+    assert inferred(runs, user("hi"), call, result, tenant="u").source == "new"
+
+
+def test_tool_loops_end_with_the_users_turn() -> None:
+    assert in_tool_loop([user("a"), Message(role="tool", content="1", tool_call_id="x")])
+    assert not in_tool_loop([Message(role="tool", content="1", tool_call_id="x"), user("b")])
+    assert not in_tool_loop([])
+
+
+def test_sums_and_locks_are_kept() -> None:
+    runs = Runs(10, 900)
+    chain = began(runs, "a", user("hi"))
+    assert (chain.locked_model, chain.warm_worker, chain.turns) == ("m", "w", 1)
+    for _ in range(2):
+        runs.charged(
+            "t:a",
+            device_s=1.0,
+            usd=0.5,
+            saved_usd=0.1,
+            all_large_usd=2.0,
+            prompt_tokens=100,
+            cached_tokens=40,
+            output_tokens=10,
+        )
+    run = runs.get("t:a")
+    assert run is not None
+    assert (run.usd, run.device_s, run.turns, run.attained, run.public_id) == (1.0, 2.0, 1, 140, "a")
+    runs.worker_lost("w")
+    assert chain.warm_worker is None
+
+
+def test_remaining_turns_are_learned() -> None:
+    runs = Runs(1000, 900)
+    first = began(runs, "first", user("q"))
+    assert runs.expected_remaining_turns(first) == 0
+    for number in range(50):
+        chain = began(runs, f"run-{number}", user(str(number)))
+        for _ in range(3):
+            runs.dispatched(chain, model="m", worker="w")
+    _, fresh = runs.touch(Identity("t:z", "t:z", None, "new", False), tenant="t", now=0.0)
+    assert runs.expected_remaining_turns(fresh) == pytest.approx(3.0, abs=0.1)
+
+
+def test_the_longest_idle_run_makes_room_and_idle_ones_expire() -> None:
+    runs = Runs(2, 900)
+    for now, name in enumerate("abc"):
+        began(runs, name, user(name), now=float(now))
+    assert [run.public_id for run in runs.all()] == ["b", "c"]
+    assert inferred(runs, user("a"), says("yes"), user("x")).source == "new"
+    assert [run.public_id for run in runs.expire(901.0)] == ["b"]
+    assert runs.finish("t:c") is not None
+    assert runs.finish("t:c") is None
+    assert len(runs) == 0
+    runs.check()
+
+
+def test_a_random_walk_stays_bounded_and_whole() -> None:
+    rng, runs = random.Random(11), Runs(20, 50)
+    for now in range(3000):
+        name = f"t:{rng.randrange(60)}"
+        chain_name = name if rng.random() < 0.7 else f"{name}#{rng.randrange(400)}"
+        _, chain = runs.touch(Identity(name, chain_name, None, "session-id", False), tenant="t", now=float(now))
+        history = [user(str(rng.randrange(5))) for _ in range(rng.randrange(1, 4))]
+        runs.dispatched(chain, model="m", worker="w")
+        runs.answered(chain, history, says(str(rng.randrange(3))), tenant="t")
+        if rng.random() < 0.05:
+            runs.finish(name)
+        if rng.random() < 0.05:
+            runs.expire(float(now))
+        if now % 20 == 0:
+            runs.check()

@@ -1,0 +1,132 @@
+import random
+
+import msgspec
+
+from gateway.scheduling.queue import Band, RunQueue, Waiting
+
+
+def item(request: int, **changes: object) -> Waiting:
+    plain = Waiting(
+        request=request,
+        tenant="t",
+        run=f"run-{request}",
+        band=Band.NEW_RUN,
+        arrival=float(request),
+        deadline=1e9,
+        uncached_tokens=100,
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def drained(queue: RunQueue) -> list[int]:
+    order = []
+    while (one := queue.pop()) is not None:
+        order.append(one.request)
+    return order
+
+
+def test_bands_go_before_everything_else() -> None:
+    queue = RunQueue(10)
+    for request, band in enumerate([Band.BATCH, Band.NEW_RUN, Band.AGENT_TURN, Band.INTERACTIVE]):
+        queue.push(item(request, band=band))
+    assert drained(queue) == [3, 2, 1, 0]
+
+
+def test_in_a_band_the_resident_then_the_least_served_then_the_first() -> None:
+    queue = RunQueue(10)
+    queue.push(item(1, attained=50.0))
+    queue.push(item(2))
+    queue.push(item(3))
+    queue.push(item(4, resident=True, attained=900.0))
+    assert drained(queue) == [4, 2, 3, 1]
+
+
+def test_tenants_share_by_weight_in_uncached_work() -> None:
+    queue = RunQueue(1000, {"heavy": 3.0})
+    for request in range(200):
+        queue.push(item(request, tenant="heavy" if request % 2 else "light"))
+    first = [queue.pop() for _ in range(80)]
+    heavy = sum(one is not None and one.tenant == "heavy" for one in first)
+    assert 58 <= heavy <= 62
+    queue.check()
+
+
+def test_a_tenant_that_was_away_has_saved_up_nothing() -> None:
+    queue = RunQueue(1000)
+    for request in range(50):
+        queue.push(item(request, tenant="busy"))
+    for _ in range(25):
+        queue.pop()
+    for request in range(100, 150):
+        queue.push(item(request, tenant="late"))
+    next_ten = [queue.pop() for _ in range(10)]
+    assert sum(one is not None and one.tenant == "late" for one in next_ten) in (5, 6)
+
+
+def test_pop_passes_over_what_is_not_ready() -> None:
+    queue = RunQueue(10)
+    queue.push(item(1))
+    queue.push(item(2))
+    taken = queue.pop(lambda one: one.request == 2)
+    assert taken is not None
+    assert taken.request == 2
+    assert queue.pop(lambda one: False) is None
+    assert len(queue) == 1
+
+
+def test_it_is_bounded_and_a_retry_replaces_its_first() -> None:
+    queue = RunQueue(2)
+    assert queue.push(item(1))
+    assert queue.push(item(2))
+    assert not queue.push(item(3))
+    assert queue.push(item(2, arrival=99.0, uncached_tokens=7))
+    assert queue.uncached_tokens == 107
+    queue.check()
+    taken = queue.pop(lambda one: one.request == 2)
+    assert taken is not None
+    assert (taken.arrival, taken.uncached_tokens) == (2.0, 7)
+
+
+def test_the_late_are_taken_out_the_longest_waiting_first() -> None:
+    queue = RunQueue(10)
+    for request, deadline in ((1, 30.0), (2, 10.0), (3, 20.0)):
+        queue.push(item(request, deadline=deadline))
+    assert queue.next_deadline() == 10.0
+    assert [one.request for one in queue.expire(20.0)] == [2, 3]
+    assert queue.cancel(1)
+    assert not queue.cancel(1)
+    assert (len(queue), queue.next_deadline(), queue.uncached_tokens) == (0, None, 0)
+
+
+def test_position_is_how_many_go_before() -> None:
+    queue = RunQueue(10)
+    for request in (1, 2, 3):
+        queue.push(item(request))
+    assert [queue.position(request) for request in (1, 2, 3, 4)] == [0, 1, 2, None]
+
+
+def test_a_random_walk_keeps_the_counts() -> None:
+    rng, queue, inside = random.Random(5), RunQueue(40), set[int]()
+    for step in range(3000):
+        match rng.randrange(4):
+            case 0 | 1:
+                one = item(
+                    step,
+                    tenant=rng.choice("abc"),
+                    band=rng.choice(list(Band)),
+                    uncached_tokens=rng.randrange(500),
+                    deadline=step + rng.randrange(200),
+                )
+                if queue.push(one):
+                    inside.add(step)
+                else:
+                    assert len(inside) == 40
+            case 2:
+                taken = queue.pop(lambda one: one.request % 3 != 0)
+                if taken is not None:
+                    inside.remove(taken.request)
+            case _:
+                inside -= {one.request for one in queue.expire(step)}
+        queue.check()
+        assert len(queue) == len(inside)
+    assert inside

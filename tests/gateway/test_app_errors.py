@@ -1,0 +1,152 @@
+"""What a caller does wrong gets a clear 4xx in OpenAI's shape, on every endpoint, and leaves nothing behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.auth import KeylessBindError, check_bind
+from gateway.policy.schema import Device, Model, Policy, Route, Worker
+from tests.served import Served, ask, serve
+
+KEYED = """
+tenants:
+  alice: {keys: [key-of-alice]}
+  bob: {keys: [key-of-bob], models: [small]}
+limits: {max_body_bytes: 100000}
+"""
+HI = [{"role": "user", "content": "hi"}]
+
+WRONG: list[tuple[dict[str, Any], int, str, str | None]] = [
+    (ask(model="gpt-9"), 404, "model_not_found", "model"),
+    (ask(messages="hi"), 400, "invalid_request", "messages"),
+    (ask(messages=[{"role": "user", "content": 5}]), 400, "invalid_request", "messages[0].content"),
+    (ask(max_tokens="many"), 400, "invalid_request", "max_tokens"),
+    (ask(n=2), 400, "unsupported_parameter", "n"),
+    (ask(logit_bias={"5": 1}), 400, "unsupported_parameter", "logit_bias"),
+    (ask(surprise=True), 400, None, "surprise"),  # type: ignore[list-item]
+    (ask("word " * 5000), 400, "context_length_exceeded", "messages"),
+]
+
+
+def assert_error(body: dict[str, Any], code: str | None, param: str | None = None) -> None:
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    assert code is None or body["error"]["code"] == code
+    assert param is None or body["error"]["param"] == param
+
+
+def assert_nothing_left(served: Served) -> None:
+    for worker in served.workers.values():
+        assert worker.num_live == 0
+        assert worker.free_pages + worker.cached_pages == worker.hello.num_pages
+    assert len(served.gateway.queue) == 0
+    assert all(not link.streams and not link.credits.live for link in served.gateway.fleet.links.values())
+
+
+async def test_wrong_requests_are_told_what_is_wrong(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        for body, status, code, param in WRONG:
+            for stream in (False, True):
+                got, answer = await served.chat(body | {"stream": stream})
+                assert got == status, answer
+                assert_error(answer, code, param)
+        assert not any(worker.submitted for worker in served.workers.values())
+        assert_nothing_left(served)
+
+
+async def test_what_is_no_json_is_a_400(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        for data in (b"", b"{", b"[]", b"\xff\xfe", b'{"model": "auto"}', b'"x"'):
+            async with served.http.post(f"{served.url}/v1/chat/completions", data=data) as answer:
+                assert answer.status == 400
+                assert_error(await answer.json(), None)
+
+
+async def test_framework_errors_have_the_same_shape(tmp_path: Path) -> None:
+    cases = [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("POST", "/v1/models", 405, "method_not_allowed"),
+        ("GET", "/v1/headway/explain", 405, "method_not_allowed"),
+        ("GET", "/v1/headway/runs/none-such", 404, "not_found"),
+        ("GET", "/v1/models/none-such", 404, "not_found"),
+    ]
+    async with serve(tmp_path) as served:
+        for method, path, status, code in cases:
+            async with served.http.request(method, served.url + path) as answer:
+                assert answer.status == status
+                assert_error(await answer.json(), code)
+
+
+async def test_a_huge_body_is_refused_whether_or_not_its_length_is_announced(tmp_path: Path) -> None:
+    async def chunks() -> Any:
+        for _ in range(50):
+            yield b"x" * 10_000
+
+    async with serve(tmp_path, more=KEYED) as served:
+        for path in ("/v1/chat/completions", "/v1/headway/explain"):
+            for data in (b"x" * 200_000, chunks()):
+                headers = {"authorization": "Bearer key-of-alice"}
+                async with served.http.post(served.url + path, data=data, headers=headers) as answer:
+                    assert answer.status == 413
+                    assert_error(await answer.json(), "body_too_large")
+
+
+async def test_keys_are_asked_for_and_tenants_see_only_their_own(tmp_path: Path) -> None:
+    async with serve(tmp_path, more=KEYED) as served:
+        for headers in (
+            {},
+            {"authorization": "Bearer nope"},
+            {"authorization": "Basic key-of-alice"},
+            {"x-api-key": "k" * 9000},
+        ):
+            for path in ("/v1/models", "/v1/headway/workers", "/v1/headway/runs/r1"):
+                async with served.http.get(served.url + path, headers=headers) as answer:
+                    assert answer.status == 401
+                    assert_error(await answer.json(), "invalid_api_key")
+            async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(), headers=headers) as answer:
+                assert answer.status == 401
+                assert_error(await answer.json(), "invalid_api_key")
+        alice = {"authorization": "Bearer key-of-alice", "x-headway-run-id": "r1"}
+        bob = {"x-api-key": "key-of-bob"}
+        async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(), headers=alice) as answer:
+            assert answer.status == 200
+            assert answer.headers["x-headway-run-id"] == "r1"
+        async with served.http.get(f"{served.url}/v1/headway/runs/r1", headers=alice) as answer:
+            assert (await answer.json())["turns"] == 1
+        async with served.http.get(f"{served.url}/v1/headway/runs/r1", headers=bob) as answer:
+            assert answer.status == 404
+        async with served.http.get(f"{served.url}/v1/models", headers=bob) as answer:
+            assert {model["id"] for model in (await answer.json())["data"]} == {"auto", "small", "pico"}
+        async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(model="nano"), headers=bob) as answer:
+            assert answer.status == 403
+
+
+async def test_tenants_never_share_cached_pages(tmp_path: Path) -> None:
+    async with serve(tmp_path, more=KEYED) as served:
+        body = ask("the same long prefix " * 20, model="pico")
+        cached = []
+        for key in ("key-of-alice", "key-of-alice", "key-of-bob"):
+            headers = {"authorization": f"Bearer {key}"}
+            async with served.http.post(f"{served.url}/v1/chat/completions", json=body, headers=headers) as answer:
+                cached.append(int(answer.headers["x-headway-cached-tokens"]))
+        assert cached[0] == 0
+        assert cached[1] > 0
+        assert cached[2] == 0
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
+def test_without_keys_only_loopback_may_be_bound(host: str) -> None:
+    policy = Policy(
+        version=1,
+        devices={"cpu": Device(usd_per_hour=1)},
+        tiers=("t",),
+        models={"m": Model(path="m", tier="t")},
+        workers={"w": Worker(model="m", device="cpu")},
+        routes=(Route(name="r", candidates=("t",)),),
+    )
+    check_bind(policy, "127.0.0.1")
+    with pytest.raises(KeylessBindError, match="tenants"):
+        check_bind(policy, host)

@@ -1,0 +1,106 @@
+"""Waiting: credits are never exceeded, what waits is bounded, and the event loop stays free."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+from gateway.text.model_text import ModelText
+from tests.served import ask, fake, serve, until
+
+
+async def test_a_worker_never_gets_more_than_its_credits(tmp_path: Path) -> None:
+    worker = fake("nano", max_sequences=2)
+    async with serve(tmp_path, workers={"nano-0": worker}) as served:
+        answers = await asyncio.gather(*(served.chat(ask(f"question {n}")) for n in range(20)))
+        assert [status for status, _ in answers] == [200] * 20
+        assert worker.refused == 0
+        assert len(served.gateway.queue) == 0
+
+
+async def test_a_full_queue_turns_away_at_once_and_says_when_to_come_back(tmp_path: Path) -> None:
+    worker = fake("nano", max_sequences=1)
+    async with serve(tmp_path, workers={"nano-0": worker}, more="limits: {max_queued_requests: 2}") as served:
+        worker.hold()
+        waiting = [asyncio.create_task(served.chat(ask(f"question {n}"))) for n in range(3)]
+        await until(lambda: len(served.gateway.queue) == 2)
+        async with served.http.post(f"{served.url}/v1/chat/completions", json=ask()) as answer:
+            assert answer.status == 429
+            assert int(answer.headers["retry-after"]) >= 1
+            assert int(answer.headers["retry-after-ms"]) >= 1
+            assert (await answer.json())["error"]["code"] == "overloaded"
+        worker.release()
+        assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
+
+
+async def test_a_request_that_waits_too_long_is_told_so(tmp_path: Path) -> None:
+    worker = fake("nano", max_sequences=1)
+    async with serve(tmp_path, workers={"nano-0": worker}, more="limits: {max_queue_s: 0.2}") as served:
+        worker.hold()
+        first = asyncio.create_task(served.chat())
+        await until(lambda: worker.num_live == 1)
+        status, body = await served.chat()
+        assert status == 429
+        assert "no worker had room" in body["error"]["message"]
+        worker.release()
+        assert (await first)[0] == 200
+
+
+async def test_a_stream_that_waits_gets_comments_and_then_its_answer(tmp_path: Path) -> None:
+    worker = fake("nano")
+    async with serve(tmp_path, workers={"nano-0": worker}) as served:
+        served.gateway.chat._comment_every_s = 0.05
+        worker.hold()
+        async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(stream=True)) as answer:
+            assert answer.status == 200
+            assert await answer.content.readline() == b": waiting\n"
+            worker.release()
+            rest = await answer.content.read()
+        assert rest.endswith(b"data: [DONE]\n\n")
+        assert rest.count(b'"role":"assistant"') == 1
+
+
+async def test_a_failure_after_a_comment_is_an_error_event(tmp_path: Path) -> None:
+    worker = fake("nano")
+    async with serve(tmp_path, workers={"nano-0": worker}) as served:
+        served.gateway.chat._comment_every_s = 0.05
+        worker.hold()
+        async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(stream=True)) as answer:
+            assert await answer.content.readline() == b": waiting\n"
+            worker.drop_links()
+            rest = await answer.content.read()
+        assert b'"code":"no_worker"' in rest
+        assert b"[DONE]" not in rest
+
+
+async def test_long_text_is_tokenized_off_the_event_loop_which_goes_on_meanwhile(tmp_path: Path) -> None:
+    """No clock: the loop must have turned many times between the start and the end of the one long call."""
+    turns = 0
+    seen: list[tuple[int, int]] = []
+    async with serve(tmp_path) as served:
+        text = next(link.text for link in served.gateway.fleet.links.values())
+        assert text is not None
+        encode = text.encode
+
+        def watched(chars: str) -> "object":
+            before = turns
+            ids = encode(chars)
+            seen.append((threading.get_ident(), turns - before))
+            return ids
+
+        for link in served.gateway.fleet.links.values():
+            assert isinstance(link.text, ModelText)
+            link.text.encode = watched  # type: ignore[method-assign,assignment]
+
+        async def spin() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        spinner = asyncio.create_task(spin())
+        status, body = await served.chat(ask("some words of a long text " * 40_000))
+        spinner.cancel()
+    assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+    thread, turned = seen[0]
+    assert thread != threading.get_ident()
+    assert turned > 10

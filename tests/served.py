@@ -1,0 +1,123 @@
+"""A gateway on a free loopback port in front of fake workers, all in this event loop; what the surface tests talk to."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from openai import AsyncOpenAI
+
+from gateway.accounting.ledger import MemoryLedger
+from gateway.accounting.spans import SpanWriter
+from gateway.app import Gateway
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.supervisor import Command, worker_command
+from gateway.policy.load import load_policy
+from gateway.server import make_server
+from gateway.settings import Settings
+from tests.fake_worker import FakeWorker, assets_of
+
+ROOT = Path(__file__).parent.parent
+PICO = ROOT / "backends" / "zoo" / "pico"
+
+POLICY = """
+version: 1
+devices: {{cpu: {{usd_per_hour: 3.6}}}}
+tiers: [small, large]
+models:
+  pico: {{path: {pico}, tier: small}}
+  nano: {{path: {pico}, tier: large}}
+workers:
+{workers}
+routes:
+  - {{name: default, candidates: [small, large]}}
+{more}
+"""
+
+
+@dataclass(slots=True)
+class Served:
+    url: str
+    gateway: Gateway
+    ledger: MemoryLedger
+    http: aiohttp.ClientSession
+    workers: dict[str, FakeWorker] = field(default_factory=dict)
+
+    def client(self, key: str = "none", **options: Any) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+
+    async def chat(self, body: dict[str, Any] | None = None, **changes: Any) -> tuple[int, dict[str, Any]]:
+        async with self.http.post(f"{self.url}/v1/chat/completions", json=(body or ask()) | changes) as answer:
+            return answer.status, await answer.json()
+
+
+def ask(text: str = "hello", **more: Any) -> dict[str, Any]:
+    return {"model": "auto", "max_tokens": 8, "messages": [{"role": "user", "content": text}], **more}
+
+
+async def until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Waits for what other tasks bring about."""
+    async with asyncio.timeout(timeout_s):
+        while not holds():  # noqa: ASYNC110  the condition is anybody's
+            await asyncio.sleep(0.005)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def fake(model: str = "fake", **options: Any) -> FakeWorker:
+    return FakeWorker(assets_of(PICO), model=model, **options)
+
+
+@asynccontextmanager
+async def serve(
+    folder: Path,
+    *,
+    workers: dict[str, FakeWorker] | None = None,
+    local: dict[str, str] | None = None,
+    more: str = "",
+    command: Command = worker_command,
+    env: dict[str, str] | None = None,
+    spans: SpanWriter | None = None,
+    wait_for_local: bool = True,
+) -> AsyncIterator[Served]:
+    """`workers` are fakes reached by URL, called `MODEL-N`; `local` are started by the gateway, as `NAME: MODEL`."""
+    workers = {"pico-0": fake("pico"), "nano-0": fake("nano")} if workers is None and local is None else workers or {}
+    lines = [f"  {name}: {{model: {model}, device: cpu, threads: 1}}" for name, model in (local or {}).items()]
+    async with AsyncExitStack() as stack:
+        for name, worker in workers.items():
+            listen = f"unix://{folder}/{name}.sock"
+            await worker.start(listen)
+            stack.push_async_callback(worker.stop)
+            lines.append(f"  {name}: {{model: {name.split('-')[0]}, device: cpu, url: '{listen}'}}")
+        file = folder / "policy.yaml"
+        file.write_text(POLICY.format(pico=PICO, workers="\n".join(lines), more=more))
+        policy = load_policy(file, {})
+        ledger = MemoryLedger()
+        fleet = Fleet(policy, env=env or {}, command=command, progress=lambda line: None)
+        gateway = Gateway(policy, Settings(), fleet, ledger=ledger, spans=spans)
+        port = free_port()
+        server = make_server(gateway, "127.0.0.1", port)
+        serving = asyncio.create_task(server.serve())
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        try:
+            names = [*workers, *(local or {} if wait_for_local else {})]
+            await until(lambda: serving.done() or all(fleet.links[name].healthy for name in names), 100)
+            await until(lambda: _listens(port))
+            yield Served(f"http://127.0.0.1:{port}", gateway, ledger, http, workers)
+        finally:
+            server.stop()  # type: ignore[no-untyped-call]
+            await serving
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
