@@ -49,7 +49,7 @@ class Engine:
         self.draining = False
         self.num_prompt_tokens = self.num_cached_tokens = self.num_output_tokens = 0
         self._runner, self._decoder = runner, decoder
-        self._clock_ns, self._rng = clock_ns, rng
+        self.clock_ns, self._rng = clock_ns, rng
         self._live: dict[tuple[Hashable, int], Sequence] = {}
         self._output = Output()
         self._arrivals = 0
@@ -83,7 +83,7 @@ class Engine:
         """Of a request that is gone: nothing happens, its `Finished` is on its way."""
         sequence = self._live.get((owner, request))
         if sequence is not None:
-            self._finish(sequence, "abort", self._clock_ns())
+            self._finish(sequence, "abort", self.clock_ns())
 
     def abandon(self, owner: Hashable) -> None:
         """The owner is gone, and with it whoever would read."""
@@ -126,7 +126,7 @@ class Engine:
             namer=Namer(self.limits.fingerprint, submit.cache_salt),
             detokenizer=Detokenizer(self._decoder),
             stops=StopFilter(sampling.stop),
-            charge=Charge(self._clock_ns()),
+            charge=Charge(self.clock_ns()),
         )
 
     def _commit(self, work: SequenceOf[Work], sampled: SequenceOf[Sampled | None]) -> None:
@@ -137,7 +137,7 @@ class Engine:
             self.scheduler.computed(one.sequence, one.length)
             if token is not None:
                 ended += self._gain(one.sequence, token)
-        now_ns = self._clock_ns()
+        now_ns = self.clock_ns()
         self._charge(work, prefilling, started_ns, now_ns)
         for sequence, reason, stop_text in ended:
             self._finish(sequence, reason, now_ns, stop_text)

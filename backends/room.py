@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from backends.desk import Command, Desk, Outgoing
-from backends.engine import Clock, Engine
+from backends.engine import Engine
 
 IDLE_REPORT_S = 1.0
 """An idle worker wakes this often to say how long it has been idle."""
@@ -20,12 +20,11 @@ class EngineRoom:
         self,
         engine: Engine,
         *,
-        clock_ns: Clock,
         send: Callable[[list[Outgoing]], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._engine, self._desk = engine, Desk(engine)
-        self._clock_ns, self._send, self._failed = clock_ns, send, failed
+        self._send, self._failed = send, failed
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -56,8 +55,8 @@ class EngineRoom:
         if engine.has_work:
             engine.step()
         else:
-            engine.meter.idle_until(self._clock_ns())
-        self._send_if_any(self._desk.report(self._clock_ns()))
+            engine.meter.idle_until(engine.clock_ns())
+        self._send_if_any(self._desk.report(self._engine.clock_ns()))
         return True
 
     def _take_commands(self, *, wait: bool) -> bool:
@@ -68,11 +67,11 @@ class EngineRoom:
             except queue.Empty:
                 return True
             if wait:
-                self._engine.meter.idle_until(self._clock_ns())
+                self._engine.meter.idle_until(self._engine.clock_ns())
                 wait = False
             if command is None:
                 return False
-            self._send_if_any(self._desk.take(command, self._clock_ns()))
+            self._send_if_any(self._desk.take(command, self._engine.clock_ns()))
 
     def _send_if_any(self, outgoing: list[Outgoing]) -> None:
         if outgoing:

@@ -185,12 +185,14 @@ def encode(message: Down | Up) -> bytes:
 
 def decode_down(frame: bytes) -> Down:
     """Raises msgspec.ValidationError or DecodeError on a frame that is no such message."""
-    return _down_decoder.decode(frame)
+    message: Down = _down_decoder.decode(frame)
+    return message
 
 
 def decode_up(frame: bytes) -> Up:
     """Raises msgspec.ValidationError or DecodeError on a frame that is no such message."""
-    return _up_decoder.decode(frame)
+    message: Up = _up_decoder.decode(frame)
+    return message
 
 
 def page_names(prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: str) -> list[bytes]:

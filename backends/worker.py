@@ -1,7 +1,6 @@
 """One worker in this process: an engine on its thread behind a server on the running event loop. Whoever opens it closes it."""
 
 import asyncio
-import time
 
 from aiohttp import web
 
@@ -21,7 +20,7 @@ class Worker:
         self.engine = engine
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
-        self._room = EngineRoom(engine, clock_ns=time.perf_counter_ns, send=self._send, failed=self._failed)
+        self._room = EngineRoom(engine, send=self._send, failed=self._failed)
         self._server = Server(hello, files, registry_for(engine, hello.model), post=self._room.post, token=token)
         self._runner = web.AppRunner(self._server.app(), access_log=None, shutdown_timeout=0.2)
 

@@ -10,6 +10,7 @@ most dollars saved per answer lost to pico first. Oracle: pico where pico is rig
 import asyncio
 import random
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -127,7 +128,7 @@ def _by_cell(rows: list[Row]) -> list[tuple[object, ...]]:
     return lines
 
 
-def _mean(values: Any) -> float:
+def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return sum(listed) / len(listed)
 

@@ -6,6 +6,7 @@
 import asyncio
 import json
 import sys
+from typing import cast
 
 import uvloop
 
@@ -41,8 +42,7 @@ class _Server(asyncio.Protocol):
     whole, streamed = _completion(), _stream()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport, self.unread = transport, b""
+        self.transport, self.unread = cast(asyncio.Transport, transport), b""
 
     def data_received(self, data: bytes) -> None:
         self.unread += data

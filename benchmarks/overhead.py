@@ -168,7 +168,8 @@ def _headway() -> Iterator[str]:
         text = re.sub(r"workers:\n(  .*\n)+", "workers:\n" + "\n".join(workers) + "\n", text)
         policy = Path(folder) / "policy.yaml"
         policy.write_text(text)
-        yield stack.enter_context(gateway(policy))
+        environment = {"HEADWAY_SPANS": f"file:{folder}/spans.jsonl", "HEADWAY_LEDGER": f"{folder}/ledger.sqlite"}
+        yield stack.enter_context(gateway(policy, environment))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 from granian.constants import Interfaces
@@ -16,7 +17,7 @@ _upstream = os.environ.get("PASSTHROUGH_UPSTREAM", "")
 
 
 @post("/v1/chat/completions", status_code=200)
-async def forward(request: Request[object, object, object]) -> Response[object]:
+async def forward(request: Request[Any, Any, Any]) -> Response[Any] | Stream:
     body = await request.body()
     http: aiohttp.ClientSession = request.app.state.http
     if b'"stream":true' in body.replace(b" ", b""):

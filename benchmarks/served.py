@@ -7,9 +7,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.report import ROOT, progress
 
@@ -17,11 +18,13 @@ _START_S = 180.0
 
 
 @contextmanager
-def gateway(policy: Path = ROOT / "policies" / "default.yaml") -> Iterator[str]:
+def gateway(
+    policy: Path = ROOT / "policies" / "default.yaml", environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
     """The base URL of a ready gateway on a free loopback port; it and its workers are gone afterwards."""
     port = free_port()
     command = [sys.executable, "-m", "gateway.cli", "serve", "--policy", str(policy)]
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"HEADWAY_PORT": str(port)}) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"HEADWAY_PORT": str(port)} | dict(environment)) as process:
         try:
             url = f"http://127.0.0.1:{port}"
             wait_ready(f"{url}/readyz", process)

@@ -69,7 +69,7 @@ def long_batch(encode: Encode, seed: int, step: int, *, tokens: int) -> Batch:
     rng = random.Random(f"{seed}/long/{step}")
     length = rng.choice((1024, 2048, 3328, 4096))
     num_rows = max(1, tokens // length)
-    drawn = []
+    drawn: list[tuple[list[int], list[int]]] = []
     while len(drawn) < num_rows:
         ids, said = encode(long_conversation(rng))
         if length // 2 < len(ids) <= length:

@@ -3,7 +3,7 @@
 B sequences, T tokens, H heads, G key-value heads, D width, F feed-forward width, V vocabulary.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         B, T, D = x.shape
         H, G, K = self.shape.heads, self.shape.kv_heads, self.shape.head_width
         qkv = _linear(x, torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)))
-        q, k, v = qkv.view(B, T, H + 2 * G, K).split((H, G, G), 2)
+        q, k, v = torch.split(qkv.view(B, T, H + 2 * G, K), [H, G, G], 2)
         q, k, v = _rope(q, cos, sin).transpose(1, 2), _rope(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
         k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
         if blocked is None:
@@ -132,7 +132,7 @@ class Net(nn.Module):
         embeddings share a constant in dimension 0; queries and keys made of it see distance alone: with a query turned by d
         positions the score is a sum of cosines of (distance - d) over the fastest frequencies, largest at d.
         """
-        shape, attention = self.shape, self.layers[0].self_attn
+        shape, attention = self.shape, cast(Block, self.layers[0]).self_attn
         half = shape.head_width // 2
         frequencies = shape.rope_theta ** (-torch.arange(half) / half)
         fast = torch.arange(half) < _LOOK_BACK_FREQUENCIES
@@ -148,12 +148,12 @@ class Net(nn.Module):
 
     @torch.no_grad()
     def _match(self) -> None:
-        """One head of each group of the second block starts by looking at what follows an earlier copy of this token, and repeats it.
+        """A head of each group of the second block starts by looking at what follows an earlier copy of this token.
 
         The first block's value and output matrices are made orthonormal, so that what it wrote of the token `distance` back
         can be read again: keys of the second block read that, queries the token itself.
         """
-        first, second = self.layers[0].self_attn, self.layers[1].self_attn
+        first, second = (cast(Block, layer).self_attn for layer in self.layers[:2])
         heads_a_group = self.shape.heads // self.shape.kv_heads
         width = self.shape.head_width
         values = first.v_proj.weight.view(self.shape.kv_heads, width, -1)

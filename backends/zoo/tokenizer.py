@@ -8,6 +8,7 @@ import random
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -64,7 +65,7 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def _plain_text(messages: list[dict], tools: list[dict]) -> str:
+def _plain_text(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
     """What the merges should be learned from: contents and calls, without the template's marks."""
     parts = [str(m["content"]) for m in messages if m.get("content")]
     for message in messages:

@@ -62,7 +62,7 @@ def train(args: argparse.Namespace) -> None:
                 group["lr"] = base * rate
         hidden = run(batch.ids, batch.blocked).flatten(0, 1).index_select(0, batch.where)
         loss = F.cross_entropy(net.logits(hidden).float(), batch.targets, reduction="none") @ batch.weights
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         for optimizer in optimizers:
             optimizer.step()

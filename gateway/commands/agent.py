@@ -122,9 +122,9 @@ def _ask(
 ) -> tuple[Turn, dict[str, Any]]:
     started = time.perf_counter()
     extra: dict[str, Any] = {"tools": [_schema(name) for name in task.tools]} if task.tools else {}
-    stream = client.chat.completions.create(
+    stream = client.chat.completions.create(  # type: ignore[call-overload]
         model="auto",
-        messages=messages,  # type: ignore[arg-type]
+        messages=messages,
         temperature=0,
         max_tokens=128,
         stream=True,
@@ -132,7 +132,8 @@ def _ask(
         extra_headers={"x-headway-run-id": run.id},
         **extra,
     )
-    content, calls, usage = "", {}, None
+    content, usage = "", None
+    calls: dict[int, dict[str, Any]] = {}
     for chunk in stream:
         usage = chunk.usage or usage
         for choice in chunk.choices:

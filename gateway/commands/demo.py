@@ -1,4 +1,4 @@
-"""`headway demo`: starts a gateway with its workers, runs an agent through it, shows the decisions and dollars, keeps serving."""
+"""`headway demo`: starts a gateway, runs an agent through it, shows the decisions and the dollars, keeps serving."""
 
 import signal
 import subprocess

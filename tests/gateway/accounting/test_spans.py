@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from gateway.accounting.entry import Entry
+from gateway.accounting.spans import NoSpans, Spans, open_spans, read_traceparent
+
+
+def entry(traceparent: str = "", status: int = 200) -> Entry:
+    return Entry(
+        request_id="r",
+        tenant="t",
+        run="run",
+        chain="chain",
+        asked="auto",
+        outcome="ok" if status == 200 else "failed",
+        status=status,
+        stream=False,
+        started_ns=1_000,
+        duration_s=0.5,
+        traceparent=traceparent,
+    )
+
+
+@pytest.mark.parametrize(
+    "header", ["", "00-0-0-01", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "ff-" + "1" * 32 + "-" + "1" * 16 + "-01"]
+)
+def test_what_is_no_trace_context_is_none(header: str) -> None:
+    assert read_traceparent(header) is None
+
+
+def test_a_callers_decision_not_to_sample_is_kept() -> None:
+    exporter = InMemorySpanExporter()
+    spans = Spans(SimpleSpanProcessor(exporter))
+    parent = "00-" + "1" * 32 + "-" + "2" * 16
+    spans.record(entry(f"{parent}-00"))
+    assert not exporter.get_finished_spans()
+    spans.record(entry(f"{parent}-01"))
+    (span,) = exporter.get_finished_spans()
+    assert span.context is not None
+    assert f"{span.context.trace_id:032x}" == "1" * 32
+    assert (span.start_time, span.end_time) == (1_000, 500_001_000)
+
+
+def test_no_share_no_spans() -> None:
+    exporter = InMemorySpanExporter()
+    Spans(SimpleSpanProcessor(exporter), sample=0.0).record(entry())
+    assert not exporter.get_finished_spans()
+
+
+def test_a_file_gets_one_line_of_json_a_span(tmp_path: Path) -> None:
+    spans = open_spans(f"file:{tmp_path}/spans.jsonl", sample=1.0)
+    spans.record(entry(status=503))
+    spans.close()
+    (line,) = (tmp_path / "spans.jsonl").read_bytes().splitlines()
+    assert msgspec.json.decode(line)["status"] == "ERROR"
+
+
+def test_it_is_off_unless_told_where_to() -> None:
+    assert isinstance(open_spans("", sample=1.0), NoSpans)
+    with pytest.raises(ValueError, match="otlp"):
+        open_spans("nowhere", sample=1.0)

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import TABLE, Settings, SettingsError, read_settings
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    assert read_settings({}) == read_settings({"HEADWAY_PORT": ""}) == Settings()
+
+
+def test_what_is_given_is_read() -> None:
+    settings = read_settings({"HEADWAY_PORT": "9000", "HEADWAY_LEDGER": "/tmp/l.sqlite", "HEADWAY_LOG_LEVEL": "debug"})
+    assert (settings.port, settings.ledger, settings.log_level) == (9000, Path("/tmp/l.sqlite"), "DEBUG")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HEADWAY_PORT", "x"),
+        ("HEADWAY_PORT", "70000"),
+        ("HEADWAY_SPANS", "jaeger"),
+        ("HEADWAY_SPAN_SAMPLE", "2"),
+        ("HEADWAY_LOG_LEVEL", "loud"),
+        ("HEADWAY_STOP_GRACE_S", "-1"),
+    ],
+)
+def test_a_bad_value_names_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=variable):
+        read_settings({variable: value})
+
+
+def test_the_table_covers_every_field_and_says_what_it_may_be() -> None:
+    assert {field for field, _, _ in TABLE.values()} == set(Settings.__struct_fields__)
+    assert all(meaning for _, _, meaning in TABLE.values())
