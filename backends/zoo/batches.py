@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from backends.zoo.curriculum import long_conversation, single
+from backends.zoo.curriculum import conversations, long_conversation
 from backends.zoo.instance import Instance
 
 Encode = Callable[[Instance], tuple[list[int], list[int]]]
@@ -81,8 +81,8 @@ def long_batch(encode: Encode, seed: int, step: int, *, tokens: int) -> Batch:
 
 
 def _endless(rng: random.Random, encode: Encode, length: int, progress: float) -> Iterator[tuple[list[int], list[int]]]:
-    while True:
-        ids, said = encode(single(rng, progress))
+    for conversation in conversations(rng, progress):
+        ids, said = encode(conversation)
         if len(ids) <= length:
             yield ids, said
 

@@ -86,10 +86,11 @@ def single(rng: random.Random, progress: float = 1.0, *, max_recall_level: int =
     return with_system(rng, instance(rng, skill, level, "train"))
 
 
-def conversations(rng: random.Random) -> Iterator[Instance]:
-    """Short training conversations, without end."""
+def conversations(rng: random.Random, progress: float = 1.0) -> Iterator[Instance]:
+    """Short training conversations, without end; one in five has two to five turns of several skills."""
     while True:
-        yield single(rng)
+        drawn = single(rng, progress)
+        yield _joined(rng, drawn, rng.randint(1, 4), progress) if rng.random() < 0.2 else drawn
 
 
 def long_conversation(rng: random.Random) -> Instance:
@@ -97,10 +98,14 @@ def long_conversation(rng: random.Random) -> Instance:
     if rng.random() < 0.5:
         skill_level = rng.choice((2, 3, 3, 4, 4))
         return with_system(rng, instance(rng, "recall", skill_level, "train"))
-    first = single(rng, max_recall_level=2)
+    return _joined(rng, single(rng, max_recall_level=2), rng.randint(10, 24), 1.0)
+
+
+def _joined(rng: random.Random, first: Instance, num_more: int, progress: float) -> Instance:
+    """One conversation; only the first turn may bring tools or system text."""
     joined = Instance("mixed", 0, "", list(first.messages), first.tools)
-    for _ in range(rng.randint(10, 24)):
-        turn = single(rng)
+    for _ in range(num_more):
+        turn = single(rng, progress)
         if not turn.tools and turn.messages[0]["role"] == "user":
             joined.messages += turn.messages
     return joined

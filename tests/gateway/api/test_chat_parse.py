@@ -14,6 +14,7 @@ from gateway.api.chat_body import ChatBody
 from gateway.api.chat_render import render_error
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Request, Tool, ToolCall
+from tests.gateway.text.steady import STEADY
 
 HELLO = [{"role": "user", "content": "hello"}]
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -272,13 +273,13 @@ def check_only_bad_requests(body: bytes) -> None:
     msgspec.json.encode(request)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=500)
 @given(place=st.sampled_from(places(FULL)), value=json_values)
 def test_any_value_anywhere_gives_a_request_or_a_bad_request(place: tuple[Any, ...], value: Any) -> None:
     check_only_bad_requests(json.dumps(replaced(FULL, place, value)).encode())
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=300)
 @given(at=st.integers(0, 10_000), cut=st.integers(0, 20), extra=st.binary(max_size=6))
 def test_any_damage_to_the_bytes_gives_a_request_or_a_bad_request(at: int, cut: int, extra: bytes) -> None:
     body = json.dumps(FULL).encode()
@@ -286,7 +287,7 @@ def test_any_damage_to_the_bytes_gives_a_request_or_a_bad_request(at: int, cut: 
     check_only_bad_requests(body[:at] + extra + body[at + cut :])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=200)
 @given(body=st.binary(max_size=60))
 def test_any_bytes_give_a_bad_request(body: bytes) -> None:
     check_only_bad_requests(body)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gateway.api.json_object import JsonObject
 from gateway.api.tool_calls import Answer, CallArguments, CallStart, Event, HermesParser, TextDelta, assemble
 from gateway.request import ToolCall
+from tests.gateway.text.steady import STEADY
 
 
 def new_parser() -> HermesParser:
@@ -56,7 +57,7 @@ def cut_outputs(draw: st.DrawFn) -> tuple[str, list[str]]:
     return text, [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=800)
 @given(cut=cut_outputs())
 def test_any_cutting_gives_what_the_whole_gives(cut: tuple[str, list[str]]) -> None:
     text, pieces = cut
@@ -65,7 +66,7 @@ def test_any_cutting_gives_what_the_whole_gives(cut: tuple[str, list[str]]) -> N
     assert joined(parse(text)) == whole
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=500)
 @given(text=outputs)
 def test_text_without_a_call_comes_out_as_it_is(text: str) -> None:
     answer = assemble(parse([text]))
@@ -171,7 +172,7 @@ json_texts = st.recursive(
 ).map(lambda value: json.dumps({"": value}, ensure_ascii=False))
 
 
-@settings(max_examples=800, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=800)
 @given(text=json_texts, at=st.integers(0, 200), cut=st.integers(0, 3), extra=st.sampled_from(["", " ", *'{}[]",:0e.-\\tu\n']))
 def test_an_object_ends_where_the_standard_library_says(text: str, at: int, cut: int, extra: str) -> None:
     at %= len(text) + 1

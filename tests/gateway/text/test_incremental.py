@@ -12,6 +12,7 @@ from gateway.text.anchors import common_prefix
 from gateway.text.model_text import Encoded, ModelText
 from tests.gateway.text import conversations as some
 from tests.gateway.text.small_models import BUILDERS, files_of
+from tests.gateway.text.steady import STEADY
 
 NOW = datetime(2026, 1, 1)
 AWKWARD = (
@@ -45,7 +46,7 @@ def check_chain(text: ModelText, texts: list[str]) -> None:
         assert previous == scratch
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=1000)
 @given(texts=histories(st.sampled_from(AWKWARD)))
 def test_awkward_added_tokens_change_nothing(texts: list[str]) -> None:
     check_chain(text_of("awkward"), texts)
@@ -56,14 +57,14 @@ def test_an_id_that_came_from_elsewhere_is_not_taken_for_an_added_token_in_the_t
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=100)
 @given(texts=histories(some.fragments))
 def test_texts_that_grow_shrink_and_branch(name: str, texts: list[str]) -> None:
     check_chain(text_of(name), texts)
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3"])
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=40)
 @given(messages=some.conversations(), other=some.conversations(), tools=some.tools)
 def test_conversations_that_grow_and_branch(
     name: str, messages: tuple[Message, ...], other: tuple[Message, ...], tools: tuple[Tool, ...]
@@ -100,6 +101,7 @@ def test_a_prompt_of_another_model_is_no_start() -> None:
     assert text.continue_from(other, other.text).ids == text.encode(other.text)
 
 
+@settings(STEADY)
 @given(a=st.text("ab", max_size=12), b=st.text("ab", max_size=12))
 def test_common_prefix_is_the_longest(a: str, b: str) -> None:
     n = common_prefix(a, b)

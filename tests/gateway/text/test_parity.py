@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from gateway.errors import BadRequest
 from gateway.request import Message, Tool, ToolCall
 from gateway.text.model_text import ModelText
 from tests.gateway.text import conversations as some
 from tests.gateway.text.small_models import BUILDERS, files_of
+from tests.gateway.text.steady import STEADY
 
 NANO = Path(__file__).parents[3] / "backends" / "zoo" / "nano"
 
@@ -95,7 +96,7 @@ def text_of(path: Path) -> ModelText:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(STEADY, max_examples=40)
 @given(messages=some.conversations(), tools=some.tools)
 def test_ids_equal_those_of_transformers(
     name: str, directory: Callable[[str], Path], messages: tuple[Message, ...], tools: tuple[Tool, ...]
@@ -104,7 +105,7 @@ def test_ids_equal_those_of_transformers(
 
 
 @pytest.mark.skipif(not (NANO / "tokenizer.json").is_file(), reason="backends/zoo/nano is not there: train it with `make zoo`")
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=60)
 @given(messages=some.conversations(), tools=some.tools)
 def test_the_shipped_models_ids_equal_those_of_transformers(messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> None:
     check(NANO, messages, tools)
