@@ -36,5 +36,14 @@ bench: .venv/.dev
 	@$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+# Trains both shipped models from nothing: hours on two cores, resumable, the checkpoints stay in $(ZOO).
+ZOO ?= $(HOME)/.cache/headway/zoo
+zoo: .venv/.dev
+	@$(BIN)/python -m backends.zoo.tokenizer $(ZOO)/tokenizer
+	@$(BIN)/python -m backends.zoo.train nano --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/nano --short-steps 16000 --long-steps 2200 --matrix-rate 0.005
+	@$(BIN)/python -m backends.zoo.train pico --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/pico --short-steps 16000 --long-steps 2200
+	@$(BIN)/python -m backends.zoo.export nano --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/nano --out backends/zoo/nano
+	@$(BIN)/python -m backends.zoo.export pico --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/pico --out backends/zoo/pico --int8
+
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -22,6 +22,9 @@ from backends.step_cost import Caused, StepCost
 from backends.stop import StopFilter
 from backends.wire import Finished, FinishReason, Piece, Submit, TokenLogprob
 
+MAX_HELD_LOGPROBS = 64
+"""Silent tokens may go on for ever, and a frame is bounded: with 20 alternatives each these are 30 kB."""
+
 Clock = Callable[[], int]
 
 
@@ -175,7 +178,7 @@ class Engine:
             return [(sequence, "stop", passed.stop)]
         if len(sequence.tokens) >= sequence.limit:
             return [(sequence, "length", "")]
-        if pending.text:
+        if pending.text or len(pending.logprobs) >= MAX_HELD_LOGPROBS:
             self._send(sequence)
         return []
 

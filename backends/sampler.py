@@ -44,7 +44,8 @@ def sample(logits: Tensor, asks: Sequence[Ask]) -> list[Sampled]:
 def _draw(logits: Tensor, ask: Ask) -> int:
     """Inverts the cumulative distribution of what top-k and top-p leave, most likely first (the first is always left)."""
     sampling = ask.sampling
-    probabilities = torch.softmax(logits.double() / sampling.temperature, -1)
+    # Behind the best logit, which is then 0: however small the temperature, dividing makes no NaN of it.
+    probabilities = torch.softmax((logits.double() - logits.max()) / sampling.temperature, -1)
     ordered, ids = probabilities.sort(descending=True, stable=True)
     reached = ordered.cumsum(0)
     left = len(ids) if not sampling.top_k else min(sampling.top_k, len(ids))

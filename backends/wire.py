@@ -77,7 +77,7 @@ Down = Submit | Abort | Reprioritize | Retain | Drain
 
 
 class Asset(msgspec.Struct, frozen=True, tag="asset"):
-    """A chunk of a file that the gateway needs for this model (`tokenizer.json`, `chat_template.jinja`, ...), before `Hello`."""
+    """A chunk of a file that the gateway needs for this model (`tokenizer.json`, `chat_template.jinja`), before `Hello`."""
 
     name: str
     data: bytes

@@ -15,6 +15,7 @@ class Answer(NamedTuple):
     total_s: float
     prompt_tokens: int
     cached_tokens: int
+    output_tokens: int
     headway: dict[str, Any]
 
 
@@ -47,7 +48,8 @@ async def ask(http: aiohttp.ClientSession, url: str, body: dict[str, Any], heade
         message["tool_calls"] = [calls[index] for index in sorted(calls)]
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
     ended = time.perf_counter()
-    return Answer(message, first - started, ended - started, usage["prompt_tokens"], cached, usage["headway"])
+    times = first - started, ended - started
+    return Answer(message, *times, usage["prompt_tokens"], cached, usage["completion_tokens"], usage["headway"])
 
 
 def _gather(calls: dict[int, dict[str, Any]], deltas: list[dict[str, Any]]) -> None:

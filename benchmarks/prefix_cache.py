@@ -68,7 +68,7 @@ async def _chain(url: str, seed: int) -> list[Turn]:
             cold = await ask(http, url, _body(cold_messages))
             warm = await ask(http, url, _body(messages), {"x-headway-run-id": f"prefix-{seed}"})
             before = turns[-1].warm if turns else None
-            reusable = before.prompt_tokens + int(before.headway["output_tokens"]) if before else 0
+            reusable = before.prompt_tokens + before.output_tokens if before else 0
             turns.append(Turn(warm, cold, reusable))
             messages.append({"role": "assistant", "content": warm.message["content"]})
             progress(f"chain {seed} turn {number + 1}/{TURNS}: {warm.prompt_tokens} tokens")

@@ -9,7 +9,7 @@ from typing import Any
 from gateway.api.chat_answer import Usage
 from gateway.api.chat_render import DONE, ChunkRenderer, finish_reason, render_completion, usage
 from gateway.api.tool_calls import Event, TextDelta
-from gateway.asgi import LeftWhileSending, Receive, Send, read_body, until_disconnect
+from gateway.asgi import Receive, Send, read_body, until_disconnect
 from gateway.auth import Keys
 from gateway.call import Arrival, Call, ClientGone
 from gateway.errors import HeadwayError
@@ -45,8 +45,6 @@ class ChatEndpoint:
             tenant = self._keys.tenant_of(headers)
             body = await read_body(headers, receive, max_bytes=self._max_body)
             call = await self._pipeline.open(body, arrival, tenant)
-        except LeftWhileSending:
-            return
         except HeadwayError as error:
             self._pipeline.books.turned_away(arrival, error, tenant)
             await send_error(send, error)

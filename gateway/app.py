@@ -30,6 +30,8 @@ from gateway.scheduling.queue import RunQueue
 from gateway.settings import Settings
 
 TIDY_EVERY_S = 5.0
+LAST_WORDS_S = 1.0
+"""What answers get to say that they were cut off: more only where a client does not read."""
 
 log = logging.getLogger("headway.app")
 
@@ -76,17 +78,21 @@ class Gateway:
 
     async def drain(self, grace_s: float) -> None:
         """Lets running answers end for so long, then drops the links: each gets its error event and its account."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.chat.idle.wait(), grace_s)
+        await self._idle(grace_s)
         for link in self.fleet.links.values():
             await link.stop()
+        await self._idle(LAST_WORDS_S)
+
+    async def _idle(self, at_most_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.chat.idle.wait(), at_most_s)
 
     async def stop(self) -> None:
         """Ends what still runs: its sequences are aborted with their links, and accounted."""
         if self._tidying:
             self._tidying.cancel()
         await self.fleet.stop()
-        for run in self.runs.all():
+        for run in (*self.runs.expire(time.monotonic()), *self.runs.all()):
             self.books.run_ended(run)
         self.prompts.close()
         self.spans.close()

@@ -5,8 +5,10 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from gateway.errors import BodyTooLarge
+from gateway.errors import BadRequest, BodyTooLarge, BodyTooSlow
 
+MAX_BODY_S = 120.0
+"""A body of the largest size over a slow line; what takes longer only holds memory."""
 MAX_DISCARDED_BYTES = 100_000_000
 MAX_DISCARD_S = 10.0
 
@@ -15,22 +17,27 @@ Send = Callable[[Any], Awaitable[None]]
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
-class LeftWhileSending(Exception):
-    """The client went away before its request was whole."""
-
-
-async def read_body(headers: RawHeaders, receive: Receive, *, max_bytes: int) -> bytes:
-    """Stops reading at the limit, whatever was announced. Raises BodyTooLarge or LeftWhileSending."""
+async def read_body(headers: RawHeaders, receive: Receive, *, max_bytes: int, max_s: float = MAX_BODY_S) -> bytes:
+    """Stops reading at the limits, whatever was announced. Raises BodyTooLarge, BodyTooSlow, or BadRequest when the body
+    breaks off: its framing is wrong, or nobody is there to read the answer."""
     for name, value in headers:
         if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
             await _discard(receive)
             raise _too_large(max_bytes)
+    try:
+        async with asyncio.timeout(max_s):
+            return await _read_chunks(receive, max_bytes)
+    except TimeoutError as error:
+        raise BodyTooSlow(f"the body was not whole after {max_s:g} s, which is this gateway's limit: send it faster") from error
+
+
+async def _read_chunks(receive: Receive, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise LeftWhileSending
+            raise BadRequest("the body ended before it was whole: send all of it")
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > max_bytes:

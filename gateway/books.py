@@ -87,7 +87,7 @@ class Books:
             self.ledger.record(
                 DecisionRow(id=entry.decision.id, at=entry.started_ns / 1e9, body=self._encoder.encode(entry.decision))
             )
-        if call.identity.final and (run := self.runs.finish(call.identity.run)):
+        if run := self.runs.closed(call.run, final=call.identity.final, now=time.monotonic()):
             self.run_ended(run)
 
     def run_ended(self, run: Run) -> None:

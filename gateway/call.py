@@ -11,7 +11,7 @@ from gateway.fleet.stream import Stream
 from gateway.policy.schema import Slo
 from gateway.request import Message, Request
 from gateway.runs.identity import Identity
-from gateway.runs.registry import Chain
+from gateway.runs.registry import Chain, Run
 
 
 class ClientGone(HeadwayError):
@@ -43,6 +43,7 @@ class Call:
     tenant: str
     request: Request
     identity: Identity
+    run: Run
     chain: Chain
     slo: Slo
     ticket: Ticket

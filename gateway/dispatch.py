@@ -148,7 +148,7 @@ class Dispatcher:
 
     def _may_go(self, ticket: Ticket) -> bool:
         """A cheap look before deciding: some worker has a seat, or none is up, which is to be told."""
-        links = [self.fleet.links[worker] for worker in ticket.workers if worker not in ticket.excluded]
+        links = [self.fleet.links[worker] for worker in ticket.prompts if worker not in ticket.excluded]
         return any(link.credits.num_free > 0 for link in links) or not any(link.healthy for link in links)
 
     def _has_room(self, ticket: Ticket, decision: Decision) -> bool:

@@ -12,7 +12,7 @@ from litestar.params import FromPath
 from litestar.types import ExceptionHandlersMap, Scope
 
 from gateway.answer import MethodNotAllowed
-from gateway.asgi import LeftWhileSending, Receive, Send, read_body, respond
+from gateway.asgi import Receive, Send, read_body, respond
 from gateway.call import Arrival
 from gateway.errors import HeadwayError
 from gateway.policy.references import AUTO
@@ -120,8 +120,6 @@ def _explain(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[N
                 advisory=request.advisory,
             )
             await respond(send, 200, msgspec.json.encode(explained), [])
-        except LeftWhileSending:
-            return
         except HeadwayError as error:
             await send_error(send, error)
 

@@ -7,6 +7,7 @@ HeadwayError
 ├── Unauthorized          401
 ├── Forbidden             403
 ├── UnknownModel          404
+├── BodyTooSlow           408
 ├── BodyTooLarge          413
 ├── Overloaded            429   a promise cannot be kept: nothing was spent
 ├── NoWorker              503   nobody can take it now
@@ -53,6 +54,10 @@ class Forbidden(HeadwayError):
 
 class UnknownModel(HeadwayError):
     status, code, type = 404, "model_not_found", "invalid_request_error"
+
+
+class BodyTooSlow(HeadwayError):
+    status, code, type = 408, "body_too_slow", "invalid_request_error"
 
 
 class BodyTooLarge(HeadwayError):

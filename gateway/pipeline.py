@@ -63,7 +63,8 @@ class Pipeline:
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
-        return Call(f"chatcmpl-{os.urandom(12).hex()}", arrival, tenant, request, identity, chain, slo, ticket)
+        self.runs.opened(run)
+        return Call(f"chatcmpl-{os.urandom(12).hex()}", arrival, tenant, request, identity, run, chain, slo, ticket)
 
     def identity(self, request: Request, arrival: Arrival, tenant: str) -> Identity:
         said = identify(arrival.headers, request.hints, tenant=tenant)
@@ -179,7 +180,8 @@ class Pipeline:
         if call.gone:
             stream.abort()
         assert ticket.decision
-        self.runs.dispatched(call.chain, model=ticket.decision.chosen.model, worker=stream.worker)
+        again = call.num_attempts > 1
+        self.runs.dispatched(call.chain, model=ticket.decision.chosen.model, worker=stream.worker, again=again)
         while not stream.pieces and not stream.finished and not call.gone:
             await stream.wait()
         if stream.pieces:

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import NamedTuple
 
+import msgspec
+
 from backends import wire
 from gateway.fleet.link import Link
-from gateway.request import Request
+from gateway.request import Message, Request, Tool
 from gateway.text.model_text import Encoded, ModelText
 
 MAX_INLINE_CHARS = 8_000
@@ -18,6 +20,8 @@ MAX_INLINE_TOTAL_CHARS = 60_000
 """A longer conversation goes to a thread even when little of it is new: rendering and page names read all of it."""
 MAX_KEPT_CHARS = 64_000_000
 MAX_KEPT_CHAINS = 20_000
+
+_encode_json = msgspec.json.Encoder().encode
 
 
 class Prompt(NamedTuple):
@@ -104,9 +108,16 @@ class Prompts:
 
 
 def _is_short(request: Request, previous: Mapping[str, Encoded | None]) -> bool:
-    total = sum(len(message.content) + 200 * len(message.tool_calls) for message in request.messages)
-    total += 1_000 * len(request.tools)
+    total = sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
     if total > MAX_INLINE_TOTAL_CHARS:
         return False
     known = min((len(encoded.text) if encoded else 0 for encoded in previous.values()), default=0)
     return total - known <= MAX_INLINE_CHARS
+
+
+def _num_chars(message: Message) -> int:
+    return len(message.content) + sum(100 + len(call.name) + len(call.arguments) for call in message.tool_calls)
+
+
+def _num_tool_chars(tool: Tool) -> int:
+    return 100 + len(tool.description) + (len(_encode_json(tool.parameters)) if tool.parameters else 0)

@@ -71,7 +71,10 @@ class _LinkSide:
 
 
 class FakeWorker:
-    """`submitted` and `refused` count what arrived; `hold()` stops the engine until `release()`."""
+    """`submitted`, `refused` and `retained` are what arrived; `hold()` stops the engine until `release()`.
+
+    The next `num_hang_ups` links are closed before a word is said.
+    """
 
     def __init__(
         self,
@@ -108,6 +111,8 @@ class FakeWorker:
         )
         self.submitted: list[wire.Submit] = []
         self.refused = 0
+        self.retained: list[wire.Retain] = []
+        self.num_hang_ups = 0
         self.skip_cache_frames = 0
         self._pages: OrderedDict[bytes, None] = OrderedDict()
         self._running: list[_Sequence] = []
@@ -173,6 +178,10 @@ class FakeWorker:
             return web.Response(status=401)
         socket = web.WebSocketResponse(max_msg_size=wire.MAX_FRAME_BYTES, compress=False)
         await socket.prepare(request)
+        if self.num_hang_ups:
+            self.num_hang_ups -= 1
+            await socket.close()
+            return socket
         link = _LinkSide(socket)
         for name, data in self.assets.items():
             for start in range(0, max(len(data), 1), wire.ASSET_CHUNK_BYTES):
@@ -201,6 +210,9 @@ class FakeWorker:
                 if sequence := link.live.get(request):
                     sequence.aborted = True
                     self._wake.set()
+            case wire.Retain():
+                self.retained.append(message)
+                del self.retained[:-1000]
             case _:
                 pass
 

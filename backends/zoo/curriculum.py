@@ -79,7 +79,7 @@ def single(rng: random.Random, progress: float = 1.0, *, max_recall_level: int =
         ]
         return with_system(rng, Instance("greeting", 1, "", messages))
     if rng.random() < _drill_share(progress):
-        return drill(rng)
+        return drill(rng, progress)
     skill, level = training_cell(rng, progress)
     if skill == "recall":
         level = min(level, max_recall_level)

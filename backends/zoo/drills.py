@@ -10,8 +10,13 @@ from backends.zoo.instance import Instance, ask
 from backends.zoo.words import CITIES, NAMES, WORDS, code, made_up
 
 
-def drill(rng: random.Random) -> Instance:
-    return rng.choice((_repeat, _look_up, _look_up, _bosses))(rng)
+def drill(rng: random.Random, progress: float) -> Instance:
+    """Choices among two at first, among up to sixteen once `progress` (0 to 1) has come to a quarter.
+
+    Among many, a net is content for very long with answering any of them; between two it soon finds out which.
+    """
+    most = 2 + round(14 * min(1.0, 4 * progress))
+    return rng.choice((_repeat, _look_up, _look_up, _bosses))(rng, most)
 
 
 def _item(rng: random.Random) -> str:
@@ -25,15 +30,15 @@ def _items(rng: random.Random, size: int) -> list[str]:
     return list(found)
 
 
-def _repeat(rng: random.Random) -> Instance:
+def _repeat(rng: random.Random, most: int) -> Instance:
     """Longer than any graded copy."""
-    text = " ".join(_items(rng, rng.randint(14, 40)))
+    text = " ".join(_items(rng, rng.randint(14, 16 + 2 * most)))
     return ask("drill", 0, text, f"Repeat: {text}", text)
 
 
-def _look_up(rng: random.Random) -> Instance:
+def _look_up(rng: random.Random, most: int) -> Instance:
     """Every key of a dictionary asked once, in another order."""
-    size = rng.randint(3, 16)
+    size = rng.randint(2, most)
     items = _items(rng, 2 * size)
     pairs = list(zip(items[:size], items[size:], strict=True))
     link = rng.choice((" = ", ": ", " is ", " has "))
@@ -43,8 +48,8 @@ def _look_up(rng: random.Random) -> Instance:
     return ask("drill", 0, text, f"{text}. Look up: {asked}", answer)
 
 
-def _bosses(rng: random.Random) -> Instance:
-    people = rng.sample(NAMES, rng.randint(4, 12))
+def _bosses(rng: random.Random, most: int) -> Instance:
+    people = rng.sample(NAMES, 1 + rng.randint(2, most))
     pairs = list(pairwise(people))
     lines = [f"{person} reports to {boss}." for person, boss in pairs]
     rng.shuffle(lines)

@@ -1,15 +1,18 @@
-"""Grades a model directory on held-out instances: `python -m backends.zoo.evaluate DIR --size 100 --out FILE.json`.
+"""Grades a model on held-out instances: `python -m backends.zoo.evaluate DIR --size 100 --out FILE.json`.
 
-Greedy answers by transformers' own generate, in bf16: the reference that the served figures are compared with.
+Greedy answers by transformers' own generate, in bf16; with `--url` as served: by the model of the directory's name behind a
+running gateway.
 """
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,10 +30,11 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--size", type=int, default=100, help="instances a cell")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--url", help="a running gateway, such as http://127.0.0.1:8080")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skills", nargs="*")
     args = parser.parse_args()
-    answer = generator(args.model)
+    answer = served(args.url, args.model.name) if args.url else generator(args.model)
     accuracy = {}
     for skill, level in CELLS:
         if args.skills and skill not in args.skills:
@@ -99,6 +103,23 @@ def generator(path: Path, *, max_tokens: int = 160) -> Answer:
         return answers
 
     return answer
+
+
+def served(url: str, model: str, *, max_tokens: int = 160, at_once: int = 8) -> Answer:
+    async def one(http: aiohttp.ClientSession, messages: list[Message], tools: list[dict[str, Any]]) -> Message:
+        body: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+        if tools:
+            body["tools"] = tools
+        async with http.post(f"{url}/v1/chat/completions", json=body) as response:
+            response.raise_for_status()
+            message: Message = (await response.json())["choices"][0]["message"]
+            return message
+
+    async def every(asked: Sequence[tuple[list[Message], list[dict[str, Any]]]]) -> list[Message]:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=at_once)) as http:
+            return await asyncio.gather(*(one(http, messages, tools) for messages, tools in asked))
+
+    return lambda asked: asyncio.run(every(asked))
 
 
 def table(accuracy: dict[str, float]) -> str:

@@ -87,7 +87,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, blocked: Tensor | None) -> Tensor:
         x = x + self.self_attn(_norm(x, self.input_layernorm), cos, sin, blocked)
-        return x + self.mlp(_norm(x, self.post_attention_layernorm))
+        mixed: Tensor = self.mlp(_norm(x, self.post_attention_layernorm))
+        return x + mixed
 
 
 class Net(nn.Module):

@@ -63,12 +63,12 @@ class Turn:
 
 RUNS = (
     Run(
-        "weather",
+        "errand",
         "You are a careful agent. Use the tools when they help.",
         (
             Task(
-                "What is the weather of the city of the owner of the lamp?",
-                "The weather is snow.",
+                "What is the city of the owner of the lamp?",
+                "The city is Oslo.",
                 hard=True,
                 tools=("get_owner", "get_city", "get_weather", "get_price"),
             ),
@@ -85,10 +85,9 @@ RUNS = (
         (
             Task("What is 47 + 8?", "55", hard=False),
             Task("Write as JSON: name Anna, city Oslo", '{"name": "Anna", "city": "Oslo"}', hard=False),
-            Task("What is 386 + 457?", "843", hard=True),
+            Task("It is 07:35. What time is it in 47 minutes?", "08:22", hard=True),
             Task("Sort from low to high: 61, 17, 94, 35, 28, 80, 43, 59", "17, 28, 35, 43, 59, 61, 80, 94", hard=True),
             Task("Which is largest: 402, 77, 815, 390, 641?", "815", hard=False),
-            Task("It is 21:40. What time is it in 5 hours and 45 minutes?", "03:25", hard=True),
         ),
     ),
 )

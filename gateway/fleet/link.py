@@ -147,7 +147,10 @@ class Link:
         parts: dict[str, bytearray] = {}
         size = 0
         while True:
-            match wire.decode_up(await socket.receive_bytes()):
+            frame = await socket.receive()
+            if frame.type is not aiohttp.WSMsgType.BINARY:
+                raise ValueError(f"a {frame.type.name} frame before Hello")
+            match wire.decode_up(frame.data):
                 case wire.Asset(name, data, _):
                     parts.setdefault(name, bytearray()).extend(data)
                     size += len(data)

@@ -156,6 +156,8 @@ def _hard_filter(question: Question, view: WorkerView, prompt_tokens: int) -> Re
         return "context_too_long"
     if not view.healthy or view.worker in question.excluded_workers:
         return "not_healthy"
+    if view.worker not in question.prompt_tokens:  # it came up after the prompt was made, maybe with another tokenizer
+        return "not_healthy"
     return None
 
 

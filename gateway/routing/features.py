@@ -117,7 +117,7 @@ def _shape(messages: Sequence[Message], tools: Sequence[Tool]) -> list[str]:
     last_user = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
     results = f"results={_count_bucket(roles[last_user + 1 :].count('tool'))}"
     offered = f"tools={_count_bucket(len(tools))}"
-    properties = sum(len((tool.parameters or {}).get("properties") or ()) for tool in tools)
+    properties = sum(map(_num_properties, tools))
     return [
         f"last={roles[-1] if roles else 'none'}",
         f"turns={_count_bucket(roles.count('user'))}",
@@ -126,6 +126,12 @@ def _shape(messages: Sequence[Message], tools: Sequence[Tool]) -> list[str]:
         f"{offered}&{results}",
         f"properties={_count_bucket(properties)}",
     ]
+
+
+def _num_properties(tool: Tool) -> int:
+    """None where the schema is no schema: what a client sends there is up to the model's template."""
+    properties = (tool.parameters or {}).get("properties")
+    return len(properties) if isinstance(properties, dict) else 0
 
 
 def _count_bucket(number: int) -> str:

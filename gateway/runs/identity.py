@@ -104,7 +104,8 @@ def _from_family(family: _Family, run: str, headers: Mapping[str, str], tenant: 
     parent = _read(headers, family.parent)
     final = headers.get(family.final, "").strip().lower() in _TRUE if family.final else False
     if family.chain is None and parent is not None:  # a sub-agent with a session of its own, inside its parent's run
-        return Identity(_named(tenant, parent), _named(tenant, parent, run), _named(tenant, parent), family.run, final)
+        # That it is over says nothing of its parent.
+        return Identity(_named(tenant, parent), _named(tenant, parent, run), _named(tenant, parent), family.run, False)
     return Identity(
         run=_named(tenant, run),
         chain=_named(tenant, run, chain) if chain else _named(tenant, run),

@@ -35,7 +35,8 @@ class Chain:
 
 @dataclass(slots=True)
 class Run:
-    """Sums over all its turns; dollars and seconds. `source` is the field that named it."""
+    """Sums over all its turns; dollars and seconds. `source` is the field that named it; `num_open` counts its requests
+    that have not ended, and with them it goes on, also when it was called final."""
 
     name: str
     tenant: str
@@ -53,6 +54,8 @@ class Run:
     output_tokens: int = 0
     attained: float = 0.0
     """Uncached prefill and decode work in tokens, never decayed."""
+    num_open: int = 0
+    is_final: bool = False
 
     @property
     def public_id(self) -> str:
@@ -68,6 +71,7 @@ class Runs:
         self._by_handle: dict[bytes, Chain] = {}
         self._by_digest: dict[bytes, list[Chain]] = {}
         self._reached = [0] * _MAX_TURNS_COUNTED
+        self._made_room: list[Run] = []
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -107,14 +111,16 @@ class Runs:
         """The run and chain of a request that came in, made if new. The longest idle run makes room."""
         run = self._runs.get(identity.run)
         if run is None:
+            while len(self._runs) >= self._max_runs:
+                self._made_room.append(self._drop(self._longest_idle()))
             run = Run(identity.run, tenant, identity.source, now, now)
             self._runs[identity.run] = run
-            while len(self._runs) > self._max_runs:
-                self._drop(next(iter(self._runs)))
         run.last_seen = now
         self._runs.move_to_end(run.name)
-        chain = run.chains.get(identity.chain)
-        if chain is None:
+        chain = run.chains.pop(identity.chain, None)
+        if chain is not None:
+            run.chains[chain.name] = chain  # to the end: most recently used
+        else:
             chain = Chain(identity.chain, run.name, identity.parent)
             run.chains[chain.name] = chain
             self._by_handle[chain_handle(chain.name)] = chain
@@ -122,9 +128,26 @@ class Runs:
                 self._drop_chain(run, next(iter(run.chains)))
         return run, chain
 
-    def dispatched(self, chain: Chain, *, model: str, worker: str) -> None:
-        """A worker took a turn: it is warm now, and the model is locked until the tool loop ends."""
+    def opened(self, run: Run) -> None:
+        """One of its requests begins: until it is closed the run is not idle."""
+        run.num_open += 1
+
+    def closed(self, run: Run, *, final: bool, now: float) -> Run | None:
+        """One of its requests ended. Returns the run when that was the last thing to come of a final one."""
+        run.num_open -= 1
+        run.is_final |= final
+        if self._runs.get(run.name) is not run:
+            return None
+        run.last_seen = now
+        self._runs.move_to_end(run.name)
+        return self._drop(run.name) if run.is_final and not run.num_open else None
+
+    def dispatched(self, chain: Chain, *, model: str, worker: str, again: bool = False) -> None:
+        """A worker took a turn: it is warm now, and the model is locked until the tool loop ends. `again` when the same
+        turn was with another worker before, which does not make it two."""
         chain.locked_model, chain.warm_worker = model, worker
+        if again:
+            return
         self._reached[min(chain.turns, _MAX_TURNS_COUNTED - 1)] += 1
         chain.turns += 1
         if (run := self._runs.get(chain.run)) is not None:
@@ -132,8 +155,11 @@ class Runs:
 
     def answered(self, chain: Chain, request_messages: Sequence[Message], answer: Message, *, tenant: str) -> None:
         """Remembers the history that ends in our answer, so that a next turn without any id is recognised."""
+        run = self._runs.get(chain.run)
+        if run is None or run.chains.get(chain.name) is not chain:  # it made room meanwhile
+            return
         digest = history_digests((*request_messages, answer), tenant)[-1]
-        if self._runs.get(chain.run) is None or chain.tail == digest:
+        if chain.tail == digest:
             return
         chain.tail = digest
         owners = self._by_digest.setdefault(digest, [])
@@ -180,22 +206,18 @@ class Runs:
         later = sum(self._reached[chain.turns + 1 :])
         return later / reached if reached else 0.0
 
-    def finish(self, run: str) -> Run | None:
-        """The run said that it is final."""
-        found = self._runs.get(run)
-        if found is not None:
-            self._drop(run)
-        return found
-
     def expire(self, now: float) -> list[Run]:
-        """Takes out and returns runs that have been idle for too long."""
-        gone: list[Run] = []
+        """Takes out and returns runs that have been idle for too long, and returns those that have made room for others."""
+        gone, self._made_room = self._made_room, []
         while self._runs:
             run = next(iter(self._runs.values()))
             if now - run.last_seen < self._idle_s:
                 break
-            self._drop(run.name)
-            gone.append(run)
+            if run.num_open:
+                run.last_seen = now
+                self._runs.move_to_end(run.name)
+            else:
+                gone.append(self._drop(run.name))
         return gone
 
     def worker_lost(self, worker: str) -> None:
@@ -205,16 +227,24 @@ class Runs:
                 if chain.warm_worker == worker:
                     chain.warm_worker = None
 
-    def _drop(self, name: str) -> None:
+    def _longest_idle(self) -> str:
+        """Of those with nothing open, if there is one."""
+        return next((name for name, run in self._runs.items() if not run.num_open), next(iter(self._runs)))
+
+    def _drop(self, name: str) -> Run:
+        """It keeps its chains, which say whose pages may go."""
         run = self._runs.pop(name)
-        for chain in list(run.chains):
-            self._drop_chain(run, chain)
+        for chain in run.chains.values():
+            self._unlist(chain)
+        return run
 
     def _drop_chain(self, run: Run, name: str) -> None:
-        chain = run.chains.pop(name)
+        self._unlist(run.chains.pop(name))
+
+    def _unlist(self, chain: Chain) -> None:
         for digest in list(chain.digests):
             self._disown(chain, digest)
-        if self._by_handle.get(handle := chain_handle(name)) is chain:
+        if self._by_handle.get(handle := chain_handle(chain.name)) is chain:
             del self._by_handle[handle]
 
     def _disown(self, chain: Chain, digest: bytes) -> None:

@@ -45,7 +45,10 @@ class ModelText:
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
         """`files` by name, as in `model_files.FILES`. Raises ValueError that names the file which is missing or wrong."""
-        return cls(parse_files(files))
+        try:
+            return cls(parse_files(files))
+        except (TypeError, LookupError, AttributeError) as error:  # JSON, but not of the shape that it always has
+            raise ValueError(f"the tokenizer's configuration cannot be read: {error!r}") from error
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime) -> str:
         """The prompt's text, up to where the answer begins. Raises BadRequest when the template refuses."""

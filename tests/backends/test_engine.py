@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backends.engine import Engine
+from backends.engine import MAX_HELD_LOGPROBS, Engine
 from backends.limits import Limits
 from backends.wire import Finished, Sampling, Submit, TokenLogprob, page_names
 from tests.backends.fakes import EOS, FakeRunner, LetterDecoder, Ticks, letter, limits, reference, tokens_of
@@ -289,3 +289,22 @@ def test_logprobs_come_with_their_text() -> None:
             logprobs += piece.logprobs
     assert [tokens_of(one.text)[0] for one in logprobs] == reference_without_end([5, 5], 3)
     assert logprobs[0].top == ((letter(1), -0.5),)
+
+
+class Silent(LetterDecoder):
+    """Every token is a special one."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "" if skip_special_tokens else super().decode(ids)
+
+
+def test_logprobs_of_silent_tokens_leave_in_many_frames() -> None:
+    rig = Rig(limits())
+    rig.engine._decoder = Silent()
+    count = MAX_HELD_LOGPROBS * 3 // 2
+    rig.submit(1, [5, 5], max_tokens=count, top_logprobs=1, ignore_eos=True)
+    frames: list[int] = []
+    while rig.engine.has_work:
+        rig.engine.step()
+        frames += [len(piece.logprobs) for piece in rig.engine.take_output().pieces.get("me", [])]
+    assert frames == [MAX_HELD_LOGPROBS, count - MAX_HELD_LOGPROBS]

@@ -73,3 +73,10 @@ def test_zero_top_logprobs_gives_the_tokens_own_only() -> None:
     sampled = sample(LOGITS[None], [Ask(Sampling(max_tokens=1, top_logprobs=0), 0, 0)])[0]
     assert sampled.logprob is not None and sampled.top == ()
     assert sample(LOGITS[None], [Ask(Sampling(max_tokens=1), 0, 0)]) == [Sampled(0)]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-310, 5e-324])
+def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
+    asked = Sampling(max_tokens=1, temperature=temperature, seed=1)
+    logits = torch.tensor([[20.0, 40.0, 39.0]])
+    assert [sample(logits, [Ask(asked, 1, position)])[0].token for position in range(5)] == [1] * 5

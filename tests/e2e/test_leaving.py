@@ -87,3 +87,14 @@ async def test_many_that_come_and_go_leave_nothing(tmp_path: Path) -> None:
         await asyncio.gather(*map(one, range(12)))
         await assert_all_free(served)
         assert worker.refused == 0
+
+
+async def test_what_a_drain_cuts_off_is_told_and_accounted_before_the_books_close(tmp_path: Path) -> None:
+    worker = fake("nano", step_s=0.005)
+    async with serve(tmp_path, workers={"nano-0": worker}) as served:
+        asked = asyncio.create_task(served.chat(ask(max_tokens=4000)))
+        await until(lambda: worker.num_live == 1)
+        await served.gateway.drain(0.05)
+        rows = [row.status for row in served.ledger.rows if isinstance(row, RequestRow)]
+        assert len(rows) == 1
+        assert (await asked)[1]["error"]["code"] == rows[0]

@@ -110,11 +110,13 @@ async def test_every_end_is_counted_once_in_metrics_ledger_and_spans(tmp_path: P
 
 async def test_a_final_run_is_kept_in_the_ledger_and_forgotten(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
+        worker = served.workers["nano-0"]
         for final in ("false", "true"):
             headers = {"x-headway-run-id": "r9", "x-headway-run-final": final}
             async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(), headers=headers) as answer:
                 assert answer.status == 200
         assert len(served.gateway.runs) == 0
+        await until(lambda: [(one.chain, one.score) for one in worker.retained] == [("development:r9", 0.0)])
         (run,) = (row for row in served.ledger.rows if isinstance(row, RunRow))
         requests = [row for row in served.ledger.rows if isinstance(row, RequestRow)]
     assert (run.run, run.turns) == ("r9", 2)

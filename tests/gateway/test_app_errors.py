@@ -1,11 +1,14 @@
 """What a caller does wrong gets a clear 4xx in OpenAI's shape, on every endpoint, and leaves nothing behind."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.asgi import read_body
 from gateway.auth import KeylessBindError, check_bind
+from gateway.errors import BodyTooSlow
 from gateway.policy.schema import Device, Model, Policy, Route, Worker
 from tests.served import Served, ask, serve
 
@@ -150,3 +153,20 @@ def test_without_keys_only_loopback_may_be_bound(host: str) -> None:
     check_bind(policy, "127.0.0.1")
     with pytest.raises(KeylessBindError, match="tenants"):
         check_bind(policy, host)
+
+
+async def test_a_body_that_breaks_off_is_a_400_and_is_counted(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nno chunk\r\n")
+        assert b" 400 " in await reader.readline()
+        writer.close()
+        assert b'error_code="invalid_request",outcome="rejected",status="400"' in served.gateway.metrics.render()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(BodyTooSlow, match=r"0\.01 s"):
+        await read_body([], never, max_bytes=10, max_s=0.01)

@@ -3,6 +3,9 @@
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from gateway.text.model_text import ModelText
 from tests.served import ask, fake, serve, until
@@ -72,7 +75,20 @@ async def test_a_failure_after_a_comment_is_an_error_event(tmp_path: Path) -> No
         assert b"[DONE]" not in rest
 
 
-async def test_long_text_is_tokenized_off_the_event_loop_which_goes_on_meanwhile(tmp_path: Path) -> None:
+LONG = "some words of a long text " * 40_000
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": LONG}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ask(LONG),
+        ask(tools=[{"type": "function", "function": {"name": "f", "description": LONG}}]),
+        ask(tools=[{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"enum": [LONG]}}}}}]),
+        ask(messages=[{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "a", "content": ""}]),
+    ],
+)
+async def test_long_text_is_tokenized_off_the_event_loop_which_goes_on_meanwhile(tmp_path: Path, body: dict[str, Any]) -> None:
     """No clock: the loop must have turned many times between the start and the end of the one long call."""
     turns = 0
     seen: list[tuple[int, int]] = []
@@ -98,9 +114,26 @@ async def test_long_text_is_tokenized_off_the_event_loop_which_goes_on_meanwhile
                 await asyncio.sleep(0)
 
         spinner = asyncio.create_task(spin())
-        status, body = await served.chat(ask("some words of a long text " * 40_000))
+        status, answer = await served.chat(body)
         spinner.cancel()
-    assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
     thread, turned = seen[0]
     assert thread != threading.get_ident()
     assert turned > 10
+
+
+async def test_a_worker_that_comes_up_while_a_request_waits_does_not_get_it_without_a_prompt(tmp_path: Path) -> None:
+    workers = {"nano-0": fake("nano", max_sequences=1), "nano-1": fake("nano")}
+    async with serve(tmp_path, workers=workers) as served:
+        links = served.gateway.fleet.links
+        workers["nano-0"].hold()
+        workers["nano-1"].num_hang_ups = 1_000_000
+        workers["nano-1"].drop_links()
+        await until(lambda: not links["nano-1"].healthy)
+        asked = [asyncio.create_task(served.chat(ask(f"n {n}"))) for n in range(2)]
+        await until(lambda: len(served.gateway.queue) == 1)
+        workers["nano-1"].num_hang_ups = 0
+        await until(lambda: links["nano-1"].healthy)
+        workers["nano-0"].release()
+        answers = await asyncio.wait_for(asyncio.gather(*asked), 20)
+        assert [(status, body["usage"]["headway"]["worker"]) for status, body in answers] == [(200, "nano-0")] * 2

@@ -117,3 +117,11 @@ async def test_pieces_of_a_reader_far_behind_are_joined_not_piled_up(tmp_path: P
         assert len(pieces) <= 256
         assert "".join(piece.text for piece in pieces) == expected_text(PROMPT, 1000)
         assert sum(piece.num_tokens for piece in pieces) == 1000
+
+
+async def test_a_worker_that_hangs_up_before_its_hello_is_asked_again(tmp_path: Path) -> None:
+    worker = fake()
+    worker.num_hang_ups = 2
+    async with linked(worker, tmp_path) as link:
+        await until(lambda: link.healthy)
+        assert worker.num_hang_ups == 0

@@ -283,3 +283,11 @@ def test_being_later_never_lowers_the_chance_to_miss(a: float, b: float, promise
 def test_the_chance_to_miss_is_half_where_prediction_equals_promise() -> None:
     assert miss_probability(0.2, 0.2) == 0.5
     assert miss_probability(0.1, 0.2) == pytest.approx(0.06, abs=0.01)
+
+
+def test_a_worker_that_came_up_after_the_prompt_was_made_cannot_take_it() -> None:
+    fleet = [view("old", price=9.0), view("new", price=0.1)]
+    made = decide(ask(fleet, prompt_tokens={"old": 100}), fleet, decision_id="d")
+    assert made.chosen.worker == "old"
+    with pytest.raises(NoWorker):
+        decide(ask(fleet, prompt_tokens={}), fleet, decision_id="d")

@@ -50,3 +50,10 @@ def test_a_tool_loop_shows() -> None:
     loop = [user("q"), Message(role="assistant"), Message(role="tool", content="7", tool_call_id="x")]
     structure, _ = feature_names(loop, [WEATHER])
     assert {"last=tool", "results=1", "tools=1&results=1"} <= set(structure)
+
+
+def test_a_schema_that_is_none_counts_no_properties() -> None:
+    for wrong in (5, "abc", [1, 2], None):
+        assert features([user("hi")], [Tool(name="f", parameters={"properties": wrong})]) == features(
+            [user("hi")], [Tool(name="f")]
+        )

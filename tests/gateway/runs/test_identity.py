@@ -64,7 +64,7 @@ def test_sub_agents_are_chains_of_their_run() -> None:
     claude = {"x-claude-code-session-id": "s", "x-claude-code-agent-id": "a", "x-claude-code-parent-agent-id": "p"}
     assert known(claude) == Identity("acme:s", "acme:s#a", "acme:s#p", "x-claude-code-session-id", False)
     dynamo = {"x-dynamo-session-id": "child", "x-dynamo-parent-session-id": "s", "x-dynamo-session-final": "1"}
-    assert known(dynamo) == Identity("acme:s", "acme:s#child", "acme:s", "x-dynamo-session-id", True)
+    assert known(dynamo) == Identity("acme:s", "acme:s#child", "acme:s", "x-dynamo-session-id", False)
     helicone = known({"helicone-session-id": "s", "helicone-session-path": "/plan/search"})
     assert helicone is not None
     assert helicone.chain == "acme:s#plan/search"

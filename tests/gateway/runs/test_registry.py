@@ -4,7 +4,7 @@ import pytest
 
 from gateway.request import Message, ToolCall
 from gateway.runs.identity import Identity, mint_call_id
-from gateway.runs.registry import Chain, Runs, in_tool_loop
+from gateway.runs.registry import Chain, Run, Runs, in_tool_loop
 
 SECRET = b"k" * 16
 
@@ -120,25 +120,85 @@ def test_the_longest_idle_run_makes_room_and_idle_ones_expire() -> None:
         began(runs, name, user(name), now=float(now))
     assert [run.public_id for run in runs.all()] == ["b", "c"]
     assert inferred(runs, user("a"), says("yes"), user("x")).source == "new"
-    assert [run.public_id for run in runs.expire(901.0)] == ["b"]
-    assert runs.finish("t:c") is not None
-    assert runs.finish("t:c") is None
+    assert [run.public_id for run in runs.expire(901.0)] == ["a", "b"]
+    assert [run.public_id for run in runs.expire(902.0)] == ["c"]
     assert len(runs) == 0
     runs.check()
 
 
 def test_a_random_walk_stays_bounded_and_whole() -> None:
     rng, runs = random.Random(11), Runs(20, 50)
+    opened: list[Run] = []
     for now in range(3000):
         name = f"t:{rng.randrange(60)}"
         chain_name = name if rng.random() < 0.7 else f"{name}#{rng.randrange(400)}"
-        _, chain = runs.touch(Identity(name, chain_name, None, "session-id", False), tenant="t", now=float(now))
+        open_, chain = runs.touch(Identity(name, chain_name, None, "session-id", False), tenant="t", now=float(now))
         history = [user(str(rng.randrange(5))) for _ in range(rng.randrange(1, 4))]
         runs.dispatched(chain, model="m", worker="w")
         runs.answered(chain, history, says(str(rng.randrange(3))), tenant="t")
-        if rng.random() < 0.05:
-            runs.finish(name)
+        if rng.random() < 0.3:
+            opened.append(open_)
+            runs.opened(open_)
+        if opened and rng.random() < 0.4:
+            runs.closed(opened.pop(rng.randrange(len(opened))), final=rng.random() < 0.2, now=float(now))
         if rng.random() < 0.05:
             runs.expire(float(now))
         if now % 20 == 0:
             runs.check()
+
+
+def touched(runs: Runs, name: str, chain: str = "", *, now: float = 0.0) -> tuple[Run, Chain]:
+    identity = Identity(f"t:{name}", f"t:{name}{chain}", None, "x-headway-run-id", False)
+    return runs.touch(identity, tenant="t", now=now)
+
+
+def test_a_run_goes_on_while_it_has_a_request_open() -> None:
+    runs = Runs(2, 900)
+    run, _ = touched(runs, "a")
+    runs.opened(run)
+    assert runs.expire(5000.0) == []
+    for name in "bc":
+        touched(runs, name, now=5000.0)
+    assert [one.public_id for one in runs.all()] == ["a", "c"]
+    assert runs.closed(run, final=False, now=6000.0) is None
+    assert [one.public_id for one in runs.expire(6001.0)] == ["b", "c"]
+    assert [one.public_id for one in runs.expire(6900.0)] == ["a"]
+
+
+def test_a_final_run_ends_with_the_last_of_its_requests_and_keeps_its_chains() -> None:
+    runs = Runs(2, 900)
+    run, _ = touched(runs, "a")
+    touched(runs, "a", "#sub")
+    for _ in range(2):
+        runs.opened(run)
+    assert runs.closed(run, final=True, now=1.0) is None
+    assert runs.closed(run, final=False, now=2.0) is run
+    assert list(run.chains) == ["t:a", "t:a#sub"]
+    assert len(runs) == 0
+    runs.check()
+
+
+def test_the_chain_that_was_used_last_is_not_the_one_that_makes_room() -> None:
+    runs = Runs(2, 900)
+    _, main = touched(runs, "a")
+    main.locked_model = "m"
+    for number in range(600):
+        touched(runs, "a", f"#{number}")
+        assert touched(runs, "a")[1] is main
+
+
+def test_an_answer_to_a_chain_that_made_room_is_not_remembered() -> None:
+    runs = Runs(1, 900)
+    _, gone = touched(runs, "a")
+    touched(runs, "b")
+    touched(runs, "a")
+    runs.answered(gone, [user("hi")], says("yes"), tenant="t")
+    runs.check()
+
+
+def test_a_turn_that_is_tried_again_is_one_turn() -> None:
+    runs = Runs(1, 900)
+    run, chain = touched(runs, "a")
+    runs.dispatched(chain, model="m", worker="w")
+    runs.dispatched(chain, model="m", worker="v", again=True)
+    assert (run.turns, chain.turns, chain.warm_worker) == (1, 1, "v")

@@ -116,3 +116,8 @@ def test_tools_choose_the_template_made_for_them() -> None:
     tool = Tool(name="look_up")
     assert "look_up" in text.render(HELLO, (tool,), now=NOW)
     assert "look_up" not in text.render(HELLO, (), now=NOW)
+
+
+def test_a_configuration_of_another_shape_is_named_and_not_a_crash() -> None:
+    with pytest.raises(ValueError, match="configuration cannot be read"):
+        ModelText.from_files({**files_of("chatml"), "tokenizer_config.json": b'{"added_tokens_decoder": [1]}'})
