@@ -6,15 +6,17 @@ the same canned upstream: LiteLLM's proxy (own virtual environment, one worker, 
 do-nothing Litestar proxy on the same server. The contenders take turns within one run; medians of the rounds.
 """
 
+import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
@@ -24,7 +26,7 @@ CONNECTIONS = 16
 _SCRIPT = """
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
-wrk.headers["authorization"] = "Bearer none"
+wrk.headers["authorization"] = "Bearer sk-benchmark"
 wrk.body = '{body}'
 """
 _BODY = (
@@ -131,10 +133,12 @@ def _milliseconds(out: str, percentile: str) -> float:
 
 
 @contextmanager
-def _server(arguments: list[str], *, ready: str, python: str = sys.executable) -> Iterator[str]:
+def _server(
+    arguments: list[str], *, ready: str, python: str = sys.executable, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
     port = free_port()
     command = [python, *(argument.replace("{port}", str(port)) for argument in arguments)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | dict(environment), stdout=subprocess.DEVNULL) as process:
         try:
             wait_ready(f"http://127.0.0.1:{port}{ready}", process)
             yield f"http://127.0.0.1:{port}"
@@ -193,7 +197,9 @@ def _litellm(venv: Path, upstream: str) -> Iterator[str]:
             "--num_workers",
             "1",
         ]
-        with _server(command, ready="/health/liveliness", python=str(venv / "bin" / "python")) as url:
+        offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        python = str(venv / "bin" / "python")
+        with _server(command, ready="/health/liveliness", python=python, environment=offline) as url:
             yield url
 
 
