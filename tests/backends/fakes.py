@@ -1,6 +1,7 @@
 """Fakes of the engine's neighbours. The fake model reads its context from pages, so that one wrong page shows as wrong text."""
 
 import threading
+import time
 from collections.abc import Sequence
 
 from backends.limits import Limits
@@ -48,9 +49,13 @@ def reference(prompt: Sequence[int], count: int) -> list[int]:
 
 
 class FakeRunner:
-    """Keeps, in the slot of each token, a state that depends on all tokens so far. `gate` can hold a step back."""
+    """Keeps, in the slot of each token, a state that depends on all tokens so far. `gate` can hold a step back.
 
-    def __init__(self, limits: Limits) -> None:
+    `pause_s` is how long a step leaves the interpreter to others, as a forward pass does: beside an event loop it must not be 0.
+    """
+
+    def __init__(self, limits: Limits, *, pause_s: float = 0.0) -> None:
+        self._pause_s = pause_s
         self._size = limits.page_size
         self._slots = [-1] * (limits.num_pages * limits.page_size)
         self.gate = threading.Event()
@@ -60,6 +65,8 @@ class FakeRunner:
 
     def run(self, work: Sequence[Work]) -> list[Sampled | None]:
         self.gate.wait(10)
+        if self._pause_s:
+            time.sleep(self._pause_s)
         if self.fails:
             raise RuntimeError("the fake model was told to fail")
         self.computed.append(sum(one.length for one in work))

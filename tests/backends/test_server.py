@@ -98,7 +98,7 @@ class RealClock:
 class Rig:
     def __init__(self, of: Limits, path: Path) -> None:
         self.limits = of
-        self.runner = FakeRunner(of)
+        self.runner = FakeRunner(of, pause_s=0.0003)
         self.clock = RealClock()
         self.engine = Engine(self.runner, LetterDecoder(), of, clock_ns=self.clock, rng=random.Random(0))
         self.worker = Worker(self.engine, hello(of), FILES, token="secret")
