@@ -51,7 +51,7 @@ def reference(prompt: Sequence[int], count: int) -> list[int]:
 class FakeRunner:
     """Keeps, in the slot of each token, a state that depends on all tokens so far. `gate` can hold a step back.
 
-    `pause_s` is how long a step leaves the interpreter to others, as a forward pass does: beside an event loop it must not be 0.
+    `pause_s` is how long a step leaves the interpreter to others, as a forward pass does: an event loop beside it needs that.
     """
 
     def __init__(self, limits: Limits, *, pause_s: float = 0.0) -> None:
