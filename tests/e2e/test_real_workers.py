@@ -46,10 +46,12 @@ async def a_later_turn_finds_its_prefix(served: Served) -> None:
 
 async def device_seconds_add_up(served: Served) -> None:
     before = sum(run.device_s for run in served.gateway.runs.all())
+    # A `Load` comes after the `Finished` that it counts.
+    await until(lambda: load(served).attributed_s >= before * 0.999)
     began = load(served).attributed_s
     answers = await asyncio.gather(*(served.chat(ask(f"What is {n} plus {n}?", model="pico")) for n in range(12)))
     charged = sum(body["usage"]["headway"]["device_s"] for _, body in answers)
-    await until(lambda: load(served).running == 0)
+    await until(lambda: load(served).running == 0 and load(served).attributed_s - began >= charged * 0.999)
     assert charged == pytest.approx(load(served).attributed_s - began, rel=1e-3)
     assert sum(run.device_s for run in served.gateway.runs.all()) - before == pytest.approx(charged)
     assert load(served).attributed_s == pytest.approx(load(served).busy_s, rel=1e-3)
