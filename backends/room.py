@@ -56,7 +56,7 @@ class EngineRoom:
             engine.step()
         else:
             engine.meter.idle_until(engine.clock_ns())
-        self._send_if_any(self._desk.report(self._engine.clock_ns()))
+        self._send_if_any(self._desk.report(engine.clock_ns()))
         return True
 
     def _take_commands(self, *, wait: bool) -> bool:

@@ -33,7 +33,6 @@ class Task:
 
     question: str
     answer: str
-    hard: bool
     tools: tuple[str, ...] = ()
 
 
@@ -69,7 +68,6 @@ RUNS = (
             Task(
                 "What is the city of the owner of the lamp?",
                 "The city is Oslo.",
-                hard=True,
                 tools=("get_owner", "get_city", "get_weather", "get_price"),
             ),
         ),
@@ -77,17 +75,17 @@ RUNS = (
     Run(
         "shopping",
         "You are a careful agent. Use the tools when they help.",
-        (Task("What is the price of the mirror?", "The price is 51.", hard=False, tools=("get_price", "get_owner")),),
+        (Task("What is the price of the mirror?", "The price is 51.", tools=("get_price", "get_owner")),),
     ),
     Run(
         "office",
         "You are a helpful assistant.",
         (
-            Task("Which is larger: 402, 815?", "815", hard=False),
-            Task("What is 47 + 8?", "55", hard=False),
-            Task("Write as JSON: name Anna, city Oslo", '{"name": "Anna", "city": "Oslo"}', hard=False),
-            Task("It is 07:35. What time is it in 47 minutes?", "08:22", hard=True),
-            Task("Sort from low to high: 61, 17, 94, 35, 28, 80, 43, 59", "17, 28, 35, 43, 59, 61, 80, 94", hard=True),
+            Task("Which is larger: 402, 815?", "815"),
+            Task("What is 47 + 8?", "55"),
+            Task("Write as JSON: name Anna, city Oslo", '{"name": "Anna", "city": "Oslo"}'),
+            Task("It is 07:35. What time is it in 47 minutes?", "08:22"),
+            Task("Sort from low to high: 61, 17, 94, 35, 28, 80, 43, 59", "17, 28, 35, 43, 59, 61, 80, 94"),
         ),
     ),
 )
