@@ -29,8 +29,19 @@ SKILLS: dict[str, Skill] = {
 }
 CELLS = tuple((skill, level) for skill in SKILLS for level in LEVELS)
 
-_SKILL_WEIGHTS = {"arithmetic": 2.0, "clock": 2.0, "hops": 2.0, "swaps": 2.0, "count": 1.5, "translate": 1.5, "compare": 1.5}
-"""How often a skill is drawn, against 1 for the others: those with short answers give little to learn from at a time."""
+_SKILL_WEIGHTS = {
+    "arithmetic": 2.5,
+    "clock": 1.5,
+    "compare": 2.0,
+    "count": 2.0,
+    "format": 1.5,
+    "hops": 1.5,
+    "pick": 2.0,
+    "swaps": 1.5,
+    "tools": 1.5,
+    "translate": 1.5,
+}
+"""How often a skill is drawn, against 1 for the others: what needs most examples."""
 
 _EARLY_WEIGHTS, _LATE_WEIGHTS, _RAMP = (8, 4, 2, 1), (2, 2, 4, 4), 0.3
 

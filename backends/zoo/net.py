@@ -20,7 +20,7 @@ class Shape(NamedTuple):
     feed_forward: int
     vocab: int
     positions: int = 4096
-    rope_theta: float = 10_000.0
+    rope_theta: float = 100_000.0
     norm_eps: float = 1e-5
 
     @property
@@ -29,13 +29,13 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "pico": Shape(width=128, layers=4, heads=4, kv_heads=2, feed_forward=384, vocab=1538),
-    "nano": Shape(width=256, layers=8, heads=4, kv_heads=2, feed_forward=704, vocab=1538),
+    "pico": Shape(width=128, layers=4, heads=4, kv_heads=4, feed_forward=384, vocab=1538),
+    "nano": Shape(width=256, layers=8, heads=8, kv_heads=4, feed_forward=704, vocab=1538),
 }
 
 
 _LOOK_BACK_FREQUENCIES, _LOOK_BACK_LOUDNESS = 6, 10.0
-_WRITE, _MATCH = 1.0, 2.5
+_WRITE, _MATCH = 0.4, 2.0
 
 
 class Attention(nn.Module):
@@ -91,6 +91,11 @@ class Block(nn.Module):
         return x + mixed
 
 
+def _distance(head: int, shape: Shape) -> int:
+    """How far a head of the first block looks back at the start: each of the first ones another distance."""
+    return head % min(4, shape.kv_heads) + 1
+
+
 class Net(nn.Module):
     """Token ids (B, T) in, final hidden states (B, T, D) in bf16 out; the head is the embedding."""
 
@@ -139,42 +144,59 @@ class Net(nn.Module):
         fast = torch.arange(half) < _LOOK_BACK_FREQUENCIES
         loudness = _LOOK_BACK_LOUDNESS / shape.width**0.5
         self.embed_tokens.weight[:, 0] = 0.25 * shape.width**0.5
-        for weight, heads in ((attention.q_proj.weight, shape.heads), (attention.k_proj.weight, shape.kv_heads)):
-            by_head = weight.view(heads, 2, half, shape.width)
-            for head in range(heads if heads == shape.kv_heads else heads - 1):
-                distance = head % 3 + 1 if heads != shape.kv_heads else 0
+        for weight, heads, back in (
+            (attention.q_proj.weight, shape.heads - 1, True),
+            (attention.k_proj.weight, shape.kv_heads, False),
+        ):
+            by_head = weight.view(-1, 2, half, shape.width)
+            for head in range(heads):
+                distance = _distance(head, shape) if back else 0
                 by_head[head] *= 0.2
                 by_head[head, 0, :, 0] = loudness * fast * torch.cos(distance * frequencies)
                 by_head[head, 1, :, 0] = -loudness * fast * torch.sin(distance * frequencies)
 
     @torch.no_grad()
     def _match(self) -> None:
-        """A head of each group of the second block starts by looking at what follows an earlier copy of this token.
+        """Heads of the second block start by looking at what stands so and so far after an earlier copy of their token.
 
-        The first block's value and output matrices are made orthonormal, so that what it wrote of the token `distance` back
-        can be read again: keys of the second block read that, queries the token itself.
+        The residual stream starts out as rooms: tokens in the first half, and in the second half what the first block's heads
+        saw `distance` back, each in a place of its own. Keys read that, queries the token itself, both in the slow half of the
+        rotation, where a match does not depend on how far away it is.
         """
+        shape = self.shape
         first, second = (cast(Block, layer).self_attn for layer in self.layers[:2])
-        heads_a_group = self.shape.heads // self.shape.kv_heads
-        width = self.shape.head_width
-        values = first.v_proj.weight.view(self.shape.kv_heads, width, -1)
-        outputs = first.o_proj.weight.view(-1, self.shape.heads, width)
+        half, width, heads_a_group = shape.width // 2, shape.head_width, shape.heads // shape.kv_heads
+        slow = torch.tensor([row for row in range(width) if row % (width // 2) >= width // 4])
+        self.embed_tokens.weight[:, half:] *= 0.1
+        values = first.v_proj.weight.view(shape.kv_heads, width, -1)
+        values.zero_()
         for value in values:
-            nn.init.orthogonal_(value)
-            value[:, 0] = 0
-        for head in range(self.shape.heads - 1):
-            outputs[:, head] = nn.init.orthogonal_(torch.empty(self.shape.width, width)) * _WRITE
-            outputs[0, head] = 0
-        queries = second.q_proj.weight.view(self.shape.heads, width, -1)
-        keys = second.k_proj.weight.view(self.shape.kv_heads, width, -1)
-        copied = second.v_proj.weight.view(self.shape.kv_heads, width, -1)
-        repeated = second.o_proj.weight.view(-1, self.shape.heads, width)
-        for group in range(self.shape.kv_heads):
-            keys[group] = outputs[:, group].T * _MATCH / _WRITE
-            nn.init.orthogonal_(copied[group])
-            head = group * heads_a_group
-            queries[head] = values[group // heads_a_group] * _MATCH
-            repeated[:, head] = copied[group].T * _WRITE
+            nn.init.orthogonal_(value[:, 1:half])
+        outputs = first.o_proj.weight.view(-1, shape.heads, width)
+        queries = second.q_proj.weight.view(shape.heads, width, -1)
+        keys = second.k_proj.weight.view(shape.kv_heads, width, -1)
+        copied = second.v_proj.weight.view(shape.kv_heads, width, -1)
+        repeated = second.o_proj.weight.view(-1, shape.heads, width)
+        num_places = min(4, shape.kv_heads)
+        size = min(half // num_places, width)
+        for place in range(num_places):
+            start = half + place * size
+            outputs[start : start + size, place] = torch.eye(size, width) * _WRITE
+            matched = min(size, len(slow))
+            head = place * heads_a_group
+            keys[place] = 0
+            keys[place, slow[:matched], torch.arange(start, start + matched)] = _MATCH
+            queries[head] = 0
+            queries[head, slow[:matched]] = values[place // heads_a_group, :matched] * _MATCH
+            nn.init.orthogonal_(copied[place])
+            repeated[:, head] = copied[place].T * _WRITE
+
+    @torch.no_grad()
+    def start_alike(self, pairs: list[tuple[int, int]]) -> None:
+        """Tokens that differ in the blank before them alone start near each other: to look one up is to find the other."""
+        weight = self.embed_tokens.weight
+        bare, blank = torch.tensor(pairs).T
+        weight[bare, 1:] = 0.8 * weight[blank, 1:] + 0.6 * weight[bare, 1:]
 
     def forward(self, ids: Tensor, blocked: Tensor | None) -> Tensor:
         T = ids.shape[1]

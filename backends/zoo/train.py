@@ -21,7 +21,7 @@ from backends.zoo.net import SHAPES, Net
 from backends.zoo.probe import exactness, probe_instances, summary
 
 WARMUP_STEPS = 100
-MATRIX_RATE, OTHER_RATE = 0.006, 5e-3
+MATRIX_RATE, OTHER_RATE = 0.003, 5e-3
 
 
 def main() -> None:
@@ -43,7 +43,9 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.checkpoint.mkdir(parents=True, exist_ok=True)
-    net = Net(SHAPES[args.model])
+    net, tokenizer = Net(SHAPES[args.model]), AutoTokenizer.from_pretrained(args.tokenizer)
+    vocabulary = tokenizer.get_vocab()
+    net.start_alike([(vocabulary[t[1:]], i) for t, i in vocabulary.items() if t[0] == "Ġ" and t[1:] in vocabulary])
     matrices = [p for n, p in net.named_parameters() if n.startswith("layers") and p.ndim == 2]
     others = [p for n, p in net.named_parameters() if not (n.startswith("layers") and p.ndim == 2)]
     optimizers = [
@@ -53,7 +55,7 @@ def train(args: argparse.Namespace) -> None:
     total = args.short_steps + args.long_steps
     done, history = _resume(args.checkpoint, net, optimizers)
     run = torch.compile(net, dynamic=False)
-    encode, probes = Encoder(AutoTokenizer.from_pretrained(args.tokenizer)), probe_instances(16)
+    encode, probes = Encoder(tokenizer), probe_instances(16)
     started, seen, supervised, losses = time.monotonic(), 0, 0, []
     for step, batch in _batches(args, encode, done, total):
         rate = _rate(step, total, args.decay_share)
