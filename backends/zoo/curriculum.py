@@ -78,7 +78,7 @@ def training_cell(rng: random.Random, progress: float) -> tuple[str, int]:
 
 
 def _drill_share(progress: float) -> float:
-    return 0.35 - 0.3 * min(1.0, progress / _RAMP)
+    return 0.35 - 0.25 * min(1.0, progress / _RAMP)
 
 
 def single(rng: random.Random, progress: float = 1.0, *, max_recall_level: int = 1) -> Instance:

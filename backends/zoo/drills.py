@@ -9,6 +9,8 @@ from itertools import pairwise
 from backends.zoo.instance import Instance, ask
 from backends.zoo.words import CITIES, NAMES, WORDS, code, made_up
 
+VERBS = ("get", "find", "read", "fetch", "check", "lookup")
+
 
 def drill(rng: random.Random, progress: float) -> Instance:
     """Choices among two at first, among up to sixteen once `progress` (0 to 1) has come to a quarter.
@@ -16,7 +18,7 @@ def drill(rng: random.Random, progress: float) -> Instance:
     Among many, a net is content for very long with answering any of them; between two it soon finds out which.
     """
     most = 2 + round(14 * min(1.0, 4 * progress))
-    return rng.choice((_repeat, _look_up, _look_up, _bosses))(rng, most)
+    return rng.choice((_repeat, _look_up, _look_up, _bosses, _owners, _full_names))(rng, most)
 
 
 def _item(rng: random.Random) -> str:
@@ -56,3 +58,25 @@ def _bosses(rng: random.Random, most: int) -> Instance:
     rng.shuffle(pairs)
     question = f"{' '.join(lines)} Name the boss of each: {', '.join(person for person, _ in pairs)}"
     return ask("drill", 0, " ".join(lines), question, ", ".join(boss for _, boss in pairs))
+
+
+def _owners(rng: random.Random, most: int) -> Instance:
+    """From a value back to what stands before it."""
+    people = rng.sample(NAMES, rng.randint(2, most))
+    values = rng.choice((rng.sample(WORDS, len(people)), [code(rng) for _ in people]))
+    pairs = list(zip(people, values, strict=True))
+    link = rng.choice((" has ", " ", ": ", " | "))
+    text = ", ".join(f"{person}{link}{value}" for person, value in pairs)
+    rng.shuffle(pairs)
+    question = f"{text}. Whose is each: {', '.join(value for _, value in pairs)}"
+    return ask("drill", 0, text, question, ", ".join(person for person, _ in pairs))
+
+
+def _full_names(rng: random.Random, most: int) -> Instance:
+    """From the end of a compound back to all of it, as a tool's name is found by what it is asked for."""
+    ends = rng.sample(WORDS, rng.randint(2, most))
+    names = [f"{rng.choice(VERBS)}_{end}" for end in ends]
+    text = rng.choice((", ", "\n", '", "')).join(names)
+    asked = rng.sample(range(len(names)), len(names))
+    question = f"{text}. In full: {', '.join(ends[i] for i in asked)}"
+    return ask("drill", 0, text, question, ", ".join(names[i] for i in asked))
