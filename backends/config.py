@@ -8,7 +8,7 @@ import msgspec
 T = TypeVar("T")
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 Dtype = Literal["float32", "bfloat16"]
-LinearChoice = Literal["auto", "float32", "bfloat16", "w8a8"]
+LinearChoice = Literal["auto", "float32", "bfloat16", "w8a8", "int4"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 CPU_KV_BYTES = 1 << 30

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from backends.detokenize import Decoder, Detokenizer
 from backends.limits import Limits, refusal
@@ -132,14 +133,13 @@ class Engine:
             charge=Charge(self.clock_ns()),
         )
 
-    def _commit(self, work: SequenceOf[Work], sampled: SequenceOf[Sampled | None]) -> None:
+    def _commit(self, work: SequenceOf[Work], sampled: SequenceOf[SequenceOf[Sampled]]) -> None:
         """The only place where sequences advance. Ends the step: its time is known and shared out before anyone finishes."""
         started_ns, ended = self.meter.marked_ns, []
         prefilling = [one.sequence.num_output == 0 for one in work]
-        for one, token in zip(work, sampled, strict=True):
+        for one, tokens in zip(work, sampled, strict=True):
             self.scheduler.computed(one.sequence, one.length)
-            if token is not None:
-                ended += self._gain(one.sequence, token)
+            ended += self._gain_all(one, tokens)
         now_ns = self.clock_ns()
         self._charge(work, prefilling, started_ns, now_ns)
         for sequence, reason, stop_text in ended:
@@ -147,7 +147,7 @@ class Engine:
 
     def _charge(self, work: SequenceOf[Work], prefilling: list[bool], started_ns: int, now_ns: int) -> None:
         spent_ns = self.meter.busy_until(now_ns)
-        caused = [Caused(count, start + (count + 1) / 2, (start + count) * self.limits.kv_bytes) for _, start, count in work]
+        caused = [Caused(w.count, w.start + (w.count + 1) / 2, w.stop * self.limits.kv_bytes) for w in work]
         shares = self.step_cost.split(caused, spent_ns)
         self.step_cost.observe(caused, spent_ns / 1e9)
         for one, share, prefill in zip(work, shares, prefilling, strict=True):
@@ -161,6 +161,17 @@ class Engine:
                 if one.sequence.num_output:
                     charge.first_token_ns = now_ns
         self.meter.attributed_ns += sum(shares)
+
+    def _gain_all(self, work: Work, tokens: SequenceOf[Sampled]) -> list[tuple[Sequence, FinishReason, str]]:
+        """The next token, and one more behind each draft that it agrees with: that draft's KV is then in place."""
+        sequence = work.sequence
+        for sampled, draft in zip_longest(tokens, work.drafts):
+            if ended := self._gain(sequence, sampled):
+                return ended
+            if draft is None or sampled.token != draft:
+                break
+            self.scheduler.computed(sequence, 1)
+        return []
 
     def _gain(self, sequence: Sequence, sampled: Sampled) -> list[tuple[Sequence, FinishReason, str]]:
         """Appends a token. Returns how the sequence ends, if it does."""

@@ -15,11 +15,23 @@ from backends.sequence import Sequence
 
 
 class Work(NamedTuple):
-    """Compute `length` tokens of `sequence` from `start`; `samples` when they are its last."""
+    """Compute `length` tokens of `sequence` from `start`; `samples` when they are its last.
+
+    `drafts` are computed behind them: guesses of the tokens to come, kept as far as they turn out right.
+    """
 
     sequence: Sequence
     start: int
     length: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return self.length + len(self.drafts)
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
 
     @property
     def samples(self) -> bool:

@@ -17,7 +17,7 @@ from backends.engine import Engine
 from backends.limits import Limits
 from backends.linear import LinearChooser
 from backends.llama import Llama, kv_for
-from backends.runner import LlamaRunner
+from backends.runner import ModelRunner
 from backends.wire import PROTOCOL, Hello
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -70,7 +70,7 @@ def start_engine(settings: Settings, say: Say) -> Started:
         dtype=DTYPES[dtype.value],
         device=settings.device,
     )
-    runner = LlamaRunner(model, kv, dtype=DTYPES[dtype.value], device=settings.device)
+    runner = ModelRunner(model, kv, dtype=DTYPES[dtype.value], device=settings.device)
     runner.warm_up(min(limits.prefill_tokens, limits.longest))
     engine = Engine(runner, tokenizer, limits, clock_ns=time.perf_counter_ns, rng=random.Random())
     hello = Hello(

@@ -63,23 +63,27 @@ class FakeRunner:
         self.fails = False
         self.computed: list[int] = []
 
-    def run(self, work: Sequence[Work]) -> list[Sampled | None]:
+    def run(self, work: Sequence[Work]) -> list[list[Sampled]]:
         self.gate.wait(10)
         if self._pause_s:
             time.sleep(self._pause_s)
         if self.fails:
             raise RuntimeError("the fake model was told to fail")
-        self.computed.append(sum(one.length for one in work))
+        self.computed.append(sum(one.count for one in work))
         return [self._run(one) for one in work]
 
-    def _run(self, work: Work) -> Sampled | None:
-        sequence, start, count = work
+    def _run(self, work: Work) -> list[Sampled]:
+        sequence, start = work.sequence, work.start
         state = self._slots[self._slot(work, start - 1)] if start else 0
         assert state >= 0, "a slot is read that was never written"
-        for position in range(start, start + count):
-            state = after(state, sequence.tokens[position])
-            self._slots[self._slot(work, position)] = state
-        return Sampled(next_token(state), -0.5, ((1, -0.5),)) if work.samples else None
+        said: list[Sampled] = []
+        known = [*sequence.tokens[start : start + work.length], *work.drafts]
+        for ahead, token in enumerate(known, start=1 - work.length):
+            state = after(state, token)
+            self._slots[self._slot(work, start + work.length - 1 + ahead)] = state
+            if work.samples and ahead >= 0:
+                said.append(Sampled(next_token(state), -0.5, ((1, -0.5),)))
+        return said
 
     def _slot(self, work: Work, position: int) -> int:
         return work.sequence.pages[position // self._size] * self._size + position % self._size

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from backends.checkpoint import read_shape
+from backends.shape import read_shape
 from backends.rope import inverse_frequencies
 
 
