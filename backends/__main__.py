@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from backends.assets import read_assets
-from backends.config import DtypeChoice, LinearChoice, Settings
+from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings
 from backends.listen import Address, parse_address
 from backends.start import Started, start_engine
 from backends.worker import Worker
@@ -73,6 +73,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         "kv_tokens",
         "max_sequences",
         "dtype",
+        "kv_dtype",
         "linear",
         "page_size",
         "prefill_tokens",
@@ -82,7 +83,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m backends", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face Llama directory")
+    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face directory of a causal LM")
     parser.add_argument("--name", help="what the worker calls its model (the directory's name)")
     parser.add_argument("--listen", required=True, help="unix:///path or tcp://host:port")
     parser.add_argument("--token-env", help="environment variable with the token that links must send")
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prefill-tokens", type=int, default=512, help="prompt tokens in one step")
     parser.add_argument("--page-size", type=int, default=16)
     parser.add_argument("--dtype", choices=get_args(DtypeChoice), default="auto", help="of activations and KV")
+    parser.add_argument("--kv-dtype", choices=get_args(KvDtype), default="auto", help="of KV alone; int8 halves its memory")
     parser.add_argument("--linear", choices=get_args(LinearChoice), default="auto", help="kernel of all matrices")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin closes")
     return parser

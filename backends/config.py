@@ -8,6 +8,7 @@ import msgspec
 T = TypeVar("T")
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 Dtype = Literal["float32", "bfloat16"]
+KvDtype = Literal["auto", "int8"]
 LinearChoice = Literal["auto", "float32", "bfloat16", "w8a8", "int4"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
@@ -29,6 +30,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int | None = None
     max_sequences: int = 16
     dtype: DtypeChoice = "auto"
+    kv_dtype: KvDtype = "auto"
     linear: LinearChoice = "auto"
     page_size: int = 16
     prefill_tokens: int = 512

@@ -147,7 +147,7 @@ class Engine:
 
     def _charge(self, work: SequenceOf[Work], prefilling: list[bool], started_ns: int, now_ns: int) -> None:
         spent_ns = self.meter.busy_until(now_ns)
-        caused = [Caused(w.count, w.start + (w.count + 1) / 2, w.stop * self.limits.kv_bytes) for w in work]
+        caused = [Caused(w.num_tokens, w.start + (w.num_tokens + 1) / 2, w.stop * self.limits.kv_bytes) for w in work]
         shares = self.step_cost.split(caused, spent_ns)
         self.step_cost.observe(caused, spent_ns / 1e9)
         for one, share, prefill in zip(work, shares, prefilling, strict=True):

@@ -61,7 +61,7 @@ class ModelRunner:
         return results
 
     def _everywhere(self, span: Rows | Chunk) -> dict[int, tuple[Rows | Chunk]]:
-        return {window: (span,) for window in self._model.windows}
+        return dict.fromkeys(self._model.windows, (span,))
 
     def _batch(self, work: SequenceOf[Work]) -> Batch:
         size = self._kv.page_size

@@ -26,12 +26,12 @@ class Work(NamedTuple):
     drafts: tuple[int, ...] = ()
 
     @property
-    def count(self) -> int:
+    def num_tokens(self) -> int:
         return self.length + len(self.drafts)
 
     @property
     def stop(self) -> int:
-        return self.start + self.count
+        return self.start + self.num_tokens
 
     @property
     def samples(self) -> bool:

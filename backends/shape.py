@@ -11,7 +11,12 @@ from backends.quant.readers import reader_for
 from backends.rope import Rope, read_rope
 from backends.weight import UnsupportedCheckpoint
 
-NATIVE = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+NATIVE = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -86,13 +91,13 @@ def native_problems(config: Mapping[str, Any]) -> list[str]:
 
 def _windows(config: Mapping[str, Any]) -> tuple[int, ...]:
     """Qwen says whether and in which layers, Mistral means all."""
-    layers, window = config["num_hidden_layers"], config.get("sliding_window") or 0
+    layers, window = int(config["num_hidden_layers"]), int(config.get("sliding_window") or 0)
     kind = config["model_type"]
     if kind == "llama" or (kind != "mistral" and not config.get("use_sliding_window", False)):
         return (0,) * layers
     if types := config.get("layer_types"):
-        return tuple(window if kind == "sliding_attention" else 0 for kind in types)
-    first = 0 if kind == "mistral" else config.get("max_window_layers", layers)
+        return tuple(window if one == "sliding_attention" else 0 for one in types)
+    first = 0 if kind == "mistral" else int(config.get("max_window_layers", layers))
     return tuple(window if i >= first else 0 for i in range(layers))
 
 

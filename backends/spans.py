@@ -15,7 +15,7 @@ from backends.scheduler import Work
 
 def place(work: Work) -> tuple[bool, int]:
     """What may share a span sorts together: one-token work of about one length."""
-    return work.count > 1, len(work.sequence.pages).bit_length()
+    return work.num_tokens > 1, len(work.sequence.pages).bit_length()
 
 
 class Layout:
@@ -38,7 +38,7 @@ class Layout:
                 continue
             for one in some:
                 spans.append(self._chunk(one, at, window))
-                at += one.count
+                at += one.num_tokens
         return spans
 
     def _rows(self, work: list[Work], at: int, window: int) -> Rows:
@@ -60,13 +60,13 @@ class Layout:
         begin, end = one.start - skip * self._size, one.stop - skip * self._size
         where = self._where([one], [skip], end)
         if begin == 0 and (window == 0 or end <= window):
-            return Chunk(at, at + one.count, where, end, None)
+            return Chunk(at, at + one.num_tokens, where, end, None)
         query = torch.arange(begin, end, device=self._device)[:, None]
         places = torch.arange(end, device=self._device)
         hidden = places > query
         if window:
             hidden |= places <= query - window
-        return Chunk(at, at + one.count, where, end, hide(hidden, self._dtype))
+        return Chunk(at, at + one.num_tokens, where, end, hide(hidden, self._dtype))
 
     def _where(self, work: Sequence[Work], skipped: Sequence[int], slots: int) -> slice | Tensor:
         """How to read `slots` slots of each, from the page behind the skipped ones."""

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 from tokenizers import Tokenizer
 
-from backends.checkpoint import Checkpoint, UnsupportedCheckpoint
 from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Settings, resolve_dtype, resolve_pages
 from backends.engine import Engine
 from backends.limits import Limits
 from backends.linear import LinearChooser
-from backends.llama import Llama, kv_for
+from backends.model import open_model
+from backends.progress import Bar
 from backends.runner import ModelRunner
+from backends.weight import UnsupportedCheckpoint
 from backends.wire import PROTOCOL, Hello
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -32,45 +33,46 @@ class Started(NamedTuple):
 def start_engine(settings: Settings, say: Say) -> Started:
     """Raises UnsupportedCheckpoint or ValueError saying what is wrong with the model or the settings."""
     torch.set_num_threads(settings.threads)
-    checkpoint = Checkpoint(settings.model)
-    shape = checkpoint.shape
     tokenizer = read_tokenizer(settings.model)
     dtype = resolve_dtype(settings.dtype, device=settings.device)
     say(f"activations and KV in {dtype.value}: {dtype.why}")
-    chooser = LinearChooser(settings.linear, DTYPES[dtype.value], settings.device)
-    model = Llama(checkpoint, chooser, dtype=DTYPES[dtype.value], device=settings.device)
+    torch_dtype, int8_kv = DTYPES[dtype.value], settings.kv_dtype == "int8"
+    chooser = LinearChooser(settings.linear, torch_dtype, settings.device)
+    bar = Bar(say)
+    served = open_model(settings.model, chooser, dtype=torch_dtype, device=settings.device, progress=bar.show)
+    say(f"served by {'our own code' if served.path == 'native' else 'transformers modelling code over our pages'}")
     for line in chooser.reasons():
         say(line)
-    bytes_per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * DTYPE_BYTES[dtype.value]
+    kv_bytes = served.kv_bytes(element_bytes=DTYPE_BYTES[dtype.value], int8=int8_kv)
     num_pages = resolve_pages(
         settings.kv_tokens,
         page_size=settings.page_size,
-        max_context=shape.max_positions,
+        max_context=served.max_positions,
         max_sequences=settings.max_sequences,
-        bytes_per_token=bytes_per_token,
+        bytes_per_token=kv_bytes,
         budget_bytes=_kv_budget(settings.device),
     )
     say(f"{num_pages.value} pages of {settings.page_size} tokens: {num_pages.why}")
     kernels = dict(Counter(chooser.chosen_for_layers))
     limits = Limits(
-        max_context=shape.max_positions,
-        vocab_size=shape.vocab_size,
+        max_context=served.max_positions,
+        vocab_size=served.vocab_size,
         num_pages=num_pages.value,
         page_size=settings.page_size,
         max_sequences=settings.max_sequences,
         prefill_tokens=settings.prefill_tokens,
-        eos_tokens=frozenset(shape.eos_tokens),
-        kv_bytes=bytes_per_token,
-        fingerprint=f"{checkpoint.fingerprint()}-{dtype.value}" + ("-w8a8" if "w8a8" in kernels else ""),
+        eos_tokens=frozenset(served.eos_tokens),
+        kv_bytes=kv_bytes,
+        fingerprint=_fingerprint(served.fingerprint, dtype.value, chooser, int8_kv=int8_kv),
     )
-    kv = kv_for(
-        shape,
-        num_pages=num_pages.value,
-        page_size=settings.page_size,
-        dtype=DTYPES[dtype.value],
+    kv = served.kv(
+        num_pages=limits.num_pages,
+        page_size=limits.page_size,
+        dtype=torch_dtype,
         device=settings.device,
+        int8=int8_kv,
     )
-    runner = ModelRunner(model, kv, dtype=DTYPES[dtype.value], device=settings.device)
+    runner = ModelRunner(served.model, kv, dtype=torch_dtype, device=settings.device)
     runner.warm_up(min(limits.prefill_tokens, limits.longest))
     engine = Engine(runner, tokenizer, limits, clock_ns=time.perf_counter_ns, rng=random.Random())
     hello = Hello(
@@ -82,8 +84,8 @@ def start_engine(settings: Settings, say: Say) -> Started:
         page_size=limits.page_size,
         num_pages=limits.num_pages,
         max_sequences=limits.max_sequences,
-        eos_tokens=shape.eos_tokens,
-        kernels={"linear": json.dumps(kernels), "dtype": dtype.value},
+        eos_tokens=served.eos_tokens,
+        kernels={"linear": json.dumps(kernels), "dtype": dtype.value, "path": served.path},
     )
     return Started(engine, hello)
 
@@ -93,6 +95,12 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     if not path.is_file():
         raise UnsupportedCheckpoint(f"{directory} has no tokenizer.json")
     return Tokenizer.from_file(str(path))
+
+
+def _fingerprint(weights: str, dtype: str, chooser: LinearChooser, *, int8_kv: bool) -> str:
+    """Of what KV depends on: the weights, the types, and every kernel that does not compute with exactly the stored weights."""
+    lossy = sorted({"w8a8", "int4"} & set(chooser.chosen_for_layers))
+    return "-".join([weights, dtype, *lossy, *(["kv8"] if int8_kv else [])])
 
 
 def _kv_budget(device: str) -> int:

@@ -44,8 +44,12 @@ class Weight(NamedTuple):
 
     def rows(self, change: Callable[[Tensor], Tensor]) -> "Weight":
         """The same done to the rows of all parts."""
-        parts = {name: change(part) for name in ("values", "scale", "bias", "zero") if (part := getattr(self, name)) is not None}
-        return self._replace(**parts)
+        return self._replace(
+            values=change(self.values),
+            scale=None if self.scale is None else change(self.scale),
+            bias=None if self.bias is None else change(self.bias),
+            zero=None if self.zero is None else change(self.zero),
+        )
 
     def to(self, device: str) -> "Weight":
         moved = self.rows(lambda part: part.to(device))

@@ -11,7 +11,8 @@ from backends.weight import UnsupportedCheckpoint, Weight
 
 class BlockFp8:
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._tall, self._wide = config.get("weight_block_size") or (0, 0)
+        block: list[int] = config.get("weight_block_size") or [0, 0]
+        self._tall, self._wide = block
 
     def problems(self) -> list[str]:
         return [] if self._tall else ["fp8 without weight_block_size is not served"]

@@ -16,8 +16,10 @@ def unpack(words: Tensor, bits: int, dim: int, nibbles: Sequence[int] | None = N
     return spread.flatten(-2).movedim(-1, dim)
 
 
-def grouped(values: Tensor, scale: Tensor, zero: Tensor | None, *, bits: int, index: Tensor | None, bias: Tensor | None) -> Weight:
-    """From unsigned `values` (out, in), `scale` and unsigned `zero` (out, groups), and the group of each column, if not in order.
+def grouped(
+    values: Tensor, scale: Tensor, zero: Tensor | None, *, bits: int, index: Tensor | None, bias: Tensor | None
+) -> Weight:
+    """From unsigned `values` (out, in), `scale` and unsigned `zero` (out, groups); `index` is the group of each column.
 
     Both are shifted by half the range, so that they fit int8 and a symmetric layout has no zeros.
     """

@@ -69,7 +69,7 @@ class FakeRunner:
             time.sleep(self._pause_s)
         if self.fails:
             raise RuntimeError("the fake model was told to fail")
-        self.computed.append(sum(one.count for one in work))
+        self.computed.append(sum(one.num_tokens for one in work))
         return [self._run(one) for one in work]
 
     def _run(self, work: Work) -> list[Sampled]:

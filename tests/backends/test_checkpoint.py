@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backends.checkpoint import Checkpoint
-from backends.shape import read_shape
-from backends.weight import UnsupportedCheckpoint
 from backends.config import Settings, resolve_dtype, resolve_pages
 from backends.listen import Address, parse_address
+from backends.shape import read_shape
+from backends.weight import UnsupportedCheckpoint
 from tests.backends.conftest import MakeCheckpoint
 
 

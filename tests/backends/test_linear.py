@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from backends.weight import Weight, stack
 from backends.linear import KERNELS, LinearChooser, Timing, candidates, fastest, quantize_groups, quantize_rows
+from backends.weight import Weight, stack
 
 
 def weight(bias: bool = False) -> Weight:
@@ -67,6 +67,8 @@ def test_int4_computes_with_exactly_what_it_stores() -> None:
     stored = quantize_groups(weight())
     assert quantize_groups(stored) is stored
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(KERNELS["int4"](stored, torch.float32)(x), x @ stored.dense(torch.float32).T, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        KERNELS["int4"](stored, torch.float32)(x), x @ stored.dense(torch.float32).T, atol=1e-4, rtol=1e-4
+    )
     with pytest.raises(ValueError, match="47 x 64 is not served in int4"):
         quantize_groups(Weight(weight().values[:47]))
