@@ -104,15 +104,20 @@ def quantize_groups(weight: Weight) -> Weight:
         return weight
     dense = weight.dense(torch.float32)
     rows, width = dense.shape
-    size = next((size for size in (128, 64, 32) if width % size == 0), 0)
-    if not size or rows % 16:
+    if not takes_int4(weight):
         raise ValueError(f"a matrix of {rows} x {width} is not served in int4: it takes rows by 16 and columns by 32")
+    size = next(size for size in (128, 64, 32) if width % size == 0)
     groups = dense.view(rows, -1, size)
     low, high = groups.amin(-1), groups.amax(-1)
     scale = ((high - low) / 15).clamp(min=1e-10)
     zero = -8 - low / scale
     values = (groups / scale[..., None] + zero[..., None]).round().clamp(-8, 7).to(torch.int8)
     return Weight(values.view(rows, width), scale, weight.bias, zero, size, bits=4)
+
+
+def takes_int4(weight: Weight) -> bool:
+    rows, width = weight.values.shape
+    return width % 32 == 0 and rows % 16 == 0
 
 
 Stored = Literal["float32", "bfloat16", "int8", "int4", "scaled"]
@@ -161,7 +166,10 @@ class Shape(NamedTuple):
 
 
 class LinearChooser:
-    """One decision for each shape and stored type; `timings` say why."""
+    """One decision for each shape and stored type; `timings` say why.
+
+    Asked for int4, it leaves the matrix that logits come from as it is stored, and those whose shape the kernel does not take.
+    """
 
     def __init__(self, choice: LinearChoice, stream: torch.dtype, device: str) -> None:
         if choice in ("w8a8", "int4") and device != "cpu":
@@ -190,6 +198,8 @@ class LinearChooser:
         return lines
 
     def _choose(self, weight: Weight, key: Shape) -> str:
+        if self._choice == "int4" and not (key.prefills and takes_int4(weight)):
+            return KEEPS[key.stored][0] if self._stream is torch.float32 else candidates(key.stored, self._stream)[0]
         if self._choice != "auto":
             return self._choice
         if self._device != "cpu":

@@ -38,6 +38,7 @@ def build_parser() -> ArgumentParser:
     _add_explain(commands)
     _add_policy(commands)
     _add_router(commands)
+    _add_evaluate(commands)
     shown = commands.add_parser("version", help="print the version")
     shown.set_defaults(run="gateway.cli:print_version")
     return parser
@@ -95,6 +96,19 @@ def _add_router(commands: "_Commands[ArgumentParser]") -> None:
     grade.add_argument("outcomes", metavar="OUTCOMES.jsonl")
     grade.add_argument("--artefact", required=True, metavar="FILE")
     grade.set_defaults(run="gateway.commands.router:grade_command")
+
+
+def _add_evaluate(commands: "_Commands[ArgumentParser]") -> None:
+    evaluate = commands.add_parser("evaluate", help="measure what a quantization or another checkpoint costs in accuracy")
+    evaluate.add_argument("model", metavar="MODEL", help="a directory of a causal LM")
+    evaluate.add_argument("--against", required=True, metavar="MODEL", help="the model it stands in for")
+    evaluate.add_argument("--linear", metavar="KERNEL", help="of the model's matrices: auto, float32, bfloat16, w8a8, int4")
+    evaluate.add_argument("--kv-dtype", metavar="TYPE", help="auto or int8")
+    evaluate.add_argument("--text", metavar="FILE", help="score this text instead of lab conversations")
+    evaluate.add_argument("--size", metavar="N", help="lab instances of each skill and level")
+    evaluate.add_argument("--threads", metavar="N")
+    evaluate.add_argument("--out", metavar="FILE", help="write the report as JSON")
+    evaluate.set_defaults(run="gateway.commands.evaluate:evaluate")
 
 
 def _add_policy_option(parser: ArgumentParser) -> None:
