@@ -1,7 +1,7 @@
 """What a quantization, a KV type or another checkpoint costs in accuracy, measured against the model that it stands in for.
 
 `python -m backends.evaluate MODEL --against MODEL [--linear int4] [--out REPORT.json]`: lab skills by greedy answers,
-perplexity of the same text, and how often both choose the same next token of the reference's answers.
+perplexity of the same answers, and how often both choose the same next token of the reference's answers.
 """
 
 import argparse
@@ -106,17 +106,24 @@ class Comparison(NamedTuple):
     tokens: int
 
 
-def compare(
-    model: Subject, against: Subject, texts: Sequence[list[int]], prompts: Sequence[list[int]], count: int
-) -> Comparison:
+class Sample(NamedTuple):
+    """`prompt` begins `whole`; what is behind it is scored."""
+
+    prompt: list[int]
+    whole: list[int]
+
+
+def compare(model: Subject, against: Subject, samples: Sequence[Sample], count: int) -> Comparison:
     losses = [0.0, 0.0]
     scored = 0
-    for ids in texts:
-        cut = ids[: model.context]
-        targets = torch.tensor(cut[1:])
+    for prompt, whole in samples:
+        cut, first = whole[: model.context], len(prompt) - 1
+        targets = torch.tensor(cut[first + 1 :])
         for place, subject in enumerate((model, against)):
-            losses[place] += float(torch.nn.functional.cross_entropy(subject.logits(cut)[:-1], targets, reduction="sum"))
+            logits = subject.logits(cut)[first:-1]
+            losses[place] += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
         scored += len(targets)
+    prompts = [sample.prompt for sample in samples]
     same = chosen = 0
     for prompt, answer in zip(prompts, against.greedy(prompts, count), strict=True):
         if answer:
@@ -153,22 +160,23 @@ def _rendered(
     return ids
 
 
-def _lab_texts(tokenizer: Any, size: int, seed: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Whole held-out conversations, and their first prompts."""
+def _lab_samples(tokenizer: Any, size: int, seed: int) -> list[Sample]:
+    """Held-out conversations from their first answer on."""
     from backends.zoo.curriculum import CELLS, held_out
 
     drawn = [one for skill, level in CELLS for one in held_out(skill, level, max(1, size // 4), seed=seed)]
     texts = [_rendered(tokenizer, one.messages, one.tools, answered=True) for one in drawn]
     firsts = [next(i for i, message in enumerate(one.messages) if message["role"] == "assistant") for one in drawn]
-    return texts, [_rendered(tokenizer, one.messages[:end], one.tools) for one, end in zip(drawn, firsts, strict=True)]
+    prompts = [_rendered(tokenizer, one.messages[:end], one.tools) for one, end in zip(drawn, firsts, strict=True)]
+    return [Sample(prompt, whole) for prompt, whole in zip(prompts, texts, strict=True)]
 
 
-def _file_texts(tokenizer: Any, path: Path, context: int) -> tuple[list[list[int]], list[list[int]]]:
-    """A text cut into pieces of a context, and their first quarters as prompts."""
+def _file_samples(tokenizer: Any, path: Path, context: int) -> list[Sample]:
+    """A text cut into pieces of half a context at most, their first quarters as prompts."""
     ids = tokenizer(path.read_text(), add_special_tokens=False)["input_ids"]
     size = min(context // 2, max(len(ids) // MIN_AGREEMENT_PROMPTS, 8))
     pieces = [ids[i : i + size] for i in range(0, len(ids), size) if len(ids[i : i + size]) > 3]
-    return pieces, [piece[: max(1, size // 4)] for piece in pieces]
+    return [Sample(piece[: max(1, len(piece) // 4)], piece) for piece in pieces]
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -185,10 +193,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         )
     if not args.text and not tokenizer.chat_template:
         raise UnsupportedCheckpoint(f"{args.against} has no chat template: name a text with --text")
-    texts, prompts = (
-        _file_texts(tokenizer, args.text, model.context) if args.text else _lab_texts(tokenizer, args.size, args.seed)
-    )
-    found = compare(model, against, texts, prompts, args.count)
+    samples = _file_samples(tokenizer, args.text, model.context) if args.text else _lab_samples(tokenizer, args.size, args.seed)
+    found = compare(model, against, samples, args.count)
     report: dict[str, Any] = {
         "model": str(args.model),
         "against": str(args.against),
