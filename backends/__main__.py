@@ -74,6 +74,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         "max_sequences",
         "dtype",
         "kv_dtype",
+        "host_kv_tokens",
         "linear",
         "page_size",
         "prefill_tokens",
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kv-tokens", type=int, help="tokens that the KV pages hold")
+    parser.add_argument("--host-kv-tokens", type=int, default=0, help="tokens that host memory keeps for reloading")
     parser.add_argument("--max-sequences", type=int, default=16, help="sequences in one step")
     parser.add_argument("--prefill-tokens", type=int, default=512, help="prompt tokens in one step")
     parser.add_argument("--page-size", type=int, default=16)

@@ -19,7 +19,8 @@ CUDA_KV_SHARE = 0.8
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """`kv_tokens` None is auto. `listen` is `unix:///path` or `tcp://host:port`; `token` guards a TCP listener."""
+    """`kv_tokens` None is auto, `host_kv_tokens` 0 is no host tier. `listen` is `unix:///path` or `tcp://host:port`; `token`
+    guards a TCP listener."""
 
     model: Path
     name: str
@@ -31,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_sequences: int = 16
     dtype: DtypeChoice = "auto"
     kv_dtype: KvDtype = "auto"
+    host_kv_tokens: int = 0
     linear: LinearChoice = "auto"
     page_size: int = 16
     prefill_tokens: int = 512

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from backends.detokenize import Decoder, Detokenizer
+from backends.host import HostTier
 from backends.limits import Limits, refusal
 from backends.meter import Meter
 from backends.pages import PagePool
 from backends.prefix import Namer, PrefixIndex
 from backends.runner import Runner
 from backends.sampler import Sampled
-from backends.scheduler import Scheduler, Work
+from backends.scheduler import Reload, Scheduler, Work
 from backends.sequence import Charge, Sequence
 from backends.step_cost import Caused, StepCost
 from backends.stop import StopFilter
@@ -38,15 +39,26 @@ class Output:
 
 
 class Engine:
-    def __init__(self, runner: Runner, decoder: Decoder, limits: Limits, *, clock_ns: Clock, rng: random.Random) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        decoder: Decoder,
+        limits: Limits,
+        *,
+        clock_ns: Clock,
+        rng: random.Random,
+        tier: HostTier[Reload] | None = None,
+    ) -> None:
         self.limits = limits
         self.pool = PagePool(limits.num_pages)
         self.index = PrefixIndex(self.pool)
+        self.tier = tier
         self.scheduler = Scheduler(
             self.index,
             page_size=limits.page_size,
             max_sequences=limits.max_sequences,
             prefill_tokens=limits.prefill_tokens,
+            tier=tier,
         )
         self.step_cost = StepCost()
         self.meter = Meter(clock_ns())
@@ -63,10 +75,29 @@ class Engine:
         return bool(self._live)
 
     def step(self) -> None:
-        work = self.scheduler.plan()
-        assert work, "there is work that no plan reaches"
+        work = self._plan()
         sampled = self._runner.run(work)
         self._commit(work, sampled)
+
+    def _plan(self) -> tuple[Work, ...]:
+        """What can run now. It waits for the host tier where nothing else can run, or where a step would write over a copy."""
+        tier = self.tier
+        if tier is None:
+            work = self.scheduler.plan()
+            assert work, "there is work that no plan reaches"
+            return work
+        self._loaded(tier.settle())
+        while not (work := self.scheduler.plan()):
+            assert tier.is_copying, "there is work that no plan reaches"
+            self._loaded(tier.settle(wait=True))
+        size = self.limits.page_size
+        written = (page for one in work for page in one.sequence.pages[one.start // size : (one.stop - 1) // size + 1])
+        self._loaded(tier.before_writing(written))
+        return work
+
+    def _loaded(self, reloads: SequenceOf[Reload]) -> None:
+        for reload in reloads:
+            self.scheduler.loaded(reload)
 
     def has(self, owner: Hashable, request: int) -> bool:
         return (owner, request) in self._live
@@ -107,6 +138,8 @@ class Engine:
 
     def check(self) -> None:
         self.scheduler.check()
+        if self.tier is not None:
+            self.tier.check()
         assert len(self._live) == len(self.scheduler.running) + len(self.scheduler.waiting)
         assert self.meter.attributed_ns == self.meter.busy_ns
         if not self._live:
@@ -140,6 +173,8 @@ class Engine:
         for one, tokens in zip(work, sampled, strict=True):
             self.scheduler.computed(one.sequence, one.length)
             ended += self._gain_all(one, tokens)
+        if self.tier is not None:
+            self.tier.save(self.scheduler.take_fresh())
         now_ns = self.clock_ns()
         self._charge(work, prefilling, started_ns, now_ns)
         for sequence, reason, stop_text in ended:
@@ -223,6 +258,8 @@ class Engine:
         self.num_prompt_tokens += sequence.num_prompt
         self.num_cached_tokens += sequence.num_cached or 0
         self.num_output_tokens += sequence.num_output
+        if self.tier is not None:
+            self.tier.touch(sequence.names)
         self.scheduler.remove(sequence)
         self._output.finished.append((sequence.owner, finished(sequence, reason, now_ns, stop_text)))
 

@@ -39,7 +39,10 @@ class Charge:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`limit` is the number of tokens, prompt included, at which it ends. Lower `(priority, arrival)` runs first."""
+    """`limit` is the number of tokens, prompt included, at which it ends. Lower `(priority, arrival)` runs first.
+
+    While `reload` is set, pages behind the computed ones are on their way from the host tier, and it does not run.
+    """
 
     owner: Hashable
     request: int
@@ -57,6 +60,7 @@ class Sequence:
     charge: Charge
     num_computed: int = 0
     num_cached: int | None = None
+    reload: object | None = None
     pages: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
     pending: Pending = field(default_factory=Pending)

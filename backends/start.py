@@ -11,13 +11,17 @@ from typing import NamedTuple
 import torch
 from tokenizers import Tokenizer
 
+from backends.attention import PagedKV
 from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Settings, resolve_dtype, resolve_pages
+from backends.copier import ThreadCopier
 from backends.engine import Engine
+from backends.host import HostTier
 from backends.limits import Limits
 from backends.linear import LinearChooser
 from backends.model import open_model
 from backends.progress import Bar
 from backends.runner import ModelRunner
+from backends.scheduler import Reload
 from backends.weight import UnsupportedCheckpoint
 from backends.wire import PROTOCOL, Hello
 
@@ -74,7 +78,14 @@ def start_engine(settings: Settings, say: Say) -> Started:
     )
     runner = ModelRunner(served.model, kv, dtype=torch_dtype, device=settings.device)
     runner.warm_up(min(limits.prefill_tokens, limits.longest))
-    engine = Engine(runner, tokenizer, limits, clock_ns=time.perf_counter_ns, rng=random.Random())
+    engine = Engine(
+        runner,
+        tokenizer,
+        limits,
+        clock_ns=time.perf_counter_ns,
+        rng=random.Random(),
+        tier=_host_tier(settings, kv),
+    )
     hello = Hello(
         protocol=PROTOCOL,
         model=settings.name,
@@ -95,6 +106,11 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     if not path.is_file():
         raise UnsupportedCheckpoint(f"{directory} has no tokenizer.json")
     return Tokenizer.from_file(str(path))
+
+
+def _host_tier(settings: Settings, kv: PagedKV) -> HostTier[Reload] | None:
+    slots = settings.host_kv_tokens // settings.page_size
+    return HostTier(slots, ThreadCopier(kv, slots)) if slots else None
 
 
 def _fingerprint(weights: str, dtype: str, chooser: LinearChooser, *, int8_kv: bool) -> str:
