@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from backends.assets import read_assets
-from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings
+from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings, SpeculateChoice
 from backends.listen import Address, parse_address
 from backends.start import Started, start_engine
 from backends.worker import Worker
@@ -75,6 +75,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         "dtype",
         "kv_dtype",
         "host_kv_tokens",
+        "speculate",
         "linear",
         "page_size",
         "prefill_tokens",
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kv-tokens", type=int, help="tokens that the KV pages hold")
     parser.add_argument("--host-kv-tokens", type=int, default=0, help="tokens that host memory keeps for reloading")
+    parser.add_argument("--speculate", choices=get_args(SpeculateChoice), default="off", help="guess tokens from the prompt")
     parser.add_argument("--max-sequences", type=int, default=16, help="sequences in one step")
     parser.add_argument("--prefill-tokens", type=int, default=512, help="prompt tokens in one step")
     parser.add_argument("--page-size", type=int, default=16)

@@ -8,6 +8,7 @@ import msgspec
 T = TypeVar("T")
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 Dtype = Literal["float32", "bfloat16"]
+SpeculateChoice = Literal["off", "lookup"]
 KvDtype = Literal["auto", "int8"]
 LinearChoice = Literal["auto", "float32", "bfloat16", "w8a8", "int4"]
 
@@ -33,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: DtypeChoice = "auto"
     kv_dtype: KvDtype = "auto"
     host_kv_tokens: int = 0
+    speculate: SpeculateChoice = "off"
     linear: LinearChoice = "auto"
     page_size: int = 16
     prefill_tokens: int = 512

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from backends.detokenize import Decoder, Detokenizer
 from backends.host import HostTier
 from backends.limits import Limits, refusal
+from backends.lookup import Gain, Lookup, best_count, gain, may_guess
 from backends.meter import Meter
 from backends.pages import PagePool
 from backends.prefix import Namer, PrefixIndex
@@ -48,11 +49,13 @@ class Engine:
         clock_ns: Clock,
         rng: random.Random,
         tier: HostTier[Reload] | None = None,
+        speculates: bool = False,
     ) -> None:
         self.limits = limits
         self.pool = PagePool(limits.num_pages)
         self.index = PrefixIndex(self.pool)
-        self.tier = tier
+        self.tier, self.speculates = tier, speculates
+        self.num_drafted = self.num_accepted = 0
         self.scheduler = Scheduler(
             self.index,
             page_size=limits.page_size,
@@ -76,6 +79,8 @@ class Engine:
 
     def step(self) -> None:
         work = self._plan()
+        if self.speculates:
+            work = self._with_drafts(work)
         sampled = self._runner.run(work)
         self._commit(work, sampled)
 
@@ -94,6 +99,22 @@ class Engine:
         written = (page for one in work for page in one.sequence.pages[one.start // size : (one.stop - 1) // size + 1])
         self._loaded(tier.before_writing(written))
         return work
+
+    def _with_drafts(self, work: tuple[Work, ...]) -> tuple[Work, ...]:
+        """Guesses for a step that only decodes, as many for each sequence as the measured costs say are worth it."""
+        if any(one.length > 1 or not one.samples for one in work):
+            return work
+        mean_context = sum(one.stop for one in work) / len(work)
+        worth = gain(self.step_cost.coefficients, len(work), mean_context)
+        return tuple(self._drafted(one, worth) if may_guess(one.sequence.sampling) else one for one in work)
+
+    def _drafted(self, work: Work, worth: Gain) -> Work:
+        lookup = work.sequence.lookup = work.sequence.lookup or Lookup()
+        count = best_count(lookup.chance, worth)
+        if not count:
+            lookup.forget()
+            return work
+        return self.scheduler.with_drafts(work, lookup.guess(work.sequence.tokens, count))
 
     def _loaded(self, reloads: SequenceOf[Reload]) -> None:
         for reload in reloads:
@@ -199,14 +220,20 @@ class Engine:
 
     def _gain_all(self, work: Work, tokens: SequenceOf[Sampled]) -> list[tuple[Sequence, FinishReason, str]]:
         """The next token, and one more behind each draft that it agrees with: that draft's KV is then in place."""
-        sequence = work.sequence
+        sequence, accepted, ended = work.sequence, 0, list[tuple[Sequence, FinishReason, str]]()
         for sampled, draft in zip_longest(tokens, work.drafts):
-            if ended := self._gain(sequence, sampled):
-                return ended
+            ended = self._gain(sequence, sampled)
             if draft is None or sampled.token != draft:
                 break
+            accepted += 1
+            if ended:
+                break
             self.scheduler.computed(sequence, 1)
-        return []
+        if work.drafts and sequence.lookup is not None:
+            sequence.lookup.learn(len(work.drafts), accepted)
+            self.num_drafted += len(work.drafts)
+            self.num_accepted += accepted
+        return ended
 
     def _gain(self, sequence: Sequence, sampled: Sampled) -> list[tuple[Sequence, FinishReason, str]]:
         """Appends a token. Returns how the sequence ends, if it does."""

@@ -53,6 +53,11 @@ class PrefixIndex:
         """Pages that `take` can give: free ones and, by evicting, all cached ones."""
         return self._pool.num_free + self._pool.num_cached
 
+    @property
+    def num_free(self) -> int:
+        """Pages that `take` can give without evicting."""
+        return self._pool.num_free
+
     def names(self) -> list[bytes]:
         """Everything resident, parents before children."""
         return list(self._nodes)

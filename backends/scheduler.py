@@ -120,6 +120,16 @@ class Scheduler:
                 self._fresh.append((sequence.names[i], sequence.pages[i]))
             sequence.pages[i] = self._index.insert(sequence.names[i], parent, sequence.pages[i], sequence.chain)
 
+    def with_drafts(self, work: Work, drafts: tuple[int, ...]) -> Work:
+        """As many of the guesses as the sequence may still say and free pages hold: nothing is evicted for a guess."""
+        sequence, size = work.sequence, self._page_size
+        fits = (len(sequence.pages) + self._index.num_free) * size - work.stop
+        drafts = drafts[: max(0, min(fits, sequence.limit - len(sequence.tokens) - 1))]
+        lacking = -(-(work.stop + len(drafts)) // size) - len(sequence.pages)
+        if lacking > 0:
+            sequence.pages += self._index.take(lacking)
+        return work._replace(drafts=drafts)
+
     def loaded(self, reload: Reload) -> None:
         """The pages are there. Of a sequence that had to go meanwhile, nothing happens."""
         sequence = reload.sequence

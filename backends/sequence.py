@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from backends.detokenize import Detokenizer
+from backends.lookup import Lookup
 from backends.prefix import Namer
 from backends.stop import StopFilter
 from backends.wire import Sampling, TokenLogprob
@@ -61,6 +62,7 @@ class Sequence:
     num_computed: int = 0
     num_cached: int | None = None
     reload: object | None = None
+    lookup: Lookup | None = None
     pages: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
     pending: Pending = field(default_factory=Pending)

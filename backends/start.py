@@ -85,6 +85,7 @@ def start_engine(settings: Settings, say: Say) -> Started:
         clock_ns=time.perf_counter_ns,
         rng=random.Random(),
         tier=_host_tier(settings, kv),
+        speculates=settings.speculate == "lookup",
     )
     hello = Hello(
         protocol=PROTOCOL,

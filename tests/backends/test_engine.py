@@ -9,21 +9,36 @@ import pytest
 from backends.engine import MAX_HELD_LOGPROBS, Engine
 from backends.host import HostTier
 from backends.limits import Limits
-from backends.scheduler import Reload
+from backends.lookup import Gain, Lookup
+from backends.scheduler import Reload, Work
 from backends.wire import Finished, Sampling, Submit, TokenLogprob, page_names
 from tests.backends.fakes import EOS, FakeRunner, LateCopier, LetterDecoder, Ticks, letter, limits, reference, tokens_of
+
+
+class Guessing(Engine):
+    """Guesses what will be said, with one token in five wrong."""
+
+    def _drafted(self, work: Work, worth: Gain) -> Work:
+        sequence = work.sequence
+        sequence.lookup = Lookup()
+        right = reference(list(sequence.tokens), self._rng.randrange(4))
+        guessed = [token if self._rng.random() < 0.8 else (token + 1) % 97 for token in right]
+        return self.scheduler.with_drafts(work, tuple(guessed))
 
 
 class Rig:
     """An engine, and what it said to whom."""
 
-    def __init__(self, of: Limits, seed: int = 0, host_pages: int = 0) -> None:
+    def __init__(self, of: Limits, seed: int = 0, host_pages: int = 0, speculates: bool = False) -> None:
         self.runner = FakeRunner(of)
         self.clock = Ticks()
         tier: HostTier[Reload] | None = None
         if host_pages:
             tier = HostTier(host_pages, LateCopier(self.runner, host_pages, of.page_size, seed))
-        self.engine = Engine(self.runner, LetterDecoder(), of, clock_ns=self.clock, rng=random.Random(seed), tier=tier)
+        kind = Guessing if speculates else Engine
+        self.engine = kind(
+            self.runner, LetterDecoder(), of, clock_ns=self.clock, rng=random.Random(seed), tier=tier, speculates=speculates
+        )
         self.text: dict[int, str] = {}
         self.counted: dict[int, int] = {}
         self.finished: dict[int, Finished] = {}
@@ -80,7 +95,7 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
         prefill_tokens=rng.choice((1, 7, 64)),
         max_context=40,
     )
-    rig = Rig(of, seed, host_pages=rng.choice((0, 5, 60)))
+    rig = Rig(of, seed, host_pages=rng.choice((0, 5, 60)), speculates=rng.random() < 0.5)
     stems = [[rng.randrange(1, 97) for _ in range(12)] for _ in range(3)]
     asked: dict[int, tuple[list[int], int]] = {}
     aborted: set[int] = set()
@@ -121,6 +136,16 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
         else:
             assert rig.text.get(request, "") == expected
             assert rig.counted[request] == finished.num_output_tokens
+
+
+def test_right_guesses_save_steps_and_are_charged_for() -> None:
+    rig, plain = Rig(limits(), speculates=True), Rig(limits())
+    for one in (rig, plain):
+        one.submit(1, [5] * 9, max_tokens=40, ignore_eos=True)
+        one.run()
+    assert rig.text == plain.text and rig.engine.num_drafted > rig.engine.num_accepted > 10
+    assert rig.finished[1].num_steps < plain.finished[1].num_steps - 10
+    assert rig.engine.meter.attributed_ns == rig.engine.meter.busy_ns
 
 
 def test_a_second_turn_reuses_the_pages_of_the_first() -> None:
