@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -49,9 +50,12 @@ class _Step:
             return self._look(module, q, k, v, scale, given)
         layer = self.layers[id(module)]
         attention = self.seen[layer]
+        width = v.shape[-1]
+        if width < k.shape[-1]:
+            v = F.pad(v, (0, k.shape[-1] - width))
         self.kv.write(layer, self.batch.slots, torch.cat((k[0], v[0])).transpose(0, 1))
         spans = self.batch.spans[attention.window]
-        return attend(self.kv, layer, q[0].transpose(0, 1), spans, attention.manner)[None]
+        return attend(self.kv, layer, q[0].transpose(0, 1), spans, attention.manner)[None, ..., :width]
 
     def _look(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scale: float | None, given: Mapping[str, Any]
@@ -59,14 +63,14 @@ class _Step:
         for name, what in CHANGES.items():
             if given.get(name) is not None:
                 raise UnsupportedCheckpoint(f"its attention has {what}, which is not served")
-        if k.shape != v.shape:
-            raise UnsupportedCheckpoint(f"its K are {k.shape[-1]} wide and its V {v.shape[-1]}: only equal ones are served")
+        if k.shape[:-1] != v.shape[:-1] or v.shape[-1] > k.shape[-1]:
+            raise UnsupportedCheckpoint(f"its V of {tuple(v.shape[1:])} does not fit beside its K of {tuple(k.shape[1:])}")
         if not getattr(module, "is_causal", True):
             raise UnsupportedCheckpoint("its attention is not causal")
         manner = Manner(scale, float(given.get("softcap") or 0.0))
         self.layers[id(module)] = len(self.seen)
         self.seen.append(Attention(k.shape[1], k.shape[-1], int(given.get("sliding_window") or 0), manner))
-        return torch.zeros_like(q).transpose(1, 2)
+        return q.new_zeros(1, q.shape[2], q.shape[1], v.shape[-1])
 
 
 def _paged(
@@ -103,6 +107,7 @@ class Foreign:
         self.max_positions = _max_positions(text)
         self._parameters = inspect.signature(self._model.forward).parameters
         self._look(text.num_hidden_layers, device)
+        self._step.seen = [_with_window(text, index, one) for index, one in enumerate(self._step.seen)]
         self.num_layers = len(self._step.seen)
         self.num_kv_heads, self.head_dim = self._step.seen[0][:2]
         self.windows = tuple(attention.window for attention in self._step.seen)
@@ -132,6 +137,18 @@ class Foreign:
             raise UnsupportedCheckpoint(f"{len(seen)} of its {layers} layers attend, the others keep a state of another kind")
         if len({attention[:2] for attention in seen}) != 1:
             raise UnsupportedCheckpoint("its layers have K and V of different sizes")
+
+
+def _with_window(text: Any, layer: int, attention: Attention) -> Attention:
+    """Who sees whom is a mask to some models, which they need not tell their attention. Raises where it is none we make."""
+    types = getattr(text, "layer_types", None)
+    if types is None:
+        if getattr(text, "attention_chunk_size", None):
+            raise UnsupportedCheckpoint("its attention is chunked, which is not served")
+        return attention
+    if types[layer] not in ("full_attention", "sliding_attention"):
+        raise UnsupportedCheckpoint(f"its layer {layer} has {types[layer]}, only full and sliding attention are served")
+    return attention._replace(window=int(text.sliding_window) if types[layer] == "sliding_attention" else 0)
 
 
 def _load(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:

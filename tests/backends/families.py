@@ -21,6 +21,21 @@ SMALL: dict[str, Any] = {
     "pad_token_id": None,
 }
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+MLA = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+}
 GEMMA = {
     "head_dim": 8,
     "num_hidden_layers": 3,
@@ -44,6 +59,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2", {**GEMMA, "attn_logit_softcapping": 5.0}),
     "phi3": ("Phi3", {"sliding_window": None}),
     "qwen3-moe": ("Qwen3Moe", {**MOE, "head_dim": 8}),
+    "deepseek-v3": ("DeepseekV3", MLA),
     "gpt-neox": ("GPTNeoX", {"rotary_pct": 0.5}),
     "olmo2": ("Olmo2", {}),
 }
