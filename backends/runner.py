@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from backends.attention import Chunk, PagedKV, Rows, hide_future, hide_past_ends
+from backends.grammar import MaskFiller
 from backends.llama import Batch, Llama
 from backends.sampler import Ask, Sampled, sample
 from backends.scheduler import Work
@@ -24,6 +25,7 @@ class LlamaRunner:
 
     def __init__(self, model: Llama, kv: PagedKV, *, dtype: torch.dtype, device: str) -> None:
         self._model, self._kv, self._dtype, self._device = model, kv, dtype, device
+        self._masks = MaskFiller(model.shape.vocab_size)
 
     @torch.inference_mode()
     def warm_up(self, tokens: int) -> None:
@@ -42,11 +44,12 @@ class LlamaRunner:
         order = sorted(range(len(work)), key=lambda i: self._place(work[i])) if len(work) > 1 else [0]
         laid = [work[i] for i in order]
         sampling = [i for i, one in zip(order, laid, strict=True) if one.samples]
+        asks = [_ask(work[i]) for i in sampling]
+        masks = self._masks.fill([ask.matcher for ask in asks])
         logits = self._model.forward(self._batch(laid), self._kv)
         results: list[Sampled | None] = [None] * len(work)
         if logits is not None:
-            asks = [_ask(work[i]) for i in sampling]
-            for i, sampled in zip(sampling, sample(logits, asks), strict=True):
+            for i, sampled in zip(sampling, sample(logits, asks, masks), strict=True):
                 results[i] = sampled
         return results
 
@@ -107,4 +110,8 @@ def _pages(work: Work, page_size: int) -> list[int]:
 
 
 def _ask(work: Work) -> Ask:
-    return Ask(work.sequence.sampling, work.sequence.seed, len(work.sequence.tokens))
+    sequence = work.sequence
+    sampling = sequence.sampling
+    penalized = sampling.presence_penalty or sampling.frequency_penalty
+    said = sequence.tokens[sequence.num_prompt :] if penalized else ()
+    return Ask(sampling, sequence.seed, len(sequence.tokens), said, sequence.matcher)

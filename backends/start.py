@@ -14,9 +14,11 @@ from tokenizers import Tokenizer
 from backends.checkpoint import Checkpoint, UnsupportedCheckpoint
 from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Settings, resolve_dtype, resolve_pages
 from backends.engine import Engine
+from backends.grammar import Grammars
 from backends.limits import Limits
 from backends.linear import LinearChooser
 from backends.llama import Llama, kv_for
+from backends.marks import with_marks_as_text
 from backends.runner import LlamaRunner
 from backends.wire import PROTOCOL, Hello
 
@@ -27,6 +29,7 @@ Say = Callable[[str], None]
 class Started(NamedTuple):
     engine: Engine
     hello: Hello
+    grammars: Grammars
 
 
 def start_engine(settings: Settings, say: Say) -> Started:
@@ -84,15 +87,17 @@ def start_engine(settings: Settings, say: Say) -> Started:
         max_sequences=limits.max_sequences,
         eos_tokens=shape.eos_tokens,
         kernels={"linear": json.dumps(kernels), "dtype": dtype.value},
+        grammars=True,
     )
-    return Started(engine, hello)
+    grammars = Grammars(tokenizer, vocab_size=shape.vocab_size, eos_tokens=shape.eos_tokens)
+    return Started(engine, hello, grammars)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise UnsupportedCheckpoint(f"{directory} has no tokenizer.json")
-    return Tokenizer.from_file(str(path))
+    return Tokenizer.from_str(with_marks_as_text(path.read_text()))
 
 
 def _kv_budget(device: str) -> int:
