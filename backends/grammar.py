@@ -36,7 +36,7 @@ class Matcher:
         """Takes a token that the mask allowed. True when the answer is over."""
         accepted = self._matcher.accept_token(token)
         assert accepted, f"token {token} was sampled against its mask"
-        return self._matcher.is_terminated()
+        return bool(self._matcher.is_terminated())
 
     def fill(self, masks: Tensor, row: int) -> None:
         self._matcher.fill_next_token_bitmask(masks, row)

@@ -35,7 +35,7 @@ def _content(grammar: Grammar) -> Format:
 
 def _calls(grammar: Grammar) -> Format:
     tags = [_call(form) for form in grammar.calls]
-    if not grammar.required:
+    if not (grammar.required or grammar.text):
         return {
             "type": "triggered_tags",
             "triggers": [grammar.trigger],
@@ -49,9 +49,11 @@ def _calls(grammar: Grammar) -> Format:
         "at_least_one": True,
         "stop_after_first": not grammar.parallel,
     }
-    if not (grammar.prefix or grammar.suffix):
-        return calls
-    return _tag(grammar.prefix, calls, grammar.suffix)
+    if grammar.prefix or grammar.suffix:
+        calls = _tag(grammar.prefix, calls, grammar.suffix)
+    if grammar.text:
+        return {"type": "or", "elements": [_json(json.loads(grammar.text)), calls]}
+    return calls
 
 
 def _call(form: CallForm) -> Format:

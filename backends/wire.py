@@ -31,7 +31,8 @@ class CallForm(msgspec.Struct, frozen=True, array_like=True):
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an answer must look like. `text` is a JSON Schema or a regular expression; `calls` are the only tool calls that
-    may be written: from `trigger` on inside free text, or, if `required`, one after the other and nothing else.
+    may be written: from `trigger` on inside free text, or, if `required`, one after the other and nothing else; with
+    a `text` beside them the answer is either such calls or of that schema.
 
     `thinks` allows reasoning up to `</think>` in front: `opens` when the model writes `<think>`, `inside` when its prompt
     does. `param` is the request's field that asked for it: errors name it.

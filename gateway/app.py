@@ -13,7 +13,8 @@ from litestar import Litestar
 from gateway.accounting.ledger import Ledger, MemoryLedger, SqliteLedger
 from gateway.accounting.metrics import Gauge, Metrics
 from gateway.accounting.spans import SpanWriter, open_spans
-from gateway.answer import ChatEndpoint
+from gateway.answer import AnswerEndpoint, OpenAnswers
+from gateway.api.chat_dialect import ChatDialect
 from gateway.auth import Keys
 from gateway.books import Books
 from gateway.dispatch import Dispatcher
@@ -61,7 +62,8 @@ class Gateway:
         lengths = OutputLengths()
         self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger)
         self.pipeline = Pipeline(policy, fleet, self.dispatcher, self.runs, self.prompts, self.books, lengths, _judge(policy))
-        self.chat = ChatEndpoint(self.pipeline, self.keys)
+        self.answers = OpenAnswers()
+        self.chat = AnswerEndpoint(self.pipeline, self.keys, ChatDialect(), self.answers)
         self._tidying: asyncio.Task[None] | None = None
         fleet.lost = self.runs.worker_lost
 
@@ -85,7 +87,7 @@ class Gateway:
 
     async def _idle(self, at_most_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.chat.idle.wait(), at_most_s)
+            await asyncio.wait_for(self.answers.idle.wait(), at_most_s)
 
     async def stop(self) -> None:
         """Ends what still runs: its sequences are aborted with their links, and accounted."""

@@ -11,10 +11,9 @@ from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
 from litestar.params import FromPath
 from litestar.types import ExceptionHandlersMap, Scope
 
-from gateway.answer import MethodNotAllowed
 from gateway.asgi import Receive, Send, read_body, respond
 from gateway.call import Arrival
-from gateway.errors import HeadwayError
+from gateway.errors import HeadwayError, MethodNotAllowed
 from gateway.policy.references import AUTO
 from gateway.policy.routes import may_use
 from gateway.reply import error_answer, send_error

@@ -15,6 +15,7 @@ from gateway.api.chat_body import (
     ToolMessage,
     UserMessage,
 )
+from gateway.api.json_schema import check_schema
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Role, Tool, ToolCall
 
@@ -76,7 +77,12 @@ def _assistant(message: AssistantMessage, position: int) -> Message:
             f"{path}.content is missing: an assistant message needs content or tool_calls", param=f"{path}.content"
         )
     said = message.refusal if message.content is None else message.content
-    return Message(role="assistant", content=_text(said or ""), tool_calls=_calls(message, path))
+    return Message(
+        role="assistant",
+        content=_text(said or ""),
+        tool_calls=_calls(message, path),
+        reasoning=message.reasoning_content or "",
+    )
 
 
 def _calls(message: AssistantMessage, path: str) -> tuple[ToolCall, ...]:
@@ -111,20 +117,24 @@ def read_tools(given: Sequence[BodyTool]) -> tuple[Tool, ...]:
             raise UnsupportedParameter(f"{param}: '{entry.type[:64]}' is not supported: use function", param=param)
         if function is None:
             raise BadRequest(f"tools[{n}].function is missing: it is required", param=f"tools[{n}].function")
-        if function.strict:
-            param = f"tools[{n}].function.strict"
-            raise UnsupportedParameter(f"{param}: true is not supported yet: send false or leave it out", param=param)
         if function.name in tools:
             param = f"tools[{n}].function.name"
             raise BadRequest(f"{param}: '{function.name}' is used twice: give each tool a name of its own", param=param)
-        if function.parameters and _is_deeper(function.parameters, MAX_TOOL_DEPTH):
+        if function.parameters and is_deeper(function.parameters, MAX_TOOL_DEPTH):
             param = f"tools[{n}].function.parameters"
             raise BadRequest(f"{param} is nested deeper than {MAX_TOOL_DEPTH} levels: flatten it", param=param)
-        tools[function.name] = Tool(name=function.name, description=function.description or "", parameters=function.parameters)
+        if function.strict:
+            check_schema(function.parameters or {}, param=f"tools[{n}].function.parameters")
+        tools[function.name] = Tool(
+            name=function.name,
+            description=function.description or "",
+            parameters=function.parameters,
+            strict=bool(function.strict),
+        )
     return tuple(tools.values())
 
 
-def _is_deeper(value: dict[str, Any], limit: int) -> bool:
+def is_deeper(value: dict[str, Any], limit: int) -> bool:
     """Level by level, so that the depth of what was sent costs no stack."""
     level: list[Any] = [value]
     for _ in range(limit):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backends.grammar import Grammars, Matcher, MaskFiller
+from backends.grammar import Grammars, MaskFiller, Matcher
 from backends.limits import Refusal
 from backends.sampler import Ask, sample
 from backends.start import read_tokenizer
