@@ -16,6 +16,7 @@ from gateway.errors import HeadwayError, MethodNotAllowed
 from gateway.pipeline import Pipeline, failure_of
 from gateway.reply import FIRST_COMMENT_S, Comments, Reply, decision_headers, send_error
 from gateway.runs.identity import mint_call_id, public_id
+from gateway.text.family import Family
 from gateway.transcript import Transcript, message_of
 
 log = logging.getLogger("headway.answer")
@@ -172,6 +173,8 @@ class AnswerEndpoint:
             return mint_call_id(self._pipeline.secret, call.chain.name, call.chain.calls, tenant=call.tenant)
 
         assert call.stream
+        if call.request.text is not None:
+            return Transcript(Family(), (), new_id)
         return Transcript(self._pipeline.family(call.stream.worker), call.request.tools, new_id)
 
     def _remember(self, call: Call, transcript: Transcript) -> None:
@@ -242,7 +245,9 @@ def _choice(call: Call, transcript: Transcript, logprobs: Sequence[TokenLogprob]
 
 def _begun(call: Call) -> Begun:
     assert call.ticket.decision
-    return Begun(call.id, call.arrival.wall_ns // 1_000_000_000, call.ticket.decision.chosen.model, call.request)
+    chosen = call.ticket.decision.chosen
+    created = call.arrival.wall_ns // 1_000_000_000
+    return Begun(call.id, created, chosen.model, call.request, chosen.prompt_tokens, chosen.cached_tokens)
 
 
 def _early_headers(call: Call) -> list[tuple[bytes, bytes]]:

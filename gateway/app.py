@@ -15,6 +15,11 @@ from gateway.accounting.metrics import Gauge, Metrics
 from gateway.accounting.spans import SpanWriter, open_spans
 from gateway.answer import AnswerEndpoint, OpenAnswers
 from gateway.api.chat_dialect import ChatDialect
+from gateway.api.completions import CompletionsDialect
+from gateway.api.dialect import Dialect
+from gateway.api.messages_dialect import MessagesDialect
+from gateway.api.response_store import ResponseStore
+from gateway.api.responses_dialect import ResponsesDialect
 from gateway.auth import Keys
 from gateway.books import Books
 from gateway.dispatch import Dispatcher
@@ -63,9 +68,19 @@ class Gateway:
         self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger)
         self.pipeline = Pipeline(policy, fleet, self.dispatcher, self.runs, self.prompts, self.books, lengths, _judge(policy))
         self.answers = OpenAnswers()
-        self.chat = AnswerEndpoint(self.pipeline, self.keys, ChatDialect(), self.answers)
+        self.responses = ResponseStore()
+        self.chat = self._endpoint(ChatDialect())
+        self.surfaces = {
+            "/v1/chat/completions": self.chat,
+            "/v1/completions": self._endpoint(CompletionsDialect()),
+            "/v1/responses": self._endpoint(ResponsesDialect(self.responses)),
+            "/v1/messages": self._endpoint(MessagesDialect()),
+        }
         self._tidying: asyncio.Task[None] | None = None
         fleet.lost = self.runs.worker_lost
+
+    def _endpoint(self, dialect: Dialect) -> AnswerEndpoint:
+        return AnswerEndpoint(self.pipeline, self.keys, dialect, self.answers)
 
     def start(self) -> None:
         self.fleet.start()

@@ -127,9 +127,18 @@ class Pipeline:
             hellos = {target.worker: self.fleet.links[target.worker].hello for target in targets}
             param = request.calls.param if request.calls else "response_format"
             targets = _those(targets, param, lambda t: (hello := hellos[t.worker]) is not None and hello.grammars)
-        if request.reasoning_effort is not None:
-            targets = _those(targets, "reasoning_effort", lambda t: t.text.family.has_effort)
+        if request.reasoning_effort not in (None, "none"):
+            targets = _those(targets, request.effort_param, lambda t: t.text.family.has_effort)
         return targets
+
+    async def count(self, request: Request, tenant: str) -> int:
+        """Prompt tokens, for the model that counts most of those that may answer. Raises BadRequest or NoWorker."""
+        check_asked(self.policy, asked=request.model, tenant=tenant)
+        targets = self._capable(request)
+        if not targets:
+            raise NoWorker("no worker is up that could count: try again", retry_after_s=1.0)
+        prompts = await self.prompts.build(request, targets, chain="", salt=tenant)
+        return max(prompt.num_tokens for prompt in prompts.values())
 
     def _targets(self, asked: str) -> list[Target]:
         targets = []

@@ -67,6 +67,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     num_choices: int = 1
     calls: CallRule | None = None
     reasoning_effort: str | None = None
+    effort_param: str = "reasoning_effort"
 
     @property
     def has_grammar(self) -> bool:

@@ -110,22 +110,22 @@ def _sampling(given: ChatBody, max_tokens: int) -> Sampling:
         ignore_eos=bool(given.ignore_eos),
         presence_penalty=given.presence_penalty or 0.0,
         frequency_penalty=given.frequency_penalty or 0.0,
-        logit_bias=_logit_bias(given),
+        logit_bias=read_logit_bias(given.logit_bias, model=given.model),
         grammar=_grammar(given),
     )
 
 
-def _logit_bias(given: ChatBody) -> tuple[tuple[int, float], ...]:
+def read_logit_bias(given: Mapping[str, float] | None, *, model: str) -> tuple[tuple[int, float], ...]:
     """Ids are a model's own: among several models nobody could know what they mean."""
-    if not given.logit_bias:
+    if not given:
         return ()
-    if given.model == AUTO:
+    if model == AUTO:
         message = "logit_bias needs a model: token ids differ between models, so name one instead of auto"
         raise BadRequest(message, param="logit_bias")
-    for token in given.logit_bias:
+    for token in given:
         if not (token.isascii() and token.isdigit() and len(token) < 10):
             raise BadRequest(f"logit_bias: {token[:32]!r} is no token id", param="logit_bias")
-    return tuple((int(token), bias) for token, bias in given.logit_bias.items())
+    return tuple((int(token), bias) for token, bias in given.items())
 
 
 def _grammar(given: ChatBody) -> Grammar | None:

@@ -81,7 +81,7 @@ def _choice(index: int, choice: Answered) -> Choice:
         calls if calls else UNSET,
         answer.reasoning or UNSET,
     )
-    logprobs = None if choice.logprobs is None else _logprobs(choice.logprobs)
+    logprobs = None if choice.logprobs is None else content_logprobs(choice.logprobs)
     return Choice(index, message, logprobs, finish_reason(choice.reason, len(calls)))
 
 
@@ -114,7 +114,7 @@ class ChunkRenderer:
         return b"%b%b%b" % (self._before_text, _encode(text), self._after_text)
 
     def text_with_logprobs(self, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
-        return self._chunk(Delta(content=text), logprobs=_logprobs(logprobs))
+        return self._chunk(Delta(content=text), logprobs=content_logprobs(logprobs))
 
     def event(self, event: Event) -> bytes:
         match event:
@@ -146,7 +146,7 @@ def _event(data: bytes) -> bytes:
     return b"data: %b\n\n" % data
 
 
-def _logprobs(logprobs: Sequence[TokenLogprob]) -> Logprobs:
+def content_logprobs(logprobs: Sequence[TokenLogprob]) -> Logprobs:
     return Logprobs([_content_logprob(token) for token in logprobs])
 
 

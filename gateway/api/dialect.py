@@ -10,12 +10,15 @@ from gateway.text.events import Answer, Event
 
 
 class Begun(NamedTuple):
-    """What is known of an answer when its first frame is there. `created` in seconds since 1970."""
+    """What is known of an answer when its first frame is there. `created` in seconds since 1970; `cached_tokens` as
+    the decision expected them."""
 
     id: str
     created: int
     model: str
     request: Request
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class Spent(NamedTuple):
