@@ -1,4 +1,4 @@
-"""The clients run here, in a venv of their own; the gateway in another process, with the interpreter that HEADWAY_PYTHON names."""
+"""The clients run here, in a venv of their own; the gateway in another process, with the interpreter of HEADWAY_PYTHON."""
 
 import os
 import subprocess
