@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,6 +14,8 @@ from litestar.types import ExceptionHandlersMap, Scope
 
 from gateway.api.messages import parse_count
 from gateway.api.messages_dialect import MessagesDialect
+from gateway.api.openapi import openapi_document
+from gateway.api.openapi_page import openapi_page
 from gateway.asgi import Receive, Send, read_body, respond
 from gateway.call import Arrival
 from gateway.errors import HeadwayError, MethodNotAllowed
@@ -48,6 +51,7 @@ def route_handlers(gateway: "Gateway") -> list[HTTPRouteHandler | ASGIRouteHandl
         *_responses(gateway),
         asgi("/v1/headway/explain", copy_scope=False)(_explain(gateway)),
         *_health(gateway),
+        *_document(),
         *_readings(gateway),
     ]
 
@@ -69,6 +73,21 @@ def _health(gateway: "Gateway") -> list[HTTPRouteHandler]:
         return Response(gateway.metrics.render(), media_type=METRICS_TYPE)
 
     return [livez, readyz, metrics]
+
+
+def _document() -> list[HTTPRouteHandler]:
+    document = openapi_document(metadata.version("headway"))
+    encoded, page = msgspec.json.encode(document), openapi_page(document)
+
+    @get("/openapi.json", media_type=MediaType.JSON, sync_to_thread=False)
+    def openapi() -> Response[bytes]:
+        return Response(encoded, media_type=MediaType.JSON)
+
+    @get("/docs", sync_to_thread=False)
+    def docs() -> Response[bytes]:
+        return Response(page, media_type="text/html; charset=utf-8")
+
+    return [openapi, docs]
 
 
 def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:

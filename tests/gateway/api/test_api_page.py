@@ -1,4 +1,4 @@
-"""The compatibility tables of docs/api.md name every parameter of every endpoint once, and what they say of it is what happens."""
+"""The tables of docs/api.md name every parameter of every endpoint once, and what they say of it is what happens."""
 
 import json
 import re
