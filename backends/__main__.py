@@ -36,7 +36,8 @@ def main() -> None:
 async def serve(settings: Settings, address: Address, started: Started, *, follow_stdin: bool) -> bool:
     """Runs until told to stop. True if the engine failed."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    worker = Worker(started.engine, started.hello, read_assets(settings.model), token=settings.token)
+    files = read_assets(settings.model)
+    worker = Worker(started.engine, started.hello, files, token=settings.token, grammars=started.grammars)
     worker.failure.add_done_callback(lambda _: loop.call_later(FAREWELL_S, stop.set))
     where = await worker.open(address)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from backends.detokenize import Decoder, Detokenizer
+from backends.grammar import Matcher
 from backends.host import HostTier
-from backends.limits import Limits, refusal
+from backends.limits import Limits, Refusal, refusal
 from backends.lookup import Gain, Lookup, best_count, gain, may_guess
 from backends.meter import Meter
 from backends.pages import PagePool
@@ -123,15 +124,34 @@ class Engine:
     def has(self, owner: Hashable, request: int) -> bool:
         return (owner, request) in self._live
 
-    def submit(self, owner: Hashable, submit: Submit) -> None:
-        refused = refusal(submit, self.limits, waiting=len(self.scheduler.waiting), draining=self.draining)
+    def refusal(self, submit: Submit) -> Refusal | None:
+        """Why it cannot be taken now."""
+        return refusal(submit, self.limits, waiting=len(self.scheduler.waiting), draining=self.draining)
+
+    def refuse(self, owner: Hashable, request: int, refused: Refusal) -> None:
+        end = Finished(
+            request=request,
+            reason="refused",
+            error=refused.message,
+            error_code=refused.code,
+            error_param=refused.param,
+        )
+        self._output.finished.append((owner, end))
+
+    def never_ran(self, owner: Hashable, request: int) -> None:
+        """Aborted before it was submitted."""
+        self._output.finished.append((owner, Finished(request=request, reason="abort")))
+
+    def submit(self, owner: Hashable, submit: Submit, matcher: Matcher | None = None) -> None:
+        """`matcher` follows the submit's grammar, if it has one."""
+        refused = self.refusal(submit)
         if refused is not None:
-            end = Finished(request=submit.request, reason="refused", error=refused.message, error_code=refused.code)
-            self._output.finished.append((owner, end))
+            self.refuse(owner, submit.request, refused)
             return
         if submit.chain:
             self.index.revive(submit.chain)
         sequence = self._sequence(owner, submit)
+        sequence.matcher = matcher
         self._live[owner, submit.request] = sequence
         self.scheduler.add(sequence)
 
@@ -243,7 +263,8 @@ class Engine:
         pending.num_tokens += 1
         if sampled.logprob is not None:
             pending.logprobs.append(self._described(sampled))
-        if token in self.limits.eos_tokens and not sequence.sampling.ignore_eos:
+        over = sequence.matcher is not None and sequence.matcher.accept(token)
+        if over or (token in self.limits.eos_tokens and not sequence.sampling.ignore_eos):
             return [(sequence, "stop", "")]
         passed = sequence.stops.feed(sequence.detokenizer.feed(token))
         pending.text += passed.text

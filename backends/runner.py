@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from backends.attention import Chunk, PagedKV, Rows
+from backends.grammar import MaskFiller
 from backends.llama import Batch
 from backends.sampler import Ask, Sampled, sample
 from backends.scheduler import Work
@@ -33,6 +34,7 @@ class ModelRunner:
     def __init__(self, model: Model, kv: PagedKV, *, dtype: torch.dtype, device: str) -> None:
         self._model, self._kv, self._device = model, kv, device
         self._layout = Layout(kv, model.windows, dtype=dtype, device=device)
+        self._masks = MaskFiller()
 
     @torch.inference_mode()
     def warm_up(self, tokens: int) -> None:
@@ -51,11 +53,12 @@ class ModelRunner:
         order = sorted(range(len(work)), key=lambda i: place(work[i])) if len(work) > 1 else [0]
         laid = [work[i] for i in order]
         sampling = [i for i, one in zip(order, laid, strict=True) if one.samples]
+        asks = [ask for i in sampling for ask in _asks(work[i])]
+        masks = self._masks.fill([ask.matcher for ask in asks])
         logits = self._model.forward(self._batch(laid), self._kv)
         results: list[list[Sampled]] = [[] for _ in work]
         if logits is not None:
-            asks = [ask for i in sampling for ask in _asks(work[i])]
-            found = iter(sample(logits, asks))
+            found = iter(sample(logits, asks, masks))
             for i in sampling:
                 results[i] = [next(found) for _ in range(1 + len(work[i].drafts))]
         return results
@@ -89,5 +92,8 @@ class ModelRunner:
 def _asks(work: Work) -> list[Ask]:
     """A draw depends on its position alone, so a draft that agrees with it changes nothing of the text."""
     sequence = work.sequence
-    known = len(sequence.tokens)
-    return [Ask(sequence.sampling, sequence.seed, known + ahead) for ahead in range(1 + len(work.drafts))]
+    sampling, known = sequence.sampling, len(sequence.tokens)
+    penalized = sampling.presence_penalty or sampling.frequency_penalty
+    said = sequence.tokens[sequence.num_prompt :] if penalized else ()
+    ahead = range(1 + len(work.drafts))
+    return [Ask(sampling, sequence.seed, known + further, said, sequence.matcher) for further in ahead]

@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from backends.detokenize import Detokenizer
+from backends.grammar import Matcher
 from backends.lookup import Lookup
 from backends.prefix import Namer
 from backends.stop import StopFilter
@@ -59,6 +60,7 @@ class Sequence:
     detokenizer: Detokenizer
     stops: StopFilter
     charge: Charge
+    matcher: Matcher | None = None
     num_computed: int = 0
     num_cached: int | None = None
     reload: object | None = None

@@ -15,9 +15,11 @@ from backends.attention import PagedKV
 from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Settings, resolve_dtype, resolve_pages
 from backends.copier import ThreadCopier
 from backends.engine import Engine
+from backends.grammar import Grammars
 from backends.host import HostTier
 from backends.limits import Limits
 from backends.linear import LinearChooser
+from backends.marks import with_marks_as_text
 from backends.model import open_model
 from backends.progress import Bar
 from backends.runner import ModelRunner
@@ -32,6 +34,7 @@ Say = Callable[[str], None]
 class Started(NamedTuple):
     engine: Engine
     hello: Hello
+    grammars: Grammars
 
 
 def start_engine(settings: Settings, say: Say) -> Started:
@@ -98,15 +101,17 @@ def start_engine(settings: Settings, say: Say) -> Started:
         max_sequences=limits.max_sequences,
         eos_tokens=served.eos_tokens,
         kernels={"linear": json.dumps(kernels), "dtype": dtype.value, "path": served.path},
+        grammars=True,
     )
-    return Started(engine, hello)
+    grammars = Grammars(tokenizer, vocab_size=served.vocab_size, eos_tokens=served.eos_tokens)
+    return Started(engine, hello, grammars)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise UnsupportedCheckpoint(f"{directory} has no tokenizer.json")
-    return Tokenizer.from_file(str(path))
+    return Tokenizer.from_str(with_marks_as_text(path.read_text()))
 
 
 def _host_tier(settings: Settings, kv: PagedKV) -> HostTier[Reload] | None:

@@ -20,8 +20,42 @@ PROTOCOL = 1
 FinishReason = Literal["stop", "length", "abort", "refused", "error"]
 
 
+class CallForm(msgspec.Struct, frozen=True, array_like=True):
+    """How one tool's call is written: `begin`, arguments that satisfy `schema` (JSON text), `end`."""
+
+    begin: str
+    schema: str
+    end: str
+    style: Literal["json", "qwen_xml"] = "json"
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an answer must look like. `text` is a JSON Schema or a regular expression; `calls` are the only tool calls that
+    may be written: from `trigger` on inside free text, or, if `required`, one after the other and nothing else; with
+    a `text` beside them the answer is either such calls or of that schema.
+
+    `thinks` allows reasoning up to `</think>` in front: `opens` when the model writes `<think>`, `inside` when its prompt
+    does. `param` is the request's field that asked for it: errors name it.
+    """
+
+    kind: Literal["json", "schema", "regex", "calls"]
+    param: str
+    text: str = ""
+    calls: tuple[CallForm, ...] = ()
+    trigger: str = ""
+    prefix: str = ""
+    separator: str = ""
+    suffix: str = ""
+    required: bool = False
+    parallel: bool = True
+    thinks: Literal["no", "opens", "inside"] = "no"
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off; `top_logprobs` None sends none."""
+    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off; `top_logprobs` None sends none.
+
+    Penalties are subtracted from the logits of tokens of the output, `logit_bias` (token id, bias) is added.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -31,6 +65,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
 
 
 # Down: gateway to worker.
@@ -97,6 +135,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     max_sequences: int
     eos_tokens: tuple[int, ...]
     kernels: dict[str, str]
+    grammars: bool = False
+    """Whether it takes `Sampling.grammar`."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -127,6 +167,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     reason: FinishReason
     error: str = ""
     error_code: str = ""
+    error_param: str = ""
     stop_text: str = ""
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0

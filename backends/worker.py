@@ -6,6 +6,7 @@ from aiohttp import web
 
 from backends.desk import Outgoing
 from backends.engine import Engine
+from backends.grammar import Grammars
 from backends.listen import Address, open_site
 from backends.metrics import registry_for
 from backends.room import EngineRoom
@@ -16,11 +17,19 @@ from backends.wire import Hello
 class Worker:
     """`files` are the assets that gateways are sent. `failure` is set when a step raised: the worker is then of no use."""
 
-    def __init__(self, engine: Engine, hello: Hello, files: dict[str, bytes], *, token: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        hello: Hello,
+        files: dict[str, bytes],
+        *,
+        token: str | None = None,
+        grammars: Grammars | None = None,
+    ) -> None:
         self.engine = engine
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
-        self._room = EngineRoom(engine, send=self._send, failed=self._failed)
+        self._room = EngineRoom(engine, send=self._send, failed=self._failed, grammars=grammars)
         self._server = Server(hello, files, registry_for(engine, hello.model), post=self._room.post, token=token)
         self._runner = web.AppRunner(self._server.app(), access_log=None, shutdown_timeout=0.2)
 

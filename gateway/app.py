@@ -13,7 +13,13 @@ from litestar import Litestar
 from gateway.accounting.ledger import Ledger, MemoryLedger, SqliteLedger
 from gateway.accounting.metrics import Gauge, Metrics
 from gateway.accounting.spans import SpanWriter, open_spans
-from gateway.answer import ChatEndpoint
+from gateway.answer import AnswerEndpoint, OpenAnswers
+from gateway.api.chat_dialect import ChatDialect
+from gateway.api.completions import CompletionsDialect
+from gateway.api.dialect import Dialect
+from gateway.api.messages_dialect import MessagesDialect
+from gateway.api.response_store import ResponseStore
+from gateway.api.responses_dialect import ResponsesDialect
 from gateway.auth import Keys
 from gateway.books import Books
 from gateway.dispatch import Dispatcher
@@ -61,9 +67,20 @@ class Gateway:
         lengths = OutputLengths()
         self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger)
         self.pipeline = Pipeline(policy, fleet, self.dispatcher, self.runs, self.prompts, self.books, lengths, _judge(policy))
-        self.chat = ChatEndpoint(self.pipeline, self.keys)
+        self.answers = OpenAnswers()
+        self.responses = ResponseStore()
+        self.chat = self._endpoint(ChatDialect())
+        self.surfaces = {
+            "/v1/chat/completions": self.chat,
+            "/v1/completions": self._endpoint(CompletionsDialect()),
+            "/v1/responses": self._endpoint(ResponsesDialect(self.responses)),
+            "/v1/messages": self._endpoint(MessagesDialect()),
+        }
         self._tidying: asyncio.Task[None] | None = None
         fleet.lost = self.runs.worker_lost
+
+    def _endpoint(self, dialect: Dialect) -> AnswerEndpoint:
+        return AnswerEndpoint(self.pipeline, self.keys, dialect, self.answers)
 
     def start(self) -> None:
         self.fleet.start()
@@ -85,7 +102,7 @@ class Gateway:
 
     async def _idle(self, at_most_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.chat.idle.wait(), at_most_s)
+            await asyncio.wait_for(self.answers.idle.wait(), at_most_s)
 
     async def stop(self) -> None:
         """Ends what still runs: its sequences are aborted with their links, and accounted."""

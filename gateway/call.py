@@ -56,6 +56,8 @@ class Call:
     """Nobody reads it any more; it is accounted when its sequence ends."""
     failure: HeadwayError | None = None
     closed: bool = False
+    is_extra: bool = False
+    """A further choice of the same turn."""
     num_attempts: int = 0
     answer: Message | None = None
     finished: Finished | None = None

@@ -5,11 +5,11 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec import structs
 
-from backends.wire import Sampling
+from backends.wire import Grammar, Sampling
 from gateway.errors import HeadwayError, NoWorker, Overloaded
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.stream import Stream
@@ -44,6 +44,8 @@ class Ticket:
     residency_at: int = -1
     waiter: "asyncio.Future[Stream] | None" = None
     excluded: tuple[str, ...] = ()
+    grammars: dict[str, Grammar] = field(default_factory=dict)
+    """By worker, where the form of an answer differs by model; elsewhere the sampling's own holds."""
 
 
 class Dispatcher:
@@ -160,9 +162,10 @@ class Dispatcher:
         uncached = decision.chosen.prompt_tokens - decision.chosen.cached_tokens
         ticket.decision = decision
         ticket.residency_at = self.fleet.residency.sequence(worker)
+        grammar = ticket.grammars.get(worker)
         stream = self.fleet.links[worker].submit(
             ticket.prompts[worker].data,
-            ticket.sampling,
+            structs.replace(ticket.sampling, grammar=grammar) if grammar else ticket.sampling,
             uncached_tokens=uncached,
             priority=int(ticket.band),
             salt=ticket.tenant,

@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 
@@ -15,9 +16,10 @@ from gateway.api.chat import parse_chat
 from gateway.books import Books
 from gateway.call import Arrival, Call, ClientGone
 from gateway.dispatch import Dispatcher, Ticket
-from gateway.errors import BadRequest, ContextTooLong, HeadwayError, NoWorker, WorkerLost
+from gateway.errors import BadRequest, ContextTooLong, HeadwayError, NoWorker, UnsupportedParameter, WorkerLost
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.stream import Stream
+from gateway.forms import grammars_for
 from gateway.policy.references import AUTO
 from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
@@ -29,6 +31,7 @@ from gateway.runs.identity import Identity, identify
 from gateway.runs.registry import Chain, Runs, in_tool_loop
 from gateway.scheduling.predict import OutputLengths
 from gateway.scheduling.queue import Band
+from gateway.text.family import Family
 
 DEFAULT_MAX_TOKENS = 2048
 MAX_ATTEMPTS = 4
@@ -56,15 +59,28 @@ class Pipeline:
         self.prompts, self.books, self.lengths, self.judge = prompts, books, lengths, judge
         self.secret = secrets.token_bytes(32)
 
-    async def open(self, body: bytes, arrival: Arrival, tenant: str) -> Call:
-        """Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden."""
-        request = parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS)
+    async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
+        """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden."""
         check_asked(self.policy, asked=request.model, tenant=tenant)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
-        self.runs.opened(run)
-        return Call(f"chatcmpl-{os.urandom(12).hex()}", arrival, tenant, request, identity, run, chain, slo, ticket)
+        tickets = [ticket, *(_again(ticket, n) for n in range(1, request.num_choices))]
+        id = id_prefix + os.urandom(12).hex()
+        calls = [Call(id, arrival, tenant, request, identity, run, chain, slo, one) for one in tickets]
+        for call in calls:
+            self.runs.opened(run)
+            call.is_extra = call is not calls[0]
+        return calls
+
+    def family(self, worker: str) -> Family:
+        """How the model of a worker writes, as the policy says or its chat template shows."""
+        model = self.policy.models[self.policy.workers[worker].model]
+        text = self.fleet.links[worker].text
+        family = text.family if text else Family()
+        if model.tool_calls != "auto":
+            family = family._replace(calls=model.tool_calls)
+        return family if model.reasoning == "auto" else family._replace(thinks=model.reasoning)
 
     def identity(self, request: Request, arrival: Arrival, tenant: str) -> Identity:
         said = identify(arrival.headers, request.hints, tenant=tenant)
@@ -96,12 +112,33 @@ class Pipeline:
             attained=attained,
             arrival=arrival.at,
             deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
+            grammars=grammars_for(request, {worker: self.family(worker) for worker in prompts}),
         )
         return ticket, slo
 
     async def _prompts(self, request: Request, chain: str, tenant: str) -> dict[str, Prompt]:
         """For every worker that might take it and is up."""
-        return await self.prompts.build(request, self._targets(request.model), chain=chain, salt=tenant)
+        return await self.prompts.build(request, self._capable(request), chain=chain, salt=tenant)
+
+    def _capable(self, request: Request) -> list[Target]:
+        """Raises UnsupportedParameter when none of those that are up can do what is asked."""
+        targets = self._targets(request.model)
+        if request.has_grammar:
+            hellos = {target.worker: self.fleet.links[target.worker].hello for target in targets}
+            param = request.calls.param if request.calls else "response_format"
+            targets = _those(targets, param, lambda t: (hello := hellos[t.worker]) is not None and hello.grammars)
+        if request.reasoning_effort not in (None, "none"):
+            targets = _those(targets, request.effort_param, lambda t: t.text.family.has_effort)
+        return targets
+
+    async def count(self, request: Request, tenant: str) -> int:
+        """Prompt tokens, for the model that counts most of those that may answer. Raises BadRequest or NoWorker."""
+        check_asked(self.policy, asked=request.model, tenant=tenant)
+        targets = self._capable(request)
+        if not targets:
+            raise NoWorker("no worker is up that could count: try again", retry_after_s=1.0)
+        prompts = await self.prompts.build(request, targets, chain="", salt=tenant)
+        return max(prompt.num_tokens for prompt in prompts.values())
 
     def _targets(self, asked: str) -> list[Target]:
         targets = []
@@ -180,7 +217,7 @@ class Pipeline:
         if call.gone:
             stream.abort()
         assert ticket.decision
-        again = call.num_attempts > 1
+        again = call.num_attempts > 1 or call.is_extra
         self.runs.dispatched(call.chain, model=ticket.decision.chosen.model, worker=stream.worker, again=again)
         while not stream.pieces and not stream.finished and not call.gone:
             await stream.wait()
@@ -223,6 +260,20 @@ class Pipeline:
         return request, identity, self.dispatcher.decide(ticket)
 
 
+def _those(targets: list[Target], param: str, able: Callable[[Target], bool]) -> list[Target]:
+    found = [target for target in targets if able(target)]
+    if targets and not found:
+        raise UnsupportedParameter(f"{param}: no model that you may be answered by can do this: leave it out", param=param)
+    return found
+
+
+def _again(ticket: Ticket, number: int) -> Ticket:
+    """The same question once more, for a further choice: with a seed of its own where one was given."""
+    seed = ticket.sampling.seed
+    sampling = ticket.sampling if seed is None else msgspec.structs.replace(ticket.sampling, seed=(seed + number) % 2**63)
+    return replace(ticket, decision_id=f"dec-{os.urandom(12).hex()}", sampling=sampling)
+
+
 def _band(slo_name: str, slo: Slo, chain: Chain | None, request: Request) -> Band:
     if slo.ttft_s is None:
         return Band.BATCH
@@ -241,4 +292,8 @@ def failure_of(finished: Finished) -> HeadwayError:
         return NoWorker(f"{message}: try again", retry_after_s=1.0)
     if finished.error_code == "too_long":
         return ContextTooLong(message, param="messages")
-    return BadRequest(message) if finished.reason == "refused" else HeadwayError(message)
+    if finished.error_code == "bad_grammar":
+        return UnsupportedParameter(message, param=finished.error_param)
+    if finished.reason == "refused":
+        return BadRequest(message, param=finished.error_param or None)
+    return HeadwayError(message)

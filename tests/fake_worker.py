@@ -92,6 +92,7 @@ class FakeWorker:
         prefill_steps: int = 1,
         tokens_per_step: int = 1,
         step_device_s: float = 0.001,
+        grammars: bool = True,
     ) -> None:
         self.assets, self.answer, self.token = assets, answer, token
         self.max_sequences, self.credit_tokens = max_sequences, credit_tokens
@@ -108,6 +109,7 @@ class FakeWorker:
             max_sequences=max_sequences,
             eos_tokens=(2,),
             kernels={},
+            grammars=grammars,
         )
         self.submitted: list[wire.Submit] = []
         self.refused = 0

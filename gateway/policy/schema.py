@@ -27,10 +27,15 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A checkpoint directory (relative to the policy file's folder) and the tier that it belongs to."""
+    """A checkpoint directory (relative to the policy file's folder) and the tier that it belongs to.
+
+    How it writes tool calls and reasoning is read from its chat template, unless `tool_calls` and `reasoning` say so.
+    """
 
     path: str
     tier: Name
+    tool_calls: Literal["auto", "hermes", "qwen_coder", "llama_json", "mistral"] = "auto"
+    reasoning: Literal["auto", "no", "opens", "inside"] = "auto"
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
