@@ -127,7 +127,7 @@ class Simulation:
         self.discipline, self.workers, self.rates = discipline, workers, rates
         self._sessions, self._until_s, self._from_s = sessions, until_s, from_s
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
-        self._number = self._chains = 0
+        self._number = self.num_begun = 0
         self.live: dict[int, Chain] = {}
         self.outcome = Outcome()
         self._closed = False
@@ -176,8 +176,8 @@ class Simulation:
         self._at(now + LOOK_AGAIN_S, self._look_again)
 
     def _begin(self, now: float) -> None:
-        chain = Chain(self._chains, next(self._sessions), now, decayed_at=now)
-        self._chains += 1
+        chain = Chain(self.num_begun, next(self._sessions), now, decayed_at=now)
+        self.num_begun += 1
         self.live[chain.number] = chain
         self._arrive(chain, now)
 
