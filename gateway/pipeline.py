@@ -67,6 +67,8 @@ class Pipeline:
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
         self.runs.opened(run)
         self.keeper.arrived(chain, arrival.at)
+        if identity.source in ("new", "history", "text"):
+            self.runs.sent(chain, request.messages, tenant=tenant)
         return Call(f"chatcmpl-{os.urandom(12).hex()}", arrival, tenant, request, identity, run, chain, slo, ticket)
 
     def identity(self, request: Request, arrival: Arrival, tenant: str) -> Identity:
