@@ -53,6 +53,7 @@ class Headway:
         queue = self._queues[worker.number]
         held = worker.pool.chains.values()
         footprint = sum(each.tokens * self._score(each, worker, now) for each in held if each.chain != one.chain.number)
+        footprint += queue.uncached_tokens
         resident = worker.resident(one)
         waits = queue.uncached_tokens if 2 * resident < one.turn.prompt else 0
         return Site(
