@@ -8,6 +8,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from gateway.request import Message
 from gateway.runs.identity import Identity, chain_handle, new_run, public_id, read_call_id
@@ -84,6 +85,10 @@ class Runs:
     def all(self) -> Sequence[Run]:
         """Most recently seen last."""
         return tuple(self._runs.values())
+
+    def recent(self, tenant: str, count: int) -> list[Run]:
+        """This tenant's, the one seen last first."""
+        return list(islice((run for run in reversed(self._runs.values()) if run.tenant == tenant), count))
 
     def infer(self, messages: Sequence[Message], *, tenant: str, secret: bytes, random_id: str) -> Identity:
         """The chain that a history continues: by minted ids, then by the answers we returned; else a new run."""
