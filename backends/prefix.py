@@ -130,10 +130,12 @@ class PrefixIndex:
 
     def retain(self, chain: str, score: float) -> None:
         """Pages of chains with lower scores go first; at 0 they go now, or when their last sequence ends."""
-        self._scores.pop(chain, None)
+        before = self._scores.pop(chain, DEFAULT_SCORE)
         self._scores[chain] = score
         if len(self._scores) > MAX_SCORES:
             del self._scores[next(iter(self._scores))]
+        if score >= before:  # a place in the queue that is too early is found out when it comes up
+            return
         for name in reversed(list(self._of_chain.get(chain, ()))):
             if name in self._nodes:
                 self._offer(name)

@@ -5,7 +5,7 @@ import sys
 
 from benchmarks.report import progress
 
-BENCHMARKS = ("prefix_cache", "overhead", "cost_quality", "kv_tiers", "speculative", "engine_cpu")
+BENCHMARKS = ("prefix_cache", "overhead", "cost_quality", "simulate", "kv_tiers", "speculative", "engine_cpu")
 
 
 def main() -> int:

@@ -30,9 +30,11 @@ from gateway.policy.schema import Policy
 from gateway.prompts import Prompts
 from gateway.request import Request
 from gateway.routing.quality import QualityModel, top_only
+from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Runs
 from gateway.scheduling.predict import OutputLengths
-from gateway.scheduling.queue import RunQueue
+from gateway.scheduling.queue import COLD_AFTER_S, RunQueue
+from gateway.scheduling.retention import Retention
 from gateway.settings import Settings
 
 TIDY_EVERY_S = 5.0
@@ -58,7 +60,11 @@ class Gateway:
         self.keys = Keys(policy)
         limits = policy.limits
         self.runs = Runs(limits.max_runs, limits.run_idle_s)
-        self.queue = RunQueue(limits.max_queued_requests, {name: tenant.weight for name, tenant in policy.tenants.items()})
+        self.keeper = Keeper(Retention(limits.max_runs), fleet.retain)
+        weights = {name: tenant.weight for name, tenant in policy.tenants.items()}
+        # In time to be served before its wait is given up.
+        cold_after_s = min(COLD_AFTER_S, 0.5 * limits.max_queue_s)
+        self.queue = RunQueue(limits.max_queued_requests, weights, cold_after_s=cold_after_s)
         self.dispatcher = Dispatcher(fleet, self.queue, clock=time.monotonic)
         self.metrics = Metrics(self.gauges)
         self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)
@@ -66,7 +72,10 @@ class Gateway:
         self.prompts = Prompts()
         lengths = OutputLengths()
         self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger)
-        self.pipeline = Pipeline(policy, fleet, self.dispatcher, self.runs, self.prompts, self.books, lengths, _judge(policy))
+        judge = _judge(policy)
+        self.pipeline = Pipeline(
+            policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge
+        )
         self.answers = OpenAnswers()
         self.responses = ResponseStore()
         self.chat = self._endpoint(ChatDialect())
@@ -87,11 +96,13 @@ class Gateway:
         self._tidying = asyncio.create_task(self._tidy(), name="tidy")
 
     async def _tidy(self) -> None:
-        """Runs that nobody came back to are over."""
+        """Runs that nobody came back to are over; the longer a chain pauses, the less its pages are worth."""
         while True:
             await asyncio.sleep(TIDY_EVERY_S)
             for run in self.runs.expire(time.monotonic()):
+                self.keeper.ended(run)
                 self.books.run_ended(run)
+            self.keeper.refresh(time.monotonic())
 
     async def drain(self, grace_s: float) -> None:
         """Lets running answers end for so long, then drops the links: each gets its error event and its account."""

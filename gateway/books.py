@@ -94,7 +94,7 @@ class Books:
         """Its sums are kept, and its pages may go: nobody will come back for them."""
         for chain in run.chains.values():
             if chain.warm_worker in self.fleet.links:
-                self.fleet.links[chain.warm_worker].release(chain.name)
+                self.fleet.links[chain.warm_worker].retain(chain.name, 0.0)
         self.ledger.record(
             RunRow(
                 run=run.public_id,

@@ -39,6 +39,7 @@ def build_parser() -> ArgumentParser:
     _add_policy(commands)
     _add_router(commands)
     _add_evaluate(commands)
+    _add_runs(commands)
     shown = commands.add_parser("version", help="print the version")
     shown.set_defaults(run="gateway.cli:print_version")
     return parser
@@ -109,6 +110,14 @@ def _add_evaluate(commands: "_Commands[ArgumentParser]") -> None:
     evaluate.add_argument("--threads", metavar="N")
     evaluate.add_argument("--out", metavar="FILE", help="write the report as JSON")
     evaluate.set_defaults(run="gateway.commands.evaluate:evaluate")
+
+
+def _add_runs(commands: "_Commands[ArgumentParser]") -> None:
+    runs = commands.add_parser("runs", help="show live runs: which field named them, their turns, what they cost")
+    runs.add_argument("id", metavar="ID", nargs="?", help="one run, as JSON")
+    runs.add_argument("--url", help="a running gateway; by default the one at the policy's address")
+    _add_policy_option(runs)
+    runs.set_defaults(run="gateway.commands.runs:runs")
 
 
 def _add_policy_option(parser: ArgumentParser) -> None:

@@ -21,6 +21,8 @@ from gateway.scheduling.queue import Band, RunQueue, Waiting
 EXPIRE_EVERY_S = 0.5
 MAX_DECISIONS_A_PUMP = 64
 """Bounds how long one pump holds the event loop; what is left is looked at when the next worker reports."""
+REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
+"""How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +60,7 @@ class Dispatcher:
         self._waiting: dict[int, Ticket] = {}
         self._queued_tokens: Counter[str] = Counter()
         self._pump_planned = False
+        self._refreshed_at = 0.0
         self._expiry: asyncio.TimerHandle | None = None
         fleet.changed = self.changed
 
@@ -121,6 +124,10 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pump_planned = False
+        now, prefill_rate = self._clock(), self.fleet.prefill_rate()
+        if now - self._refreshed_at >= REFRESH_EVERY_S:
+            self._refreshed_at = now
+            self._refresh()
         looked = 0
 
         outcome: Decision | HeadwayError | None = None
@@ -138,7 +145,7 @@ class Dispatcher:
                 return True
             return self._has_room(ticket, outcome)
 
-        while (item := self.queue.pop(ready)) is not None:
+        while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate)) is not None:
             ticket = self._waiting.pop(item.request)
             assert ticket.waiter and outcome
             if ticket.waiter.done():
@@ -147,6 +154,16 @@ class Dispatcher:
                 ticket.waiter.set_exception(outcome)
             else:
                 ticket.waiter.set_result(self._submit(ticket, outcome))
+
+    def _refresh(self) -> None:
+        """The order is that of what is resident now, of those that have waited longest."""
+        for number in self.queue.requests()[:MAX_REFRESHED]:
+            ticket = self._waiting[number]
+            assert ticket.decision
+            chosen = ticket.decision.chosen
+            cached = self.fleet.cached_tokens(chosen.worker, ticket.prompts[chosen.worker].names)
+            uncached = chosen.prompt_tokens - cached
+            self.queue.refresh(number, uncached_tokens=uncached, resident=2 * cached >= chosen.prompt_tokens)
 
     def _may_go(self, ticket: Ticket) -> bool:
         """A cheap look before deciding: some worker has a seat, or none is up, which is to be told."""

@@ -28,6 +28,7 @@ from gateway.runs.registry import Run
 if TYPE_CHECKING:
     from gateway.app import Gateway
 
+MAX_RUNS_LISTED = 100
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 log = logging.getLogger("headway.http")
@@ -107,6 +108,12 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
             raise NotFoundException(f'there is no model "{name}"')
         return _model(gateway, name)
 
+    @get("/v1/headway/runs", sync_to_thread=False)
+    def runs(request: AnyRequest) -> dict[str, Any]:
+        """This tenant's live runs, the one seen last first: what was understood, and from which field."""
+        tenant = gateway.keys.tenant_of(request.scope["headers"])
+        return {"runs": [_run(run) for run in gateway.runs.recent(tenant, MAX_RUNS_LISTED)]}
+
     @get("/v1/headway/runs/{run_id:path}", sync_to_thread=False)
     def run(request: AnyRequest, run_id: FromPath[str]) -> dict[str, Any]:
         """What a run of this tenant has cost so far."""
@@ -122,7 +129,7 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
         gateway.keys.tenant_of(request.scope["headers"])
         return {"workers": [_worker(gateway, name) for name in gateway.fleet.links]}
 
-    return [models, model, run, workers]
+    return [models, model, runs, run, workers]
 
 
 def _responses(gateway: "Gateway") -> list[HTTPRouteHandler]:

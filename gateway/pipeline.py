@@ -28,6 +28,7 @@ from gateway.request import Request
 from gateway.routing.decision import Decision, Question
 from gateway.routing.question import question_for
 from gateway.runs.identity import Identity, identify
+from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Chain, Runs, in_tool_loop
 from gateway.scheduling.predict import OutputLengths
 from gateway.scheduling.queue import Band
@@ -50,13 +51,14 @@ class Pipeline:
         fleet: Fleet,
         dispatcher: Dispatcher,
         runs: Runs,
+        keeper: Keeper,
         prompts: Prompts,
         books: Books,
         lengths: OutputLengths,
         judge: Judge,
     ) -> None:
         self.policy, self.fleet, self.dispatcher, self.runs = policy, fleet, dispatcher, runs
-        self.prompts, self.books, self.lengths, self.judge = prompts, books, lengths, judge
+        self.keeper, self.prompts, self.books, self.lengths, self.judge = keeper, prompts, books, lengths, judge
         self.secret = secrets.token_bytes(32)
 
     async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
@@ -65,6 +67,9 @@ class Pipeline:
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
+        self.keeper.arrived(chain, arrival.at)
+        if identity.source in ("new", "history", "text"):
+            self.runs.sent(chain, request.messages, tenant=tenant)
         tickets = [ticket, *(_again(ticket, n) for n in range(1, request.num_choices))]
         id = id_prefix + os.urandom(12).hex()
         calls = [Call(id, arrival, tenant, request, identity, run, chain, slo, one) for one in tickets]
@@ -218,6 +223,7 @@ class Pipeline:
             stream.abort()
         assert ticket.decision
         again = call.num_attempts > 1 or call.is_extra
+        self.keeper.moved(call.chain, stream.worker)
         self.runs.dispatched(call.chain, model=ticket.decision.chosen.model, worker=stream.worker, again=again)
         while not stream.pieces and not stream.finished and not call.gone:
             await stream.wait()
@@ -243,10 +249,19 @@ class Pipeline:
     def _close(self, call: Call, error: HeadwayError | None) -> None:
         if error is None:
             self.books.close(call, "ok", 200)
+            self._pauses(call)
         elif isinstance(error, ClientGone):
             self.books.close(call, "aborted", error.status, error.code)
         else:
             self.books.close(call, "rejected" if error.status < 500 else "failed", error.status, error.code)
+
+    def _pauses(self, call: Call) -> None:
+        """The run goes on, after a pause."""
+        if call.finished is None or self.runs.get(call.run.name) is not call.run:
+            return
+        calls = call.answer.tool_calls if call.answer else ()
+        finish, tool = ("tool_calls", calls[-1].name) if calls else (call.finished.reason, "")
+        self.keeper.finished(call.chain, time.monotonic(), finish=finish, tool=tool)
 
     async def explain(self, body: bytes, arrival: Arrival, tenant: str) -> tuple[Request, Identity, Decision]:
         """The decision that the request would get now. Nothing is run, nothing remembered."""

@@ -1,3 +1,4 @@
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from gateway.accounting.ledger import DecisionRow, RequestRow, RunRow
 from gateway.accounting.spans import Spans
+from gateway.cli import main
 from tests.served import PICO, Served, ask, fake, serve, until
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -116,8 +118,26 @@ async def test_a_final_run_is_kept_in_the_ledger_and_forgotten(tmp_path: Path) -
             async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(), headers=headers) as answer:
                 assert answer.status == 200
         assert len(served.gateway.runs) == 0
-        await until(lambda: [(one.chain, one.score) for one in worker.retained] == [("development:r9", 0.0)])
+        await until(lambda: bool(worker.retained) and worker.retained[-1].score == 0.0)
+        assert {one.chain for one in worker.retained} == {"development:r9"}
+        assert [one.score for one in worker.retained if one.score in (0.0, 1.0)] == [1.0, 0.0]
         (run,) = (row for row in served.ledger.rows if isinstance(row, RunRow))
         requests = [row for row in served.ledger.rows if isinstance(row, RequestRow)]
     assert (run.run, run.turns) == ("r9", 2)
     assert run.device_s == sum(row.device_s for row in requests)
+
+
+async def test_live_runs_are_listed_with_the_field_that_named_them_to_their_tenant(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        for headers in ({"x-headway-run-id": "r1"}, {"x-claude-code-session-id": "c1"}, {"x-headway-run-id": "r1"}):
+            async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(), headers=headers) as answer:
+                assert answer.status == 200
+        _, listed = await get(served, "/v1/headway/runs")
+        shown = await asyncio.to_thread(main, ["runs", "--url", served.url], {})
+        one = await asyncio.to_thread(main, ["runs", "r1", "--url", served.url], {})
+        none = await asyncio.to_thread(main, ["runs", "none-such", "--url", served.url], {})
+    assert [(run["id"], run["source"], run["turns"]) for run in listed["runs"]] == [
+        ("r1", "x-headway-run-id", 2),
+        ("c1", "x-claude-code-session-id", 1),
+    ]
+    assert (shown, one, none) == (0, 0, 1)
