@@ -39,7 +39,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="submit"):
     """Run one sequence. `prompt` is uint32 little-endian token ids; lower `priority` runs first.
 
-    `cache_salt` names who may share the pages: prompts with different salts never share any.
+    `cache_salt` names who may share the pages: prompts with different salts never share any. `traceparent` is the W3C
+    context of the span that the work belongs under.
     """
 
     request: int
@@ -48,6 +49,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     priority: int = 0
     cache_salt: str = ""
     chain: str = ""
+    traceparent: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

@@ -171,7 +171,7 @@ class ChatEndpoint:
         return Transcript(has_tools=bool(call.request.tools), new_id=new_id)
 
     def _remember(self, call: Call, transcript: Transcript) -> None:
-        answer = message_of(transcript.answer())
+        answer = call.answer = message_of(transcript.answer())
         self._pipeline.runs.answered(call.chain, call.request.messages, answer, tenant=call.tenant)
 
 

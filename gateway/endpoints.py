@@ -14,6 +14,8 @@ from litestar.types import ExceptionHandlersMap, Scope
 from gateway.answer import MethodNotAllowed
 from gateway.asgi import Receive, Send, read_body, respond
 from gateway.call import Arrival
+from gateway.dashboard import dashboard_handlers
+from gateway.dashboard_readings import reading_handlers
 from gateway.errors import HeadwayError
 from gateway.policy.references import AUTO
 from gateway.policy.routes import may_use
@@ -46,6 +48,8 @@ def route_handlers(gateway: "Gateway") -> list[HTTPRouteHandler | ASGIRouteHandl
         asgi("/v1/headway/explain", copy_scope=False)(_explain(gateway)),
         *_health(gateway),
         *_readings(gateway),
+        *reading_handlers(gateway),
+        *dashboard_handlers(),
     ]
 
 

@@ -64,7 +64,9 @@ class Pipeline:
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
         self.runs.opened(run)
-        return Call(f"chatcmpl-{os.urandom(12).hex()}", arrival, tenant, request, identity, run, chain, slo, ticket)
+        call = Call(f"chatcmpl-{os.urandom(12).hex()}", arrival, tenant, request, identity, run, chain, slo, ticket)
+        self.books.begin(call)
+        return call
 
     def identity(self, request: Request, arrival: Arrival, tenant: str) -> Identity:
         said = identify(arrival.headers, request.hints, tenant=tenant)
@@ -96,6 +98,7 @@ class Pipeline:
             attained=attained,
             arrival=arrival.at,
             deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
+            slo=route.slo,
         )
         return ticket, slo
 
