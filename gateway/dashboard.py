@@ -13,11 +13,11 @@ from litestar.response import Redirect
 WEB = Path(__file__).parent.parent / "dashboards" / "web"
 
 _TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
     ".svg": "image/svg+xml",
-    ".txt": "text/plain; charset=utf-8",
+    ".txt": "text/plain",
 }
 HEADERS = {
     "content-security-policy": (

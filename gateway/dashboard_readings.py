@@ -144,11 +144,12 @@ def _sums(reader: _Reader) -> list[HTTPRouteHandler]:
                 "by": by,
                 "lines": spending.spending(read, scope, by),
                 "idle": spending.idle(read, scope) if caller.operator else [],
-                "series": spending.spending_over_time(read, scope, with_idle=caller.operator),
+                "series": spending.spending_over_time(read, narrow := scope.narrowed(read), with_idle=caller.operator),
+                "step_s": narrow.step_s,
             }
 
         methods = {"saved": SAVED_METHOD, "all_large": COUNTERFACTUAL_METHOD}
-        return _json({**await reader.read(report), "step_s": scope.step_s, "methods": methods})
+        return _json({**await reader.read(report), "methods": methods})
 
     @get("/v1/headway/promises")
     async def kept(request: AnyRequest) -> Response[bytes]:
@@ -158,12 +159,13 @@ def _sums(reader: _Reader) -> list[HTTPRouteHandler]:
         def report(read: Read) -> dict[str, Any]:
             return {
                 "classes": promises.kept(read, scope),
-                "series": promises.kept_over_time(read, scope),
+                "series": promises.kept_over_time(read, narrow := scope.narrowed(read)),
+                "step_s": narrow.step_s,
                 "refused": promises.refused(read, scope),
             }
 
         slo = reader.gateway.policy.slo
-        return _json({**await reader.read(report), "step_s": scope.step_s, "slo": slo, "objective": promises.OBJECTIVE})
+        return _json({**await reader.read(report), "slo": slo, "objective": promises.OBJECTIVE})
 
     return [money, kept]
 

@@ -7,7 +7,7 @@ from gateway.accounting.store import Values
 
 Read = Callable[[str, Values], list[dict[str, Any]]]
 
-MAX_POINTS = 96
+MAX_POINTS = 100
 _STEPS_S = (10, 60, 300, 900, 3_600, 14_400, 86_400, 604_800)
 
 
@@ -23,6 +23,12 @@ class Scope(NamedTuple):
         if self.tenant is None:
             return "at >= ? AND at < ?", (self.since, self.until)
         return "at >= ? AND at < ? AND tenant = ?", (self.since, self.until, self.tenant)
+
+    def narrowed(self, read: Read) -> "Scope":
+        """To the time from the first request in it: a young ledger gets a series of more than one step."""
+        where, values = self.where()
+        (row,) = read(f"SELECT min(at) AS first FROM requests WHERE {where}", values)
+        return self if row["first"] is None else self._replace(since=row["first"])
 
     @property
     def step_s(self) -> int:
