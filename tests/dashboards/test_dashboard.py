@@ -125,7 +125,7 @@ async def test_a_key_is_asked_for_and_kept_in_the_tab(tmp_path: Path) -> None:
         await page.until("document.querySelectorAll('#runs-list tbody tr').length == 4")
         assert await page.run("document.querySelector('#who').textContent") == "acme"
         assert await page.run("sessionStorage.getItem('headway.key') !== null && localStorage.length === 0")
-        await go(page, "policy")
+        await page.run("location.hash = '#/policy'")
         await page.until("document.querySelector('.fault')?.textContent.includes('operator')")
 
 
