@@ -50,6 +50,7 @@ class Engine:
         self.step_cost = StepCost()
         self.meter = Meter(clock_ns())
         self.draining = False
+        self.on_finished: Callable[[Finished], None] = lambda finished: None
         self.num_prompt_tokens = self.num_cached_tokens = self.num_output_tokens = 0
         self._runner, self._decoder = runner, decoder
         self.clock_ns, self._rng = clock_ns, rng
@@ -213,7 +214,9 @@ class Engine:
         self.num_cached_tokens += sequence.num_cached or 0
         self.num_output_tokens += sequence.num_output
         self.scheduler.remove(sequence)
-        self._output.finished.append((sequence.owner, finished(sequence, reason, now_ns, stop_text)))
+        end = finished(sequence, reason, now_ns, stop_text)
+        self._output.finished.append((sequence.owner, end))
+        self.on_finished(end)
 
 
 def finished(sequence: Sequence, reason: FinishReason, now_ns: int, stop_text: str) -> Finished:

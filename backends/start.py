@@ -84,6 +84,7 @@ def start_engine(settings: Settings, say: Say) -> Started:
         max_sequences=limits.max_sequences,
         eos_tokens=shape.eos_tokens,
         kernels={"linear": json.dumps(kernels), "dtype": dtype.value},
+        gpu=_gpu_uuid(settings.device),
     )
     return Started(engine, hello)
 
@@ -93,6 +94,10 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     if not path.is_file():
         raise UnsupportedCheckpoint(f"{directory} has no tokenizer.json")
     return Tokenizer.from_file(str(path))
+
+
+def _gpu_uuid(device: str) -> str:
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.startswith("cuda") else ""
 
 
 def _kv_budget(device: str) -> int:

@@ -87,7 +87,9 @@ class Asset(msgspec.Struct, frozen=True, tag="asset"):
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """The first message after the assets. `fingerprint` names weights and quantization: page names start from it."""
+    """The first message after the assets. `fingerprint` names weights and quantization: page names start from it.
+    `gpu` is the UUID of the one it runs on, empty for none.
+    """
 
     protocol: int
     model: str
@@ -99,6 +101,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     max_sequences: int
     eos_tokens: tuple[int, ...]
     kernels: dict[str, str]
+    gpu: str = ""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
