@@ -1,11 +1,12 @@
 """Claim: a request is charged what it caused: the cost rule's shares are within 5 % of Shapley values, and nothing is lost.
 
 Method: the engine runs a seeded mix of prompts (some with a shared prefix) on the shipped models. At sampled steps the same
-forward pass is repeated, with the same pages, for subsets of the batch, and timed (the least of some repeats of the thread's
-CPU time, which on a quiet machine is its time): that is what those sequences would have taken alone. Shapley values of these times, exact up to five sequences and over sampled orders and
-their reverses above, are the fair shares. The rule splits the time of the whole batch with the coefficients that the engine
-has fitted by then from its own steps. Error: sum of |share - fair| over sum of step times. Baselines: by tokens computed, and
-by time in the batch (equal shares). Conservation: requests' device-seconds + idle against wall time.
+forward pass is repeated, with the same pages, for subsets of the batch, and timed: the least of some repeats of the thread's
+CPU time, which on a quiet machine is its time. That is what those sequences would have taken alone. Shapley values of these
+times, exact up to five sequences and over sampled orders and their reverses above, are the fair shares. The rule splits the
+time of the whole batch with the coefficients that the engine has fitted by then from its own steps. Error: sum of
+|share - fair| over the sum of step times. Baselines: by tokens computed, and by time in the batch (equal shares).
+Conservation: requests' device-seconds and idle time against wall time.
 """
 
 import itertools
@@ -48,17 +49,17 @@ class Graded(NamedTuple):
 
 
 class Clock:
-    """Real time, less what grading took: to the engine that never happened."""
+    """The thread's CPU time, less what grading took: to the engine that never happened, nor what others did to the machine."""
 
     def __init__(self) -> None:
         self.left_out_ns = 0
 
     def __call__(self) -> int:
-        return time.perf_counter_ns() - self.left_out_ns
+        return time.thread_time_ns() - self.left_out_ns
 
 
 class GradingRunner:
-    """The real runner; every so often it also times subsets of the batch. Repeating a pass writes the same to the same slots."""
+    """The real runner; at times it also times subsets of the batch. A repeated pass writes the same to the same slots."""
 
     def __init__(self, runner: Runner, clock: Clock, every: int, rng: random.Random) -> None:
         self._runner, self._clock, self._every, self._rng = runner, clock, every, rng
@@ -69,9 +70,9 @@ class GradingRunner:
     def run(self, work: Sequence[Work]) -> list[Sampled | None]:
         self.num_steps += 1
         if self.num_steps > WARM_UP_STEPS and len(work) > 1 and self._is_due(work):
-            started = time.perf_counter_ns()
+            started = time.thread_time_ns()
             self.graded.append(self._grade(work))
-            self._clock.left_out_ns += time.perf_counter_ns() - started
+            self._clock.left_out_ns += time.thread_time_ns() - started
         return self._runner.run(work)
 
     def _is_due(self, work: Sequence[Work]) -> bool:
