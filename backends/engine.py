@@ -67,6 +67,7 @@ class Engine:
         self.step_cost = StepCost()
         self.meter = Meter(clock_ns())
         self.draining = False
+        self.on_finished: Callable[[Finished], None] = lambda finished: None
         self.num_prompt_tokens = self.num_cached_tokens = self.num_output_tokens = 0
         self._runner, self._decoder = runner, decoder
         self.clock_ns, self._rng = clock_ns, rng
@@ -309,7 +310,9 @@ class Engine:
         if self.tier is not None:
             self.tier.touch(sequence.names)
         self.scheduler.remove(sequence)
-        self._output.finished.append((sequence.owner, finished(sequence, reason, now_ns, stop_text)))
+        end = finished(sequence, reason, now_ns, stop_text)
+        self._output.finished.append((sequence.owner, end))
+        self.on_finished(end)
 
 
 def finished(sequence: Sequence, reason: FinishReason, now_ns: int, stop_text: str) -> Finished:

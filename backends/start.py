@@ -102,6 +102,7 @@ def start_engine(settings: Settings, say: Say) -> Started:
         eos_tokens=served.eos_tokens,
         kernels={"linear": json.dumps(kernels), "dtype": dtype.value, "path": served.path},
         grammars=True,
+        gpu=_gpu_uuid(settings.device),
     )
     grammars = Grammars(tokenizer, vocab_size=served.vocab_size, eos_tokens=served.eos_tokens)
     return Started(engine, hello, grammars)
@@ -123,6 +124,10 @@ def _fingerprint(weights: str, dtype: str, chooser: LinearChooser, *, int8_kv: b
     """Of what KV depends on: the weights, the types, and every kernel that does not compute with exactly the stored weights."""
     lossy = sorted({"w8a8", "int4"} & set(chooser.chosen_for_layers))
     return "-".join([weights, dtype, *lossy, *(["kv8"] if int8_kv else [])])
+
+
+def _gpu_uuid(device: str) -> str:
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.startswith("cuda") else ""
 
 
 def _kv_budget(device: str) -> int:

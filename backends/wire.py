@@ -77,7 +77,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="submit"):
     """Run one sequence. `prompt` is uint32 little-endian token ids; lower `priority` runs first.
 
-    `cache_salt` names who may share the pages: prompts with different salts never share any.
+    `cache_salt` names who may share the pages: prompts with different salts never share any. `traceparent` is the W3C
+    context of the span that the work belongs under.
     """
 
     request: int
@@ -86,6 +87,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     priority: int = 0
     cache_salt: str = ""
     chain: str = ""
+    traceparent: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -123,7 +125,9 @@ class Asset(msgspec.Struct, frozen=True, tag="asset"):
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """The first message after the assets. `fingerprint` names weights and quantization: page names start from it."""
+    """The first message after the assets. `fingerprint` names weights and quantization: page names start from it.
+    `gpu` is the UUID of the one it runs on, empty for none.
+    """
 
     protocol: int
     model: str
@@ -137,6 +141,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     kernels: dict[str, str]
     grammars: bool = False
     """Whether it takes `Sampling.grammar`."""
+    gpu: str = ""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -5,7 +5,17 @@ import sys
 
 from benchmarks.report import progress
 
-BENCHMARKS = ("prefix_cache", "overhead", "cost_quality", "simulate", "kv_tiers", "speculative", "engine_cpu")
+BENCHMARKS = (
+    "prefix_cache",
+    "overhead",
+    "cost_quality",
+    "simulate",
+    "kv_tiers",
+    "speculative",
+    "engine_cpu",
+    "attribution",
+    "tracing",
+)
 
 
 def main() -> int:

@@ -179,7 +179,7 @@ class AnswerEndpoint:
 
     def _remember(self, call: Call, transcript: Transcript) -> None:
         if call.request.text is None:
-            answer = message_of(transcript.answer())
+            answer = call.answer = message_of(transcript.answer())
             self._pipeline.runs.answered(call.chain, call.request.messages, answer, tenant=call.tenant)
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from litestar import Litestar
 
+from gateway.accounting.device_time import DeviceTimes
 from gateway.accounting.ledger import Ledger, MemoryLedger, SqliteLedger
 from gateway.accounting.metrics import Gauge, Metrics
-from gateway.accounting.spans import SpanWriter, open_spans
+from gateway.accounting.span_export import open_spans
+from gateway.accounting.spans import SpanWriter
 from gateway.answer import AnswerEndpoint, OpenAnswers
 from gateway.api.chat_dialect import ChatDialect
 from gateway.api.completions import CompletionsDialect
@@ -22,6 +24,7 @@ from gateway.api.response_store import ResponseStore
 from gateway.api.responses_dialect import ResponsesDialect
 from gateway.auth import Keys
 from gateway.books import Books
+from gateway.dashboard_live import Live
 from gateway.dispatch import Dispatcher
 from gateway.endpoints import error_handlers, route_handlers
 from gateway.fleet.fleet import Fleet
@@ -38,6 +41,7 @@ from gateway.scheduling.retention import Retention
 from gateway.settings import Settings
 
 TIDY_EVERY_S = 5.0
+DEVICE_ROWS_EVERY_S = 30.0
 LAST_WORDS_S = 1.0
 """What answers get to say that they were cut off: more only where a client does not read."""
 
@@ -68,10 +72,13 @@ class Gateway:
         self.dispatcher = Dispatcher(fleet, self.queue, clock=time.monotonic)
         self.metrics = Metrics(self.gauges)
         self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)
-        self.ledger = ledger or (SqliteLedger(settings.ledger) if settings.ledger else MemoryLedger())
+        self.ledger = ledger or _ledger(settings)
         self.prompts = Prompts()
         lengths = OutputLengths()
-        self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger)
+        capture = settings.capture_content
+        self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, capture=capture)
+        self.device_times = DeviceTimes(fleet.usd_per_s, {name: worker.model for name, worker in policy.workers.items()})
+        self.live = Live(self.device_times)
         judge = _judge(policy)
         self.pipeline = Pipeline(
             policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge
@@ -93,16 +100,33 @@ class Gateway:
 
     def start(self) -> None:
         self.fleet.start()
+        self.books.policy_in_force(self.policy, time.time())
         self._tidying = asyncio.create_task(self._tidy(), name="tidy")
 
     async def _tidy(self) -> None:
         """Runs that nobody came back to are over; the longer a chain pauses, the less its pages are worth."""
+        told_at = time.monotonic()
         while True:
             await asyncio.sleep(TIDY_EVERY_S)
             for run in self.runs.expire(time.monotonic()):
                 self.keeper.ended(run)
                 self.books.run_ended(run)
             self.keeper.refresh(time.monotonic())
+            self.observe_devices()
+            self.live.sample(time.time(), self)
+            if (now := time.monotonic()) >= told_at + DEVICE_ROWS_EVERY_S:
+                told_at = now
+                self.tell_devices()
+
+    def observe_devices(self) -> None:
+        """Takes in what the workers last said of their time."""
+        for name, link in self.fleet.links.items():
+            if link.load:
+                self.device_times.observe(name, link.load)
+
+    def tell_devices(self) -> None:
+        for row in self.device_times.rows(time.time()):
+            self.ledger.record(row)
 
     async def drain(self, grace_s: float) -> None:
         """Lets running answers end for so long, then drops the links: each gets its error event and its account."""
@@ -119,6 +143,8 @@ class Gateway:
         """Ends what still runs: its sequences are aborted with their links, and accounted."""
         if self._tidying:
             self._tidying.cancel()
+        self.observe_devices()
+        self.tell_devices()
         await self.fleet.stop()
         for run in (*self.runs.expire(time.monotonic()), *self.runs.all()):
             self.books.run_ended(run)
@@ -130,21 +156,32 @@ class Gateway:
         """Read when somebody scrapes."""
         yield Gauge("headway_queue_length", "Requests that wait for a worker.", {}, len(self.queue))
         yield Gauge("headway_runs", "Live runs.", {}, len(self.runs))
-        yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, getattr(self.ledger, "dropped", 0))
+        dropped = getattr(self.ledger, "dropped", 0)
+        yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, dropped, counts=True)
+        yield Gauge("headway_residency_pages", "Pages whose place is known.", {}, len(self.fleet.residency))
+        self.observe_devices()
         for name, link in self.fleet.links.items():
             labels = {"worker": name, "model": self.policy.workers[name].model}
             yield Gauge("headway_worker_up", "1 when it can take requests.", labels, float(link.healthy))
             if (load := link.load) is None:
                 continue
-            used = 1.0 - (load.free_pages + load.cached_pages) / max(1, load.num_pages)
-            yield Gauge("headway_worker_busy_seconds", "Device time in steps.", labels, load.busy_s)
-            yield Gauge("headway_worker_idle_seconds", "Time between steps.", labels, load.idle_s)
-            yield Gauge("headway_worker_attributed_seconds", "Busy time charged.", labels, load.attributed_s)
-            yield Gauge("headway_worker_cached_pages", "Pages kept for reuse.", labels, load.cached_pages)
+            held = load.num_pages - load.free_pages - load.cached_pages
+            used = held / max(1, load.num_pages)
+            spent = self.device_times.workers[name].total
+            yield Gauge("headway_worker_busy_seconds", "Device time in steps.", labels, load.busy_s, counts=True)
+            yield Gauge("headway_worker_idle_seconds", "Time between steps.", labels, load.idle_s, counts=True)
+            yield Gauge("headway_worker_attributed_seconds", "Busy time charged.", labels, load.attributed_s, counts=True)
+            yield Gauge("headway_idle_usd", "Dollars of time between steps.", labels, spent.idle_usd, counts=True)
+            unattributed = max(0.0, spent.unattributed_usd)
+            yield Gauge("headway_unattributed_usd", "Dollars of steps for nobody.", labels, unattributed, counts=True)
+            yield Gauge("headway_worker_usd_per_second", "Price of a second.", labels, self.fleet.usd_per_s[name])
+            for state, pages in (("free", load.free_pages), ("cached", load.cached_pages), ("used", held)):
+                yield Gauge("headway_worker_pages", "KV pages by state.", {**labels, "state": state}, pages)
             twin = {"model_name": labels["model"], "worker": name}
             yield Gauge("vllm:num_requests_running", "Sequences in the batch.", twin, load.running)
             yield Gauge("vllm:num_requests_waiting", "Sequences waiting.", twin, load.waiting)
             yield Gauge("vllm:kv_cache_usage_perc", "Share of pages in use.", twin, used)
+            yield Gauge("vllm:gpu_cache_usage_perc", "Old name of vllm:kv_cache_usage_perc.", twin, used)
 
 
 def build_app(gateway: Gateway) -> Litestar:
@@ -166,6 +203,10 @@ def build_app(gateway: Gateway) -> Litestar:
         logging_config=None,
         debug=False,
     )
+
+
+def _ledger(settings: Settings) -> Ledger:
+    return SqliteLedger(settings.ledger, keep_days=settings.ledger_days) if settings.ledger else MemoryLedger()
 
 
 def _judge(policy: Policy) -> Judge:

@@ -1,10 +1,12 @@
 """The state of one request from parsing to account. It is closed exactly once, whoever sees its end first."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backends.wire import Finished
 from gateway.accounting.cost import Charge
+from gateway.accounting.entry import Loss
+from gateway.accounting.trace import Trace
 from gateway.dispatch import Ticket
 from gateway.errors import HeadwayError
 from gateway.fleet.stream import Stream
@@ -62,6 +64,8 @@ class Call:
     answer: Message | None = None
     finished: Finished | None = None
     charge: Charge | None = None
+    losses: list[Loss] = field(default_factory=list)
+    trace: Trace | None = None
     device_s: float = 0.0
     cost_usd: float = 0.0
     saved_usd: float = 0.0

@@ -36,6 +36,7 @@ def build_parser() -> ArgumentParser:
     _add_serve(commands)
     _add_demo(commands)
     _add_explain(commands)
+    _add_cost(commands)
     _add_policy(commands)
     _add_router(commands)
     _add_evaluate(commands)
@@ -73,6 +74,16 @@ def _add_explain(commands: "_Commands[ArgumentParser]") -> None:
     explain.add_argument("--json", action="store_true", help="print the decision as JSON")
     _add_policy_option(explain)
     explain.set_defaults(run="gateway.commands.explain:explain")
+
+
+def _add_cost(commands: "_Commands[ArgumentParser]") -> None:
+    cost = commands.add_parser("cost", help="show where the dollars went, from the ledger")
+    cost.add_argument("--by", choices=("tenant", "model", "run", "day"), default="model", help="default: %(default)s")
+    cost.add_argument("--days", type=float, default=30.0, help="how far back; default: %(default)s")
+    cost.add_argument("--tenant", help="this tenant's alone")
+    cost.add_argument("--csv", action="store_true", help="FOCUS columns, for a cost tool")
+    cost.add_argument("--ledger", metavar="FILE", help="default: HEADWAY_LEDGER")
+    cost.set_defaults(run="gateway.commands.cost:cost")
 
 
 def _add_policy(commands: "_Commands[ArgumentParser]") -> None:

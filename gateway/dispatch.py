@@ -42,6 +42,8 @@ class Ticket:
     attained: float
     arrival: float
     deadline: float
+    slo: str = ""
+    traceparent: str = ""
     decision: Decision | None = None
     residency_at: int = -1
     waiter: "asyncio.Future[Stream] | None" = None
@@ -187,6 +189,7 @@ class Dispatcher:
             priority=int(ticket.band),
             salt=ticket.tenant,
             chain=ticket.chain,
+            traceparent=ticket.traceparent,
         )
         self.fleet.predictors[worker].submitted(stream.request, uncached)
         return stream

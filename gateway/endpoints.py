@@ -18,6 +18,8 @@ from gateway.api.openapi import openapi_document
 from gateway.api.openapi_page import openapi_page
 from gateway.asgi import Receive, Send, read_body, respond
 from gateway.call import Arrival
+from gateway.dashboard import dashboard_handlers
+from gateway.dashboard_readings import reading_handlers
 from gateway.errors import HeadwayError, MethodNotAllowed
 from gateway.policy.references import AUTO
 from gateway.policy.routes import may_use
@@ -54,6 +56,8 @@ def route_handlers(gateway: "Gateway") -> list[HTTPRouteHandler | ASGIRouteHandl
         *_health(gateway),
         *_document(),
         *_readings(gateway),
+        *reading_handlers(gateway),
+        *dashboard_handlers(),
     ]
 
 

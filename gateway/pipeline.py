@@ -76,6 +76,7 @@ class Pipeline:
         for call in calls:
             self.runs.opened(run)
             call.is_extra = call is not calls[0]
+            self.books.begin(call)
         return calls
 
     def family(self, worker: str) -> Family:
@@ -118,6 +119,7 @@ class Pipeline:
             arrival=arrival.at,
             deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
             grammars=grammars_for(request, {worker: self.family(worker) for worker in prompts}),
+            slo=route.slo,
         )
         return ticket, slo
 

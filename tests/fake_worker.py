@@ -97,7 +97,7 @@ class FakeWorker:
         self.assets, self.answer, self.token = assets, answer, token
         self.max_sequences, self.credit_tokens = max_sequences, credit_tokens
         self.step_s, self.prefill_steps, self.tokens_per_step = step_s, prefill_steps, tokens_per_step
-        self.step_device_s, self.busy_s, self.attributed_s = step_device_s, 0.0, 0.0
+        self.step_device_s, self.busy_s, self.idle_s, self.attributed_s = step_device_s, 0.0, 0.0, 0.0
         self.hello = wire.Hello(
             protocol=wire.PROTOCOL,
             model=model,
@@ -339,7 +339,7 @@ class FakeWorker:
             credit_sequences=self.max_sequences - running,
             credit_tokens=self.credit_tokens,
             busy_s=self.busy_s,
-            idle_s=0.0,
+            idle_s=self.idle_s,
             attributed_s=self.attributed_s + sum(s.device_s for s in self._running),
             step_cost=(self.step_device_s, 0.0, 0.0, 0.0),
         )

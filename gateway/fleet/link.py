@@ -86,6 +86,7 @@ class Link:
         priority: int = 0,
         salt: str = "",
         chain: str = "",
+        traceparent: str = "",
     ) -> Stream:
         """`prompt` is uint32 little-endian ids. Raises WorkerLost when there is no link."""
         if not self.healthy:
@@ -95,7 +96,15 @@ class Link:
         stream = self.streams[request] = Stream(self.worker, request, self._abort)
         self.credits.submit(request, uncached_tokens)
         self._send(
-            wire.Submit(request=request, prompt=prompt, sampling=sampling, priority=priority, cache_salt=salt, chain=chain)
+            wire.Submit(
+                request=request,
+                prompt=prompt,
+                sampling=sampling,
+                priority=priority,
+                cache_salt=salt,
+                chain=chain,
+                traceparent=traceparent,
+            )
         )
         return stream
 

@@ -63,6 +63,8 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weight: Positive = 1.0
     models: tuple[str, ...] = ()
     """Models and tiers it may ask for; none listed means all."""
+    operator: bool = False
+    """Its keys see every tenant's runs and dollars, the idle time and the policy on the dashboard; others see their own."""
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

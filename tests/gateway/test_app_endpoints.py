@@ -6,7 +6,7 @@ from typing import Any
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from gateway.accounting.ledger import DecisionRow, RequestRow, RunRow
+from gateway.accounting.rows import DecisionRow, RequestRow, RunRow
 from gateway.accounting.spans import Spans
 from gateway.cli import main
 from tests.served import PICO, Served, ask, fake, serve, until
@@ -98,9 +98,16 @@ async def test_every_end_is_counted_once_in_metrics_ledger_and_spans(tmp_path: P
         assert 'vllm:generation_tokens_total{model_name="nano"} 8.0' in lines
         assert 'vllm:e2e_request_latency_seconds_count{model_name="nano"} 1.0' in lines
         assert "run-1" not in "".join(lines)
-        assert [type(row) for row in served.ledger.rows] == [RequestRow, DecisionRow]
-    chat, server, refused = exporter.get_finished_spans()
+        kept = [row for row in served.ledger.rows if isinstance(row, RequestRow | DecisionRow)]
+        assert [type(row) for row in kept] == [RequestRow, DecisionRow, RequestRow]
+        assert isinstance(kept[2], RequestRow) and (kept[2].outcome, kept[2].http_status, kept[2].usd) == ("rejected", 400, 0.0)
+        (submitted,) = served.workers["nano-0"].submitted
+    prefill, decode, chat, server, refused = exporter.get_finished_spans()
     assert (chat.name, server.name) == ("chat nano", "POST /v1/chat/completions")
+    assert (prefill.name, decode.name) == ("headway.prefill", "headway.decode")
+    assert prefill.parent == decode.parent == chat.context
+    assert chat.context and submitted.traceparent == f"00-{chat.context.trace_id:032x}-{chat.context.span_id:016x}-01"
+    assert not any("token" in key for span in (prefill, decode, server) for key in span.attributes or {} if "usage" in key)
     assert chat.parent == server.context
     assert f"{server.context.trace_id:032x}" in TRACEPARENT
     assert server.parent and f"{server.parent.span_id:016x}" in TRACEPARENT
