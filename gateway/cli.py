@@ -95,6 +95,13 @@ def _add_router(commands: "_Commands[ArgumentParser]") -> None:
     grade.add_argument("outcomes", metavar="OUTCOMES.jsonl")
     grade.add_argument("--artefact", required=True, metavar="FILE")
     grade.set_defaults(run="gateway.commands.router:grade_command")
+    escalation = parts.add_parser("escalation", help="fit from outcomes with confidences when to begin anew on a better tier")
+    escalation.add_argument("outcomes", metavar="OUTCOMES.jsonl")
+    escalation.add_argument("--artefact", required=True, metavar="FILE", help="the artefact to write it into")
+    escalation.add_argument("--tier", help="by default every tier but the top one")
+    escalation.add_argument("--keep", type=float, default=0.98, help="of the top tier's accuracy (default: %(default)s)")
+    escalation.add_argument("--tokens", type=int, default=8, help="of the answer to hold back (default: %(default)s)")
+    escalation.set_defaults(run="gateway.commands.router:escalation_command")
 
 
 def _add_policy_option(parser: ArgumentParser) -> None:
