@@ -1,11 +1,11 @@
 """Claim: trained on a set's own outcomes, the quality model routes better than chance and no worse than n-grams alone.
 
-Method: RouteLLM's public outcomes of a weak (Mixtral-8x7B) and a strong (GPT-4-1106) model. Rows are ordered by the estimate,
-the strong model takes the doubtful ones, at the 10 quantiles of the estimates. PGR is the part of the gap between weak and
-strong accuracy that is recovered; APGR its mean over the share of strong calls (trapezoid), CPT50 and CPT80 the least share that
-recovers 50 and 80 %. In-domain: 5 folds; cross-domain: trained on the other set. Intervals: 1,000 bootstrap samples of the rows.
-Peers: random, logistic regression on word unigrams and bigrams in the same folds, the oracle that knows both outcomes, and
-RouteLLM's published best on the full sets.
+Method: RouteLLM's public outcomes of a weak (Mixtral-8x7B) and a strong (GPT-4-1106) model. Rows are ordered by the
+estimate, the strong model takes the doubtful ones, at the 10 quantiles of the estimates. PGR is the part of the gap between
+weak and strong accuracy that is recovered; APGR its mean over the share of strong calls (trapezoid), CPT50 and CPT80 the least
+share that recovers 50 and 80 %. In-domain: 5 folds; cross-domain: trained on the other set. Intervals: 1,000 bootstrap samples
+of the rows. Peers: random, logistic regression on word unigrams and bigrams in the same folds, the oracle that knows both
+outcomes, and RouteLLM's published best on the full sets.
 """
 
 import gzip
@@ -119,8 +119,8 @@ def _in_folds(rows: Sequence[_Row], scorer: Scorer) -> Floats:
     score = np.zeros(len(rows))
     for fold in range(FOLDS):
         outside = np.flatnonzero(folds == fold)
-        inside = [rows[i] for i in np.flatnonzero(folds != fold)]
-        score[outside] = scorer(inside, [rows[i] for i in outside])
+        inside = [rows[i] for i in np.flatnonzero(folds != fold).tolist()]
+        score[outside] = scorer(inside, [rows[i] for i in outside.tolist()])
         progress(f"{scorer.__name__.strip('_')}: fold {fold + 1} of {FOLDS}, {len(rows):,} rows")
     return score
 

@@ -35,6 +35,10 @@ class ChatEndpoint:
         self.idle = asyncio.Event()
         self.idle.set()
 
+    def admit_with(self, keys: Keys) -> None:
+        """Who may ask from now on."""
+        self._keys = keys
+
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
         arrival = Arrival.now(headers)

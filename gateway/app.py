@@ -23,7 +23,7 @@ from gateway.pipeline import Judge, Pipeline
 from gateway.policy.schema import Policy
 from gateway.prompts import Prompts
 from gateway.request import Request
-from gateway.routing.quality import QualityModel, top_only
+from gateway.routing.quality import Escalation, QualityModel, top_only
 from gateway.runs.registry import Runs
 from gateway.scheduling.predict import OutputLengths
 from gateway.scheduling.queue import RunQueue
@@ -60,10 +60,28 @@ class Gateway:
         self.prompts = Prompts()
         lengths = OutputLengths()
         self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger)
-        self.pipeline = Pipeline(policy, fleet, self.dispatcher, self.runs, self.prompts, self.books, lengths, _judge(policy))
+        judge, escalations = _judge(policy)
+        self.pipeline = Pipeline(
+            policy, fleet, self.dispatcher, self.runs, self.prompts, self.books, lengths, judge, escalations
+        )
         self.chat = ChatEndpoint(self.pipeline, self.keys)
         self._tidying: asyncio.Task[None] | None = None
         fleet.lost = self.runs.worker_lost
+
+    def apply(self, policy: Policy) -> None:
+        """Another policy for the requests that come from now on; those under way end under theirs.
+
+        Raises ArtefactError, and then nothing has changed. What workers run must be the same.
+        """
+        judge, escalations = _judge(policy)
+        keys = Keys(policy)
+        if not keys.required and self.keys.required:
+            raise ValueError("the policy has no API keys any more: that needs a restart")
+        self.policy = self.pipeline.policy = self.fleet.policy = policy
+        self.pipeline.judge, self.pipeline.escalations = judge, escalations
+        self.keys = keys
+        self.chat.admit_with(keys)
+        self.queue.weigh({name: tenant.weight for name, tenant in policy.tenants.items()})
 
     def start(self) -> None:
         self.fleet.start()
@@ -140,16 +158,16 @@ def build_app(gateway: Gateway) -> Litestar:
     )
 
 
-def _judge(policy: Policy) -> Judge:
-    """Without an artefact the top tier is taken to be the only one that is good enough."""
+def _judge(policy: Policy) -> tuple[Judge, dict[str, Escalation]]:
+    """What estimates quality, and when each tier escalates. Without an artefact only the top tier is good enough."""
     if policy.router and not Path(policy.router).exists():
         log.warning("%s is missing: the best tier answers everything until `headway router train` has made it", policy.router)
     elif policy.router:
         model = QualityModel.load(Path(policy.router))
-        return lambda request: model.judge(request.messages, request.tools)
+        return lambda request: model.judge(request.messages, request.tools), model.escalations()
     quality = top_only(policy.tiers)
 
     def always_top(request: Request) -> dict[str, float]:
         return quality
 
-    return always_top
+    return always_top, {}

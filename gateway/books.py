@@ -164,6 +164,7 @@ def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: floa
         num_attempts=call.num_attempts,
         slo_met=_slo_met(call, outcome, status, duration_s),
         traceparent=call.arrival.headers.get("traceparent", ""),
+        lost=tuple(call.lost),
     )
 
 

@@ -1,10 +1,11 @@
 """The state of one request from parsing to account. It is closed exactly once, whoever sees its end first."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backends.wire import Finished
 from gateway.accounting.cost import Charge
+from gateway.accounting.entry import LostAttempt
 from gateway.dispatch import Ticket
 from gateway.errors import HeadwayError
 from gateway.fleet.stream import Stream
@@ -36,7 +37,9 @@ class Arrival:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """`stream` is the present attempt; `num_frames_out` counts what the client was given of it."""
+    """`confidence` is the least of the tokens that were held back; `lost` are attempts that gave no answer.
+
+    `stream` is the present attempt; `num_frames_out` counts what the client was given of it."""
 
     id: str
     arrival: Arrival
@@ -57,6 +60,8 @@ class Call:
     failure: HeadwayError | None = None
     closed: bool = False
     num_attempts: int = 0
+    confidence: float | None = None
+    lost: list[LostAttempt] = field(default_factory=list)
     answer: Message | None = None
     finished: Finished | None = None
     charge: Charge | None = None

@@ -9,6 +9,19 @@ from gateway.routing.decision import Decision
 Outcome = Literal["ok", "rejected", "aborted", "failed"]
 
 
+class LostAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One that was charged and gave no answer. Times on the wall clock."""
+
+    worker: str
+    model: str
+    why: str
+    started_ns: int
+    ended_ns: int
+    device_s: float
+    usd: float
+    confidence: float | None = None
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds from the request's arrival, `started_ns` on the wall clock. Tokens are of the answering attempt,
     device-seconds and dollars of all attempts. Without a decision nothing was spent.
@@ -41,3 +54,4 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     num_attempts: int = 1
     slo_met: bool | None = None
     traceparent: str = ""
+    lost: tuple[LostAttempt, ...] = ()

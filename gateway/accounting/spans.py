@@ -17,7 +17,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
-from gateway.accounting.entry import Entry
+from gateway.accounting.entry import Entry, LostAttempt
 
 ROUTE = "POST /v1/chat/completions"
 _SCOPE = InstrumentationScope("headway")
@@ -72,6 +72,12 @@ class Spans:
             name = f"chat {entry.decision.chosen.model}"
             context = self._context(trace_id)
             self._emit(name, context, server, SpanKind.CLIENT, _chat_attributes(entry), failed, entry.started_ns, end_ns)
+            for lost in entry.lost:
+                attempt = self._context(trace_id)
+                attributes = _attempt_attributes(lost)
+                self._emit(
+                    "headway.attempt", attempt, context, SpanKind.CLIENT, attributes, _UNSET, lost.started_ns, lost.ended_ns
+                )
         failed = Status(StatusCode.ERROR, entry.error_code) if entry.status >= 500 else _UNSET
         self._emit(ROUTE, server, parent, SpanKind.SERVER, _server_attributes(entry), failed, entry.started_ns, end_ns)
 
@@ -114,6 +120,20 @@ def _server_attributes(entry: Entry) -> Attributes:
     }
     if entry.error_code:
         attributes["error.type"] = entry.error_code
+    return attributes
+
+
+def _attempt_attributes(lost: LostAttempt) -> Attributes:
+    """Cost of its own; no `gen_ai.usage`, which is on the answering attempt alone."""
+    attributes: Attributes = {
+        "headway.worker": lost.worker,
+        "headway.model": lost.model,
+        "headway.attempt.why": lost.why,
+        "headway.device_s": lost.device_s,
+        "headway.cost_usd": lost.usd,
+    }
+    if lost.confidence is not None:
+        attributes["headway.attempt.confidence"] = lost.confidence
     return attributes
 
 

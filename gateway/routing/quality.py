@@ -73,14 +73,6 @@ class Escalation(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     rows: int
 
-    def chance(self, quality: float) -> float:
-        """That a request escalates whose small answer would be good with chance `quality`."""
-        return quality * self.alarm + (1.0 - quality) * self.catch
-
-    def quality_after(self, quality: float) -> float:
-        """Of the answer that the caller gets in the end."""
-        return 1.0 - (1.0 - quality) * (1.0 - self.catch)
-
 
 class TierModel(msgspec.Struct, frozen=True, kw_only=True):
     """`points` are (logit, probability), both rising; `penalties` are those of structure, n-grams and plain numbers."""

@@ -65,7 +65,7 @@ def _train_tier(table: Table, labels: Floats, folds: Ints, penalties: Sequence[P
         structure=_quantized(weights.structure),
         ngrams=_quantized(weights.ngrams),
         scalars=tuple(Scalar(rounded(weight), rounded(low), rounded(high)) for weight, low, high in bounds),
-        penalties=tuple(best),
+        penalties=(best.structure, best.ngrams, best.scalars),
         points=tuple((rounded(x), rounded(y)) for x, y in isotonic(logits, labels)),
         reliability=reliability(calibrated, labels),
         metrics=metrics_of(calibrated, labels),
