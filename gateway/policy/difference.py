@@ -46,7 +46,7 @@ def _flat(value: Any, path: str, *, secret: bool) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _flat(inner, f"{path}.{name}" if path else name, secret=secret or name in _SECRET)
-    elif path in _NAMED and isinstance(value, list):
+    elif path in _NAMED and isinstance(value, list | tuple):
         yield f"{path} in order", ", ".join(item["name"] for item in value)
         for item in value:
             yield from _flat(item, f"{path}[{item['name']}]", secret=secret)
