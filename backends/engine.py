@@ -262,6 +262,7 @@ class Engine:
         sequence.tokens.append(token)
         pending = sequence.pending
         pending.num_tokens += 1
+        pending.confidence = min(pending.confidence, sampled.confidence)
         if sampled.logprob is not None:
             pending.logprobs.append(self._described(sampled))
         over = sequence.matcher is not None and sequence.matcher.accept(token)
@@ -287,9 +288,9 @@ class Engine:
     def _send(self, sequence: Sequence) -> None:
         pending = sequence.pending
         if pending.num_tokens or pending.text:
-            piece = Piece(sequence.request, pending.text, pending.num_tokens, tuple(pending.logprobs))
+            piece = Piece(sequence.request, pending.text, pending.num_tokens, tuple(pending.logprobs), pending.confidence)
             self._output.pieces.setdefault(sequence.owner, []).append(piece)
-        pending.text, pending.num_tokens, pending.logprobs = "", 0, []
+        pending.text, pending.num_tokens, pending.logprobs, pending.confidence = "", 0, [], 1.0
 
     def _flush(self, sequence: Sequence) -> str:
         """Sends what was held back. A stop string that only now is complete still counts."""

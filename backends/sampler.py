@@ -23,11 +23,12 @@ class Ask(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """`logprob` and `top` (id, logprob) are of the model's own distribution, before temperature, if asked for."""
+    """`logprob`, `top` (id, logprob) and `confidence` are of the model's own distribution, before temperature, if asked for."""
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    confidence: float = 1.0
 
 
 def uniform(seed: int, position: int) -> float:
@@ -45,7 +46,13 @@ def sample(logits: Tensor, asks: Sequence[Ask], masks: Masks | None = None) -> l
     for row, ask in enumerate(asks):
         if ask.sampling.temperature > 0:
             tokens[row] = _draw(allowed[row], ask)
-    return [_described(logits[row], token, ask) for row, (token, ask) in enumerate(zip(tokens, asks, strict=True))]
+    sampled = [_described(logits[row], token, ask) for row, (token, ask) in enumerate(zip(tokens, asks, strict=True))]
+    if rows := [row for row, ask in enumerate(asks) if ask.sampling.confidence]:
+        asked = logits[rows]
+        chosen = asked.gather(1, torch.tensor([[tokens[row]] for row in rows], device=logits.device)).squeeze(1)
+        for row, confidence in zip(rows, (chosen - asked.logsumexp(-1)).exp().tolist(), strict=True):
+            sampled[row] = sampled[row]._replace(confidence=confidence)
+    return sampled
 
 
 def _adjusted(logits: Tensor, asks: Sequence[Ask]) -> Tensor:

@@ -24,6 +24,7 @@ class Pending:
     text: str = ""
     num_tokens: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    confidence: float = 1.0
 
 
 @dataclass(slots=True)

@@ -69,6 +69,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: Grammar | None = None
+    confidence: bool = False
+    """Whether pieces tell how likely their tokens were."""
 
 
 # Down: gateway to worker.
@@ -151,12 +153,16 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """What one sequence gained in one step: whole characters only, held back while they may begin a stop string."""
+    """What one sequence gained in one step: whole characters only, held back while they may begin a stop string.
+
+    `confidence` is the least probability, of the model's own distribution, among its tokens; 1 where nobody asked.
+    """
 
     request: int
     text: str
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
+    confidence: float = 1.0
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):

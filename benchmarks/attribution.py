@@ -67,7 +67,7 @@ class GradingRunner:
         self.num_steps = 0
         self.graded: list[Graded] = []
 
-    def run(self, work: Sequence[Work]) -> list[Sampled | None]:
+    def run(self, work: Sequence[Work]) -> list[list[Sampled]]:
         self.num_steps += 1
         if self.num_steps > WARM_UP_STEPS and len(work) > 1 and self._is_due(work):
             started = time.thread_time_ns()
@@ -92,7 +92,7 @@ class GradingRunner:
 
         whole = seconds(frozenset(range(len(work))))
         kv_bytes = self.engine.limits.kv_bytes
-        caused = [Caused(count, start + (count + 1) / 2, (start + count) * kv_bytes) for _, start, count in work]
+        caused = [Caused(w.num_tokens, w.start + (w.num_tokens + 1) / 2, w.stop * kv_bytes) for w in work]
         modelled = [share / 1e9 for share in self.engine.step_cost.split(caused, round(whole * 1e9))]
         tokens = sum(one.tokens for one in caused)
         shares = (modelled, [whole * one.tokens / tokens for one in caused], [whole / len(work)] * len(work))

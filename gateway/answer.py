@@ -54,6 +54,10 @@ class AnswerEndpoint:
         self._max_body = pipeline.policy.limits.max_body_bytes
         self._comment_every_s = comment_every_s
 
+    def admit_with(self, keys: Keys) -> None:
+        """Who may ask from now on."""
+        self._keys = keys
+
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
         arrival = Arrival.now(headers)

@@ -32,7 +32,7 @@ from gateway.pipeline import Judge, Pipeline
 from gateway.policy.schema import Policy
 from gateway.prompts import Prompts
 from gateway.request import Request
-from gateway.routing.quality import QualityModel, top_only
+from gateway.routing.quality import Escalation, QualityModel, top_only
 from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Runs
 from gateway.scheduling.predict import OutputLengths
@@ -79,9 +79,9 @@ class Gateway:
         self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, capture=capture)
         self.device_times = DeviceTimes(fleet.usd_per_s, {name: worker.model for name, worker in policy.workers.items()})
         self.live = Live(self.device_times)
-        judge = _judge(policy)
+        judge, escalations = _judge(policy)
         self.pipeline = Pipeline(
-            policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge
+            policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge, escalations
         )
         self.answers = OpenAnswers()
         self.responses = ResponseStore()
@@ -97,6 +97,23 @@ class Gateway:
 
     def _endpoint(self, dialect: Dialect) -> AnswerEndpoint:
         return AnswerEndpoint(self.pipeline, self.keys, dialect, self.answers)
+
+    def apply(self, policy: Policy) -> None:
+        """Another policy for the requests that come from now on; those under way end under theirs.
+
+        Raises ArtefactError, and then nothing has changed. What workers run must be the same.
+        """
+        judge, escalations = _judge(policy)
+        keys = Keys(policy)
+        if not keys.required and self.keys.required:
+            raise ValueError("the policy has no API keys any more: that needs a restart")
+        self.policy = self.pipeline.policy = self.fleet.policy = policy
+        self.pipeline.judge, self.pipeline.escalations = judge, escalations
+        self.keys = keys
+        for endpoint in self.surfaces.values():
+            endpoint.admit_with(keys)
+        self.books.policy_in_force(policy, time.time())
+        self.queue.weigh({name: tenant.weight for name, tenant in policy.tenants.items()})
 
     def start(self) -> None:
         self.fleet.start()
@@ -209,16 +226,16 @@ def _ledger(settings: Settings) -> Ledger:
     return SqliteLedger(settings.ledger, keep_days=settings.ledger_days) if settings.ledger else MemoryLedger()
 
 
-def _judge(policy: Policy) -> Judge:
-    """Without an artefact the top tier is taken to be the only one that is good enough."""
+def _judge(policy: Policy) -> tuple[Judge, dict[str, Escalation]]:
+    """What estimates quality, and when each tier escalates. Without an artefact only the top tier is good enough."""
     if policy.router and not Path(policy.router).exists():
         log.warning("%s is missing: the best tier answers everything until `headway router train` has made it", policy.router)
     elif policy.router:
         model = QualityModel.load(Path(policy.router))
-        return lambda request: model.judge(request.messages, request.tools)
+        return lambda request: model.judge(request.messages, request.tools), model.escalations()
     quality = top_only(policy.tiers)
 
     def always_top(request: Request) -> dict[str, float]:
         return quality
 
-    return always_top
+    return always_top, {}

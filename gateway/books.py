@@ -7,7 +7,7 @@ import msgspec
 from backends.wire import Finished
 from gateway.accounting.content import content_of
 from gateway.accounting.cost import charge
-from gateway.accounting.entry import Entry, Loss, Outcome
+from gateway.accounting.entry import Entry, Outcome
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.metrics import Metrics
 from gateway.accounting.policy_record import policy_row
@@ -65,8 +65,6 @@ class Books:
             large_usd_per_s=self.fleet.usd_per_s[top] if top else 0.0,
             on_large=decision.chosen.tier == self.fleet.policy.tiers[-1],
         )
-        if finished.reason not in ("stop", "length"):
-            call.losses.append(_loss(call, finished, paid.usd))
         call.finished, call.charge = finished, paid
         call.device_s += paid.device_s
         call.cost_usd += paid.usd
@@ -202,23 +200,8 @@ def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: floa
         mean_batch=finished.mean_batch if finished else 0.0,
         max_tokens=call.request.sampling.max_tokens,
         temperature=call.request.sampling.temperature,
-        # The last attempt is the request itself, whatever its end.
-        losses=tuple(call.losses[: call.num_attempts - 1]),
+        lost=tuple(call.lost),
         trace=call.trace,
-    )
-
-
-def _loss(call: Call, finished: Finished, usd: float) -> Loss:
-    decision = call.ticket.decision
-    assert decision
-    return Loss(
-        model=decision.chosen.model,
-        worker=decision.chosen.worker,
-        started_s=call.submitted_at - call.arrival.at,
-        ended_s=time.monotonic() - call.arrival.at,
-        device_s=finished.device_s,
-        usd=usd,
-        error_code=finished.error_code or finished.reason,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from backends.wire import Finished
 from gateway.accounting.cost import Charge
-from gateway.accounting.entry import Loss
+from gateway.accounting.entry import LostAttempt
 from gateway.accounting.trace import Trace
 from gateway.dispatch import Ticket
 from gateway.errors import HeadwayError
@@ -38,7 +38,9 @@ class Arrival:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """`stream` is the present attempt; `num_frames_out` counts what the client was given of it."""
+    """`confidence` is the least of the tokens that were held back; `lost` are attempts that gave no answer.
+
+    `stream` is the present attempt; `num_frames_out` counts what the client was given of it."""
 
     id: str
     arrival: Arrival
@@ -61,10 +63,11 @@ class Call:
     is_extra: bool = False
     """A further choice of the same turn."""
     num_attempts: int = 0
+    confidence: float | None = None
+    lost: list[LostAttempt] = field(default_factory=list)
     answer: Message | None = None
     finished: Finished | None = None
     charge: Charge | None = None
-    losses: list[Loss] = field(default_factory=list)
     trace: Trace | None = None
     device_s: float = 0.0
     cost_usd: float = 0.0

@@ -87,10 +87,23 @@ def _add_cost(commands: "_Commands[ArgumentParser]") -> None:
 
 
 def _add_policy(commands: "_Commands[ArgumentParser]") -> None:
-    parts = commands.add_parser("policy", help="check policy files").add_subparsers(metavar="COMMAND", required=True)
+    parts = commands.add_parser("policy", help="check, compare and replay policy files").add_subparsers(
+        metavar="COMMAND", required=True
+    )
     check = parts.add_parser("check", help="name every problem of a policy file, with its line")
     check.add_argument("files", metavar="FILE", nargs="+")
     check.set_defaults(run="gateway.commands.policy:check")
+    diff = parts.add_parser("diff", help="show what differs between two policies, value by value")
+    diff.add_argument("old", metavar="OLD")
+    diff.add_argument("new", metavar="NEW")
+    diff.set_defaults(run="gateway.commands.policy:diff")
+    replay = parts.add_parser("replay", help="decide recorded traffic again under another policy")
+    replay.add_argument("new", metavar="NEW")
+    replay.add_argument(
+        "--ledger", required=True, metavar="FILE", help="where a gateway with HEADWAY_LEDGER kept its decisions"
+    )
+    _add_policy_option(replay)
+    replay.set_defaults(run="gateway.commands.policy:replay_command")
     schema = parts.add_parser("schema", help="print the JSON Schema of policy files")
     schema.set_defaults(run="gateway.commands.policy:schema")
 
@@ -108,6 +121,13 @@ def _add_router(commands: "_Commands[ArgumentParser]") -> None:
     grade.add_argument("outcomes", metavar="OUTCOMES.jsonl")
     grade.add_argument("--artefact", required=True, metavar="FILE")
     grade.set_defaults(run="gateway.commands.router:grade_command")
+    escalation = parts.add_parser("escalation", help="fit from outcomes with confidences when to begin anew on a better tier")
+    escalation.add_argument("outcomes", metavar="OUTCOMES.jsonl")
+    escalation.add_argument("--artefact", required=True, metavar="FILE", help="the artefact to write it into")
+    escalation.add_argument("--tier", help="by default every tier but the top one")
+    escalation.add_argument("--keep", type=float, default=0.98, help="of the top tier's accuracy (default: %(default)s)")
+    escalation.add_argument("--tokens", type=int, default=8, help="of the answer to hold back (default: %(default)s)")
+    escalation.set_defaults(run="gateway.commands.router:escalation_command")
 
 
 def _add_evaluate(commands: "_Commands[ArgumentParser]") -> None:

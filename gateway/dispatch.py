@@ -50,6 +50,7 @@ class Ticket:
     excluded: tuple[str, ...] = ()
     grammars: dict[str, Grammar] = field(default_factory=dict)
     """By worker, where the form of an answer differs by model; elsewhere the sampling's own holds."""
+    escalated: bool = False
 
 
 class Dispatcher:
@@ -71,7 +72,8 @@ class Dispatcher:
         cached = {worker: self.fleet.cached_tokens(worker, prompt.names) for worker, prompt in ticket.prompts.items()}
         question = structs.replace(ticket.question, cached_tokens=cached, excluded_workers=ticket.excluded)
         views = self.fleet.views(ticket.workers, self._queued_tokens)
-        return decide(question, views, decision_id=ticket.decision_id, route=ticket.route)
+        decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route)
+        return structs.replace(decision, reason="escalated") if ticket.escalated else decision
 
     async def place(self, ticket: Ticket) -> Stream:
         """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded after too long a wait."""
@@ -181,10 +183,14 @@ class Dispatcher:
         uncached = decision.chosen.prompt_tokens - decision.chosen.cached_tokens
         ticket.decision = decision
         ticket.residency_at = self.fleet.residency.sequence(worker)
-        grammar = ticket.grammars.get(worker)
+        sampling = ticket.sampling
+        if grammar := ticket.grammars.get(worker):
+            sampling = structs.replace(sampling, grammar=grammar)
+        if decision.chosen.tier in ticket.question.escalations:
+            sampling = structs.replace(sampling, confidence=True)
         stream = self.fleet.links[worker].submit(
             ticket.prompts[worker].data,
-            structs.replace(ticket.sampling, grammar=grammar) if grammar else ticket.sampling,
+            sampling,
             uncached_tokens=uncached,
             priority=int(ticket.band),
             salt=ticket.tenant,

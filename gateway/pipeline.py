@@ -6,12 +6,14 @@ What is here knows no HTTP: the answer is written elsewhere, from the stream of 
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import msgspec
 
 from backends.wire import Finished
+from gateway.accounting.entry import LostAttempt
 from gateway.api.chat import parse_chat
 from gateway.books import Books
 from gateway.call import Arrival, Call, ClientGone
@@ -25,7 +27,8 @@ from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
 from gateway.prompts import Prompt, Prompts, Target, target_of
 from gateway.request import Request
-from gateway.routing.decision import Decision, Question
+from gateway.routing.decision import Decision, Escalating, Question
+from gateway.routing.quality import Escalation
 from gateway.routing.question import question_for
 from gateway.runs.identity import Identity, identify
 from gateway.runs.keeper import Keeper
@@ -56,7 +59,10 @@ class Pipeline:
         books: Books,
         lengths: OutputLengths,
         judge: Judge,
+        escalations: Mapping[str, Escalation] = MappingProxyType({}),
     ) -> None:
+        """`escalations` are what was fitted, by tier."""
+        self.escalations = escalations
         self.policy, self.fleet, self.dispatcher, self.runs = policy, fleet, dispatcher, runs
         self.keeper, self.prompts, self.books, self.lengths, self.judge = keeper, prompts, books, lengths, judge
         self.secret = secrets.token_bytes(32)
@@ -100,7 +106,13 @@ class Pipeline:
         prompts = await self._prompts(request, identity.chain, tenant)
         longest = max((prompt.num_tokens for prompt in prompts.values()), default=0)
         route = find_route(
-            self.policy, asked=request.model, tenant=tenant, has_tools=bool(request.tools), prompt_tokens=longest
+            self.policy,
+            asked=request.model,
+            tenant=tenant,
+            has_tools=bool(request.tools),
+            prompt_tokens=longest,
+            headers=arrival.headers,
+            run=identity.run,
         )
         slo = self.policy.slo[route.slo]
         question = self._question(request, chain, route, prompts, tenant)
@@ -182,6 +194,8 @@ class Pipeline:
             locked_model=locked,
             warm_worker=chain.warm_worker if chain else None,
             expected_remaining_turns=self.runs.expected_remaining_turns(chain) if chain else 0.0,
+            has_tools=bool(request.tools),
+            escalations=self.escalations if undecided else {},
         )
 
     async def start(self, call: Call) -> None:
@@ -195,6 +209,9 @@ class Pipeline:
             finished = stream.finished
             if call.gone:
                 raise ClientGone("the client left")
+            if self._doubtful(call) and await self._begin_anew(call, stream):
+                continue
+            finished = stream.finished
             if finished is None or call.first_at is not None or finished.reason in ("stop", "length"):
                 return
             if finished.reason == "refused" and finished.error_code == "too_many" and refusals < MAX_REFUSALS:
@@ -204,6 +221,7 @@ class Pipeline:
                 raise failure_of(finished)
             if call.num_attempts >= MAX_ATTEMPTS:
                 raise self.dispatcher.lost_all()
+            self._lose(call, stream, "failover")
             call.ticket.excluded += (stream.worker,)
             self.books.metrics.failovers.inc()
 
@@ -230,9 +248,67 @@ class Pipeline:
         while not stream.pieces and not stream.finished and not call.gone:
             await stream.wait()
         if stream.pieces:
-            call.first_at = time.monotonic()
             self.fleet.predictors[stream.worker].first_token(stream.request)
+            if (escalating := _escalating(ticket)) is not None:
+                await self._hold_back(call, stream, escalating)
+            call.first_at = time.monotonic()
         return stream
+
+    async def _hold_back(self, call: Call, stream: Stream, escalating: Escalating) -> None:
+        """Until so many tokens are there that the answer may be let go, or one that it may not."""
+        while True:
+            call.confidence = min((piece.confidence for piece in stream.pieces), default=1.0)
+            held = sum([piece.num_tokens for piece in stream.pieces])
+            enough = held >= escalating.tokens or call.confidence < escalating.threshold
+            if enough or stream.finished is not None or call.gone:
+                return
+            await stream.wait_more()
+
+    def _doubtful(self, call: Call) -> bool:
+        escalating = _escalating(call.ticket)
+        return escalating is not None and call.confidence is not None and call.confidence < escalating.threshold
+
+    async def _begin_anew(self, call: Call, stream: Stream) -> bool:
+        """On the best tier, of which nothing has been sent yet; false when it is not there, and the answer stands."""
+        ticket = call.ticket
+        assert ticket.decision
+        question = ticket.question
+        lowest = question.quality.get(ticket.decision.chosen.tier, 0.0)
+        better = {tier for tier, quality in question.quality.items() if quality > lowest}
+        best = max(better, key=lambda tier: question.quality[tier], default=None)
+        models = self.policy.models
+        candidates = tuple(name for name in question.candidates if name in models and models[name].tier == best)
+        anew = msgspec.structs.replace(question, candidates=candidates, fallbacks=(), escalations={})
+        ticket.question = anew
+        try:
+            self.dispatcher.decide(ticket)
+        except HeadwayError:
+            ticket.question = msgspec.structs.replace(question, escalations={})
+            return False
+        stream.abort()
+        while stream.finished is None:  # within one step: both attempts are charged, one after the other
+            await stream.wait_end()
+        self._lose(call, stream, "escalated")
+        call.first_at, ticket.escalated = None, True
+        return True
+
+    def _lose(self, call: Call, stream: Stream, why: str) -> None:
+        """Remembers an attempt that was charged and gives no answer."""
+        decision, charge = call.ticket.decision, call.charge
+        if decision is None or charge is None:
+            return
+        call.lost.append(
+            LostAttempt(
+                worker=stream.worker,
+                model=decision.chosen.model,
+                why=why,
+                started_s=call.submitted_at - call.arrival.at,
+                ended_s=time.monotonic() - call.arrival.at,
+                device_s=charge.device_s,
+                usd=charge.usd,
+                confidence=call.confidence,
+            )
+        )
 
     def _attempt_ended(self, call: Call, finished: Finished) -> None:
         self.books.attempt_ended(call, finished)
@@ -289,6 +365,11 @@ def _again(ticket: Ticket, number: int) -> Ticket:
     seed = ticket.sampling.seed
     sampling = ticket.sampling if seed is None else msgspec.structs.replace(ticket.sampling, seed=(seed + number) % 2**63)
     return replace(ticket, decision_id=f"dec-{os.urandom(12).hex()}", sampling=sampling)
+
+
+def _escalating(ticket: Ticket) -> Escalating | None:
+    """What holds for the answer of the tier that was chosen."""
+    return ticket.question.escalations.get(ticket.decision.chosen.tier) if ticket.decision else None
 
 
 def _band(slo_name: str, slo: Slo, chain: Chain | None, request: Request) -> Band:

@@ -93,7 +93,9 @@ class FakeWorker:
         tokens_per_step: int = 1,
         step_device_s: float = 0.001,
         grammars: bool = True,
+        confidence: float = 1.0,
     ) -> None:
+        self.confidence = confidence
         self.assets, self.answer, self.token = assets, answer, token
         self.max_sequences, self.credit_tokens = max_sequences, credit_tokens
         self.step_s, self.prefill_steps, self.tokens_per_step = step_s, prefill_steps, tokens_per_step
@@ -283,7 +285,7 @@ class FakeWorker:
             sequence.num_output += len(new)
             if new:
                 logprobs = tuple(wire.TokenLogprob(word, -0.5, ((word, -0.5),)) for word in new) if sequence.logprobs else ()
-                piece = wire.Piece(sequence.request, "".join(new), len(new), logprobs)
+                piece = wire.Piece(sequence.request, "".join(new), len(new), logprobs, self.confidence)
                 pieces.setdefault(sequence.link, []).append(piece)
             if len(new) < count:
                 finished.append((sequence, "stop"))

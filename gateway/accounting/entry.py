@@ -10,16 +10,17 @@ from gateway.routing.decision import Decision
 Outcome = Literal["ok", "rejected", "aborted", "failed"]
 
 
-class Loss(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt that another one replaced. Seconds from the request's arrival; it is charged like any other."""
+class LostAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One that was charged and gave no answer. Seconds from the request's arrival."""
 
-    model: str
     worker: str
+    model: str
+    why: str
     started_s: float
     ended_s: float
     device_s: float
     usd: float
-    error_code: str
+    confidence: float | None = None
 
 
 class Content(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +73,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     mean_batch: float = 0.0
     max_tokens: int = 0
     temperature: float = 0.0
-    losses: tuple[Loss, ...] = ()
+    lost: tuple[LostAttempt, ...] = ()
     trace: Trace | None = None
     content: Content | None = None

@@ -20,7 +20,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.util.types import AttributeValue
 
-from gateway.accounting.entry import Entry, Loss
+from gateway.accounting.entry import Entry, LostAttempt
 from gateway.accounting.trace import Trace, read_traceparent, read_tracestate
 
 ROUTE = "/v1/chat/completions"
@@ -129,9 +129,8 @@ class _Telling:
 
     def _stages(self) -> None:
         entry = self._entry
-        for loss in entry.losses:
-            failed = Status(StatusCode.ERROR, loss.error_code)
-            self._child("headway.attempt", loss.started_s, loss.ended_s, _attempt_attributes(loss), failed)
+        for lost in entry.lost:
+            self._child("headway.attempt", lost.started_s, lost.ended_s, _attempt_attributes(lost))
         if entry.submitted_s - entry.placed_s >= MIN_QUEUE_S:
             self._child("headway.queue", entry.placed_s, entry.submitted_s, {})
         began = entry.submitted_s + entry.worker_queue_s
@@ -189,6 +188,20 @@ def _server_attributes(entry: Entry) -> Attributes:
     return attributes
 
 
+def _attempt_attributes(lost: LostAttempt) -> Attributes:
+    """Cost of its own; no `gen_ai.usage`, which is on the answering attempt alone."""
+    attributes: Attributes = {
+        "headway.worker": lost.worker,
+        "headway.model": lost.model,
+        "headway.attempt.why": lost.why,
+        "headway.device_s": lost.device_s,
+        "headway.cost_usd": lost.usd,
+    }
+    if lost.confidence is not None:
+        attributes["headway.attempt.confidence"] = lost.confidence
+    return attributes
+
+
 def _chat_attributes(entry: Entry) -> Attributes:
     assert entry.decision
     chosen = entry.decision.chosen
@@ -240,13 +253,3 @@ def _chat_attributes(entry: Entry) -> Attributes:
 
 
 _CONTENT = ("gen_ai.system_instructions", "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions")
-
-
-def _attempt_attributes(loss: Loss) -> Attributes:
-    return {
-        "headway.model": loss.model,
-        "headway.worker": loss.worker,
-        "headway.device_s": loss.device_s,
-        "headway.attempt.usd": loss.usd,
-        "error.type": loss.error_code,
-    }

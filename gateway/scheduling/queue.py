@@ -64,6 +64,10 @@ class RunQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Shares from now on; work that was charged stays charged."""
+        self._weights = weights
+
     @property
     def uncached_tokens(self) -> int:
         """Of all that wait."""
