@@ -98,8 +98,8 @@ def _about(reader: _Reader) -> list[HTTPRouteHandler]:
 
 
 def _runs(reader: _Reader) -> list[HTTPRouteHandler]:
-    @get("/v1/headway/runs")
-    async def runs(request: AnyRequest) -> Response[bytes]:
+    @get("/v1/headway/history")
+    async def past_runs(request: AnyRequest) -> Response[bytes]:
         """The last runs, live ones marked."""
         scope = reader.caller(request).scope(_hours(request))
         found = await reader.read(lambda read: history.runs(read, scope, limit=MAX_RUNS))
@@ -126,7 +126,7 @@ def _runs(reader: _Reader) -> list[HTTPRouteHandler]:
             raise NotFoundException(f'the ledger has no decision "{name}": it is not yours, or too old')
         return Response(body, media_type="application/json")
 
-    return [runs, turns, decision]
+    return [past_runs, turns, decision]
 
 
 def _sums(reader: _Reader) -> list[HTTPRouteHandler]:

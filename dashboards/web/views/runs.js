@@ -10,7 +10,7 @@ export const windowed = true;
 const view = { sorted: { index: 0, down: true }, filter: "" };
 
 export function load({ get, hours }) {
-  return get("runs", { hours: hours() });
+  return get("history", { hours: hours() });
 }
 
 export function draw(body, { runs, limit }, { me }) {

@@ -5,7 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.accounting.ledger import DecisionRow, RequestRow, SqliteLedger
+from gateway.accounting.ledger import SqliteLedger
+from gateway.accounting.rows import DecisionRow, RequestRow
 from gateway.cli import main
 from gateway.policy.load import load_policy
 from gateway.policy.replay import Recorded, replay

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.accounting.ledger import RequestRow
+from gateway.accounting.rows import RequestRow
 from gateway.policy.schema import Escalate
 from gateway.request import Message, Request
 from gateway.routing.decision import Escalating
