@@ -139,10 +139,10 @@ async def test_a_tenant_sees_its_own_and_an_operator_all(tmp_path: Path) -> None
             async with served.http.get(f"{served.url}/v1/headway/{path}", headers=headers) as answer:
                 return answer.status, await answer.json()
 
-        for path in ("me", "now", "runs", "turns?run=agent-0", "money", "promises", "policy"):
+        for path in ("me", "now", "history", "turns?run=agent-0", "money", "promises", "policy"):
             async with served.http.get(f"{served.url}/v1/headway/{path}") as answer:
                 assert answer.status == 401, path
-        assert [len((await read("runs", name))[1]["runs"]) for name in ("acme", "boss")] == [1, 3]  # type: ignore[arg-type]
+        assert [len((await read("history", name))[1]["runs"]) for name in ("acme", "boss")] == [1, 3]  # type: ignore[arg-type]
         theirs = (await read("turns?run=agent-0", "boss"))[1]["turns"][0]["decision"]  # type: ignore[index]
         ours = (await read("turns?run=agent-0", "acme"))[1]["turns"][0]["decision"]  # type: ignore[index]
         assert theirs != ours
