@@ -54,7 +54,7 @@ class ModelRunner:
         logits = self._model.forward(self._batch(laid), self._kv)
         results: list[list[Sampled]] = [[] for _ in work]
         if logits is not None:
-            asks = [ask for i in sampling for ask in _asks(work[i])]
+            asks = [ask for i in sampling for ask in asks_of(work[i])]
             found = iter(sample(logits, asks))
             for i in sampling:
                 results[i] = [next(found) for _ in range(1 + len(work[i].drafts))]
@@ -86,7 +86,7 @@ class ModelRunner:
         return torch.tensor(values, device=self._device)
 
 
-def _asks(work: Work) -> list[Ask]:
+def asks_of(work: Work) -> list[Ask]:
     """A draw depends on its position alone, so a draft that agrees with it changes nothing of the text."""
     sequence = work.sequence
     known = len(sequence.tokens)
