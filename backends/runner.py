@@ -53,7 +53,7 @@ class ModelRunner:
         order = sorted(range(len(work)), key=lambda i: place(work[i])) if len(work) > 1 else [0]
         laid = [work[i] for i in order]
         sampling = [i for i, one in zip(order, laid, strict=True) if one.samples]
-        asks = [ask for i in sampling for ask in _asks(work[i])]
+        asks = [ask for i in sampling for ask in asks_of(work[i])]
         masks = self._masks.fill([ask.matcher for ask in asks])
         logits = self._model.forward(self._batch(laid), self._kv)
         results: list[list[Sampled]] = [[] for _ in work]
@@ -89,7 +89,7 @@ class ModelRunner:
         return torch.tensor(values, device=self._device)
 
 
-def _asks(work: Work) -> list[Ask]:
+def asks_of(work: Work) -> list[Ask]:
     """A draw depends on its position alone, so a draft that agrees with it changes nothing of the text."""
     sequence = work.sequence
     sampling, known = sequence.sampling, len(sequence.tokens)

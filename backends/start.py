@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -19,13 +19,18 @@ from backends.grammar import Grammars
 from backends.host import HostTier
 from backends.limits import Limits
 from backends.linear import LinearChooser
+from backends.llama import Llama
 from backends.marks import with_marks_as_text
 from backends.model import open_model
 from backends.progress import Bar
-from backends.runner import ModelRunner
+from backends.runner import Model, ModelRunner
 from backends.scheduler import Reload
+from backends.shape import read_config
 from backends.weight import UnsupportedCheckpoint
 from backends.wire import PROTOCOL, Hello
+
+if TYPE_CHECKING:
+    from backends.kernel_runner import KernelRunner
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Say = Callable[[str], None]
@@ -40,6 +45,7 @@ class Started(NamedTuple):
 def start_engine(settings: Settings, say: Say) -> Started:
     """Raises UnsupportedCheckpoint or ValueError saying what is wrong with the model or the settings."""
     torch.set_num_threads(settings.threads)
+    read_config(settings.model)
     tokenizer = read_tokenizer(settings.model)
     dtype = resolve_dtype(settings.dtype, device=settings.device)
     say(f"activations and KV in {dtype.value}: {dtype.why}")
@@ -72,14 +78,15 @@ def start_engine(settings: Settings, say: Say) -> Started:
         kv_bytes=kv_bytes,
         fingerprint=_fingerprint(served.fingerprint, dtype.value, chooser, int8_kv=int8_kv),
     )
+    on_gpu = settings.device.startswith("cuda")
     kv = served.kv(
-        num_pages=limits.num_pages,
+        num_pages=limits.num_pages + on_gpu,  # the kernels' padding rows write to one page more
         page_size=limits.page_size,
         dtype=torch_dtype,
         device=settings.device,
         int8=int8_kv,
     )
-    runner = ModelRunner(served.model, kv, dtype=torch_dtype, device=settings.device)
+    runner = _runner(served.model, kv, settings, torch_dtype)
     runner.warm_up(min(limits.prefill_tokens, limits.longest))
     engine = Engine(
         runner,
@@ -113,6 +120,15 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     if not path.is_file():
         raise UnsupportedCheckpoint(f"{directory} has no tokenizer.json")
     return Tokenizer.from_str(with_marks_as_text(path.read_text()))
+
+
+def _runner(model: Model, kv: PagedKV, settings: Settings, dtype: torch.dtype) -> "ModelRunner | KernelRunner":
+    """The kernels need a GPU and the native path, everything else runs on torch's operations."""
+    if settings.device.startswith("cuda") and isinstance(model, Llama):
+        from backends.kernel_runner import KernelRunner  # Triton is only there on Linux, and slow to import
+
+        return KernelRunner(model, kv, device=settings.device, max_sequences=settings.max_sequences)
+    return ModelRunner(model, kv, dtype=dtype, device=settings.device)
 
 
 def _host_tier(settings: Settings, kv: PagedKV) -> HostTier[Reload] | None:

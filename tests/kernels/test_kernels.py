@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +15,27 @@ from kernels.reference import gumbel_sample
 
 @pytest.fixture(scope="module")
 def errors() -> dict[str, float | str]:
-    command = [sys.executable, "-m", "tests.kernels.errors"]
+    found: dict[str, float | str] = said_by("tests.kernels.errors")
+    return found
+
+
+def said_by(module: str) -> Any:
+    command = [sys.executable, "-m", module]
     ran = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    found: dict[str, float | str] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.large], ids=lambda case: f"{case.kernel}/{case.name}")
 def test_a_kernel_computes_what_its_twin_does(case: Case, errors: dict[str, float | str]) -> None:
     error = errors[f"{case.kernel}/{case.name}"]
     assert isinstance(error, float) and error <= case.tolerance, error
+
+
+@pytest.mark.timeout(300)
+def test_models_say_the_same_on_the_kernels_as_on_torch() -> None:
+    same = said_by("tests.kernels.forward")
+    assert len(same) == 2 and all(same.values()), same
 
 
 def test_every_kernel_has_cases_and_a_shape_of_production() -> None:
