@@ -5,7 +5,7 @@ import sys
 
 from benchmarks.report import progress
 
-BENCHMARKS = ("prefix_cache", "overhead", "cost_quality")
+BENCHMARKS = ("prefix_cache", "overhead", "cost_quality", "structured")
 
 
 def main() -> int:
