@@ -88,7 +88,7 @@ async def test_every_end_is_counted_once_in_metrics_ledger_and_spans(tmp_path: P
         headers = {"traceparent": TRACEPARENT, "x-headway-run-id": "run-1"}
         async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(), headers=headers) as answer:
             body = await answer.json()
-        await served.chat(ask(n=3))
+        await served.chat(ask(verbosity="low"))
         async with served.http.get(f"{served.url}/metrics") as answer:
             lines = (await answer.text()).splitlines()
         assert 'headway_requests_total{error_code="",outcome="ok",status="200"} 1.0' in lines
