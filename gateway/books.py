@@ -128,6 +128,7 @@ class Books:
             duration_s=time.monotonic() - arrival.at,
             error_code=error.code,
             traceparent=arrival.headers.get("traceparent", ""),
+            route=arrival.route,
         )
         self.metrics.record(entry)
         self.spans.record(entry)
@@ -164,6 +165,7 @@ def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: floa
         num_attempts=call.num_attempts,
         slo_met=_slo_met(call, outcome, status, duration_s),
         traceparent=call.arrival.headers.get("traceparent", ""),
+        route=call.arrival.route,
     )
 
 

@@ -41,3 +41,4 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     num_attempts: int = 1
     slo_met: bool | None = None
     traceparent: str = ""
+    route: str = "/v1/chat/completions"

@@ -19,7 +19,6 @@ from opentelemetry.util.types import AttributeValue
 
 from gateway.accounting.entry import Entry
 
-ROUTE = "POST /v1/chat/completions"
 _SCOPE = InstrumentationScope("headway")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
@@ -73,7 +72,8 @@ class Spans:
             context = self._context(trace_id)
             self._emit(name, context, server, SpanKind.CLIENT, _chat_attributes(entry), failed, entry.started_ns, end_ns)
         failed = Status(StatusCode.ERROR, entry.error_code) if entry.status >= 500 else _UNSET
-        self._emit(ROUTE, server, parent, SpanKind.SERVER, _server_attributes(entry), failed, entry.started_ns, end_ns)
+        name = f"POST {entry.route}"
+        self._emit(name, server, parent, SpanKind.SERVER, _server_attributes(entry), failed, entry.started_ns, end_ns)
 
     def _context(self, trace_id: int) -> SpanContext:
         return SpanContext(trace_id, self._rng.getrandbits(64) or 1, is_remote=False, trace_flags=_SAMPLED)
@@ -107,7 +107,7 @@ class Spans:
 def _server_attributes(entry: Entry) -> Attributes:
     attributes: Attributes = {
         "http.request.method": "POST",
-        "http.route": "/v1/chat/completions",
+        "http.route": entry.route,
         "http.response.status_code": entry.status,
         "headway.tenant": entry.tenant,
         "headway.outcome": entry.outcome,
