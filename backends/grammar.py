@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from backends.limits import Refusal
-from backends.structural_tag import structural_tag
+from backends.schema_bounds import bounded, bounded_rules
+from backends.structural_tag import ANY_OBJECT, structural_tag
 from backends.wire import Grammar
 
 if TYPE_CHECKING:
@@ -127,8 +128,8 @@ class Grammars:
             return compiler.compile_structural_tag(json.dumps(structural_tag(grammar)))
         if grammar.kind == "regex":
             return compiler.compile_regex(grammar.text)
-        text = grammar.text if grammar.kind == "schema" else '{"type": "object"}'
-        return compiler.compile_json_schema(text, any_whitespace=False, separators=SEPARATORS, strict_mode=False)
+        schema = bounded(json.loads(grammar.text)) if grammar.kind == "schema" else ANY_OBJECT
+        return compiler.compile_grammar(_rules(schema))
 
     def _ready_compiler(self) -> "xgrammar.GrammarCompiler":
         import xgrammar
@@ -144,6 +145,16 @@ class Grammars:
                 self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES)
             compiler: xgrammar.GrammarCompiler = self._compiler
             return compiler
+
+
+def _rules(schema: Any) -> str:
+    """A JSON Schema as xgrammar's EBNF, with our bounds."""
+    import xgrammar
+
+    grammar = xgrammar.Grammar.from_json_schema(
+        json.dumps(schema), any_whitespace=False, separators=SEPARATORS, strict_mode=False
+    )
+    return bounded_rules(str(grammar))
 
 
 def _vocabulary(tokenizer: Tokenizer) -> list[str]:

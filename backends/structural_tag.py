@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from backends.schema_bounds import bounded
 from backends.wire import CallForm, Grammar
 
 THINK_END = "</think>"
@@ -64,7 +65,7 @@ def _call(form: CallForm) -> Format:
 
 
 def _json(schema: Any) -> Format:
-    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1}
+    return {"type": "json_schema", "json_schema": bounded(schema), "max_whitespace_cnt": 1}
 
 
 def _tag(begin: str, content: Format, end: str) -> Format:

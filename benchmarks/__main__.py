@@ -15,6 +15,7 @@ BENCHMARKS = (
     "engine_cpu",
     "attribution",
     "tracing",
+    "structured",
 )
 
 

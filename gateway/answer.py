@@ -48,9 +48,11 @@ class AnswerEndpoint:
         dialect: Dialect,
         answers: OpenAnswers,
         *,
+        route: str,
         comment_every_s: float = FIRST_COMMENT_S,
     ) -> None:
         self._pipeline, self._keys, self._dialect, self._answers = pipeline, keys, dialect, answers
+        self._route = route
         self._max_body = pipeline.policy.limits.max_body_bytes
         self._comment_every_s = comment_every_s
 
@@ -60,7 +62,7 @@ class AnswerEndpoint:
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
-        arrival = Arrival.now(headers)
+        arrival = Arrival.now(headers, self._route)
         tenant = ""
         try:
             if scope["method"] != "POST":

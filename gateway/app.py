@@ -85,18 +85,19 @@ class Gateway:
         )
         self.answers = OpenAnswers()
         self.responses = ResponseStore()
-        self.chat = self._endpoint(ChatDialect())
-        self.surfaces = {
-            "/v1/chat/completions": self.chat,
-            "/v1/completions": self._endpoint(CompletionsDialect()),
-            "/v1/responses": self._endpoint(ResponsesDialect(self.responses)),
-            "/v1/messages": self._endpoint(MessagesDialect()),
+        dialects: dict[str, Dialect] = {
+            "/v1/chat/completions": ChatDialect(),
+            "/v1/completions": CompletionsDialect(),
+            "/v1/responses": ResponsesDialect(self.responses),
+            "/v1/messages": MessagesDialect(),
         }
+        self.surfaces = {route: self._endpoint(dialect, route) for route, dialect in dialects.items()}
+        self.chat = self.surfaces["/v1/chat/completions"]
         self._tidying: asyncio.Task[None] | None = None
         fleet.lost = self.runs.worker_lost
 
-    def _endpoint(self, dialect: Dialect) -> AnswerEndpoint:
-        return AnswerEndpoint(self.pipeline, self.keys, dialect, self.answers)
+    def _endpoint(self, dialect: Dialect, route: str) -> AnswerEndpoint:
+        return AnswerEndpoint(self.pipeline, self.keys, dialect, self.answers, route=route)
 
     def apply(self, policy: Policy) -> None:
         """Another policy for the requests that come from now on; those under way end under theirs.

@@ -156,6 +156,7 @@ class Books:
             duration_s=time.monotonic() - arrival.at,
             error_code=error.code,
             trace=self.spans.begin(arrival.headers),
+            route=arrival.route,
         )
         self.metrics.record(entry)
         self.spans.record(entry)
@@ -202,6 +203,7 @@ def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: floa
         temperature=call.request.sampling.temperature,
         lost=tuple(call.lost),
         trace=call.trace,
+        route=call.arrival.route,
     )
 
 

@@ -29,11 +29,12 @@ class Arrival:
     headers: dict[str, str]
     at: float
     wall_ns: int
+    route: str
 
     @staticmethod
-    def now(raw: list[tuple[bytes, bytes]]) -> "Arrival":
+    def now(raw: list[tuple[bytes, bytes]], route: str) -> "Arrival":
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-        return Arrival(headers, time.monotonic(), time.time_ns())
+        return Arrival(headers, time.monotonic(), time.time_ns(), route)
 
 
 @dataclass(slots=True, eq=False)

@@ -180,7 +180,8 @@ def _explain(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[N
             headers = list(scope["headers"])
             tenant = gateway.keys.tenant_of(headers)
             body = await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
-            request, identity, decision = await gateway.pipeline.explain(body, Arrival.now(headers), tenant)
+            arrival = Arrival.now(headers, "/v1/headway/explain")
+            request, identity, decision = await gateway.pipeline.explain(body, arrival, tenant)
             explained = Explained(
                 decision=decision,
                 run_id=identity.run.partition(":")[2],

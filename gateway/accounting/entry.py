@@ -76,3 +76,4 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     lost: tuple[LostAttempt, ...] = ()
     trace: Trace | None = None
     content: Content | None = None
+    route: str = "/v1/chat/completions"

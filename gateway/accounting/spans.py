@@ -23,7 +23,6 @@ from opentelemetry.util.types import AttributeValue
 from gateway.accounting.entry import Entry, LostAttempt
 from gateway.accounting.trace import Trace, read_traceparent, read_tracestate
 
-ROUTE = "/v1/chat/completions"
 MIN_QUEUE_S = 0.001
 """Shorter waits are an attribute only."""
 
@@ -125,7 +124,7 @@ class _Telling:
             parent = SpanContext(trace.trace_id, trace.parent_id, is_remote=True, trace_flags=_SAMPLED)
         failed = Status(StatusCode.ERROR, entry.error_code) if entry.status >= 500 else _UNSET
         attributes = _server_attributes(entry)
-        self._emit(f"POST {ROUTE}", self._server, parent, SpanKind.SERVER, attributes, 0.0, entry.duration_s, failed)
+        self._emit(f"POST {entry.route}", self._server, parent, SpanKind.SERVER, attributes, 0.0, entry.duration_s, failed)
 
     def _stages(self) -> None:
         entry = self._entry
@@ -176,7 +175,7 @@ class _Telling:
 def _server_attributes(entry: Entry) -> Attributes:
     attributes: Attributes = {
         "http.request.method": "POST",
-        "http.route": ROUTE,
+        "http.route": entry.route,
         "http.response.status_code": entry.status,
         "headway.tenant": entry.tenant,
         "headway.outcome": entry.outcome,

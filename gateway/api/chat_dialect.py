@@ -53,6 +53,8 @@ class ChatWriter:
 
     def events(self, choice: int, events: Sequence[Event], logprobs: Sequence[TokenLogprob]) -> bytes:
         renderer = self._renderers[choice]
+        if len(events) == 1 and not logprobs:
+            return renderer.event(events[0])
         out: list[bytes] = []
         if logprobs:
             text = "".join(event.text for event in events if isinstance(event, TextDelta))

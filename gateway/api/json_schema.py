@@ -46,7 +46,10 @@ MAX_DEPTH = 100
 
 def check_schema(schema: Any, *, param: str) -> None:
     """Raises UnsupportedParameter with the path and the keyword that an answer cannot be held to."""
-    _Check(schema, param).run()
+    try:
+        _Check(schema, param).run()
+    except (TypeError, AttributeError, LookupError, ValueError) as error:  # a keyword's value is of a kind that it never is
+        raise UnsupportedParameter(f"{param}: this is no JSON Schema: {error}"[:500], param=param) from error
 
 
 class _Check:

@@ -26,7 +26,7 @@ _END_PARAMETER, _END_FUNCTION = "</parameter>", "</function>"
 
 
 def qwen_coder_parser(calls: Calls, tools: Sequence[Tool]) -> CallFinder:
-    types = {tool.name: ((tool.parameters or {}).get("properties") or {}) for tool in tools}
+    types = {tool.name: (tool.parameters or {}).get("properties") for tool in tools}
     return CallFinder(OPEN, lambda: QwenCoderReader(calls, types))
 
 
@@ -89,7 +89,8 @@ class QwenCoderReader:
 
     def _argument(self, key: str, value: str) -> Event:
         value = value.removeprefix("\n").removesuffix("\n")
-        schema = (self._properties.get(self._name) or {}).get(key)
+        properties = self._properties.get(self._name)
+        schema = properties.get(key) if isinstance(properties, dict) else None
         pair = f"{json.dumps(key, ensure_ascii=False)}: {cast(value, schema)}"
         self._count += 1
         return self._calls.arguments((", " if self._count > 1 else "{") + pair)
