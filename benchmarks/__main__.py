@@ -5,7 +5,7 @@ import sys
 
 from benchmarks.report import progress
 
-BENCHMARKS = ("prefix_cache", "overhead", "cost_quality", "simulate")
+BENCHMARKS = ("prefix_cache", "overhead", "cost_quality", "simulate", "identity", "decide_scale")
 
 
 def main() -> int:

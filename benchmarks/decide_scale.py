@@ -1,4 +1,4 @@
-"""Claim to reach: a decision for a long chain in a large fleet takes 150 us at the median. This says what it takes now, by part.
+"""Claim to reach: deciding for a long chain in a large fleet takes 150 us at the median. This says what it takes now, by part.
 
 Method: one core, 1,000 workers of two models, 20,000 live runs of 100,000 tokens; each turn 650 tokens more; random runs.
 Parts: `identity` finds the run by its header and keeps its books; `tokenize` encodes the text of the new part with nano's
