@@ -8,6 +8,7 @@ can only be new; how many there are is told.
 
 import gzip
 import json
+import sys
 from collections import defaultdict
 from typing import Any
 
@@ -20,7 +21,10 @@ TENANT = "benchmark"
 def main() -> None:
     args = arguments(__doc__).parse_args()
     by_workload: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    with gzip.open(args.data / "traces" / "swe_agent_text.jsonl.gz", "rt") as lines:
+    path = args.data / "traces" / "swe_agent_text.jsonl.gz"
+    if not path.exists():
+        sys.exit(f"there is no trace at {path}: say with --data where the public traces are (docs/runs.md names their source)")
+    with gzip.open(path, "rt") as lines:
         for line in lines:
             call = json.loads(line)
             by_workload[call["workload"]].append(call)
