@@ -16,6 +16,8 @@ BENCHMARKS = (
     "attribution",
     "tracing",
     "structured",
+    "identity",
+    "decide_scale",
 )
 
 

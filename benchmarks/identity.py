@@ -1,16 +1,19 @@
-"""Claim: with all ids withheld, a chain is found again by its text, and never merged with another run.
+"""Claim: with all ids withheld, a chain is found again by what comes back of it, and never merged with another run.
 
-Method: calls of the public agent traces in order of time, their session ids hidden; `TextBlocks` says which chain each goes on
-with. Linked right: a call that begins with what its session sent before is put to a chain of that session, any other is
-called new. Wrong merge: put to a chain of another session. A call of which nothing was sent before (a dialogue's other side)
-can only be new; how many there are is told.
+Tool loops: held-out tool questions put to nano through the HTTP API, four at once; no id is sent but those of tool calls that
+the gateway minted itself. Text: calls of the public agent traces in order of time, their session ids hidden; `TextBlocks`
+says which chain each goes on with. Linked right: a call that begins with what its session sent before is put to a chain of
+that session, any other is called new. Wrong merge: put to a chain of another session. A call of which nothing was sent before
+(a dialogue's other side) can only be new; how many there are is told.
 """
 
 import gzip
 import json
+import sys
 from collections import defaultdict
 from typing import Any
 
+from benchmarks.identity_loops import run_loops
 from benchmarks.report import Target, arguments, finish, table
 from gateway.runs.text_blocks import TextBlocks
 
@@ -20,17 +23,26 @@ TENANT = "benchmark"
 def main() -> None:
     args = arguments(__doc__).parse_args()
     by_workload: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    with gzip.open(args.data / "traces" / "swe_agent_text.jsonl.gz", "rt") as lines:
+    path = args.data / "traces" / "swe_agent_text.jsonl.gz"
+    if not path.exists():
+        sys.exit(f"there is no trace at {path}: say with --data where the public traces are (docs/runs.md names their source)")
+    with gzip.open(path, "rt") as lines:
         for line in lines:
             call = json.loads(line)
             by_workload[call["workload"]].append(call)
     results = {name: _graded(sorted(calls, key=lambda call: call["timestamp"])) for name, calls in by_workload.items()}
     columns = list(next(iter(results.values())))
     print(table(("workload", *columns), [(name, *one.values()) for name, one in results.items()]))
-    targets = [Target(f"{name}_wrong_merges", one["wrong_merges"], "<=", 0) for name, one in results.items()]
+    loops = run_loops(1 if args.quick else 12)
+    print(table(("tool loops", "calls back", "linked", "wrong merges"), [loops]))
+    targets = [
+        Target("tool_loops_linked", loops.linked / max(1, loops.calls_back), ">=", 1.0),
+        Target("tool_loops_wrong_merges", loops.wrong_merges, "<=", 0),
+    ]
+    targets += [Target(f"{name}_wrong_merges", one["wrong_merges"], "<=", 0) for name, one in results.items()]
     if "miniswe" in results:
         targets.append(Target("miniswe_linked_right", results["miniswe"]["linked_right"], ">=", 0.99))
-    finish("identity", results, targets)
+    finish("identity", {"text": results, "tool_loops": loops._asdict()}, targets)
 
 
 def _graded(calls: list[dict[str, Any]]) -> dict[str, float]:

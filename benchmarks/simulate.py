@@ -10,6 +10,7 @@ The machine's speed changes no figure. What is missing from the model is said in
 import argparse
 import random
 import statistics
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,10 @@ _FOR_A, _FOR_B = (1_000_000, 32), (2_000_000, 64)
 
 def main() -> None:
     args = _arguments().parse_args()
-    sessions = load(args.data / "traces" / f"{args.trace}.jsonl.gz", max_context=args.max_context, max_think_s=args.max_think)
+    path = args.data / "traces" / f"{args.trace}.jsonl.gz"
+    if not path.exists():
+        sys.exit(f"there is no trace at {path}: say with --data where the public traces are (docs/runs.md names their source)")
+    sessions = load(path, max_context=args.max_context, max_think_s=args.max_think)
     if args.quick:
         args.hours, args.seeds = 1.5, args.seeds[:1]
     names = args.only or list(DISCIPLINES)

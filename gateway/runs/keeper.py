@@ -12,7 +12,7 @@ from gateway.scheduling.retention import LEAST, Retention
 
 MAX_TOLD = 20_000
 LOOKED_AT = 1_000
-"""Pausing chains that one refresh looks at: about ten milliseconds; the others come next time."""
+"""Pausing chains that one refresh looks at: a few milliseconds; the others come next time."""
 _CHANGED = 0.75
 _SETTLED = 0.02
 """Below this nothing more is said: everything else goes later anyway."""
