@@ -4,7 +4,7 @@ Method: the engine runs a seeded mix of prompts (some with a shared prefix) on t
 forward pass is repeated, with the same pages, for subsets of the batch, and timed: the least of some repeats of the thread's
 CPU time, which on a quiet machine is its time. That is what those sequences would have taken alone. Shapley values of these
 times, exact up to five sequences and over sampled orders and their reverses above, are the fair shares. The rule splits the
-time of the whole batch with the coefficients that the engine has fitted by then from its own steps. Error: sum of
+time of the whole batch with the coefficients that it has fitted by then from every pass so far. Error: sum of
 |share - fair| over the sum of step times. Baselines: by tokens computed, and by time in the batch (equal shares).
 Conservation: requests' device-seconds and idle time against wall time.
 """
@@ -24,7 +24,7 @@ from backends.runner import Runner
 from backends.sampler import Sampled
 from backends.scheduler import Work
 from backends.start import start_engine
-from backends.step_cost import Caused
+from backends.step_cost import Caused, StepCost
 from backends.wire import Sampling, Submit
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 
@@ -65,6 +65,7 @@ class GradingRunner:
         self._runner, self._clock, self._every, self._rng = runner, clock, every, rng
         self.engine: Engine | None = None
         self.num_steps = 0
+        self._rule = StepCost()
         self.graded: list[Graded] = []
 
     def run(self, work: Sequence[Work]) -> list[Sampled | None]:
@@ -73,7 +74,10 @@ class GradingRunner:
             started = time.thread_time_ns()
             self.graded.append(self._grade(work))
             self._clock.left_out_ns += time.thread_time_ns() - started
-        return self._runner.run(work)
+        started_s = time.thread_time()
+        sampled = self._runner.run(work)
+        self._rule.observe(self._caused(work), time.thread_time() - started_s)
+        return sampled
 
     def _is_due(self, work: Sequence[Work]) -> bool:
         """Steps that read a prompt are rare, and where requests differ most: half of those, and one in `every` of the rest."""
@@ -81,7 +85,6 @@ class GradingRunner:
         return self._rng.random() < (0.5 if mixed else 1 / self._every)
 
     def _grade(self, work: Sequence[Work]) -> Graded:
-        assert self.engine
         known: dict[Subset, float] = {frozenset(): 0.0}
 
         def seconds(subset: Subset) -> float:
@@ -91,12 +94,17 @@ class GradingRunner:
             return known[subset]
 
         whole = seconds(frozenset(range(len(work))))
-        kv_bytes = self.engine.limits.kv_bytes
-        caused = [Caused(count, start + (count + 1) / 2, (start + count) * kv_bytes) for _, start, count in work]
-        modelled = [share / 1e9 for share in self.engine.step_cost.split(caused, round(whole * 1e9))]
+        caused = self._caused(work)
+        modelled = [share / 1e9 for share in self._rule.split(caused, round(whole * 1e9))]
         tokens = sum(one.tokens for one in caused)
         shares = (modelled, [whole * one.tokens / tokens for one in caused], [whole / len(work)] * len(work))
         return Graded(whole, shapley(len(work), seconds, self._rng), dict(zip(RULES, shares, strict=True)))
+
+    def _caused(self, work: Sequence[Work]) -> list[Caused]:
+        """As the engine tells the rule."""
+        assert self.engine
+        kv_bytes = self.engine.limits.kv_bytes
+        return [Caused(count, start + (count + 1) / 2, (start + count) * kv_bytes) for _, start, count in work]
 
     def _timed(self, part: list[Work]) -> float:
         started = time.thread_time()
