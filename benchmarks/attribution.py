@@ -4,9 +4,10 @@ Method: the engine runs a seeded mix of prompts (some with a shared prefix) on t
 forward pass is repeated, with the same pages, for subsets of the batch, and timed: the least of some repeats of the thread's
 CPU time, which on a quiet machine is its time. That is what those sequences would have taken alone. Shapley values of these
 times, exact up to five sequences and over sampled orders and their reverses above, are the fair shares. The rule splits the
-time of the whole batch with the coefficients that the engine has fitted by then from its own steps. Error: sum of
-|share - fair| over the sum of step times. Baselines: by tokens computed, and by time in the batch (equal shares).
-Conservation: requests' device-seconds and idle time against wall time.
+time of the whole batch with the coefficients that it has fitted by then from every pass so far. Error: what each request was
+charged in all graded steps against its fair shares, sum of |difference| over the sum of times; beside it the same step by
+step, in which the noise of single measurements does not cancel. Baselines: by tokens computed, and by time in the batch
+(equal shares). Conservation: requests' device-seconds and idle time against wall time.
 """
 
 import itertools
@@ -14,7 +15,8 @@ import random
 import statistics
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from math import factorial
 from typing import NamedTuple
 
@@ -24,14 +26,14 @@ from backends.runner import Runner
 from backends.sampler import Sampled
 from backends.scheduler import Work
 from backends.start import start_engine
-from backends.step_cost import Caused
+from backends.step_cost import Caused, StepCost
 from backends.wire import Sampling, Submit
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 
 MODELS = ("pico", "nano")
 MAX_SEQUENCES = 8
 EXACT_UP_TO = 5
-ORDERS = 24
+ORDERS = 32
 REPEATS = 5
 WARM_UP_STEPS = 200
 """About as many as the fit remembers (step_cost.FORGET)."""
@@ -41,8 +43,9 @@ Subset = frozenset[int]
 
 
 class Graded(NamedTuple):
-    """One step: its time, the fair shares, and each rule's. Seconds."""
+    """One step: its time, whose it was, the fair shares, and each rule's. Seconds."""
 
+    requests: list[int]
     whole_s: float
     fair_s: list[float]
     shares_s: dict[str, list[float]]
@@ -65,6 +68,7 @@ class GradingRunner:
         self._runner, self._clock, self._every, self._rng = runner, clock, every, rng
         self.engine: Engine | None = None
         self.num_steps = 0
+        self._rule = StepCost()
         self.graded: list[Graded] = []
 
     def run(self, work: Sequence[Work]) -> list[list[Sampled]]:
@@ -73,7 +77,10 @@ class GradingRunner:
             started = time.thread_time_ns()
             self.graded.append(self._grade(work))
             self._clock.left_out_ns += time.thread_time_ns() - started
-        return self._runner.run(work)
+        started_s = time.thread_time()
+        sampled = self._runner.run(work)
+        self._rule.observe(self._caused(work), time.thread_time() - started_s)
+        return sampled
 
     def _is_due(self, work: Sequence[Work]) -> bool:
         """Steps that read a prompt are rare, and where requests differ most: half of those, and one in `every` of the rest."""
@@ -81,7 +88,6 @@ class GradingRunner:
         return self._rng.random() < (0.5 if mixed else 1 / self._every)
 
     def _grade(self, work: Sequence[Work]) -> Graded:
-        assert self.engine
         known: dict[Subset, float] = {frozenset(): 0.0}
 
         def seconds(subset: Subset) -> float:
@@ -91,12 +97,18 @@ class GradingRunner:
             return known[subset]
 
         whole = seconds(frozenset(range(len(work))))
-        kv_bytes = self.engine.limits.kv_bytes
-        caused = [Caused(w.num_tokens, w.start + (w.num_tokens + 1) / 2, w.stop * kv_bytes) for w in work]
-        modelled = [share / 1e9 for share in self.engine.step_cost.split(caused, round(whole * 1e9))]
+        caused = self._caused(work)
+        modelled = [share / 1e9 for share in self._rule.split(caused, round(whole * 1e9))]
         tokens = sum(one.tokens for one in caused)
         shares = (modelled, [whole * one.tokens / tokens for one in caused], [whole / len(work)] * len(work))
-        return Graded(whole, shapley(len(work), seconds, self._rng), dict(zip(RULES, shares, strict=True)))
+        requests = [one.sequence.request for one in work]
+        return Graded(requests, whole, shapley(len(work), seconds, self._rng), dict(zip(RULES, shares, strict=True)))
+
+    def _caused(self, work: Sequence[Work]) -> list[Caused]:
+        """As the engine tells the rule."""
+        assert self.engine
+        kv_bytes = self.engine.limits.kv_bytes
+        return [Caused(w.num_tokens, w.start + (w.num_tokens + 1) / 2, w.stop * kv_bytes) for w in work]
 
     def _timed(self, part: list[Work]) -> float:
         started = time.thread_time()
@@ -133,6 +145,7 @@ def _exact(player: int, players: int, worth: Callable[[Subset], float]) -> float
 
 class Outcome(NamedTuple):
     error: dict[str, float]
+    error_by_step: dict[str, float]
     steps: int
     mean_batch: float
     conservation: float
@@ -158,12 +171,18 @@ def measure(model: str, steps: int, every: int, seed: int) -> Outcome:
     wall_s = (engine.meter.marked_ns - begun) / 1e9
     lost = abs(spent_s + engine.meter.idle_ns / 1e9 - wall_s) / wall_s
     graded = runner.graded
-    whole = sum(one.whole_s for one in graded)
-    errors = {
-        rule: sum(abs(a - b) for one in graded for a, b in zip(one.shares_s[rule], one.fair_s, strict=True)) / whole
-        for rule in RULES
-    }
-    return Outcome(errors, len(graded), statistics.mean(len(one.fair_s) for one in graded), lost)
+    by_request = {rule: _error(graded, rule, lambda step, place: step.requests[place]) for rule in RULES}
+    by_step = {rule: _error(graded, rule, lambda step, place: (id(step), place)) for rule in RULES}
+    return Outcome(by_request, by_step, len(graded), statistics.mean(len(one.fair_s) for one in graded), lost)
+
+
+def _error(graded: Sequence[Graded], rule: str, whose: Callable[[Graded, int], Hashable]) -> float:
+    """Sum of |charged - fair| over whoever was charged, as a share of the time."""
+    off: Counter[Hashable] = Counter()
+    for step in graded:
+        for place, (share, fair) in enumerate(zip(step.shares_s[rule], step.fair_s, strict=True)):
+            off[whose(step, place)] += share - fair  # type: ignore[assignment]
+    return sum(map(abs, off.values())) / sum(step.whole_s for step in graded)
 
 
 def _drive(engine: Engine, runner: GradingRunner, graded_steps: int, rng: random.Random) -> float:
@@ -189,10 +208,14 @@ def _drive(engine: Engine, runner: GradingRunner, graded_steps: int, rng: random
 
 def main() -> None:
     args = arguments(__doc__).parse_args()
-    steps, every = (6, 40) if args.quick else (60, 25)
+    steps, every = (6, 40) if args.quick else (150, 25)
     outcomes = {model: measure(model, steps, every, seed=7) for model in MODELS}
-    rows = [(model, rule, 100 * outcome.error[rule]) for model, outcome in outcomes.items() for rule in RULES]
-    print(table(("model", "rule", "error, %"), rows))
+    rows = [
+        (model, rule, 100 * outcome.error[rule], 100 * outcome.error_by_step[rule])
+        for model, outcome in outcomes.items()
+        for rule in RULES
+    ]
+    print(table(("model", "rule", "error, %", "by step, %"), rows))
     results = {model: outcome._asdict() for model, outcome in outcomes.items()}
     targets = [
         Target(f"{model}: error against Shapley, %", 100 * outcome.error["step model"], "<=", 5.0)

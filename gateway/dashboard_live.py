@@ -37,8 +37,7 @@ class Live:
         """The first only marks where the others start."""
         spent = {name: worker.total for name, worker in self._times.workers.items()}
         new = {name: total.minus(self._last.get(name, Spent())) for name, total in spent.items()}
-        elapsed_h = (at - self._last_at) / 3600.0
-        if self._last_at and elapsed_h > 0:
+        if self._last_at and at > self._last_at:
             loads = {name: link.load for name, link in gateway.fleet.links.items()}
             self.samples.append(
                 Sample(
@@ -46,12 +45,18 @@ class Live:
                     queue=len(gateway.queue),
                     runs=len(gateway.runs),
                     running={name: load.running if load else 0 for name, load in loads.items()},
-                    busy_usd_per_h=sum(one.charged_usd + one.unattributed_usd for one in new.values()) / elapsed_h,
-                    idle_usd_per_h=sum(one.idle_usd for one in new.values()) / elapsed_h,
+                    busy_usd_per_h=sum(_per_hour(one, one.charged_usd + one.unattributed_usd) for one in new.values()),
+                    idle_usd_per_h=sum(_per_hour(one, one.idle_usd) for one in new.values()),
                     busy_share={name: _share(one) for name, one in new.items()},
                 )
             )
         self._last, self._last_at = spent, at
+
+
+def _per_hour(spent: Spent, usd: float) -> float:
+    """Of the time that was reported, which is not quite the time between two samples."""
+    wall = spent.busy_s + spent.idle_s
+    return 3600.0 * usd / wall if wall else 0.0
 
 
 def _share(spent: Spent) -> float:
