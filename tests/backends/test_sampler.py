@@ -80,3 +80,11 @@ def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
     asked = Sampling(max_tokens=1, temperature=temperature, seed=1)
     logits = torch.tensor([[20.0, 40.0, 39.0]])
     assert [sample(logits, [Ask(asked, 1, position)])[0].token for position in range(5)] == [1] * 5
+
+
+def test_confidence_is_the_probability_of_what_was_drawn_and_only_on_request() -> None:
+    asked = Sampling(max_tokens=1, temperature=1.0, confidence=True)
+    both = [Ask(asked, 7, 3), Ask(Sampling(max_tokens=1), 7, 3)]
+    sure, silent = sample(LOGITS.expand(2, -1), both)
+    assert sure.confidence == pytest.approx(float(torch.softmax(LOGITS, -1)[sure.token]))
+    assert silent.confidence == 1.0
