@@ -7,7 +7,9 @@ changes the choice, and more cached tokens never make a worker less attractive. 
     ttft_s   = wait_s + overhead_s + uncached * prefill_s_per_token
     finish_s = ttft_s + expected_output_tokens * tpot_s
     usd      = usd_per_s * (overhead_s + uncached * prefill_s_per_token + expected_output_tokens * decode_device_s_per_token)
-    switch   = expected_remaining_turns * usd_per_s * uncached * prefill_s_per_token      when w is not the warm worker
+    switch   = min(1, expected_remaining_turns) * what the warm worker v will have to catch up with, when w is not v,
+               and reading is no cheaper on w (from a dearer worker a run mostly leaves for good):
+               usd_per_s(v) * (prompt_tokens - cached_tokens(v) + expected_output_tokens) * prefill_s_per_token(v)
     risk     = mistake_cost * (1 - quality) * usd of a typical request on the best tier's cheapest worker
     score    = usd + switch + risk + miss_penalty_usd * P(missed)
 
@@ -66,6 +68,14 @@ class _Scored(NamedTuple):
     escalation_chance: float = 0.0
 
 
+class _Warm(NamedTuple):
+    """Where the run was last; dollars of what it would have to read when the run comes back, and of one token."""
+
+    worker: str
+    missing_usd: float
+    token_usd: float
+
+
 def decide(question: Question, fleet: Sequence[WorkerView], *, decision_id: str, route: str = "") -> Decision:
     """The best candidate for a question among the workers of the fleet.
 
@@ -76,8 +86,9 @@ def decide(question: Question, fleet: Sequence[WorkerView], *, decision_id: str,
     closed: list[tuple[_Scored, RejectReason]] = []
     typical_usd = _typical_usd(question, fleet)
     mistake_usd = question.mistake_cost * typical_usd
+    warm = _warm(question, fleet)
     for view in fleet:
-        scored = _score(question, view, mistake_usd)
+        scored = _score(question, view, mistake_usd, warm)
         reason = _hard_filter(question, view, scored.prompt_tokens, question.candidates)
         if reason is None:
             open_.append(scored)
@@ -117,7 +128,7 @@ def miss_probability(predicted_s: float, promised_s: float | None) -> float:
     return 1.0 / (1.0 + math.pow(min(promised_s / predicted_s, 1e6), _MISS_STEEPNESS))
 
 
-def _score(question: Question, view: WorkerView, mistake_usd: float) -> _Scored:
+def _score(question: Question, view: WorkerView, mistake_usd: float, warm: _Warm | None) -> _Scored:
     prompt = question.prompt_tokens.get(view.worker, 0)
     cached = min(question.cached_tokens.get(view.worker, 0), max(0, prompt - 1))
     prefill_s = (prompt - cached) * view.prefill_s_per_token
@@ -125,8 +136,8 @@ def _score(question: Question, view: WorkerView, mistake_usd: float) -> _Scored:
     ttft_s = view.wait_s + view.overhead_s + prefill_s
     finish_s = ttft_s + output * view.tpot_s
     usd = view.usd_per_s * (view.overhead_s + prefill_s + output * view.decode_device_s_per_token)
-    leaves = question.warm_worker is not None and question.warm_worker != view.worker
-    switch = question.expected_remaining_turns * view.usd_per_s * prefill_s if leaves else 0.0
+    leaves = warm is not None and warm.worker != view.worker and view.usd_per_s * view.prefill_s_per_token >= warm.token_usd
+    switch = warm.missing_usd if warm is not None and leaves else 0.0
     missed = _missed(question, ttft_s, finish_s)
     doubt = 1.0 - question.quality.get(view.tier, 0.0)
     risk = mistake_usd * doubt
@@ -144,6 +155,17 @@ def _score(question: Question, view: WorkerView, mistake_usd: float) -> _Scored:
         prompt_tokens=prompt,
         cached_tokens=cached,
     )
+
+
+def _warm(question: Question, fleet: Sequence[WorkerView]) -> _Warm | None:
+    """None when the run is warm nowhere, or that worker is gone."""
+    view = next((view for view in fleet if view.worker == question.warm_worker and view.healthy), None)
+    if view is None or view.worker not in question.prompt_tokens:
+        return None
+    cached = question.cached_tokens.get(view.worker, 0)
+    missing = question.prompt_tokens[view.worker] - cached + min(question.expected_output_tokens, question.max_output_tokens)
+    token_usd = view.usd_per_s * view.prefill_s_per_token
+    return _Warm(view.worker, min(1.0, question.expected_remaining_turns) * max(0.0, missing) * token_usd, token_usd)
 
 
 def _missed(question: Question, ttft_s: float, finish_s: float) -> float:
