@@ -18,6 +18,9 @@ BENCHMARKS = (
     "structured",
     "identity",
     "decide_scale",
+    "route_public",
+    "classify",
+    "switching",
 )
 
 

@@ -25,7 +25,7 @@ from tests.backends.families import save
 def test_an_engine_starts_with_every_option(make_checkpoint: MakeCheckpoint, options: dict[str, Any]) -> None:
     lines: list[str] = []
     settings = Settings(model=make_checkpoint(), name="tiny", listen="unix:///x", kv_tokens=320, **options)
-    engine, hello = start_engine(settings, lines.append)
+    engine, hello, _ = start_engine(settings, lines.append)
     for request in range(3):
         prompt = array("I", [request + 1, 5, 6, 7] * 12).tobytes()
         engine.submit("me", Submit(request=request, prompt=prompt, sampling=Sampling(max_tokens=9, ignore_eos=True)))
@@ -44,7 +44,7 @@ def test_an_architecture_of_transformers_starts_too(tmp_path: Path, tokenizer: T
     with pytest.raises(UnsupportedCheckpoint, match=r"no tokenizer\.json"):
         start_engine(Settings(model=directory, name="tiny", listen="unix:///x"), lambda line: None)
     tokenizer.save(str(directory / "tokenizer.json"))
-    _, hello = start_engine(Settings(model=directory, name="tiny", listen="unix:///x", kv_tokens=64), lambda line: None)
+    _, hello, _ = start_engine(Settings(model=directory, name="tiny", listen="unix:///x", kv_tokens=64), lambda line: None)
     assert hello.kernels["path"] == "transformers"
 
 
