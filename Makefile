@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test check bench zoo clean
+.PHONY: run test test-frameworks check bench zoo clean
 .DEFAULT_GOAL := run
 
 run: .venv/.run
@@ -13,6 +13,10 @@ run: .venv/.run
 
 test: .venv/.dev
 	@$(BIN)/python -m pytest
+
+# Agent frameworks against the running gateway, from a venv of their own.
+test-frameworks: .venv/.dev .venv-frameworks/.done
+	@HEADWAY_PYTHON=$(abspath $(BIN)/python) .venv-frameworks/bin/python -m pytest -c tests/frameworks/pytest.ini tests/frameworks
 
 check: .venv/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -36,6 +40,11 @@ bench: .venv/.dev
 	@$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+.venv-frameworks/.done: tests/frameworks/requirements.txt
+	@$(PYTHON) -m venv .venv-frameworks
+	@.venv-frameworks/bin/pip install --disable-pip-version-check -r tests/frameworks/requirements.txt
+	@touch $@
+
 # Trains both shipped models from nothing: hours on two cores, resumable, the checkpoints stay in $(ZOO).
 ZOO ?= $(HOME)/.cache/headway/zoo
 zoo: .venv/.dev
@@ -46,4 +55,4 @@ zoo: .venv/.dev
 	@$(BIN)/python -m backends.zoo.export pico --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/pico --out backends/zoo/pico --int8
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-frameworks build *.egg-info .mypy_cache .ruff_cache .pytest_cache

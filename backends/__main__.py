@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from backends.assets import read_assets
-from backends.config import DtypeChoice, LinearChoice, Settings
+from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings, SpeculateChoice
 from backends.listen import Address, parse_address
 from backends.start import Started, start_engine
 from backends.worker import Worker
@@ -36,7 +36,8 @@ def main() -> None:
 async def serve(settings: Settings, address: Address, started: Started, *, follow_stdin: bool) -> bool:
     """Runs until told to stop. True if the engine failed."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    worker = Worker(started.engine, started.hello, read_assets(settings.model), token=settings.token)
+    files = read_assets(settings.model)
+    worker = Worker(started.engine, started.hello, files, token=settings.token, grammars=started.grammars)
     worker.failure.add_done_callback(lambda _: loop.call_later(FAREWELL_S, stop.set))
     where = await worker.open(address)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -73,6 +74,9 @@ def _settings(args: argparse.Namespace) -> Settings:
         "kv_tokens",
         "max_sequences",
         "dtype",
+        "kv_dtype",
+        "host_kv_tokens",
+        "speculate",
         "linear",
         "page_size",
         "prefill_tokens",
@@ -82,17 +86,20 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m backends", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face Llama directory")
+    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face directory of a causal LM")
     parser.add_argument("--name", help="what the worker calls its model (the directory's name)")
     parser.add_argument("--listen", required=True, help="unix:///path or tcp://host:port")
     parser.add_argument("--token-env", help="environment variable with the token that links must send")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kv-tokens", type=int, help="tokens that the KV pages hold")
+    parser.add_argument("--host-kv-tokens", type=int, default=0, help="tokens that host memory keeps for reloading")
+    parser.add_argument("--speculate", choices=get_args(SpeculateChoice), default="off", help="guess tokens from the prompt")
     parser.add_argument("--max-sequences", type=int, default=16, help="sequences in one step")
     parser.add_argument("--prefill-tokens", type=int, default=512, help="prompt tokens in one step")
     parser.add_argument("--page-size", type=int, default=16)
     parser.add_argument("--dtype", choices=get_args(DtypeChoice), default="auto", help="of activations and KV")
+    parser.add_argument("--kv-dtype", choices=get_args(KvDtype), default="auto", help="of KV alone; int8 halves its memory")
     parser.add_argument("--linear", choices=get_args(LinearChoice), default="auto", help="kernel of all matrices")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin closes")
     return parser

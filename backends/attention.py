@@ -4,6 +4,7 @@ A slot holds one token's K heads, then its V heads; a page is `page_size` neighb
 in memory are read in place, others are gathered first.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 class Rows(NamedTuple):
     """One-token sequences of about one length, in rows `start` to `stop`.
 
-    `mask` (stop - start, 1, 1, slots) hides what is past each one's end; None where nothing is.
+    `mask` (stop - start, 1, 1, slots) hides what each one does not see; None where nothing is.
     """
 
     start: int
@@ -38,6 +39,19 @@ class Chunk(NamedTuple):
     mask: Tensor | None
 
 
+Spans = tuple[Rows | Chunk, ...]
+
+
+class Manner(NamedTuple):
+    """How a layer weighs: `scale` of the scores (None: 1 / sqrt(head_dim)), `softcap` that bends them (0: none)."""
+
+    scale: float | None = None
+    softcap: float = 0.0
+
+
+PLAIN = Manner()
+
+
 class PagedKV:
     """(layers, pages, page_size, 2 * kv_heads, head_dim), all zero at first: masked slots are read and must be finite."""
 
@@ -45,10 +59,10 @@ class PagedKV:
         self, *, layers: int, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: str
     ) -> None:
         shape = (layers, num_pages, page_size, 2 * kv_heads, head_dim)
-        pages = torch.zeros(shape, dtype=dtype, device=device)
+        self.pages = torch.zeros(shape, dtype=dtype, device=device)
         self.page_size, self.kv_heads = page_size, kv_heads
-        self._pages = list(pages.unbind(0))
-        self._slots = list(pages.view(layers, num_pages * page_size, 2 * kv_heads, head_dim).unbind(0))
+        self._pages = list(self.pages.unbind(0))
+        self._slots = list(self.pages.view(layers, num_pages * page_size, 2 * kv_heads, head_dim).unbind(0))
 
     def write(self, layer: int, slots: Tensor, kv: Tensor) -> None:
         """`kv` (rows, 2 * kv_heads, head_dim) into `slots` (rows,)."""
@@ -56,56 +70,101 @@ class PagedKV:
 
     def read(self, layer: int, where: slice | Tensor, sequences: int, slots: int) -> tuple[Tensor, Tensor]:
         """K and V of `sequences`, each (sequences, kv_heads, slots, head_dim)."""
-        found = self._slots[layer][where] if isinstance(where, slice) else self._pages[layer].index_select(0, where)
-        kv = found.view(sequences, -1, 2 * self.kv_heads, found.shape[-1])[:, :slots].transpose(1, 2)
+        kv = self._found(self._pages[layer], self._slots[layer], where, sequences, slots)
         return kv[:, : self.kv_heads], kv[:, self.kv_heads :]
 
-    def where(self, pages: Sequence[int], slots: int) -> slice | Tensor:
-        """How to read the first `slots` slots of one sequence."""
-        first = pages[0]
-        if pages[-1] - first == len(pages) - 1 and list(pages) == list(range(first, first + len(pages))):
-            return slice(first * self.page_size, first * self.page_size + slots)
-        return torch.tensor(pages, device=self._slots[0].device)
+    def stores(self) -> list[Tensor]:
+        """Everything that a page consists of, each (layers, pages, ...)."""
+        return [self.pages]
+
+    def _found(self, pages: Tensor, all_slots: Tensor, where: slice | Tensor, sequences: int, slots: int) -> Tensor:
+        found = all_slots[where] if isinstance(where, slice) else pages.index_select(0, where)
+        return found.view(sequences, -1, 2 * self.kv_heads, found.shape[-1])[:, :slots].transpose(1, 2)
 
 
-def attend(kv: PagedKV, layer: int, q: Tensor, spans: Sequence[Rows | Chunk]) -> Tensor:
+class Int8KV(PagedKV):
+    """K and V in int8 with a scale for each head of each slot: half of bfloat16's bytes, and a little of its accuracy."""
+
+    def __init__(
+        self, *, layers: int, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: str
+    ) -> None:
+        super().__init__(
+            layers=layers,
+            num_pages=num_pages,
+            page_size=page_size,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dtype=torch.int8,
+            device=device,
+        )
+        self._dtype = dtype
+        self.scales = torch.zeros(*self.pages.shape[:-1], 1, dtype=torch.float32, device=device)
+        self._page_scales = list(self.scales.unbind(0))
+        self._slot_scales = list(self.scales.view(layers, num_pages * page_size, 2 * kv_heads, 1).unbind(0))
+
+    def write(self, layer: int, slots: Tensor, kv: Tensor) -> None:
+        values = kv.float()
+        scale = values.abs().amax(-1, keepdim=True).div_(127).clamp_(min=1e-10)
+        self._slots[layer].index_copy_(0, slots, (values / scale).round_().to(torch.int8))
+        self._slot_scales[layer].index_copy_(0, slots, scale)
+
+    def read(self, layer: int, where: slice | Tensor, sequences: int, slots: int) -> tuple[Tensor, Tensor]:
+        values = self._found(self._pages[layer], self._slots[layer], where, sequences, slots)
+        scales = self._found(self._page_scales[layer], self._slot_scales[layer], where, sequences, slots)
+        kv = (values * scales).to(self._dtype)
+        return kv[:, : self.kv_heads], kv[:, self.kv_heads :]
+
+    def stores(self) -> list[Tensor]:
+        return [self.pages, self.scales]
+
+
+def attend(kv: PagedKV, layer: int, q: Tensor, spans: Sequence[Rows | Chunk], manner: Manner = PLAIN) -> Tensor:
     """`q` (tokens, heads, head_dim) to the same shape; the spans cover all tokens in order."""
     if len(spans) == 1:
-        return _attend_span(kv, layer, q, spans[0])
-    return torch.cat([_attend_span(kv, layer, q[span.start : span.stop], span) for span in spans])
+        return _attend_span(kv, layer, q, spans[0], manner)
+    return torch.cat([_attend_span(kv, layer, q[span.start : span.stop], span, manner) for span in spans])
 
 
-def _attend_span(kv: PagedKV, layer: int, q: Tensor, span: Rows | Chunk) -> Tensor:
-    return _attend_rows(kv, layer, q, span) if isinstance(span, Rows) else _attend_chunk(kv, layer, q, span)
+def _attend_span(kv: PagedKV, layer: int, q: Tensor, span: Rows | Chunk, manner: Manner) -> Tensor:
+    attended = _attend_rows if isinstance(span, Rows) else _attend_chunk
+    return attended(kv, layer, q, span, manner)  # type: ignore[arg-type]
 
 
-def _attend_rows(kv: PagedKV, layer: int, q: Tensor, rows: Rows) -> Tensor:
+def _attend_rows(kv: PagedKV, layer: int, q: Tensor, rows: Rows, manner: Manner) -> Tensor:
     """Query heads that share a KV head are that head's query rows, so nothing is repeated."""
     k, v = kv.read(layer, rows.where, len(q), rows.slots)
     grouped = q.reshape(len(q), kv.kv_heads, -1, q.shape[-1])
-    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=rows.mask).reshape(q.shape)
+    if manner.softcap:
+        return _capped(grouped, k, v, rows.mask, manner).reshape(q.shape)
+    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=rows.mask, scale=manner.scale).reshape(q.shape)
 
 
-def _attend_chunk(kv: PagedKV, layer: int, q: Tensor, chunk: Chunk) -> Tensor:
+def _attend_chunk(kv: PagedKV, layer: int, q: Tensor, chunk: Chunk, manner: Manner) -> Tensor:
     k, v = kv.read(layer, chunk.where, 1, chunk.context)
     many = q.transpose(0, 1)[None]
     gqa = q.shape[1] != kv.kv_heads
-    mixed = F.scaled_dot_product_attention(many, k, v, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=gqa)
+    if manner.softcap:
+        shared = q.shape[1] // kv.kv_heads
+        seen = chunk.mask
+        if seen is None:
+            seen = hide(torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).triu_(1), q.dtype)
+        mixed = _capped(many, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), seen, manner)
+        return mixed[0].transpose(0, 1)
+    mixed = F.scaled_dot_product_attention(
+        many, k, v, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=gqa, scale=manner.scale
+    )
     return mixed[0].transpose(0, 1)
 
 
-def hide_past_ends(lengths: Sequence[int], slots: int, *, dtype: torch.dtype, device: str) -> Tensor | None:
-    """Additive mask (sequences, 1, 1, slots), or None where every sequence fills its slots."""
-    if all(length == slots for length in lengths):
-        return None
-    ends = torch.tensor(lengths, device=device)[:, None]
-    mask = torch.zeros(len(lengths), slots, dtype=dtype, device=device)
-    return mask.masked_fill_(torch.arange(slots, device=device) >= ends, float("-inf"))[:, None, None]
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, manner: Manner) -> Tensor:
+    """Scores bent into -softcap to softcap before the mask (Gemma 2)."""
+    scale = manner.scale or 1 / math.sqrt(q.shape[-1])
+    scores = (q.float() @ k.float().transpose(-1, -2)).mul_(scale / manner.softcap).tanh_().mul_(manner.softcap)
+    if mask is not None:
+        scores = scores + mask
+    return (torch.softmax(scores, -1) @ v.float()).to(q.dtype)
 
 
-def hide_future(tokens: int, context: int, *, dtype: torch.dtype, device: str) -> Tensor | None:
-    """Additive mask (tokens, context): each of the last `tokens` positions sees up to itself. None when they are all."""
-    if tokens == context:
-        return None
-    future = torch.ones(tokens, context, dtype=torch.bool, device=device).triu_(context - tokens + 1)
-    return torch.zeros(tokens, context, dtype=dtype, device=device).masked_fill_(future, float("-inf"))
+def hide(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask of a boolean one."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))

@@ -8,7 +8,9 @@ import msgspec
 T = TypeVar("T")
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 Dtype = Literal["float32", "bfloat16"]
-LinearChoice = Literal["auto", "float32", "bfloat16", "w8a8"]
+SpeculateChoice = Literal["off", "lookup"]
+KvDtype = Literal["auto", "int8"]
+LinearChoice = Literal["auto", "float32", "bfloat16", "w8a8", "int4"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 CPU_KV_BYTES = 1 << 30
@@ -18,7 +20,8 @@ CUDA_KV_SHARE = 0.8
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """`kv_tokens` None is auto. `listen` is `unix:///path` or `tcp://host:port`; `token` guards a TCP listener."""
+    """`kv_tokens` None is auto, `host_kv_tokens` 0 is no host tier. `listen` is `unix:///path` or `tcp://host:port`; `token`
+    guards a TCP listener."""
 
     model: Path
     name: str
@@ -29,6 +32,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int | None = None
     max_sequences: int = 16
     dtype: DtypeChoice = "auto"
+    kv_dtype: KvDtype = "auto"
+    host_kv_tokens: int = 0
+    speculate: SpeculateChoice = "off"
     linear: LinearChoice = "auto"
     page_size: int = 16
     prefill_tokens: int = 512

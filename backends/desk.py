@@ -3,12 +3,13 @@
 The engine's answers leave as encoded frames in the order of `wire.py`'s promises: text, cache changes, ends, then load.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
 from backends.engine import Engine, Output
-from backends.limits import Limits
+from backends.grammar import Grammars, Matcher
+from backends.limits import Limits, Refusal
 from backends.wire import (
     CACHE_CHUNK_PAGES,
     Abort,
@@ -41,7 +42,16 @@ class Frame(NamedTuple):
     message: Down
 
 
-Command = Attach | Detach | Frame
+class Compiled(NamedTuple):
+    """The grammar of a request that waited for it is ready, or will never be."""
+
+    link: int
+    request: int
+    outcome: Matcher | Refusal
+
+
+Command = Attach | Detach | Frame | Compiled
+Post = Callable[[Command], None]
 
 
 class Outgoing(NamedTuple):
@@ -62,9 +72,12 @@ class _Link:
 
 
 class Desk:
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    """`post` brings a command back to this thread, from any other."""
+
+    def __init__(self, engine: Engine, grammars: Grammars | None = None, post: Post | None = None) -> None:
+        self._engine, self._grammars, self._post = engine, grammars, post
         self._links: dict[int, _Link] = {}
+        self._compiling: dict[tuple[int, int], Submit] = {}
 
     def take(self, command: Command, now_ns: int) -> list[Outgoing]:
         """Applies one command. Returns what must go out at once: the resync of a new link, or why one is closed."""
@@ -75,7 +88,10 @@ class Desk:
                 return [*reported, Outgoing(link, [encode(chunk) for chunk in self._resync(state)])]
             case Detach(link):
                 if self._links.pop(link, None) is not None:
-                    self._engine.abandon(link)
+                    self._abandon(link)
+                return []
+            case Compiled(link, request, outcome):
+                self._compiled(link, request, outcome)
                 return []
             case Frame(link, message):
                 return self._receive(link, message) if link in self._links else []
@@ -98,12 +114,14 @@ class Desk:
     def _receive(self, link: int, message: Down) -> list[Outgoing]:
         match message:
             case Submit():
-                if self._engine.has(link, message.request):
+                if self._engine.has(link, message.request) or (link, message.request) in self._compiling:
                     self._links.pop(link)
-                    self._engine.abandon(link)
+                    self._abandon(link)
                     return [Outgoing(link, [], f"request {message.request} was submitted while it runs")]
-                self._engine.submit(link, message)
+                self._submit(link, message)
             case Abort(request):
+                if self._compiling.pop((link, request), None) is not None:
+                    self._engine.never_ran(link, request)
                 self._engine.abort(link, request)
             case Reprioritize(request, priority):
                 self._engine.reprioritize(link, request, priority)
@@ -114,6 +132,36 @@ class Desk:
             case _:
                 assert_never(message)
         return []
+
+    def _submit(self, link: int, submit: Submit) -> None:
+        """At once; with a grammar when that is compiled, which happens on other threads."""
+        grammar = submit.sampling.grammar
+        if grammar is None:
+            self._engine.submit(link, submit)
+        elif refused := self._engine.refusal(submit):
+            self._engine.refuse(link, submit.request, refused)
+        elif self._grammars is None or self._post is None:
+            message = f"{grammar.param}: this worker has no structured output"
+            self._engine.refuse(link, submit.request, Refusal("bad_grammar", message, grammar.param))
+        else:
+            post, request = self._post, submit.request
+            self._compiling[link, request] = submit
+            self._grammars.compile(grammar, lambda outcome: post(Compiled(link, request, outcome)))
+
+    def _compiled(self, link: int, request: int, outcome: Matcher | Refusal) -> None:
+        """Of a request that left meanwhile: nothing happens."""
+        submit = self._compiling.pop((link, request), None)
+        if submit is None:
+            return
+        if isinstance(outcome, Refusal):
+            self._engine.refuse(link, request, outcome)
+        else:
+            self._engine.submit(link, submit, outcome)
+
+    def _abandon(self, link: int) -> None:
+        for key in [key for key in self._compiling if key[0] == link]:
+            del self._compiling[key]
+        self._engine.abandon(link)
 
     def _texts(self, output: Output, link: int) -> Iterator[Up]:
         if pieces := output.pieces.get(link):

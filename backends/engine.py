@@ -8,15 +8,19 @@ from array import array
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from backends.detokenize import Decoder, Detokenizer
-from backends.limits import Limits, refusal
+from backends.grammar import Matcher
+from backends.host import HostTier
+from backends.limits import Limits, Refusal, refusal
+from backends.lookup import Gain, Lookup, best_count, gain, may_guess
 from backends.meter import Meter
 from backends.pages import PagePool
 from backends.prefix import Namer, PrefixIndex
 from backends.runner import Runner
 from backends.sampler import Sampled
-from backends.scheduler import Scheduler, Work
+from backends.scheduler import Reload, Scheduler, Work
 from backends.sequence import Charge, Sequence
 from backends.step_cost import Caused, StepCost
 from backends.stop import StopFilter
@@ -37,19 +41,33 @@ class Output:
 
 
 class Engine:
-    def __init__(self, runner: Runner, decoder: Decoder, limits: Limits, *, clock_ns: Clock, rng: random.Random) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        decoder: Decoder,
+        limits: Limits,
+        *,
+        clock_ns: Clock,
+        rng: random.Random,
+        tier: HostTier[Reload] | None = None,
+        speculates: bool = False,
+    ) -> None:
         self.limits = limits
         self.pool = PagePool(limits.num_pages)
         self.index = PrefixIndex(self.pool)
+        self.tier, self.speculates = tier, speculates
+        self.num_drafted = self.num_accepted = 0
         self.scheduler = Scheduler(
             self.index,
             page_size=limits.page_size,
             max_sequences=limits.max_sequences,
             prefill_tokens=limits.prefill_tokens,
+            tier=tier,
         )
         self.step_cost = StepCost()
         self.meter = Meter(clock_ns())
         self.draining = False
+        self.on_finished: Callable[[Finished], None] = lambda finished: None
         self.num_prompt_tokens = self.num_cached_tokens = self.num_output_tokens = 0
         self._runner, self._decoder = runner, decoder
         self.clock_ns, self._rng = clock_ns, rng
@@ -62,23 +80,79 @@ class Engine:
         return bool(self._live)
 
     def step(self) -> None:
-        work = self.scheduler.plan()
-        assert work, "there is work that no plan reaches"
+        work = self._plan()
+        if self.speculates:
+            work = self._with_drafts(work)
         sampled = self._runner.run(work)
         self._commit(work, sampled)
+
+    def _plan(self) -> tuple[Work, ...]:
+        """What can run now. It waits for the host tier where nothing else can run, or where a step would write over a copy."""
+        tier = self.tier
+        if tier is None:
+            work = self.scheduler.plan()
+            assert work, "there is work that no plan reaches"
+            return work
+        self._loaded(tier.settle())
+        while not (work := self.scheduler.plan()):
+            assert tier.is_copying, "there is work that no plan reaches"
+            self._loaded(tier.settle(wait=True))
+        size = self.limits.page_size
+        written = (page for one in work for page in one.sequence.pages[one.start // size : (one.stop - 1) // size + 1])
+        self._loaded(tier.before_writing(written))
+        return work
+
+    def _with_drafts(self, work: tuple[Work, ...]) -> tuple[Work, ...]:
+        """Guesses for a step that only decodes, as many for each sequence as the measured costs say are worth it."""
+        if any(one.length > 1 or not one.samples for one in work):
+            return work
+        mean_context = sum(one.stop for one in work) / len(work)
+        worth = gain(self.step_cost.coefficients, len(work), mean_context)
+        return tuple(self._drafted(one, worth) if may_guess(one.sequence.sampling) else one for one in work)
+
+    def _drafted(self, work: Work, worth: Gain) -> Work:
+        lookup = work.sequence.lookup = work.sequence.lookup or Lookup()
+        count = best_count(lookup.chance, worth)
+        if not count:
+            lookup.forget()
+            return work
+        return self.scheduler.with_drafts(work, lookup.guess(work.sequence.tokens, count))
+
+    def _loaded(self, reloads: SequenceOf[Reload]) -> None:
+        for reload in reloads:
+            self.scheduler.loaded(reload)
 
     def has(self, owner: Hashable, request: int) -> bool:
         return (owner, request) in self._live
 
-    def submit(self, owner: Hashable, submit: Submit) -> None:
-        refused = refusal(submit, self.limits, waiting=len(self.scheduler.waiting), draining=self.draining)
+    def refusal(self, submit: Submit) -> Refusal | None:
+        """Why it cannot be taken now."""
+        return refusal(submit, self.limits, waiting=len(self.scheduler.waiting), draining=self.draining)
+
+    def refuse(self, owner: Hashable, request: int, refused: Refusal) -> None:
+        end = Finished(
+            request=request,
+            reason="refused",
+            error=refused.message,
+            error_code=refused.code,
+            error_param=refused.param,
+        )
+        self._output.finished.append((owner, end))
+
+    def never_ran(self, owner: Hashable, request: int) -> None:
+        """Aborted before it was submitted."""
+        self._output.finished.append((owner, Finished(request=request, reason="abort")))
+
+    def submit(self, owner: Hashable, submit: Submit, matcher: Matcher | None = None) -> None:
+        """`matcher` follows the submit's grammar, if it has one."""
+        refused = self.refusal(submit)
         if refused is not None:
-            end = Finished(request=submit.request, reason="refused", error=refused.message, error_code=refused.code)
-            self._output.finished.append((owner, end))
+            self.refuse(owner, submit.request, refused)
             return
         if submit.chain:
             self.index.revive(submit.chain)
         sequence = self._sequence(owner, submit)
+        sequence.matcher = matcher
         self._live[owner, submit.request] = sequence
         self.scheduler.add(sequence)
 
@@ -106,6 +180,8 @@ class Engine:
 
     def check(self) -> None:
         self.scheduler.check()
+        if self.tier is not None:
+            self.tier.check()
         assert len(self._live) == len(self.scheduler.running) + len(self.scheduler.waiting)
         assert self.meter.attributed_ns == self.meter.busy_ns
         if not self._live:
@@ -132,14 +208,15 @@ class Engine:
             charge=Charge(self.clock_ns()),
         )
 
-    def _commit(self, work: SequenceOf[Work], sampled: SequenceOf[Sampled | None]) -> None:
+    def _commit(self, work: SequenceOf[Work], sampled: SequenceOf[SequenceOf[Sampled]]) -> None:
         """The only place where sequences advance. Ends the step: its time is known and shared out before anyone finishes."""
         started_ns, ended = self.meter.marked_ns, []
         prefilling = [one.sequence.num_output == 0 for one in work]
-        for one, token in zip(work, sampled, strict=True):
+        for one, tokens in zip(work, sampled, strict=True):
             self.scheduler.computed(one.sequence, one.length)
-            if token is not None:
-                ended += self._gain(one.sequence, token)
+            ended += self._gain_all(one, tokens)
+        if self.tier is not None:
+            self.tier.save(self.scheduler.take_fresh())
         now_ns = self.clock_ns()
         self._charge(work, prefilling, started_ns, now_ns)
         for sequence, reason, stop_text in ended:
@@ -147,7 +224,7 @@ class Engine:
 
     def _charge(self, work: SequenceOf[Work], prefilling: list[bool], started_ns: int, now_ns: int) -> None:
         spent_ns = self.meter.busy_until(now_ns)
-        caused = [Caused(count, start + (count + 1) / 2, (start + count) * self.limits.kv_bytes) for _, start, count in work]
+        caused = [Caused(w.num_tokens, w.start + (w.num_tokens + 1) / 2, w.stop * self.limits.kv_bytes) for w in work]
         shares = self.step_cost.split(caused, spent_ns)
         self.step_cost.observe(caused, spent_ns / 1e9)
         for one, share, prefill in zip(work, shares, prefilling, strict=True):
@@ -162,15 +239,34 @@ class Engine:
                     charge.first_token_ns = now_ns
         self.meter.attributed_ns += sum(shares)
 
+    def _gain_all(self, work: Work, tokens: SequenceOf[Sampled]) -> list[tuple[Sequence, FinishReason, str]]:
+        """The next token, and one more behind each draft that it agrees with: that draft's KV is then in place."""
+        sequence, accepted, ended = work.sequence, 0, list[tuple[Sequence, FinishReason, str]]()
+        for sampled, draft in zip_longest(tokens, work.drafts):
+            ended = self._gain(sequence, sampled)
+            if draft is None or sampled.token != draft:
+                break
+            accepted += 1
+            if ended:
+                break
+            self.scheduler.computed(sequence, 1)
+        if work.drafts and sequence.lookup is not None:
+            sequence.lookup.learn(len(work.drafts), accepted)
+            self.num_drafted += len(work.drafts)
+            self.num_accepted += accepted
+        return ended
+
     def _gain(self, sequence: Sequence, sampled: Sampled) -> list[tuple[Sequence, FinishReason, str]]:
         """Appends a token. Returns how the sequence ends, if it does."""
         token = sampled.token
         sequence.tokens.append(token)
         pending = sequence.pending
         pending.num_tokens += 1
+        pending.confidence = min(pending.confidence, sampled.confidence)
         if sampled.logprob is not None:
             pending.logprobs.append(self._described(sampled))
-        if token in self.limits.eos_tokens and not sequence.sampling.ignore_eos:
+        over = sequence.matcher is not None and sequence.matcher.accept(token)
+        if over or (token in self.limits.eos_tokens and not sequence.sampling.ignore_eos):
             return [(sequence, "stop", "")]
         passed = sequence.stops.feed(sequence.detokenizer.feed(token))
         pending.text += passed.text
@@ -192,9 +288,9 @@ class Engine:
     def _send(self, sequence: Sequence) -> None:
         pending = sequence.pending
         if pending.num_tokens or pending.text:
-            piece = Piece(sequence.request, pending.text, pending.num_tokens, tuple(pending.logprobs))
+            piece = Piece(sequence.request, pending.text, pending.num_tokens, tuple(pending.logprobs), pending.confidence)
             self._output.pieces.setdefault(sequence.owner, []).append(piece)
-        pending.text, pending.num_tokens, pending.logprobs = "", 0, []
+        pending.text, pending.num_tokens, pending.logprobs, pending.confidence = "", 0, [], 1.0
 
     def _flush(self, sequence: Sequence) -> str:
         """Sends what was held back. A stop string that only now is complete still counts."""
@@ -212,8 +308,12 @@ class Engine:
         self.num_prompt_tokens += sequence.num_prompt
         self.num_cached_tokens += sequence.num_cached or 0
         self.num_output_tokens += sequence.num_output
+        if self.tier is not None:
+            self.tier.touch(sequence.names)
         self.scheduler.remove(sequence)
-        self._output.finished.append((sequence.owner, finished(sequence, reason, now_ns, stop_text)))
+        end = finished(sequence, reason, now_ns, stop_text)
+        self._output.finished.append((sequence.owner, end))
+        self.on_finished(end)
 
 
 def finished(sequence: Sequence, reason: FinishReason, now_ns: int, stop_text: str) -> Finished:

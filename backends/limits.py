@@ -28,8 +28,11 @@ class Limits(NamedTuple):
 
 
 class Refusal(NamedTuple):
+    """`param` is the request's field at fault, where one is."""
+
     code: str
     message: str
+    param: str = ""
 
 
 def refusal(submit: Submit, limits: Limits, *, waiting: int, draining: bool) -> Refusal | None:
@@ -39,6 +42,10 @@ def refusal(submit: Submit, limits: Limits, *, waiting: int, draining: bool) -> 
     problem = _sampling_problem(submit.sampling)
     if problem:
         return Refusal("bad_sampling", problem)
+    strangers = [token for token, _ in submit.sampling.logit_bias if not 0 <= token < limits.vocab_size]
+    if strangers:
+        message = f"logit_bias: {strangers[0]} is outside of this model's vocabulary of {limits.vocab_size:,}"
+        return Refusal("bad_sampling", message, "logit_bias")
     count, longest = len(submit.prompt) // 4, limits.longest
     if not count or len(submit.prompt) % 4:
         return Refusal("bad_prompt", f"a prompt is one or more uint32 token ids, this one has {len(submit.prompt)} bytes")

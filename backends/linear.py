@@ -1,23 +1,25 @@
 """Matrix kernels, and the probe that chooses one for each matrix. Activations come and go in the stream's type.
 
 `auto` only weighs kernels that lose nothing of the stored weights: float32 always, bfloat16 where the file is bfloat16,
-W8A8 where the file is int8. Another loss must be asked for.
+W8A8 where the file is int8, int4 where it is int4. Another loss must be asked for.
 """
 
 import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backends.checkpoint import Weight
 from backends.config import LinearChoice
+from backends.weight import Weight
 
 DECODE_ROWS, PREFILL_ROWS = 1, 128
+INT4_GROUPS = (32, 64, 128, 256)
+"""Columns to a scale that the int4 kernel takes; its rows come in blocks of 16."""
 MARGIN = 0.9
 """Another kernel must take less than this share of float32's time, so that noise chooses nothing."""
 
@@ -67,13 +69,70 @@ class W8A8Linear:
         return y if self._bias is None else y.add_(self._bias)
 
 
+class Int4Linear:
+    """int4 weights with a scale and a zero point a group, unpacked in the product: a quarter of bfloat16's memory."""
+
+    def __init__(self, weight: Weight, stream: torch.dtype) -> None:
+        weight = quantize_groups(weight)
+        assert weight.scale is not None
+        groups = weight.scale.shape[1]
+        self._group = weight.group or weight.values.shape[1] // groups
+        shift = torch.zeros_like(weight.scale) if weight.zero is None else -weight.zero * weight.scale
+        self._scales = torch.stack((weight.scale, shift), -1).transpose(0, 1).to(stream).contiguous()
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.values.int() + 8, 1)
+        self._order = weight.order
+        self._bias = None if weight.bias is None else weight.bias.to(stream)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x if self._order is None else x[:, self._order]
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._packed, self._group, self._scales)
+        return y if self._bias is None else y.add_(self._bias)
+
+
 def quantize_rows(weight: Weight) -> tuple[Tensor, Tensor]:
     """(int8 values, scale (out, 1)): as stored, else symmetric with one scale a row."""
-    if weight.scale is not None:
+    if stored_as(weight) == "int8" and weight.scale is not None:
         return weight.values, weight.scale
-    dense = weight.values.float()
+    dense = weight.dense(torch.float32)
     scale = (dense.abs().amax(1, keepdim=True) / 127).clamp(min=1e-10)
     return (dense / scale).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def quantize_groups(weight: Weight) -> Weight:
+    """int4 in groups of 128 columns, or as many as divide them: as stored, else with the zero point that loses least."""
+    if stored_as(weight) == "int4":
+        return weight
+    dense = weight.dense(torch.float32)
+    rows, width = dense.shape
+    if not takes_int4(weight):
+        raise ValueError(f"a matrix of {rows} x {width} is not served in int4: it takes rows by 16 and columns by 32")
+    size = next(size for size in (128, 64, 32) if width % size == 0)
+    groups = dense.view(rows, -1, size)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = ((high - low) / 15).clamp(min=1e-10)
+    zero = -8 - low / scale
+    values = (groups / scale[..., None] + zero[..., None]).round().clamp(-8, 7).to(torch.int8)
+    return Weight(values.view(rows, width), scale, weight.bias, zero, size, bits=4)
+
+
+def takes_int4(weight: Weight) -> bool:
+    rows, width = weight.values.shape
+    return width % 32 == 0 and rows % 16 == 0
+
+
+Stored = Literal["float32", "bfloat16", "int8", "int4", "scaled"]
+
+
+def stored_as(weight: Weight) -> Stored:
+    """What the file's layout is to the kernels: `scaled` is any that only a plain matrix serves."""
+    if weight.scale is None:
+        return "bfloat16" if weight.values.dtype is torch.bfloat16 else "float32"
+    rows, width = weight.values.shape
+    size = weight.group or width
+    if weight.bits == 4 and size in INT4_GROUPS and width % size == 0 and rows % 16 == 0:
+        return "int4"
+    symmetric = weight.zero is None and weight.scale.shape[1] == 1
+    return "int8" if symmetric and weight.bits == 8 and weight.values.dtype is torch.int8 else "scaled"
 
 
 Build = Callable[[Weight, torch.dtype], Linear]
@@ -81,7 +140,16 @@ KERNELS: dict[str, Build] = {
     "float32": lambda weight, stream: DenseLinear(weight, torch.float32, stream),
     "bfloat16": lambda weight, stream: DenseLinear(weight, torch.bfloat16, stream),
     "w8a8": W8A8Linear,
+    "int4": Int4Linear,
 }
+KEEPS: dict[Stored, tuple[str, ...]] = {
+    "float32": ("float32",),
+    "bfloat16": ("float32", "bfloat16"),
+    "int8": ("float32", "w8a8"),
+    "int4": ("int4",),
+    "scaled": ("float32",),
+}
+"""Kernels that compute with exactly the stored weights. The first is taken unless another is clearly faster."""
 
 
 class Timing(NamedTuple):
@@ -93,16 +161,19 @@ class Timing(NamedTuple):
 class Shape(NamedTuple):
     out: int
     width: int
-    stored: torch.dtype
+    stored: Stored
     prefills: bool
 
 
 class LinearChooser:
-    """One decision for each shape and stored type; `timings` say why."""
+    """One decision for each shape and stored type; `timings` say why.
+
+    Asked for int4, it leaves the matrix that logits come from as it is stored, and those whose shape the kernel does not take.
+    """
 
     def __init__(self, choice: LinearChoice, stream: torch.dtype, device: str) -> None:
-        if choice == "w8a8" and device != "cpu":
-            raise ValueError(f"w8a8 runs on cpu, not on {device}: choose another --linear")
+        if choice in ("w8a8", "int4") and device != "cpu":
+            raise ValueError(f"{choice} runs on cpu, not on {device}: choose another --linear")
         self._choice, self._stream, self._device = choice, stream, device
         self.chosen: dict[Shape, str] = {}
         self.timings: dict[Shape, list[Timing]] = {}
@@ -111,7 +182,7 @@ class LinearChooser:
     def build(self, weight: Weight, *, prefills: bool = True) -> Linear:
         """`prefills` is false for a matrix that only sees the rows to sample after."""
         out, width = weight.values.shape
-        key = Shape(out, width, weight.values.dtype, prefills)
+        key = Shape(out, width, stored_as(weight), prefills)
         if key not in self.chosen:
             self.chosen[key] = self._choose(weight, key)
         self.chosen_for_layers.append(self.chosen[key])
@@ -127,11 +198,13 @@ class LinearChooser:
         return lines
 
     def _choose(self, weight: Weight, key: Shape) -> str:
+        if self._choice == "int4" and not (key.prefills and takes_int4(weight)):
+            return KEEPS[key.stored][0] if self._stream is torch.float32 else candidates(key.stored, self._stream)[0]
         if self._choice != "auto":
             return self._choice
         if self._device != "cpu":
             return "bfloat16" if self._stream is torch.bfloat16 else "float32"
-        names = candidates(weight.values.dtype, self._stream)
+        names = candidates(key.stored, self._stream)
         if len(names) == 1:
             return names[0]
         timings = [_time(name, KERNELS[name](weight, self._stream), weight.values.shape[1], self._stream) for name in names]
@@ -139,13 +212,11 @@ class LinearChooser:
         return fastest(timings, prefills=key.prefills)
 
 
-def candidates(stored: torch.dtype, stream: torch.dtype) -> list[str]:
-    """Kernels that compute with exactly the stored weights. A bfloat16 stream is asked for, and is then served in it."""
-    if stored is torch.int8:
-        return ["float32", "w8a8"]
-    if stream is torch.bfloat16:
-        return ["bfloat16"]
-    return ["float32", "bfloat16"] if stored is torch.bfloat16 else ["float32"]
+def candidates(stored: Stored, stream: torch.dtype) -> tuple[str, ...]:
+    """A bfloat16 stream is asked for, and what is not stored in integers is then served in it."""
+    if stream is torch.bfloat16 and stored not in ("int8", "int4"):
+        return ("bfloat16",)
+    return KEEPS[stored]
 
 
 def fastest(timings: list[Timing], *, prefills: bool = True) -> str:

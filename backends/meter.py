@@ -6,12 +6,14 @@ class Meter:
         self.busy_ns = 0
         self.idle_ns = 0
         self.attributed_ns = 0
+        self.num_steps = 0
         self.marked_ns = now_ns
 
     def busy_until(self, now_ns: int) -> int:
         """Everything since the last mark was a step. Returns how long it was."""
         spent = now_ns - self.marked_ns
         self.busy_ns += spent
+        self.num_steps += 1
         self.marked_ns = now_ns
         return spent
 

@@ -53,6 +53,11 @@ class PrefixIndex:
         """Pages that `take` can give: free ones and, by evicting, all cached ones."""
         return self._pool.num_free + self._pool.num_cached
 
+    @property
+    def num_free(self) -> int:
+        """Pages that `take` can give without evicting."""
+        return self._pool.num_free
+
     def names(self) -> list[bytes]:
         """Everything resident, parents before children."""
         return list(self._nodes)
@@ -125,10 +130,12 @@ class PrefixIndex:
 
     def retain(self, chain: str, score: float) -> None:
         """Pages of chains with lower scores go first; at 0 they go now, or when their last sequence ends."""
-        self._scores.pop(chain, None)
+        before = self._scores.pop(chain, DEFAULT_SCORE)
         self._scores[chain] = score
         if len(self._scores) > MAX_SCORES:
             del self._scores[next(iter(self._scores))]
+        if score >= before:  # a place in the queue that is too early is found out when it comes up
+            return
         for name in reversed(list(self._of_chain.get(chain, ()))):
             if name in self._nodes:
                 self._offer(name)

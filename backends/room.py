@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from backends.desk import Command, Desk, Outgoing
 from backends.engine import Engine
+from backends.grammar import Grammars
 
 IDLE_REPORT_S = 1.0
 """An idle worker wakes this often to say how long it has been idle."""
@@ -22,8 +23,9 @@ class EngineRoom:
         *,
         send: Callable[[list[Outgoing]], None],
         failed: Callable[[BaseException], None],
+        grammars: Grammars | None = None,
     ) -> None:
-        self._engine, self._desk = engine, Desk(engine)
+        self._engine, self._desk = engine, Desk(engine, grammars, self.post)
         self._send, self._failed = send, failed
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

@@ -1,29 +1,34 @@
 """Chooses tokens from logits. The draw depends on (seed, position) alone, never on who else is in the batch."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from backends.grammar import Masks, Matcher
 from backends.wire import Sampling
 
 
 class Ask(NamedTuple):
-    """How to choose one token: at `position` of its sequence."""
+    """How to choose one token: at `position` of its sequence. `said` are its output tokens, where penalties need them."""
 
     sampling: Sampling
     seed: int
     position: int
+    said: Sequence[int] = ()
+    matcher: Matcher | None = None
 
 
 class Sampled(NamedTuple):
-    """`logprob` and `top` (id, logprob) are of the model's own distribution, before temperature, if asked for."""
+    """`logprob`, `top` (id, logprob) and `confidence` are of the model's own distribution, before temperature, if asked for."""
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    confidence: float = 1.0
 
 
 def uniform(seed: int, position: int) -> float:
@@ -32,13 +37,38 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
 
-def sample(logits: Tensor, asks: Sequence[Ask]) -> list[Sampled]:
-    """`logits` (len(asks), vocabulary) float32, to one token each."""
-    tokens = logits.argmax(-1).tolist()
+def sample(logits: Tensor, asks: Sequence[Ask], masks: Masks | None = None) -> list[Sampled]:
+    """`logits` (len(asks), vocabulary) float32, to one token each that `masks` allow."""
+    allowed = _adjusted(logits, asks)
+    if masks is not None:
+        allowed = masks.apply(allowed.clone() if allowed is logits else allowed)
+    tokens = allowed.argmax(-1).tolist()
     for row, ask in enumerate(asks):
         if ask.sampling.temperature > 0:
-            tokens[row] = _draw(logits[row], ask)
-    return [_described(logits[row], token, ask) for row, (token, ask) in enumerate(zip(tokens, asks, strict=True))]
+            tokens[row] = _draw(allowed[row], ask)
+    sampled = [_described(logits[row], token, ask) for row, (token, ask) in enumerate(zip(tokens, asks, strict=True))]
+    if rows := [row for row, ask in enumerate(asks) if ask.sampling.confidence]:
+        asked = logits[rows]
+        chosen = asked.gather(1, torch.tensor([[tokens[row]] for row in rows], device=logits.device)).squeeze(1)
+        for row, confidence in zip(rows, (chosen - asked.logsumexp(-1)).exp().tolist(), strict=True):
+            sampled[row] = sampled[row]._replace(confidence=confidence)
+    return sampled
+
+
+def _adjusted(logits: Tensor, asks: Sequence[Ask]) -> Tensor:
+    """With penalties and biases; the same tensor where nobody asked for any."""
+    adjusted = logits
+    for row, (sampling, _, _, said, _) in enumerate(asks):
+        if not (said or sampling.logit_bias):
+            continue
+        adjusted = logits.clone() if adjusted is logits else adjusted
+        changes = dict(sampling.logit_bias)
+        for token, count in Counter(said).items():
+            penalty = sampling.presence_penalty + sampling.frequency_penalty * count
+            changes[token] = changes.get(token, 0.0) - penalty
+        ids = torch.tensor(list(changes), device=logits.device)
+        adjusted[row, ids] += torch.tensor(list(changes.values()), device=logits.device, dtype=logits.dtype)
+    return adjusted
 
 
 def _draw(logits: Tensor, ask: Ask) -> int:

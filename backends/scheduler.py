@@ -8,18 +8,32 @@ whatever of its pages is still resident.
 
 import bisect
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from backends.host import HostTier
 from backends.prefix import PrefixIndex
 from backends.sequence import Sequence
 
 
 class Work(NamedTuple):
-    """Compute `length` tokens of `sequence` from `start`; `samples` when they are its last."""
+    """Compute `length` tokens of `sequence` from `start`; `samples` when they are its last.
+
+    `drafts` are computed behind them: guesses of the tokens to come, kept as far as they turn out right.
+    """
 
     sequence: Sequence
     start: int
     length: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.length + len(self.drafts)
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.num_tokens
 
     @property
     def samples(self) -> bool:
@@ -34,9 +48,26 @@ def _worst(sequences: Iterable[Sequence]) -> Sequence:
     return max(sequences, key=lambda s: (s.priority, -s.num_computed, s.arrival))
 
 
+@dataclass(eq=False, slots=True)
+class Reload:
+    """`count` pages of `sequence` are on their way from the host tier."""
+
+    sequence: Sequence
+    count: int
+
+
 class Scheduler:
-    def __init__(self, index: PrefixIndex, *, page_size: int, max_sequences: int, prefill_tokens: int) -> None:
-        self._index = index
+    def __init__(
+        self,
+        index: PrefixIndex,
+        *,
+        page_size: int,
+        max_sequences: int,
+        prefill_tokens: int,
+        tier: HostTier[Reload] | None = None,
+    ) -> None:
+        self._index, self._tier = index, tier
+        self._fresh: list[tuple[bytes, int]] = []
         self._page_size, self._max_sequences, self._prefill_tokens = page_size, max_sequences, prefill_tokens
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -85,18 +116,42 @@ class Scheduler:
         sequence.name_pages(full, self._page_size)
         for i in range(done, full):
             parent = sequence.names[i - 1] if i else b""
+            if self._tier is not None and not self._index.match(sequence.names[i : i + 1]):
+                self._fresh.append((sequence.names[i], sequence.pages[i]))
             sequence.pages[i] = self._index.insert(sequence.names[i], parent, sequence.pages[i], sequence.chain)
+
+    def with_drafts(self, work: Work, drafts: tuple[int, ...]) -> Work:
+        """As many of the guesses as the sequence may still say and free pages hold: nothing is evicted for a guess."""
+        sequence, size = work.sequence, self._page_size
+        fits = (len(sequence.pages) + self._index.num_free) * size - work.stop
+        drafts = drafts[: max(0, min(fits, sequence.limit - len(sequence.tokens) - 1))]
+        lacking = -(-(work.stop + len(drafts)) // size) - len(sequence.pages)
+        if lacking > 0:
+            sequence.pages += self._index.take(lacking)
+        return work._replace(drafts=drafts)
+
+    def loaded(self, reload: Reload) -> None:
+        """The pages are there. Of a sequence that had to go meanwhile, nothing happens."""
+        sequence = reload.sequence
+        if sequence.reload is reload:
+            sequence.reload = None
+            self.computed(sequence, reload.count * self._page_size)
+
+    def take_fresh(self) -> list[tuple[bytes, int]]:
+        """Pages that have become full since the last call, by name."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
     def _grown(self) -> Iterator[Sequence]:
         """Running sequences that lack one token, each with a slot for it."""
         for sequence in list(self.running):
-            if sequence.num_uncomputed != 1 or sequence not in self.running:
+            if sequence.num_uncomputed != 1 or sequence.reload or sequence not in self.running:
                 continue
             if len(sequence.pages) * self._page_size == sequence.num_computed:
                 if not self._make_room(sequence):
                     continue
                 sequence.pages += self._index.take(1)
-        yield from [s for s in self.running if s.num_uncomputed == 1]
+        yield from [s for s in self.running if s.num_uncomputed == 1 and not s.reload]
 
     def _make_room(self, sequence: Sequence) -> bool:
         """One page for a running sequence. False if it was the worst itself and had to go."""
@@ -110,13 +165,15 @@ class Scheduler:
     def _chunks(self) -> Iterator[Work]:
         budget = self._prefill_tokens
         for sequence in self.running:
-            if budget and sequence.num_uncomputed > 1:
+            if budget and sequence.num_uncomputed > 1 and not sequence.reload:
                 count = min(budget, sequence.num_uncomputed)
                 budget -= count
                 yield Work(sequence, sequence.num_computed, count)
         while budget and self.waiting and self._admit(self.waiting[0]):
             sequence = self.waiting.pop(0)
             self.running.append(sequence)
+            if sequence.reload:
+                continue
             count = min(budget, sequence.num_uncomputed)
             budget -= count
             yield Work(sequence, sequence.num_computed, count)
@@ -133,9 +190,21 @@ class Scheduler:
         self._index.hold(matched, sequence.chain)
         sequence.pages = [*matched, *self._index.take(fresh)]
         sequence.num_computed = len(matched) * self._page_size
+        coming = self._reload(sequence, len(matched), nameable)
         if sequence.num_cached is None:
-            sequence.num_cached = sequence.num_computed
+            sequence.num_cached = sequence.num_computed + coming * self._page_size
         return True
+
+    def _reload(self, sequence: Sequence, first: int, nameable: int) -> int:
+        """Pages of the host tier that follow the resident ones are asked for. How many."""
+        if self._tier is None:
+            return 0
+        count = self._tier.match(sequence.names[first:nameable])
+        if count:
+            there = slice(first, first + count)
+            sequence.reload = reload = Reload(sequence, count)
+            self._tier.load(sequence.names[there], sequence.pages[there], reload)
+        return count
 
     def _displace(self, sequence: Sequence) -> None:
         """Preempts running sequences of lower priority if that lets a waiting one in."""
@@ -158,7 +227,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self._index.give_back(sequence.pages)
         sequence.pages = []
-        sequence.num_computed = 0
+        sequence.num_computed, sequence.reload = 0, None
 
     def check(self) -> None:
         self._index.check()

@@ -10,6 +10,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from backends.detokenize import Detokenizer
+from backends.grammar import Matcher
+from backends.lookup import Lookup
 from backends.prefix import Namer
 from backends.stop import StopFilter
 from backends.wire import Sampling, TokenLogprob
@@ -22,6 +24,7 @@ class Pending:
     text: str = ""
     num_tokens: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    confidence: float = 1.0
 
 
 @dataclass(slots=True)
@@ -39,7 +42,10 @@ class Charge:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`limit` is the number of tokens, prompt included, at which it ends. Lower `(priority, arrival)` runs first."""
+    """`limit` is the number of tokens, prompt included, at which it ends. Lower `(priority, arrival)` runs first.
+
+    While `reload` is set, pages behind the computed ones are on their way from the host tier, and it does not run.
+    """
 
     owner: Hashable
     request: int
@@ -55,8 +61,11 @@ class Sequence:
     detokenizer: Detokenizer
     stops: StopFilter
     charge: Charge
+    matcher: Matcher | None = None
     num_computed: int = 0
     num_cached: int | None = None
+    reload: object | None = None
+    lookup: Lookup | None = None
     pages: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
     pending: Pending = field(default_factory=Pending)

@@ -6,19 +6,31 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
 
-from backends.checkpoint import Checkpoint, UnsupportedCheckpoint
+from backends.attention import PagedKV
 from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Settings, resolve_dtype, resolve_pages
+from backends.copier import ThreadCopier
 from backends.engine import Engine
+from backends.grammar import Grammars
+from backends.host import HostTier
 from backends.limits import Limits
 from backends.linear import LinearChooser
-from backends.llama import Llama, kv_for
-from backends.runner import LlamaRunner
+from backends.llama import Llama
+from backends.marks import with_marks_as_text
+from backends.model import open_model
+from backends.progress import Bar
+from backends.runner import Model, ModelRunner
+from backends.scheduler import Reload
+from backends.shape import read_config
+from backends.weight import UnsupportedCheckpoint
 from backends.wire import PROTOCOL, Hello
+
+if TYPE_CHECKING:
+    from backends.kernel_runner import KernelRunner
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Say = Callable[[str], None]
@@ -27,52 +39,64 @@ Say = Callable[[str], None]
 class Started(NamedTuple):
     engine: Engine
     hello: Hello
+    grammars: Grammars
 
 
 def start_engine(settings: Settings, say: Say) -> Started:
     """Raises UnsupportedCheckpoint or ValueError saying what is wrong with the model or the settings."""
     torch.set_num_threads(settings.threads)
-    checkpoint = Checkpoint(settings.model)
-    shape = checkpoint.shape
+    read_config(settings.model)
     tokenizer = read_tokenizer(settings.model)
     dtype = resolve_dtype(settings.dtype, device=settings.device)
     say(f"activations and KV in {dtype.value}: {dtype.why}")
-    chooser = LinearChooser(settings.linear, DTYPES[dtype.value], settings.device)
-    model = Llama(checkpoint, chooser, dtype=DTYPES[dtype.value], device=settings.device)
+    torch_dtype, int8_kv = DTYPES[dtype.value], settings.kv_dtype == "int8"
+    chooser = LinearChooser(settings.linear, torch_dtype, settings.device)
+    bar = Bar(say)
+    served = open_model(settings.model, chooser, dtype=torch_dtype, device=settings.device, progress=bar.show)
+    say(f"served by {'our own code' if served.path == 'native' else 'transformers modelling code over our pages'}")
     for line in chooser.reasons():
         say(line)
-    bytes_per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * DTYPE_BYTES[dtype.value]
+    kv_bytes = served.kv_bytes(element_bytes=DTYPE_BYTES[dtype.value], int8=int8_kv)
     num_pages = resolve_pages(
         settings.kv_tokens,
         page_size=settings.page_size,
-        max_context=shape.max_positions,
+        max_context=served.max_positions,
         max_sequences=settings.max_sequences,
-        bytes_per_token=bytes_per_token,
+        bytes_per_token=kv_bytes,
         budget_bytes=_kv_budget(settings.device),
     )
     say(f"{num_pages.value} pages of {settings.page_size} tokens: {num_pages.why}")
     kernels = dict(Counter(chooser.chosen_for_layers))
     limits = Limits(
-        max_context=shape.max_positions,
-        vocab_size=shape.vocab_size,
+        max_context=served.max_positions,
+        vocab_size=served.vocab_size,
         num_pages=num_pages.value,
         page_size=settings.page_size,
         max_sequences=settings.max_sequences,
         prefill_tokens=settings.prefill_tokens,
-        eos_tokens=frozenset(shape.eos_tokens),
-        kv_bytes=bytes_per_token,
-        fingerprint=f"{checkpoint.fingerprint()}-{dtype.value}" + ("-w8a8" if "w8a8" in kernels else ""),
+        eos_tokens=frozenset(served.eos_tokens),
+        kv_bytes=kv_bytes,
+        fingerprint=_fingerprint(served.fingerprint, dtype.value, chooser, int8_kv=int8_kv),
     )
-    kv = kv_for(
-        shape,
-        num_pages=num_pages.value,
-        page_size=settings.page_size,
-        dtype=DTYPES[dtype.value],
+    on_gpu = settings.device.startswith("cuda")
+    kv = served.kv(
+        num_pages=limits.num_pages + on_gpu,  # the kernels' padding rows write to one page more
+        page_size=limits.page_size,
+        dtype=torch_dtype,
         device=settings.device,
+        int8=int8_kv,
     )
-    runner = LlamaRunner(model, kv, dtype=DTYPES[dtype.value], device=settings.device)
+    runner = _runner(served.model, kv, settings, torch_dtype)
     runner.warm_up(min(limits.prefill_tokens, limits.longest))
-    engine = Engine(runner, tokenizer, limits, clock_ns=time.perf_counter_ns, rng=random.Random())
+    engine = Engine(
+        runner,
+        tokenizer,
+        limits,
+        clock_ns=time.perf_counter_ns,
+        rng=random.Random(),
+        tier=_host_tier(settings, kv),
+        speculates=settings.speculate == "lookup",
+    )
     hello = Hello(
         protocol=PROTOCOL,
         model=settings.name,
@@ -82,17 +106,44 @@ def start_engine(settings: Settings, say: Say) -> Started:
         page_size=limits.page_size,
         num_pages=limits.num_pages,
         max_sequences=limits.max_sequences,
-        eos_tokens=shape.eos_tokens,
-        kernels={"linear": json.dumps(kernels), "dtype": dtype.value},
+        eos_tokens=served.eos_tokens,
+        kernels={"linear": json.dumps(kernels), "dtype": dtype.value, "path": served.path},
+        grammars=True,
+        gpu=_gpu_uuid(settings.device),
     )
-    return Started(engine, hello)
+    grammars = Grammars(tokenizer, vocab_size=served.vocab_size, eos_tokens=served.eos_tokens)
+    return Started(engine, hello, grammars)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise UnsupportedCheckpoint(f"{directory} has no tokenizer.json")
-    return Tokenizer.from_file(str(path))
+    return Tokenizer.from_str(with_marks_as_text(path.read_text()))
+
+
+def _runner(model: Model, kv: PagedKV, settings: Settings, dtype: torch.dtype) -> "ModelRunner | KernelRunner":
+    """The kernels need a GPU and the native path, everything else runs on torch's operations."""
+    if settings.device.startswith("cuda") and isinstance(model, Llama):
+        from backends.kernel_runner import KernelRunner  # Triton is only there on Linux, and slow to import
+
+        return KernelRunner(model, kv, device=settings.device, max_sequences=settings.max_sequences)
+    return ModelRunner(model, kv, dtype=dtype, device=settings.device)
+
+
+def _host_tier(settings: Settings, kv: PagedKV) -> HostTier[Reload] | None:
+    slots = settings.host_kv_tokens // settings.page_size
+    return HostTier(slots, ThreadCopier(kv, slots)) if slots else None
+
+
+def _fingerprint(weights: str, dtype: str, chooser: LinearChooser, *, int8_kv: bool) -> str:
+    """Of what KV depends on: the weights, the types, and every kernel that does not compute with exactly the stored weights."""
+    lossy = sorted({"w8a8", "int4"} & set(chooser.chosen_for_layers))
+    return "-".join([weights, dtype, *lossy, *(["kv8"] if int8_kv else [])])
+
+
+def _gpu_uuid(device: str) -> str:
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.startswith("cuda") else ""
 
 
 def _kv_budget(device: str) -> int:

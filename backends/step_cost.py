@@ -1,9 +1,10 @@
 """What a step costs and who caused it. Pure: no clock, integers of nanoseconds in and out.
 
-    dt ~ a + b * tokens + c * tokens * context + d * KV bytes      (design §8)
+    dt ~ a + r * rows + k * chunks + b * chunk tokens + c * tokens * context + d * KV bytes      (design §8)
 
-`a`, which reading the weights is the most of, is shared equally; the rest by what each sequence caused; the shares are
-scaled so that they sum to dt exactly.
+A row is a sequence that computes one token, a chunk one that computes more: a row costs more than a token of a chunk, and
+a chunk something of its own. `a`, which reading the weights is the most of, is shared equally; the rest by what each
+sequence caused; the shares are scaled so that they sum to dt exactly.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,11 @@ Coefficients = tuple[float, float, float, float]
 
 FORGET = 0.995
 """Weight of a step in the next one's fit: about the last 200 steps count."""
-SWEEPS = 2
+FORGET_CHUNKS = 0.98
+"""Of a step with a chunk: those are rare, and the last 50 count, however many others came between."""
+SOLVE_EVERY = 16
+"""Steps between two solutions, which take a tenth of a millisecond."""
+_SIZE = 6
 
 
 class Caused(NamedTuple):
@@ -24,45 +29,57 @@ class Caused(NamedTuple):
     kv_bytes: int
 
 
-class StepCost:
-    """Fits the coefficients (seconds), none negative, by coordinate descent on decayed normal equations.
+Row = tuple[float, ...]
 
-    Each step counts by 1 / dt, so that a few long prefills do not outweigh many short decodes.
-    """
+
+class _Sums:
+    """Normal equations that forget."""
+
+    def __init__(self, forget: float) -> None:
+        self.gram = [[0.0] * _SIZE for _ in range(_SIZE)]
+        self.target = [0.0] * _SIZE
+        self._forget = forget
+
+    def add(self, row: Row, dt_s: float) -> None:
+        """Each step counts by 1 / dt, so that a few long prefills do not outweigh many short decodes."""
+        weight = 1 / max(dt_s, 1e-6)
+        for i, (gram, value) in enumerate(zip(self.gram, row, strict=True)):
+            scaled = weight * value
+            for j in range(_SIZE):
+                gram[j] = gram[j] * self._forget + scaled * row[j]
+            self.target[i] = self.target[i] * self._forget + scaled * dt_s
+
+
+class StepCost:
+    """Fits the coefficients (seconds), none negative. Steps with and without chunks are remembered apart."""
 
     def __init__(self) -> None:
-        self._gram = [[0.0] * 4 for _ in range(4)]
-        self._target = [0.0] * 4
-        self._fit = [0.0] * 4
+        self._plain, self._mixed = _Sums(FORGET), _Sums(FORGET_CHUNKS)
+        self._fit = [0.0] * _SIZE
+        self._seen = 0
 
     @property
     def coefficients(self) -> Coefficients:
-        a, b, c, d = self._fit
-        return a, b, c, d
+        """(a, b, c, d) of dt ~ a + b * tokens + c * tokens * context + d * KV bytes, exact for one decoding sequence."""
+        a, r, _, b, c, d = self._fit
+        return a + max(0.0, r - b), b, c, d
 
     def observe(self, caused: Sequence[Caused], dt_s: float) -> None:
-        tokens = sum(one.tokens for one in caused)
-        row = (1.0, float(tokens), sum(o.tokens * o.context for o in caused), float(sum(o.kv_bytes for o in caused)))
-        weight = 1 / max(dt_s, 1e-6)
-        for i, (gram, value) in enumerate(zip(self._gram, row, strict=True)):
-            for j in range(4):
-                gram[j] = gram[j] * FORGET + weight * value * row[j]
-            self._target[i] = self._target[i] * FORGET + weight * value * dt_s
-        for _ in range(SWEEPS):
-            self._sweep()
-
-    def _sweep(self) -> None:
-        for i, gram in enumerate(self._gram):
-            if gram[i] > 0:
-                residual = self._target[i] - sum(g * x for g, x in zip(gram, self._fit, strict=True))
-                self._fit[i] = max(0.0, self._fit[i] + residual / gram[i])
+        rows = [_row(one) for one in caused]
+        total = (1.0, *(sum(column) for column in zip(*rows, strict=True)))
+        (self._mixed if total[2] else self._plain).add(total, dt_s)
+        self._seen += 1
+        if self._seen % SOLVE_EVERY == 0 or self._seen < SOLVE_EVERY:
+            grams = zip(self._plain.gram, self._mixed.gram, strict=True)
+            target = _plus(self._plain.target, self._mixed.target)
+            self._fit = least_squares([_plus(plain, mixed) for plain, mixed in grams], target)
 
     def split(self, caused: Sequence[Caused], dt_ns: int) -> list[int]:
         """Shares in nanoseconds, in the order given; they sum to `dt_ns` exactly."""
         if len(caused) == 1:
             return [dt_ns]
-        a, b, c, d = self._fit
-        weights = [a / len(caused) + o.tokens * (b + c * o.context) + d * o.kv_bytes for o in caused]
+        a, *slopes = self._fit
+        weights = [a / len(caused) + sum(s * x for s, x in zip(slopes, _row(one), strict=True)) for one in caused]
         total = sum(weights)
         if total <= 0:
             weights, total = [1.0] * len(caused), float(len(caused))
@@ -74,3 +91,50 @@ class StepCost:
             given = until
         shares[-1] += dt_ns - given
         return shares
+
+
+def _plus(left: list[float], right: list[float]) -> list[float]:
+    return [a + b for a, b in zip(left, right, strict=True)]
+
+
+def _row(one: Caused) -> Row:
+    """All but the fixed part: rows, chunks, chunk tokens, tokens * context, KV bytes."""
+    mixed = one.tokens * one.context
+    if one.tokens == 1:
+        return 1.0, 0.0, 0.0, mixed, float(one.kv_bytes)
+    return 0.0, 1.0, float(one.tokens), mixed, float(one.kv_bytes)
+
+
+def least_squares(gram: list[list[float]], target: list[float]) -> list[float]:
+    """Not negative: what comes out below zero is left out, the most negative first, and the rest solved again.
+
+    A little ridge, relative to each column, decides what the steps so far cannot tell apart.
+    """
+    kept = [i for i in range(len(target)) if gram[i][i] > 0]
+    while kept:
+        scale = [gram[i][i] ** -0.5 for i in kept]
+        system = [
+            [gram[i][j] * si * sj + (1e-6 if i == j else 0.0) for j, sj in zip(kept, scale, strict=True)] + [target[i] * si]
+            for i, si in zip(kept, scale, strict=True)
+        ]
+        found = _eliminate(system)
+        worst = min(range(len(kept)), key=found.__getitem__)
+        if found[worst] >= 0:
+            fit = [0.0] * len(target)
+            for i, value, s in zip(kept, found, scale, strict=True):
+                fit[i] = value * s
+            return fit
+        del kept[worst]
+    return [0.0] * len(target)
+
+
+def _eliminate(system: list[list[float]]) -> list[float]:
+    """Gauss-Jordan on a symmetric positive matrix with its right side as the last column."""
+    size = len(system)
+    for i in range(size):
+        pivot = 1.0 / system[i][i]
+        system[i] = [value * pivot for value in system[i]]
+        for j in range(size):
+            if j != i and (factor := system[j][i]):
+                system[j] = [value - factor * above for value, above in zip(system[j], system[i], strict=True)]
+    return [row[-1] for row in system]

@@ -20,8 +20,42 @@ PROTOCOL = 1
 FinishReason = Literal["stop", "length", "abort", "refused", "error"]
 
 
+class CallForm(msgspec.Struct, frozen=True, array_like=True):
+    """How one tool's call is written: `begin`, arguments that satisfy `schema` (JSON text), `end`."""
+
+    begin: str
+    schema: str
+    end: str
+    style: Literal["json", "qwen_xml"] = "json"
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an answer must look like. `text` is a JSON Schema or a regular expression; `calls` are the only tool calls that
+    may be written: from `trigger` on inside free text, or, if `required`, one after the other and nothing else; with
+    a `text` beside them the answer is either such calls or of that schema.
+
+    `thinks` allows reasoning up to `</think>` in front: `opens` when the model writes `<think>`, `inside` when its prompt
+    does. `param` is the request's field that asked for it: errors name it.
+    """
+
+    kind: Literal["json", "schema", "regex", "calls"]
+    param: str
+    text: str = ""
+    calls: tuple[CallForm, ...] = ()
+    trigger: str = ""
+    prefix: str = ""
+    separator: str = ""
+    suffix: str = ""
+    required: bool = False
+    parallel: bool = True
+    thinks: Literal["no", "opens", "inside"] = "no"
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off; `top_logprobs` None sends none."""
+    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off; `top_logprobs` None sends none.
+
+    Penalties are subtracted from the logits of tokens of the output, `logit_bias` (token id, bias) is added.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -31,6 +65,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
+    confidence: bool = False
+    """Whether pieces tell how likely their tokens were."""
 
 
 # Down: gateway to worker.
@@ -39,7 +79,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="submit"):
     """Run one sequence. `prompt` is uint32 little-endian token ids; lower `priority` runs first.
 
-    `cache_salt` names who may share the pages: prompts with different salts never share any.
+    `cache_salt` names who may share the pages: prompts with different salts never share any. `traceparent` is the W3C
+    context of the span that the work belongs under.
     """
 
     request: int
@@ -48,6 +89,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     priority: int = 0
     cache_salt: str = ""
     chain: str = ""
+    traceparent: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -85,7 +127,9 @@ class Asset(msgspec.Struct, frozen=True, tag="asset"):
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """The first message after the assets. `fingerprint` names weights and quantization: page names start from it."""
+    """The first message after the assets. `fingerprint` names weights and quantization: page names start from it.
+    `gpu` is the UUID of the one it runs on, empty for none.
+    """
 
     protocol: int
     model: str
@@ -97,6 +141,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     max_sequences: int
     eos_tokens: tuple[int, ...]
     kernels: dict[str, str]
+    grammars: bool = False
+    """Whether it takes `Sampling.grammar`."""
+    gpu: str = ""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -106,12 +153,16 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """What one sequence gained in one step: whole characters only, held back while they may begin a stop string."""
+    """What one sequence gained in one step: whole characters only, held back while they may begin a stop string.
+
+    `confidence` is the least probability, of the model's own distribution, among its tokens; 1 where nobody asked.
+    """
 
     request: int
     text: str
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
+    confidence: float = 1.0
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
@@ -127,6 +178,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     reason: FinishReason
     error: str = ""
     error_code: str = ""
+    error_param: str = ""
     stop_text: str = ""
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0

@@ -6,6 +6,8 @@ from aiohttp import web
 
 from backends.desk import Outgoing
 from backends.engine import Engine
+from backends.gpu import open_gpu
+from backends.grammar import Grammars
 from backends.listen import Address, open_site
 from backends.metrics import registry_for
 from backends.room import EngineRoom
@@ -16,12 +18,21 @@ from backends.wire import Hello
 class Worker:
     """`files` are the assets that gateways are sent. `failure` is set when a step raised: the worker is then of no use."""
 
-    def __init__(self, engine: Engine, hello: Hello, files: dict[str, bytes], *, token: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        hello: Hello,
+        files: dict[str, bytes],
+        *,
+        token: str | None = None,
+        grammars: Grammars | None = None,
+    ) -> None:
         self.engine = engine
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
-        self._room = EngineRoom(engine, send=self._send, failed=self._failed)
-        self._server = Server(hello, files, registry_for(engine, hello.model), post=self._room.post, token=token)
+        self._room = EngineRoom(engine, send=self._send, failed=self._failed, grammars=grammars)
+        metrics = registry_for(engine, hello.model, open_gpu(hello.gpu) if hello.gpu else None)
+        self._server = Server(hello, files, metrics, post=self._room.post, token=token)
         self._runner = web.AppRunner(self._server.app(), access_log=None, shutdown_timeout=0.2)
 
     async def open(self, address: Address) -> str:

@@ -5,7 +5,23 @@ import sys
 
 from benchmarks.report import progress
 
-BENCHMARKS = ("prefix_cache", "overhead", "cost_quality")
+BENCHMARKS = (
+    "prefix_cache",
+    "overhead",
+    "cost_quality",
+    "simulate",
+    "kv_tiers",
+    "speculative",
+    "engine_cpu",
+    "attribution",
+    "tracing",
+    "structured",
+    "identity",
+    "decide_scale",
+    "route_public",
+    "classify",
+    "switching",
+)
 
 
 def main() -> int:

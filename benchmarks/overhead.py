@@ -29,7 +29,7 @@ wrk.headers["content-type"] = "application/json"
 wrk.headers["authorization"] = "Bearer sk-benchmark"
 wrk.body = '{body}'
 """
-_BODY = (
+BODY = (
     '{{"model":"{model}","stream":{stream},"max_tokens":64,'
     '"messages":[{{"role":"user","content":"What is 47 plus 8, and why?"}}]}}'
 )
@@ -90,23 +90,23 @@ def _measure(contenders: list[Contender], rounds: int, seconds: int) -> dict[tup
     for number in range(rounds):
         for kind in ("whole_", "stream_"):
             for contender in contenders:
-                body = _BODY.format(model=contender.model, stream="true" if kind == "stream_" else "false")
+                body = BODY.format(model=contender.model, stream="true" if kind == "stream_" else "false")
                 if number == 0:
-                    _wrk(contender.url, body, 2)
-                load = _wrk(contender.url, body, seconds)
+                    wrk(contender.url, body, 2)
+                load = wrk(contender.url, body, seconds)
                 seen.setdefault((kind, contender.name), []).append(load)
                 progress(
                     f"round {number + 1}/{rounds} {kind}{contender.name}: {load.rps:,.0f} requests/s, {load.errors} errors"
                 )
-    return {key: _median(loads) for key, loads in seen.items()}
+    return {key: median(loads) for key, loads in seen.items()}
 
 
-def _median(loads: list[Load]) -> Load:
+def median(loads: list[Load]) -> Load:
     rps, p50, p99 = (statistics.median(values) for values in list(zip(*loads, strict=True))[:3])
     return Load(rps, p50, p99, sum(load.errors for load in loads))
 
 
-def _wrk(url: str, body: str, seconds: int) -> Load:
+def wrk(url: str, body: str, seconds: int) -> Load:
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(_SCRIPT.replace("{body}", body))
         script.flush()

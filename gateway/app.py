@@ -10,12 +10,21 @@ from pathlib import Path
 
 from litestar import Litestar
 
+from gateway.accounting.device_time import DeviceTimes
 from gateway.accounting.ledger import Ledger, MemoryLedger, SqliteLedger
 from gateway.accounting.metrics import Gauge, Metrics
-from gateway.accounting.spans import SpanWriter, open_spans
-from gateway.answer import ChatEndpoint
+from gateway.accounting.span_export import open_spans
+from gateway.accounting.spans import SpanWriter
+from gateway.answer import AnswerEndpoint, OpenAnswers
+from gateway.api.chat_dialect import ChatDialect
+from gateway.api.completions import CompletionsDialect
+from gateway.api.dialect import Dialect
+from gateway.api.messages_dialect import MessagesDialect
+from gateway.api.response_store import ResponseStore
+from gateway.api.responses_dialect import ResponsesDialect
 from gateway.auth import Keys
 from gateway.books import Books
+from gateway.dashboard_live import Live
 from gateway.dispatch import Dispatcher
 from gateway.endpoints import error_handlers, route_handlers
 from gateway.fleet.fleet import Fleet
@@ -23,13 +32,16 @@ from gateway.pipeline import Judge, Pipeline
 from gateway.policy.schema import Policy
 from gateway.prompts import Prompts
 from gateway.request import Request
-from gateway.routing.quality import QualityModel, top_only
+from gateway.routing.quality import Escalation, QualityModel, top_only
+from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Runs
 from gateway.scheduling.predict import OutputLengths
-from gateway.scheduling.queue import RunQueue
+from gateway.scheduling.queue import COLD_AFTER_S, RunQueue
+from gateway.scheduling.retention import Retention
 from gateway.settings import Settings
 
 TIDY_EVERY_S = 5.0
+DEVICE_ROWS_EVERY_S = 30.0
 LAST_WORDS_S = 1.0
 """What answers get to say that they were cut off: more only where a client does not read."""
 
@@ -52,29 +64,87 @@ class Gateway:
         self.keys = Keys(policy)
         limits = policy.limits
         self.runs = Runs(limits.max_runs, limits.run_idle_s)
-        self.queue = RunQueue(limits.max_queued_requests, {name: tenant.weight for name, tenant in policy.tenants.items()})
+        self.keeper = Keeper(Retention(limits.max_runs), fleet.retain)
+        weights = {name: tenant.weight for name, tenant in policy.tenants.items()}
+        # In time to be served before its wait is given up.
+        cold_after_s = min(COLD_AFTER_S, 0.5 * limits.max_queue_s)
+        self.queue = RunQueue(limits.max_queued_requests, weights, cold_after_s=cold_after_s)
         self.dispatcher = Dispatcher(fleet, self.queue, clock=time.monotonic)
         self.metrics = Metrics(self.gauges)
         self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)
-        self.ledger = ledger or (SqliteLedger(settings.ledger) if settings.ledger else MemoryLedger())
+        self.ledger = ledger or _ledger(settings)
         self.prompts = Prompts()
         lengths = OutputLengths()
-        self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger)
-        self.pipeline = Pipeline(policy, fleet, self.dispatcher, self.runs, self.prompts, self.books, lengths, _judge(policy))
-        self.chat = ChatEndpoint(self.pipeline, self.keys)
+        capture = settings.capture_content
+        self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, capture=capture)
+        self.device_times = DeviceTimes(fleet.usd_per_s, {name: worker.model for name, worker in policy.workers.items()})
+        self.live = Live(self.device_times)
+        judge, escalations = _judge(policy)
+        self.pipeline = Pipeline(
+            policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge, escalations
+        )
+        self.answers = OpenAnswers()
+        self.responses = ResponseStore()
+        dialects: dict[str, Dialect] = {
+            "/v1/chat/completions": ChatDialect(),
+            "/v1/completions": CompletionsDialect(),
+            "/v1/responses": ResponsesDialect(self.responses),
+            "/v1/messages": MessagesDialect(),
+        }
+        self.surfaces = {route: self._endpoint(dialect, route) for route, dialect in dialects.items()}
+        self.chat = self.surfaces["/v1/chat/completions"]
         self._tidying: asyncio.Task[None] | None = None
         fleet.lost = self.runs.worker_lost
 
+    def _endpoint(self, dialect: Dialect, route: str) -> AnswerEndpoint:
+        return AnswerEndpoint(self.pipeline, self.keys, dialect, self.answers, route=route)
+
+    def apply(self, policy: Policy) -> None:
+        """Another policy for the requests that come from now on; those under way end under theirs.
+
+        Raises ArtefactError, and then nothing has changed. What workers run must be the same.
+        """
+        judge, escalations = _judge(policy)
+        keys = Keys(policy)
+        if not keys.required and self.keys.required:
+            raise ValueError("the policy has no API keys any more: that needs a restart")
+        self.policy = self.pipeline.policy = self.fleet.policy = policy
+        self.pipeline.judge, self.pipeline.escalations = judge, escalations
+        self.keys = keys
+        for endpoint in self.surfaces.values():
+            endpoint.admit_with(keys)
+        self.books.policy_in_force(policy, time.time())
+        self.queue.weigh({name: tenant.weight for name, tenant in policy.tenants.items()})
+
     def start(self) -> None:
         self.fleet.start()
+        self.books.policy_in_force(self.policy, time.time())
         self._tidying = asyncio.create_task(self._tidy(), name="tidy")
 
     async def _tidy(self) -> None:
-        """Runs that nobody came back to are over."""
+        """Runs that nobody came back to are over; the longer a chain pauses, the less its pages are worth."""
+        told_at = time.monotonic()
         while True:
             await asyncio.sleep(TIDY_EVERY_S)
             for run in self.runs.expire(time.monotonic()):
+                self.keeper.ended(run)
                 self.books.run_ended(run)
+            self.keeper.refresh(time.monotonic())
+            self.observe_devices()
+            self.live.sample(time.time(), self)
+            if (now := time.monotonic()) >= told_at + DEVICE_ROWS_EVERY_S:
+                told_at = now
+                self.tell_devices()
+
+    def observe_devices(self) -> None:
+        """Takes in what the workers last said of their time."""
+        for name, link in self.fleet.links.items():
+            if link.load:
+                self.device_times.observe(name, link.load)
+
+    def tell_devices(self) -> None:
+        for row in self.device_times.rows(time.time()):
+            self.ledger.record(row)
 
     async def drain(self, grace_s: float) -> None:
         """Lets running answers end for so long, then drops the links: each gets its error event and its account."""
@@ -85,12 +155,14 @@ class Gateway:
 
     async def _idle(self, at_most_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.chat.idle.wait(), at_most_s)
+            await asyncio.wait_for(self.answers.idle.wait(), at_most_s)
 
     async def stop(self) -> None:
         """Ends what still runs: its sequences are aborted with their links, and accounted."""
         if self._tidying:
             self._tidying.cancel()
+        self.observe_devices()
+        self.tell_devices()
         await self.fleet.stop()
         for run in (*self.runs.expire(time.monotonic()), *self.runs.all()):
             self.books.run_ended(run)
@@ -102,21 +174,32 @@ class Gateway:
         """Read when somebody scrapes."""
         yield Gauge("headway_queue_length", "Requests that wait for a worker.", {}, len(self.queue))
         yield Gauge("headway_runs", "Live runs.", {}, len(self.runs))
-        yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, getattr(self.ledger, "dropped", 0))
+        dropped = getattr(self.ledger, "dropped", 0)
+        yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, dropped, counts=True)
+        yield Gauge("headway_residency_pages", "Pages whose place is known.", {}, len(self.fleet.residency))
+        self.observe_devices()
         for name, link in self.fleet.links.items():
             labels = {"worker": name, "model": self.policy.workers[name].model}
             yield Gauge("headway_worker_up", "1 when it can take requests.", labels, float(link.healthy))
             if (load := link.load) is None:
                 continue
-            used = 1.0 - (load.free_pages + load.cached_pages) / max(1, load.num_pages)
-            yield Gauge("headway_worker_busy_seconds", "Device time in steps.", labels, load.busy_s)
-            yield Gauge("headway_worker_idle_seconds", "Time between steps.", labels, load.idle_s)
-            yield Gauge("headway_worker_attributed_seconds", "Busy time charged.", labels, load.attributed_s)
-            yield Gauge("headway_worker_cached_pages", "Pages kept for reuse.", labels, load.cached_pages)
+            held = load.num_pages - load.free_pages - load.cached_pages
+            used = held / max(1, load.num_pages)
+            spent = self.device_times.workers[name].total
+            yield Gauge("headway_worker_busy_seconds", "Device time in steps.", labels, load.busy_s, counts=True)
+            yield Gauge("headway_worker_idle_seconds", "Time between steps.", labels, load.idle_s, counts=True)
+            yield Gauge("headway_worker_attributed_seconds", "Busy time charged.", labels, load.attributed_s, counts=True)
+            yield Gauge("headway_idle_usd", "Dollars of time between steps.", labels, spent.idle_usd, counts=True)
+            unattributed = max(0.0, spent.unattributed_usd)
+            yield Gauge("headway_unattributed_usd", "Dollars of steps for nobody.", labels, unattributed, counts=True)
+            yield Gauge("headway_worker_usd_per_second", "Price of a second.", labels, self.fleet.usd_per_s[name])
+            for state, pages in (("free", load.free_pages), ("cached", load.cached_pages), ("used", held)):
+                yield Gauge("headway_worker_pages", "KV pages by state.", {**labels, "state": state}, pages)
             twin = {"model_name": labels["model"], "worker": name}
             yield Gauge("vllm:num_requests_running", "Sequences in the batch.", twin, load.running)
             yield Gauge("vllm:num_requests_waiting", "Sequences waiting.", twin, load.waiting)
             yield Gauge("vllm:kv_cache_usage_perc", "Share of pages in use.", twin, used)
+            yield Gauge("vllm:gpu_cache_usage_perc", "Old name of vllm:kv_cache_usage_perc.", twin, used)
 
 
 def build_app(gateway: Gateway) -> Litestar:
@@ -140,16 +223,20 @@ def build_app(gateway: Gateway) -> Litestar:
     )
 
 
-def _judge(policy: Policy) -> Judge:
-    """Without an artefact the top tier is taken to be the only one that is good enough."""
+def _ledger(settings: Settings) -> Ledger:
+    return SqliteLedger(settings.ledger, keep_days=settings.ledger_days) if settings.ledger else MemoryLedger()
+
+
+def _judge(policy: Policy) -> tuple[Judge, dict[str, Escalation]]:
+    """What estimates quality, and when each tier escalates. Without an artefact only the top tier is good enough."""
     if policy.router and not Path(policy.router).exists():
         log.warning("%s is missing: the best tier answers everything until `headway router train` has made it", policy.router)
     elif policy.router:
         model = QualityModel.load(Path(policy.router))
-        return lambda request: model.judge(request.messages, request.tools)
+        return lambda request: model.judge(request.messages, request.tools), model.escalations()
     quality = top_only(policy.tiers)
 
     def always_top(request: Request) -> dict[str, float]:
         return quality
 
-    return always_top
+    return always_top, {}

@@ -5,31 +5,51 @@ import time
 import msgspec
 
 from backends.wire import Finished
+from gateway.accounting.content import content_of
 from gateway.accounting.cost import charge
 from gateway.accounting.entry import Entry, Outcome
-from gateway.accounting.ledger import DecisionRow, Ledger, RequestRow, RunRow
+from gateway.accounting.ledger import Ledger
 from gateway.accounting.metrics import Metrics
+from gateway.accounting.policy_record import policy_row
+from gateway.accounting.rows import DecisionRow, RequestRow, RunRow
 from gateway.accounting.spans import SpanWriter
 from gateway.call import Arrival, Call
 from gateway.errors import HeadwayError
 from gateway.fleet.fleet import Fleet
+from gateway.policy.schema import Policy
 from gateway.runs.identity import public_id
 from gateway.runs.registry import Run, Runs
 from gateway.scheduling.predict import OutputLengths
 
 
 class Books:
+    """`capture` puts what was said into the spans."""
+
     def __init__(
-        self, fleet: Fleet, runs: Runs, lengths: OutputLengths, metrics: Metrics, spans: SpanWriter, ledger: Ledger
+        self,
+        fleet: Fleet,
+        runs: Runs,
+        lengths: OutputLengths,
+        metrics: Metrics,
+        spans: SpanWriter,
+        ledger: Ledger,
+        *,
+        capture: bool = False,
     ) -> None:
         self.fleet, self.runs, self.lengths = fleet, runs, lengths
         self.metrics, self.spans, self.ledger = metrics, spans, ledger
+        self._capture = capture
         self._top = fleet.top_worker()
         self._encoder = msgspec.json.Encoder()
         self._epoch = time.time() - time.monotonic()
 
     def _unix(self, monotonic_s: float) -> float:
         return self._epoch + monotonic_s
+
+    def begin(self, call: Call) -> None:
+        """Before anything is sent to a worker: the ids of the request's spans, which the worker is told."""
+        call.trace = self.spans.begin(call.arrival.headers)
+        call.ticket.traceparent = call.trace.traceparent if call.trace else call.arrival.headers.get("traceparent", "")
 
     def attempt_ended(self, call: Call, finished: Finished) -> None:
         """Charges one attempt, before anybody reads its end."""
@@ -80,10 +100,14 @@ class Books:
         assert not call.closed, "a request was accounted twice"
         call.closed = True
         entry = _entry(call, outcome, status, error_code, time.monotonic())
+        if self._capture and entry.trace:
+            entry = msgspec.structs.replace(
+                entry, content=content_of(call.request, call.answer, entry.finish_reason or error_code)
+            )
         self.metrics.record(entry)
         self.spans.record(entry)
+        self.ledger.record(_request_row(entry))
         if entry.decision:
-            self.ledger.record(_request_row(entry, call.num_attempts))
             self.ledger.record(
                 DecisionRow(id=entry.decision.id, at=entry.started_ns / 1e9, body=self._encoder.encode(entry.decision))
             )
@@ -94,7 +118,7 @@ class Books:
         """Its sums are kept, and its pages may go: nobody will come back for them."""
         for chain in run.chains.values():
             if chain.warm_worker in self.fleet.links:
-                self.fleet.links[chain.warm_worker].release(chain.name)
+                self.fleet.links[chain.warm_worker].retain(chain.name, 0.0)
         self.ledger.record(
             RunRow(
                 run=run.public_id,
@@ -113,6 +137,10 @@ class Books:
             )
         )
 
+    def policy_in_force(self, policy: Policy, at: float) -> None:
+        """Once for every policy that is put in force."""
+        self.ledger.record(policy_row(policy, at))
+
     def turned_away(self, arrival: Arrival, error: HeadwayError, tenant: str) -> None:
         """The end of a request that never got a ticket."""
         entry = Entry(
@@ -127,10 +155,12 @@ class Books:
             started_ns=arrival.wall_ns,
             duration_s=time.monotonic() - arrival.at,
             error_code=error.code,
-            traceparent=arrival.headers.get("traceparent", ""),
+            trace=self.spans.begin(arrival.headers),
+            route=arrival.route,
         )
         self.metrics.record(entry)
         self.spans.record(entry)
+        self.ledger.record(_request_row(entry))
 
 
 def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: float) -> Entry:
@@ -162,8 +192,18 @@ def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: floa
         saved_usd=call.saved_usd,
         counterfactual_usd=call.counterfactual_usd,
         num_attempts=call.num_attempts,
+        slo=call.ticket.slo,
         slo_met=_slo_met(call, outcome, status, duration_s),
-        traceparent=call.arrival.headers.get("traceparent", ""),
+        placed_s=max(0.0, call.placed_at - call.arrival.at),
+        submitted_s=max(0.0, call.submitted_at - call.arrival.at),
+        worker_queue_s=finished.queue_s if finished else 0.0,
+        num_steps=finished.num_steps if finished else 0,
+        mean_batch=finished.mean_batch if finished else 0.0,
+        max_tokens=call.request.sampling.max_tokens,
+        temperature=call.request.sampling.temperature,
+        lost=tuple(call.lost),
+        trace=call.trace,
+        route=call.arrival.route,
     )
 
 
@@ -177,20 +217,21 @@ def _slo_met(call: Call, outcome: Outcome, status: int, duration_s: float) -> bo
     return in_time and (call.slo.deadline_s is None or duration_s <= call.slo.deadline_s)
 
 
-def _request_row(entry: Entry, num_attempts: int) -> RequestRow:
-    assert entry.decision and num_attempts
-    chosen = entry.decision.chosen
+def _request_row(entry: Entry) -> RequestRow:
+    """A request that was turned away has neither decision nor worker, and cost nothing."""
+    decision = entry.decision
+    chosen = decision.chosen if decision else None
     return RequestRow(
-        decision=entry.decision.id,
+        decision=decision.id if decision else "",
         at=entry.started_ns / 1e9,
         tenant=entry.tenant,
         run=entry.run,
         chain=entry.chain,
         asked=entry.asked,
-        model=chosen.model,
-        worker=chosen.worker,
-        route=entry.decision.route,
-        reason=entry.decision.reason,
+        model=chosen.model if chosen else "",
+        worker=chosen.worker if chosen else "",
+        route=decision.route if decision else "",
+        reason=decision.reason if decision else "",
         status=entry.error_code or entry.finish_reason,
         prompt_tokens=entry.prompt_tokens,
         cached_tokens=entry.cached_tokens,
@@ -203,4 +244,16 @@ def _request_row(entry: Entry, num_attempts: int) -> RequestRow:
         saved_usd=entry.saved_usd,
         all_large_usd=entry.counterfactual_usd,
         slo_met=bool(entry.slo_met),
+        request=entry.request_id,
+        tier=chosen.tier if chosen else "",
+        outcome=entry.outcome,
+        http_status=entry.status,
+        slo=entry.slo,
+        slo_counted=entry.slo_met is not None,
+        prefill_s=entry.prefill_s,
+        decode_s=entry.decode_s,
+        num_steps=entry.num_steps,
+        mean_batch=entry.mean_batch,
+        num_attempts=entry.num_attempts,
+        trace=f"{entry.trace.trace_id:032x}" if entry.trace else "",
     )

@@ -1,10 +1,12 @@
 """The state of one request from parsing to account. It is closed exactly once, whoever sees its end first."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backends.wire import Finished
 from gateway.accounting.cost import Charge
+from gateway.accounting.entry import LostAttempt
+from gateway.accounting.trace import Trace
 from gateway.dispatch import Ticket
 from gateway.errors import HeadwayError
 from gateway.fleet.stream import Stream
@@ -27,16 +29,19 @@ class Arrival:
     headers: dict[str, str]
     at: float
     wall_ns: int
+    route: str
 
     @staticmethod
-    def now(raw: list[tuple[bytes, bytes]]) -> "Arrival":
+    def now(raw: list[tuple[bytes, bytes]], route: str) -> "Arrival":
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-        return Arrival(headers, time.monotonic(), time.time_ns())
+        return Arrival(headers, time.monotonic(), time.time_ns(), route)
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """`stream` is the present attempt; `num_frames_out` counts what the client was given of it."""
+    """`confidence` is the least of the tokens that were held back; `lost` are attempts that gave no answer.
+
+    `stream` is the present attempt; `num_frames_out` counts what the client was given of it."""
 
     id: str
     arrival: Arrival
@@ -56,10 +61,15 @@ class Call:
     """Nobody reads it any more; it is accounted when its sequence ends."""
     failure: HeadwayError | None = None
     closed: bool = False
+    is_extra: bool = False
+    """A further choice of the same turn."""
     num_attempts: int = 0
+    confidence: float | None = None
+    lost: list[LostAttempt] = field(default_factory=list)
     answer: Message | None = None
     finished: Finished | None = None
     charge: Charge | None = None
+    trace: Trace | None = None
     device_s: float = 0.0
     cost_usd: float = 0.0
     saved_usd: float = 0.0

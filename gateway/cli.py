@@ -36,8 +36,11 @@ def build_parser() -> ArgumentParser:
     _add_serve(commands)
     _add_demo(commands)
     _add_explain(commands)
+    _add_cost(commands)
     _add_policy(commands)
     _add_router(commands)
+    _add_evaluate(commands)
+    _add_runs(commands)
     shown = commands.add_parser("version", help="print the version")
     shown.set_defaults(run="gateway.cli:print_version")
     return parser
@@ -73,11 +76,34 @@ def _add_explain(commands: "_Commands[ArgumentParser]") -> None:
     explain.set_defaults(run="gateway.commands.explain:explain")
 
 
+def _add_cost(commands: "_Commands[ArgumentParser]") -> None:
+    cost = commands.add_parser("cost", help="show where the dollars went, from the ledger")
+    cost.add_argument("--by", choices=("tenant", "model", "run", "day"), default="model", help="default: %(default)s")
+    cost.add_argument("--days", type=float, default=30.0, help="how far back; default: %(default)s")
+    cost.add_argument("--tenant", help="this tenant's alone")
+    cost.add_argument("--csv", action="store_true", help="FOCUS columns, for a cost tool")
+    cost.add_argument("--ledger", metavar="FILE", help="default: HEADWAY_LEDGER")
+    cost.set_defaults(run="gateway.commands.cost:cost")
+
+
 def _add_policy(commands: "_Commands[ArgumentParser]") -> None:
-    parts = commands.add_parser("policy", help="check policy files").add_subparsers(metavar="COMMAND", required=True)
+    parts = commands.add_parser("policy", help="check, compare and replay policy files").add_subparsers(
+        metavar="COMMAND", required=True
+    )
     check = parts.add_parser("check", help="name every problem of a policy file, with its line")
     check.add_argument("files", metavar="FILE", nargs="+")
     check.set_defaults(run="gateway.commands.policy:check")
+    diff = parts.add_parser("diff", help="show what differs between two policies, value by value")
+    diff.add_argument("old", metavar="OLD")
+    diff.add_argument("new", metavar="NEW")
+    diff.set_defaults(run="gateway.commands.policy:diff")
+    replay = parts.add_parser("replay", help="decide recorded traffic again under another policy")
+    replay.add_argument("new", metavar="NEW")
+    replay.add_argument(
+        "--ledger", required=True, metavar="FILE", help="where a gateway with HEADWAY_LEDGER kept its decisions"
+    )
+    _add_policy_option(replay)
+    replay.set_defaults(run="gateway.commands.policy:replay_command")
     schema = parts.add_parser("schema", help="print the JSON Schema of policy files")
     schema.set_defaults(run="gateway.commands.policy:schema")
 
@@ -95,6 +121,34 @@ def _add_router(commands: "_Commands[ArgumentParser]") -> None:
     grade.add_argument("outcomes", metavar="OUTCOMES.jsonl")
     grade.add_argument("--artefact", required=True, metavar="FILE")
     grade.set_defaults(run="gateway.commands.router:grade_command")
+    escalation = parts.add_parser("escalation", help="fit from outcomes with confidences when to begin anew on a better tier")
+    escalation.add_argument("outcomes", metavar="OUTCOMES.jsonl")
+    escalation.add_argument("--artefact", required=True, metavar="FILE", help="the artefact to write it into")
+    escalation.add_argument("--tier", help="by default every tier but the top one")
+    escalation.add_argument("--keep", type=float, default=0.98, help="of the top tier's accuracy (default: %(default)s)")
+    escalation.add_argument("--tokens", type=int, default=8, help="of the answer to hold back (default: %(default)s)")
+    escalation.set_defaults(run="gateway.commands.router:escalation_command")
+
+
+def _add_evaluate(commands: "_Commands[ArgumentParser]") -> None:
+    evaluate = commands.add_parser("evaluate", help="measure what a quantization or another checkpoint costs in accuracy")
+    evaluate.add_argument("model", metavar="MODEL", help="a directory of a causal LM")
+    evaluate.add_argument("--against", required=True, metavar="MODEL", help="the model it stands in for")
+    evaluate.add_argument("--linear", metavar="KERNEL", help="of the model's matrices: auto, float32, bfloat16, w8a8, int4")
+    evaluate.add_argument("--kv-dtype", metavar="TYPE", help="auto or int8")
+    evaluate.add_argument("--text", metavar="FILE", help="score this text instead of lab conversations")
+    evaluate.add_argument("--size", metavar="N", help="lab instances of each skill and level")
+    evaluate.add_argument("--threads", metavar="N")
+    evaluate.add_argument("--out", metavar="FILE", help="write the report as JSON")
+    evaluate.set_defaults(run="gateway.commands.evaluate:evaluate")
+
+
+def _add_runs(commands: "_Commands[ArgumentParser]") -> None:
+    runs = commands.add_parser("runs", help="show live runs: which field named them, their turns, what they cost")
+    runs.add_argument("id", metavar="ID", nargs="?", help="one run, as JSON")
+    runs.add_argument("--url", help="a running gateway; by default the one at the policy's address")
+    _add_policy_option(runs)
+    runs.set_defaults(run="gateway.commands.runs:runs")
 
 
 def _add_policy_option(parser: ArgumentParser) -> None:

@@ -5,11 +5,11 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec import structs
 
-from backends.wire import Sampling
+from backends.wire import Grammar, Sampling
 from gateway.errors import HeadwayError, NoWorker, Overloaded
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.stream import Stream
@@ -21,6 +21,8 @@ from gateway.scheduling.queue import Band, RunQueue, Waiting
 EXPIRE_EVERY_S = 0.5
 MAX_DECISIONS_A_PUMP = 64
 """Bounds how long one pump holds the event loop; what is left is looked at when the next worker reports."""
+REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
+"""How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,10 +42,15 @@ class Ticket:
     attained: float
     arrival: float
     deadline: float
+    slo: str = ""
+    traceparent: str = ""
     decision: Decision | None = None
     residency_at: int = -1
     waiter: "asyncio.Future[Stream] | None" = None
     excluded: tuple[str, ...] = ()
+    grammars: dict[str, Grammar] = field(default_factory=dict)
+    """By worker, where the form of an answer differs by model; elsewhere the sampling's own holds."""
+    escalated: bool = False
 
 
 class Dispatcher:
@@ -56,6 +63,7 @@ class Dispatcher:
         self._waiting: dict[int, Ticket] = {}
         self._queued_tokens: Counter[str] = Counter()
         self._pump_planned = False
+        self._refreshed_at = 0.0
         self._expiry: asyncio.TimerHandle | None = None
         fleet.changed = self.changed
 
@@ -64,7 +72,8 @@ class Dispatcher:
         cached = {worker: self.fleet.cached_tokens(worker, prompt.names) for worker, prompt in ticket.prompts.items()}
         question = structs.replace(ticket.question, cached_tokens=cached, excluded_workers=ticket.excluded)
         views = self.fleet.views(ticket.workers, self._queued_tokens)
-        return decide(question, views, decision_id=ticket.decision_id, route=ticket.route)
+        decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route)
+        return structs.replace(decision, reason="escalated") if ticket.escalated else decision
 
     async def place(self, ticket: Ticket) -> Stream:
         """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded after too long a wait."""
@@ -119,6 +128,10 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pump_planned = False
+        now, prefill_rate = self._clock(), self.fleet.prefill_rate()
+        if now - self._refreshed_at >= REFRESH_EVERY_S:
+            self._refreshed_at = now
+            self._refresh()
         looked = 0
 
         outcome: Decision | HeadwayError | None = None
@@ -136,7 +149,7 @@ class Dispatcher:
                 return True
             return self._has_room(ticket, outcome)
 
-        while (item := self.queue.pop(ready)) is not None:
+        while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate)) is not None:
             ticket = self._waiting.pop(item.request)
             assert ticket.waiter and outcome
             if ticket.waiter.done():
@@ -145,6 +158,16 @@ class Dispatcher:
                 ticket.waiter.set_exception(outcome)
             else:
                 ticket.waiter.set_result(self._submit(ticket, outcome))
+
+    def _refresh(self) -> None:
+        """The order is that of what is resident now, of those that have waited longest."""
+        for number in self.queue.requests()[:MAX_REFRESHED]:
+            ticket = self._waiting[number]
+            assert ticket.decision
+            chosen = ticket.decision.chosen
+            cached = self.fleet.cached_tokens(chosen.worker, ticket.prompts[chosen.worker].names)
+            uncached = chosen.prompt_tokens - cached
+            self.queue.refresh(number, uncached_tokens=uncached, resident=2 * cached >= chosen.prompt_tokens)
 
     def _may_go(self, ticket: Ticket) -> bool:
         """A cheap look before deciding: some worker has a seat, or none is up, which is to be told."""
@@ -160,13 +183,19 @@ class Dispatcher:
         uncached = decision.chosen.prompt_tokens - decision.chosen.cached_tokens
         ticket.decision = decision
         ticket.residency_at = self.fleet.residency.sequence(worker)
+        sampling = ticket.sampling
+        if grammar := ticket.grammars.get(worker):
+            sampling = structs.replace(sampling, grammar=grammar)
+        if decision.chosen.tier in ticket.question.escalations:
+            sampling = structs.replace(sampling, confidence=True)
         stream = self.fleet.links[worker].submit(
             ticket.prompts[worker].data,
-            ticket.sampling,
+            sampling,
             uncached_tokens=uncached,
             priority=int(ticket.band),
             salt=ticket.tenant,
             chain=ticket.chain,
+            traceparent=ticket.traceparent,
         )
         self.fleet.predictors[worker].submitted(stream.request, uncached)
         return stream

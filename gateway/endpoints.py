@@ -2,19 +2,25 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from litestar import MediaType, Request, Response, asgi, get
+from litestar import MediaType, Request, Response, asgi, delete, get
 from litestar.exceptions import HTTPException, NotFoundException
 from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
 from litestar.params import FromPath
 from litestar.types import ExceptionHandlersMap, Scope
 
-from gateway.answer import MethodNotAllowed
+from gateway.api.messages import parse_count
+from gateway.api.messages_dialect import MessagesDialect
+from gateway.api.openapi import openapi_document
+from gateway.api.openapi_page import openapi_page
 from gateway.asgi import Receive, Send, read_body, respond
 from gateway.call import Arrival
-from gateway.errors import HeadwayError
+from gateway.dashboard import dashboard_handlers
+from gateway.dashboard_readings import reading_handlers
+from gateway.errors import HeadwayError, MethodNotAllowed
 from gateway.policy.references import AUTO
 from gateway.policy.routes import may_use
 from gateway.reply import error_answer, send_error
@@ -24,6 +30,7 @@ from gateway.runs.registry import Run
 if TYPE_CHECKING:
     from gateway.app import Gateway
 
+MAX_RUNS_LISTED = 100
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 log = logging.getLogger("headway.http")
@@ -42,10 +49,15 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
 
 def route_handlers(gateway: "Gateway") -> list[HTTPRouteHandler | ASGIRouteHandler]:
     return [
-        asgi("/v1/chat/completions", copy_scope=False)(gateway.chat),
+        *(asgi(path, copy_scope=False)(endpoint) for path, endpoint in gateway.surfaces.items()),
+        asgi("/v1/messages/count_tokens", copy_scope=False)(_count_tokens(gateway)),
+        *_responses(gateway),
         asgi("/v1/headway/explain", copy_scope=False)(_explain(gateway)),
         *_health(gateway),
+        *_document(),
         *_readings(gateway),
+        *reading_handlers(gateway),
+        *dashboard_handlers(),
     ]
 
 
@@ -68,6 +80,21 @@ def _health(gateway: "Gateway") -> list[HTTPRouteHandler]:
     return [livez, readyz, metrics]
 
 
+def _document() -> list[HTTPRouteHandler]:
+    document = openapi_document(metadata.version("headway"))
+    encoded, page = msgspec.json.encode(document), openapi_page(document)
+
+    @get("/openapi.json", media_type=MediaType.JSON, sync_to_thread=False)
+    def openapi() -> Response[bytes]:
+        return Response(encoded, media_type=MediaType.JSON)
+
+    @get("/docs", sync_to_thread=False)
+    def docs() -> Response[bytes]:
+        return Response(page, media_type="text/html; charset=utf-8")
+
+    return [openapi, docs]
+
+
 def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
     @get("/v1/models", sync_to_thread=False)
     def models(request: AnyRequest) -> dict[str, Any]:
@@ -85,6 +112,12 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
             raise NotFoundException(f'there is no model "{name}"')
         return _model(gateway, name)
 
+    @get("/v1/headway/runs", sync_to_thread=False)
+    def runs(request: AnyRequest) -> dict[str, Any]:
+        """This tenant's live runs, the one seen last first: what was understood, and from which field."""
+        tenant = gateway.keys.tenant_of(request.scope["headers"])
+        return {"runs": [_run(run) for run in gateway.runs.recent(tenant, MAX_RUNS_LISTED)]}
+
     @get("/v1/headway/runs/{run_id:path}", sync_to_thread=False)
     def run(request: AnyRequest, run_id: FromPath[str]) -> dict[str, Any]:
         """What a run of this tenant has cost so far."""
@@ -100,7 +133,42 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
         gateway.keys.tenant_of(request.scope["headers"])
         return {"workers": [_worker(gateway, name) for name in gateway.fleet.links]}
 
-    return [models, model, run, workers]
+    return [models, model, runs, run, workers]
+
+
+def _responses(gateway: "Gateway") -> list[HTTPRouteHandler]:
+    @get("/v1/responses/{response_id:str}", media_type=MediaType.JSON, sync_to_thread=False)
+    def stored(request: AnyRequest, response_id: FromPath[str]) -> Response[bytes]:
+        """A response that was stored, as it was answered."""
+        tenant = gateway.keys.tenant_of(request.scope["headers"])
+        return Response(gateway.responses.get(tenant, response_id).body, media_type=MediaType.JSON)
+
+    @delete("/v1/responses/{response_id:str}", status_code=200, sync_to_thread=False)
+    def forget(request: AnyRequest, response_id: FromPath[str]) -> dict[str, Any]:
+        tenant = gateway.keys.tenant_of(request.scope["headers"])
+        gateway.responses.delete(tenant, response_id)
+        return {"id": response_id, "object": "response", "deleted": True}
+
+    return [stored, forget]
+
+
+def _count_tokens(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    dialect = MessagesDialect()
+
+    async def count_tokens(scope: Scope, receive: Receive, send: Send) -> None:
+        """Prompt tokens of a message, without running it."""
+        try:
+            if scope["method"] != "POST":  # type: ignore[typeddict-item]
+                raise MethodNotAllowed("ask with POST and the body of a message")
+            headers = list(scope["headers"])
+            tenant = gateway.keys.tenant_of(headers)
+            body = await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
+            count = await gateway.pipeline.count(parse_count(body), tenant)
+            await respond(send, 200, msgspec.json.encode({"input_tokens": count}), [])
+        except HeadwayError as error:
+            await send_error(send, error, dialect)
+
+    return count_tokens
 
 
 def _explain(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[None]]:
@@ -112,7 +180,8 @@ def _explain(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[N
             headers = list(scope["headers"])
             tenant = gateway.keys.tenant_of(headers)
             body = await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
-            request, identity, decision = await gateway.pipeline.explain(body, Arrival.now(headers), tenant)
+            arrival = Arrival.now(headers, "/v1/headway/explain")
+            request, identity, decision = await gateway.pipeline.explain(body, arrival, tenant)
             explained = Explained(
                 decision=decision,
                 run_id=identity.run.partition(":")[2],

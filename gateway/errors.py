@@ -7,6 +7,8 @@ HeadwayError
 ├── Unauthorized          401
 ├── Forbidden             403
 ├── UnknownModel          404
+├── NotFound              404
+├── MethodNotAllowed      405
 ├── BodyTooSlow           408
 ├── BodyTooLarge          413
 ├── Overloaded            429   a promise cannot be kept: nothing was spent
@@ -54,6 +56,14 @@ class Forbidden(HeadwayError):
 
 class UnknownModel(HeadwayError):
     status, code, type = 404, "model_not_found", "invalid_request_error"
+
+
+class NotFound(HeadwayError):
+    status, code, type = 404, "not_found", "invalid_request_error"
+
+
+class MethodNotAllowed(HeadwayError):
+    status, code, type = 405, "method_not_allowed", "invalid_request_error"
 
 
 class BodyTooSlow(HeadwayError):

@@ -6,29 +6,36 @@ What is here knows no HTTP: the answer is written elsewhere, from the stream of 
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 import msgspec
 
 from backends.wire import Finished
+from gateway.accounting.entry import LostAttempt
 from gateway.api.chat import parse_chat
 from gateway.books import Books
 from gateway.call import Arrival, Call, ClientGone
 from gateway.dispatch import Dispatcher, Ticket
-from gateway.errors import BadRequest, ContextTooLong, HeadwayError, NoWorker, WorkerLost
+from gateway.errors import BadRequest, ContextTooLong, HeadwayError, NoWorker, UnsupportedParameter, WorkerLost
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.stream import Stream
+from gateway.forms import grammars_for
 from gateway.policy.references import AUTO
 from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
 from gateway.prompts import Prompt, Prompts, Target, target_of
 from gateway.request import Request
-from gateway.routing.decision import Decision, Question
+from gateway.routing.decision import Decision, Escalating, Question
+from gateway.routing.quality import Escalation
 from gateway.routing.question import question_for
 from gateway.runs.identity import Identity, identify
+from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Chain, Runs, in_tool_loop
 from gateway.scheduling.predict import OutputLengths
 from gateway.scheduling.queue import Band
+from gateway.text.family import Family
 
 DEFAULT_MAX_TOKENS = 2048
 MAX_ATTEMPTS = 4
@@ -47,24 +54,45 @@ class Pipeline:
         fleet: Fleet,
         dispatcher: Dispatcher,
         runs: Runs,
+        keeper: Keeper,
         prompts: Prompts,
         books: Books,
         lengths: OutputLengths,
         judge: Judge,
+        escalations: Mapping[str, Escalation] = MappingProxyType({}),
     ) -> None:
+        """`escalations` are what was fitted, by tier."""
+        self.escalations = escalations
         self.policy, self.fleet, self.dispatcher, self.runs = policy, fleet, dispatcher, runs
-        self.prompts, self.books, self.lengths, self.judge = prompts, books, lengths, judge
+        self.keeper, self.prompts, self.books, self.lengths, self.judge = keeper, prompts, books, lengths, judge
         self.secret = secrets.token_bytes(32)
 
-    async def open(self, body: bytes, arrival: Arrival, tenant: str) -> Call:
-        """Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden."""
-        request = parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS)
+    async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
+        """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden."""
         check_asked(self.policy, asked=request.model, tenant=tenant)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
-        self.runs.opened(run)
-        return Call(f"chatcmpl-{os.urandom(12).hex()}", arrival, tenant, request, identity, run, chain, slo, ticket)
+        self.keeper.arrived(chain, arrival.at)
+        if identity.source in ("new", "history", "text"):
+            self.runs.sent(chain, request.messages, tenant=tenant)
+        tickets = [ticket, *(_again(ticket, n) for n in range(1, request.num_choices))]
+        id = id_prefix + os.urandom(12).hex()
+        calls = [Call(id, arrival, tenant, request, identity, run, chain, slo, one) for one in tickets]
+        for call in calls:
+            self.runs.opened(run)
+            call.is_extra = call is not calls[0]
+            self.books.begin(call)
+        return calls
+
+    def family(self, worker: str) -> Family:
+        """How the model of a worker writes, as the policy says or its chat template shows."""
+        model = self.policy.models[self.policy.workers[worker].model]
+        text = self.fleet.links[worker].text
+        family = text.family if text else Family()
+        if model.tool_calls != "auto":
+            family = family._replace(calls=model.tool_calls)
+        return family if model.reasoning == "auto" else family._replace(thinks=model.reasoning)
 
     def identity(self, request: Request, arrival: Arrival, tenant: str) -> Identity:
         said = identify(arrival.headers, request.hints, tenant=tenant)
@@ -78,7 +106,13 @@ class Pipeline:
         prompts = await self._prompts(request, identity.chain, tenant)
         longest = max((prompt.num_tokens for prompt in prompts.values()), default=0)
         route = find_route(
-            self.policy, asked=request.model, tenant=tenant, has_tools=bool(request.tools), prompt_tokens=longest
+            self.policy,
+            asked=request.model,
+            tenant=tenant,
+            has_tools=bool(request.tools),
+            prompt_tokens=longest,
+            headers=arrival.headers,
+            run=identity.run,
         )
         slo = self.policy.slo[route.slo]
         question = self._question(request, chain, route, prompts, tenant)
@@ -96,12 +130,34 @@ class Pipeline:
             attained=attained,
             arrival=arrival.at,
             deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
+            grammars=grammars_for(request, {worker: self.family(worker) for worker in prompts}),
+            slo=route.slo,
         )
         return ticket, slo
 
     async def _prompts(self, request: Request, chain: str, tenant: str) -> dict[str, Prompt]:
         """For every worker that might take it and is up."""
-        return await self.prompts.build(request, self._targets(request.model), chain=chain, salt=tenant)
+        return await self.prompts.build(request, self._capable(request), chain=chain, salt=tenant)
+
+    def _capable(self, request: Request) -> list[Target]:
+        """Raises UnsupportedParameter when none of those that are up can do what is asked."""
+        targets = self._targets(request.model)
+        if request.has_grammar:
+            hellos = {target.worker: self.fleet.links[target.worker].hello for target in targets}
+            param = request.calls.param if request.calls else "response_format"
+            targets = _those(targets, param, lambda t: (hello := hellos[t.worker]) is not None and hello.grammars)
+        if request.reasoning_effort not in (None, "none"):
+            targets = _those(targets, request.effort_param, lambda t: t.text.family.has_effort)
+        return targets
+
+    async def count(self, request: Request, tenant: str) -> int:
+        """Prompt tokens, for the model that counts most of those that may answer. Raises BadRequest or NoWorker."""
+        check_asked(self.policy, asked=request.model, tenant=tenant)
+        targets = self._capable(request)
+        if not targets:
+            raise NoWorker("no worker is up that could count: try again", retry_after_s=1.0)
+        prompts = await self.prompts.build(request, targets, chain="", salt=tenant)
+        return max(prompt.num_tokens for prompt in prompts.values())
 
     def _targets(self, asked: str) -> list[Target]:
         targets = []
@@ -138,6 +194,8 @@ class Pipeline:
             locked_model=locked,
             warm_worker=chain.warm_worker if chain else None,
             expected_remaining_turns=self.runs.expected_remaining_turns(chain) if chain else 0.0,
+            has_tools=bool(request.tools),
+            escalations=self.escalations if undecided else {},
         )
 
     async def start(self, call: Call) -> None:
@@ -151,6 +209,9 @@ class Pipeline:
             finished = stream.finished
             if call.gone:
                 raise ClientGone("the client left")
+            if self._doubtful(call) and await self._begin_anew(call, stream):
+                continue
+            finished = stream.finished
             if finished is None or call.first_at is not None or finished.reason in ("stop", "length"):
                 return
             if finished.reason == "refused" and finished.error_code == "too_many" and refusals < MAX_REFUSALS:
@@ -160,6 +221,7 @@ class Pipeline:
                 raise failure_of(finished)
             if call.num_attempts >= MAX_ATTEMPTS:
                 raise self.dispatcher.lost_all()
+            self._lose(call, stream, "failover")
             call.ticket.excluded += (stream.worker,)
             self.books.metrics.failovers.inc()
 
@@ -180,14 +242,73 @@ class Pipeline:
         if call.gone:
             stream.abort()
         assert ticket.decision
-        again = call.num_attempts > 1
+        again = call.num_attempts > 1 or call.is_extra
+        self.keeper.moved(call.chain, stream.worker)
         self.runs.dispatched(call.chain, model=ticket.decision.chosen.model, worker=stream.worker, again=again)
         while not stream.pieces and not stream.finished and not call.gone:
             await stream.wait()
         if stream.pieces:
-            call.first_at = time.monotonic()
             self.fleet.predictors[stream.worker].first_token(stream.request)
+            if (escalating := _escalating(ticket)) is not None:
+                await self._hold_back(call, stream, escalating)
+            call.first_at = time.monotonic()
         return stream
+
+    async def _hold_back(self, call: Call, stream: Stream, escalating: Escalating) -> None:
+        """Until so many tokens are there that the answer may be let go, or one that it may not."""
+        while True:
+            call.confidence = min((piece.confidence for piece in stream.pieces), default=1.0)
+            held = sum([piece.num_tokens for piece in stream.pieces])
+            enough = held >= escalating.tokens or call.confidence < escalating.threshold
+            if enough or stream.finished is not None or call.gone:
+                return
+            await stream.wait_more()
+
+    def _doubtful(self, call: Call) -> bool:
+        escalating = _escalating(call.ticket)
+        return escalating is not None and call.confidence is not None and call.confidence < escalating.threshold
+
+    async def _begin_anew(self, call: Call, stream: Stream) -> bool:
+        """On the best tier, of which nothing has been sent yet; false when it is not there, and the answer stands."""
+        ticket = call.ticket
+        assert ticket.decision
+        question = ticket.question
+        lowest = question.quality.get(ticket.decision.chosen.tier, 0.0)
+        better = {tier for tier, quality in question.quality.items() if quality > lowest}
+        best = max(better, key=lambda tier: question.quality[tier], default=None)
+        models = self.policy.models
+        candidates = tuple(name for name in question.candidates if name in models and models[name].tier == best)
+        anew = msgspec.structs.replace(question, candidates=candidates, fallbacks=(), escalations={})
+        ticket.question = anew
+        try:
+            self.dispatcher.decide(ticket)
+        except HeadwayError:
+            ticket.question = msgspec.structs.replace(question, escalations={})
+            return False
+        stream.abort()
+        while stream.finished is None:  # within one step: both attempts are charged, one after the other
+            await stream.wait_end()
+        self._lose(call, stream, "escalated")
+        call.first_at, ticket.escalated = None, True
+        return True
+
+    def _lose(self, call: Call, stream: Stream, why: str) -> None:
+        """Remembers an attempt that was charged and gives no answer."""
+        decision, charge = call.ticket.decision, call.charge
+        if decision is None or charge is None:
+            return
+        call.lost.append(
+            LostAttempt(
+                worker=stream.worker,
+                model=decision.chosen.model,
+                why=why,
+                started_s=call.submitted_at - call.arrival.at,
+                ended_s=time.monotonic() - call.arrival.at,
+                device_s=charge.device_s,
+                usd=charge.usd,
+                confidence=call.confidence,
+            )
+        )
 
     def _attempt_ended(self, call: Call, finished: Finished) -> None:
         self.books.attempt_ended(call, finished)
@@ -206,10 +327,19 @@ class Pipeline:
     def _close(self, call: Call, error: HeadwayError | None) -> None:
         if error is None:
             self.books.close(call, "ok", 200)
+            self._pauses(call)
         elif isinstance(error, ClientGone):
             self.books.close(call, "aborted", error.status, error.code)
         else:
             self.books.close(call, "rejected" if error.status < 500 else "failed", error.status, error.code)
+
+    def _pauses(self, call: Call) -> None:
+        """The run goes on, after a pause."""
+        if call.finished is None or self.runs.get(call.run.name) is not call.run:
+            return
+        calls = call.answer.tool_calls if call.answer else ()
+        finish, tool = ("tool_calls", calls[-1].name) if calls else (call.finished.reason, "")
+        self.keeper.finished(call.chain, time.monotonic(), finish=finish, tool=tool)
 
     async def explain(self, body: bytes, arrival: Arrival, tenant: str) -> tuple[Request, Identity, Decision]:
         """The decision that the request would get now. Nothing is run, nothing remembered."""
@@ -221,6 +351,25 @@ class Pipeline:
         ticket, _ = await self.ticket(request, arrival, tenant, identity, chain, attained=0.0)
         ticket.question = msgspec.structs.replace(ticket.question, quality=self.judge(request))
         return request, identity, self.dispatcher.decide(ticket)
+
+
+def _those(targets: list[Target], param: str, able: Callable[[Target], bool]) -> list[Target]:
+    found = [target for target in targets if able(target)]
+    if targets and not found:
+        raise UnsupportedParameter(f"{param}: no model that you may be answered by can do this: leave it out", param=param)
+    return found
+
+
+def _again(ticket: Ticket, number: int) -> Ticket:
+    """The same question once more, for a further choice: with a seed of its own where one was given."""
+    seed = ticket.sampling.seed
+    sampling = ticket.sampling if seed is None else msgspec.structs.replace(ticket.sampling, seed=(seed + number) % 2**63)
+    return replace(ticket, decision_id=f"dec-{os.urandom(12).hex()}", sampling=sampling)
+
+
+def _escalating(ticket: Ticket) -> Escalating | None:
+    """What holds for the answer of the tier that was chosen."""
+    return ticket.question.escalations.get(ticket.decision.chosen.tier) if ticket.decision else None
 
 
 def _band(slo_name: str, slo: Slo, chain: Chain | None, request: Request) -> Band:
@@ -241,4 +390,8 @@ def failure_of(finished: Finished) -> HeadwayError:
         return NoWorker(f"{message}: try again", retry_after_s=1.0)
     if finished.error_code == "too_long":
         return ContextTooLong(message, param="messages")
-    return BadRequest(message) if finished.reason == "refused" else HeadwayError(message)
+    if finished.error_code == "bad_grammar":
+        return UnsupportedParameter(message, param=finished.error_param)
+    if finished.reason == "refused":
+        return BadRequest(message, param=finished.error_param or None)
+    return HeadwayError(message)

@@ -69,7 +69,7 @@ class Prompts:
         else:
             loop = asyncio.get_running_loop()
             encoded, prompts = await loop.run_in_executor(self._threads, self._encode, request, targets, texts, previous, salt)
-        for fingerprint, one in encoded.items():
+        for fingerprint, one in encoded.items() if request.text is None else ():
             self._keep((chain, fingerprint), one)
         return prompts
 
@@ -82,10 +82,7 @@ class Prompts:
         salt: str,
     ) -> tuple[dict[str, Encoded], dict[str, Prompt]]:
         now = self._clock()
-        encoded = {
-            fingerprint: text.prompt(request.messages, request.tools, now=now, previous=previous[fingerprint])
-            for fingerprint, text in texts.items()
-        }
+        encoded = {fingerprint: _encode(text, request, now, previous[fingerprint]) for fingerprint, text in texts.items()}
         data = {fingerprint: one.ids.tobytes() for fingerprint, one in encoded.items()}
         names: dict[tuple[str, str, int], list[bytes]] = {}
         prompts: dict[str, Prompt] = {}
@@ -107,8 +104,15 @@ class Prompts:
             self._kept_chars -= len(dropped.text)
 
 
+def _encode(text: ModelText, request: Request, now: datetime, previous: Encoded | None) -> Encoded:
+    if request.text is not None:
+        return text.plain(request.text)
+    effort = request.reasoning_effort
+    return text.prompt(request.messages, request.tools, now=now, previous=previous, effort=effort)
+
+
 def _is_short(request: Request, previous: Mapping[str, Encoded | None]) -> bool:
-    total = sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
+    total = len(request.text or "") + sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
     if total > MAX_INLINE_TOTAL_CHARS:
         return False
     known = min((len(encoded.text) if encoded else 0 for encoded in previous.values()), default=0)

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-from gateway.api.chat_render import WAITING, render_error, render_error_event
+from gateway.api.chat_dialect import ChatDialect
+from gateway.api.chat_render import WAITING
+from gateway.api.dialect import Dialect
 from gateway.asgi import Send, respond
 from gateway.call import Call
 from gateway.errors import HeadwayError
@@ -12,10 +14,12 @@ from gateway.runs.identity import public_id
 FIRST_COMMENT_S = 10.0
 """A stream that has waited this long gets its 200 and a comment, so that proxies do not cut it; then again at each interval."""
 
+OPENAI = ChatDialect()
 Headers = list[tuple[bytes, bytes]]
 
 
-def error_answer(error: HeadwayError) -> tuple[int, bytes, Headers]:
+def error_answer(error: HeadwayError, dialect: Dialect = OPENAI) -> tuple[int, bytes, Headers]:
+    """In the words of a dialect."""
     headers: Headers = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
@@ -24,11 +28,11 @@ def error_answer(error: HeadwayError) -> tuple[int, bytes, Headers]:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.status == 405:
         headers.append((b"allow", b"POST"))
-    return error.status, render_error(error), headers
+    return error.status, dialect.error(error), headers
 
 
-async def send_error(send: Send, error: HeadwayError) -> None:
-    status, body, headers = error_answer(error)
+async def send_error(send: Send, error: HeadwayError, dialect: Dialect = OPENAI) -> None:
+    status, body, headers = error_answer(error, dialect)
     await respond(send, status, body, headers)
 
 
@@ -51,9 +55,9 @@ def decision_headers(call: Call) -> Headers:
 class Reply:
     """`opened` is true from the first byte on: from then an error can only be an event."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, dialect: Dialect = OPENAI) -> None:
         self.opened = False
-        self._send = send
+        self._send, self._dialect = send, dialect
 
     async def whole(self, body: bytes, headers: Headers) -> None:
         self.opened = True
@@ -70,9 +74,9 @@ class Reply:
 
     async def fail(self, error: HeadwayError) -> None:
         if self.opened:
-            await self.write(render_error_event(error), more=False)
+            await self.write(self._dialect.error_event(error), more=False)
         else:
-            await send_error(self._send, error)
+            await send_error(self._send, error, self._dialect)
 
 
 class Comments:

@@ -24,16 +24,32 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    reasoning: str = ""
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """`strict`: its calls must satisfy `parameters`, which then are within what grammars can hold."""
+
     name: str
     description: str = ""
     parameters: dict[str, Any] | None = None
+    strict: bool = False
+
+
+class CallRule(msgspec.Struct, frozen=True, kw_only=True):
+    """Which calls may be written: `tools` only, at least one if `required`, several if `parallel`."""
+
+    param: str
+    tools: tuple[Tool, ...]
+    required: bool = False
+    parallel: bool = True
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """`model` is `auto`, a tier or a model name. `tools` are what the model is shown (empty under tool_choice `none`).
+
+    `text` is a prompt that goes to the model as it stands: there are no messages then. `num_choices` answers are asked for.
+    `calls` holds the answer to a form that differs by model; a form that does not is in `sampling.grammar`.
 
     `advisory` lists the fields that were accepted and change nothing; `hints` are body fields that identify runs.
     """
@@ -47,3 +63,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool = False
     advisory: tuple[str, ...] = ()
     hints: tuple[tuple[str, str], ...] = ()
+    text: str | None = None
+    num_choices: int = 1
+    calls: CallRule | None = None
+    reasoning_effort: str | None = None
+    effort_param: str = "reasoning_effort"
+
+    @property
+    def has_grammar(self) -> bool:
+        return self.calls is not None or self.sampling.grammar is not None

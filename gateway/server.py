@@ -6,7 +6,9 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import uvloop
 from granian.constants import HTTPModes, Interfaces
@@ -16,8 +18,11 @@ from gateway.app import Gateway, build_app
 from gateway.auth import check_bind
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.supervisor import Command, worker_command
+from gateway.policy.reload import AuditLog, Reloader
 from gateway.policy.schema import Policy
 from gateway.settings import Settings
+
+LOOK_EVERY_S = 1.0
 
 log = logging.getLogger("headway")
 
@@ -40,24 +45,43 @@ _GC_THRESHOLDS = (20_000, 50, 1_000)
 lives long here (runs, chains, pages) is in no cycle and goes when its last reference does."""
 
 
-def run(policy: Policy, settings: Settings, env: Mapping[str, str], *, command: Command = worker_command) -> None:
-    """Serves until SIGINT or SIGTERM. Raises KeylessBindError, and OSError when the port is taken."""
+def run(
+    policy: Policy,
+    settings: Settings,
+    env: Mapping[str, str],
+    *,
+    command: Command = worker_command,
+    path: Path | None = None,
+) -> None:
+    """Serves until SIGINT or SIGTERM; follows the changes of the policy at `path`.
+
+    Raises KeylessBindError, and OSError when the port is taken.
+    """
     logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     host = settings.host or policy.listen.host
     port = settings.port if settings.port is not None else policy.listen.port
     check_bind(policy, host)
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
-    uvloop.run(_serve(policy, settings, env, host, port, command))
+    uvloop.run(_serve(policy, settings, env, host, port, command, path))
 
 
-async def _serve(policy: Policy, settings: Settings, env: Mapping[str, str], host: str, port: int, command: Command) -> None:
+async def _serve(
+    policy: Policy,
+    settings: Settings,
+    env: Mapping[str, str],
+    host: str,
+    port: int,
+    command: Command,
+    path: Path | None,
+) -> None:
     gateway = Gateway(policy, settings, Fleet(policy, env=env, command=command))
     server = make_server(gateway, host, port)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _stop_or_leave, stopping)
+    following = _follow(gateway, path, env, settings) if path else None
     announcing = asyncio.create_task(_announce(gateway, host, port))
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(stopping.wait())
@@ -67,7 +91,24 @@ async def _serve(policy: Policy, settings: Settings, env: Mapping[str, str], hos
         await gateway.drain(settings.stop_grace_s)
         server.stop()  # type: ignore[no-untyped-call]
     waiting.cancel()
+    if following:
+        following.cancel()
     await serving
+
+
+def _follow(gateway: Gateway, path: Path, env: Mapping[str, str], settings: Settings) -> "asyncio.Task[None]":
+    """Takes over what the policy's files become: looked at once a second, and at once on SIGHUP. The audit log stands beside
+    the ledger."""
+    audit = AuditLog(settings.ledger.with_suffix(".policy.jsonl") if settings.ledger else None)
+    reloader = Reloader(path, gateway.policy, env=env, apply=gateway.apply, audit=audit)
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            reloader.look(time.time())
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: reloader.reload("signal", time.time()))
+    return asyncio.create_task(watch(), name="policy")
 
 
 def _stop_or_leave(stopping: asyncio.Event) -> None:

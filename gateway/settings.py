@@ -18,8 +18,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str | None = None
     port: int | None = None
     ledger: Path | None = None
+    ledger_days: float = 90.0
     spans: str = ""
     span_sample: float = 1.0
+    capture_content: bool = False
     log_level: str = "INFO"
     stop_grace_s: float = 5.0
 
@@ -48,22 +50,64 @@ def _level(text: str) -> str:
     return text.upper()
 
 
+def _days(text: str) -> float:
+    if not 0 < (days := float(text)) <= 36_500:
+        raise ValueError
+    return days
+
+
 def _spans(text: str) -> str:
-    if text and text != "otlp" and not text.startswith("file:"):
+    if text not in ("none", "otlp", "console") and not text.startswith("file:"):
         raise ValueError
     return text
+
+
+def _otlp(text: str) -> str:
+    """To say where the receiver is means to use it."""
+    return "otlp"
+
+
+def _sampler(text: str) -> float | None:
+    """A caller's decision is always kept, so that each sampler is its parent-based kind."""
+    kind = text.removeprefix("parentbased_")
+    if kind not in (known := {"always_on": 1.0, "always_off": 0.0, "traceidratio": None}):
+        raise ValueError
+    return known[kind]
+
+
+def _disabled(text: str) -> str | None:
+    return "none" if text.lower() == "true" else None
+
+
+def _capture(text: str) -> bool:
+    if text.lower() not in ("true", "false", "span_only", "no_content"):
+        raise ValueError
+    return text.lower() in ("true", "span_only")
 
 
 TABLE: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "HEADWAY_HOST": ("host", str, "an address to listen on, instead of the policy's"),
     "HEADWAY_PORT": ("port", _port, "a port from 0 to 65535, instead of the policy's"),
     "HEADWAY_LEDGER": ("ledger", Path, "a file for the ledger; in memory when not given"),
-    "HEADWAY_SPANS": ("spans", _spans, "`otlp`, or `file:PATH` for JSON lines; none when not given"),
+    "HEADWAY_LEDGER_DAYS": ("ledger_days", _days, "days that the ledger's rows are kept, up to 36500"),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("spans", _otlp, "the address of an OTLP receiver"),
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ("spans", _otlp, "the address of an OTLP receiver's traces"),
+    "OTEL_TRACES_EXPORTER": ("spans", _spans, "`otlp`, `console` or `none`"),
+    "HEADWAY_SPANS": ("spans", _spans, "`otlp`, `console`, `none`, or `file:PATH` for JSON lines; over the OTEL_ variables"),
+    "OTEL_SDK_DISABLED": ("spans", _disabled, "`true` for no spans at all"),
+    "OTEL_TRACES_SAMPLER_ARG": ("span_sample", _share, "the share of requests to trace, from 0 to 1"),
+    "OTEL_TRACES_SAMPLER": ("span_sample", _sampler, "always_on, always_off, traceidratio or parentbased_ with one of them"),
     "HEADWAY_SPAN_SAMPLE": ("span_sample", _share, "the share of requests to trace, from 0 to 1"),
+    "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": (
+        "capture_content",
+        _capture,
+        "`true` to put what was said into the spans, or `false`",
+    ),
     "HEADWAY_LOG_LEVEL": ("log_level", _level, "DEBUG, INFO, WARNING or ERROR"),
     "HEADWAY_STOP_GRACE_S": ("stop_grace_s", _seconds, "seconds that running answers get to end when stopped"),
 }
-"""Variable: (field, how it is read, what it may be)."""
+"""Variable: (field, how it is read, what it may be). A later one of the same field goes over an earlier; a reader's None says
+nothing of it."""
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
@@ -72,7 +116,9 @@ def read_settings(env: Mapping[str, str]) -> Settings:
     for variable, (name, read, meaning) in TABLE.items():
         if text := env.get(variable, ""):
             try:
-                values[name] = read(text)
+                value = read(text)
             except ValueError as error:
                 raise SettingsError(f"{variable} is {text!r}: it must be {meaning}") from error
+            if value is not None:
+                values[name] = value
     return Settings(**values)

@@ -1,40 +1,36 @@
-"""What a model has said so far in one answer: its text and its tool calls, as events and in the end as a message."""
+"""What a model has said so far in one answer, as events and in the end as a message."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from gateway.api.tool_calls import Answer, Event, HermesParser, TextDelta, assemble
-from gateway.request import Message
+from gateway.request import Message, Tool
+from gateway.text.events import Answer, Calls, Event, assemble
+from gateway.text.family import Family
 
 
 class Transcript:
-    """Calls are only looked for where tools were offered; elsewhere text is text."""
-
-    def __init__(self, *, has_tools: bool, new_id: Callable[[], str]) -> None:
-        self._parser = HermesParser(new_id) if has_tools else None
+    def __init__(self, family: Family, tools: Sequence[Tool], new_id: Callable[[], str]) -> None:
+        self._calls = Calls(new_id)
+        self._parser = family.parser(self._calls, tools)
         self._events: list[Event] = []
-        self._texts: list[str] = []
 
     @property
     def num_calls(self) -> int:
-        return self._parser.num_calls if self._parser else 0
+        return self._calls.count
 
     def feed(self, text: str) -> list[Event]:
-        if self._parser is None:
-            self._texts.append(text)
-            return [TextDelta(text)] if text else []
         events = self._parser.feed(text)
         self._events += events
         return events
 
     def close(self) -> list[Event]:
         """What was held back."""
-        events = self._parser.close() if self._parser else []
+        events = self._parser.close()
         self._events += events
         return events
 
     def answer(self) -> Answer:
-        return assemble(self._events) if self._parser else Answer("".join(self._texts), ())
+        return assemble(self._events)
 
 
 def message_of(answer: Answer) -> Message:
-    return Message(role="assistant", content=answer.content, tool_calls=answer.tool_calls)
+    return Message(role="assistant", content=answer.content, tool_calls=answer.tool_calls, reasoning=answer.reasoning)

@@ -92,11 +92,14 @@ class FakeWorker:
         prefill_steps: int = 1,
         tokens_per_step: int = 1,
         step_device_s: float = 0.001,
+        grammars: bool = True,
+        confidence: float = 1.0,
     ) -> None:
+        self.confidence = confidence
         self.assets, self.answer, self.token = assets, answer, token
         self.max_sequences, self.credit_tokens = max_sequences, credit_tokens
         self.step_s, self.prefill_steps, self.tokens_per_step = step_s, prefill_steps, tokens_per_step
-        self.step_device_s, self.busy_s, self.attributed_s = step_device_s, 0.0, 0.0
+        self.step_device_s, self.busy_s, self.idle_s, self.attributed_s = step_device_s, 0.0, 0.0, 0.0
         self.hello = wire.Hello(
             protocol=wire.PROTOCOL,
             model=model,
@@ -108,6 +111,7 @@ class FakeWorker:
             max_sequences=max_sequences,
             eos_tokens=(2,),
             kernels={},
+            grammars=grammars,
         )
         self.submitted: list[wire.Submit] = []
         self.refused = 0
@@ -281,7 +285,7 @@ class FakeWorker:
             sequence.num_output += len(new)
             if new:
                 logprobs = tuple(wire.TokenLogprob(word, -0.5, ((word, -0.5),)) for word in new) if sequence.logprobs else ()
-                piece = wire.Piece(sequence.request, "".join(new), len(new), logprobs)
+                piece = wire.Piece(sequence.request, "".join(new), len(new), logprobs, self.confidence)
                 pieces.setdefault(sequence.link, []).append(piece)
             if len(new) < count:
                 finished.append((sequence, "stop"))
@@ -337,7 +341,7 @@ class FakeWorker:
             credit_sequences=self.max_sequences - running,
             credit_tokens=self.credit_tokens,
             busy_s=self.busy_s,
-            idle_s=0.0,
+            idle_s=self.idle_s,
             attributed_s=self.attributed_s + sum(s.device_s for s in self._running),
             step_cost=(self.step_device_s, 0.0, 0.0, 0.0),
         )

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from backends.zoo.curriculum import CELLS, instance, with_system
-from backends.zoo.evaluate import generator, grade
-from backends.zoo.instance import Instance
+from backends.zoo.evaluate import generator
+from backends.zoo.instance import Instance, agrees
 
 
 def main() -> None:
@@ -27,9 +27,15 @@ def main() -> None:
     with args.out.open("w") as file:
         for skill, level in CELLS:
             drawn = [_first_turn(_draw(args.seed, skill, level, number)) for number in range(args.size)]
-            right = {"small": grade(small, drawn), "large": grade(large, drawn)}
+            asked = [(one.messages[:-1], one.tools) for one in drawn]
+            answers = {"small": small(asked), "large": large(asked)}
+            right = {
+                tier: [agrees(a, one.messages[-1]) for a, one in zip(answers[tier], drawn, strict=True)] for tier in answers
+            }
             for number, one in enumerate(drawn):
-                file.write(json.dumps(_line(one, {tier: right[tier][number] for tier in right})) + "\n")
+                outcomes = {tier: right[tier][number] for tier in right}
+                confidence = {"small": round(answers["small"][number]["confidence"], 4)}
+                file.write(json.dumps(_line(one, outcomes, confidence)) + "\n")
             shares = " ".join(f"{tier} {sum(rights) / len(rights):.2f}" for tier, rights in right.items())
             print(f"{skill:12} {level} {shares}", file=sys.stderr, flush=True)
 
@@ -46,9 +52,9 @@ def _first_turn(drawn: Instance) -> Instance:
     return drawn
 
 
-def _line(one: Instance, outcomes: dict[str, bool]) -> dict[str, object]:
-    asked = one.messages[:-1]
-    return {"messages": asked, "tools": one.tools, "outcomes": outcomes, "skill": one.skill, "level": one.level}
+def _line(one: Instance, outcomes: dict[str, bool], confidence: dict[str, float]) -> dict[str, object]:
+    said = {"messages": one.messages[:-1], "tools": one.tools, "outcomes": outcomes, "confidence": confidence}
+    return said | {"skill": one.skill, "level": one.level}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Prometheus metrics, one registry an app. A request touches them once, at its end, through counters bound to their labels;
-gauges, and the twins under vLLM's names, are made when somebody scrapes. Runs and tenants are never labels."""
+readings, and the twins under vLLM's names, are made when somebody scrapes. Runs are never labels; of tenants the first
+MAX_TENANTS are, and the others are one."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
@@ -15,27 +16,32 @@ from gateway.accounting.entry import Entry
 DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
-TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
+TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 
 VLLM_TWINS = {
     "gen_ai_server_request_duration_seconds": "vllm:e2e_request_latency_seconds",
     "gen_ai_server_time_to_first_token_seconds": "vllm:time_to_first_token_seconds",
-    "gen_ai_server_time_per_output_token_seconds": "vllm:time_per_output_token_seconds",
+    "gen_ai_server_time_per_output_token_seconds": "vllm:inter_token_latency_seconds",
     "headway_queue_seconds": "vllm:request_queue_time_seconds",
     "headway_prompt_tokens": "vllm:prompt_tokens",
     "headway_cached_tokens": "vllm:prefix_cache_hits",
     "headway_output_tokens": "vllm:generation_tokens",
 }
+OLD_VLLM_TWINS = {"gen_ai_server_time_per_output_token_seconds": "vllm:time_per_output_token_seconds"}
+"""Names that vLLM has left and boards still ask for."""
 MAX_LABEL_SETS = 1_000
+MAX_TENANTS = 50
+OTHER_TENANTS = "(others)"
 
 
 class Gauge(NamedTuple):
-    """One value read at scrape time; `labels` go with it."""
+    """One value read at scrape time; `labels` go with it. One that `counts` only grows."""
 
     name: str
     help: str
     labels: dict[str, str]
     value: float
+    counts: bool = False
 
 
 class _Bound:
@@ -48,10 +54,12 @@ class _Bound:
         "decision",
         "device",
         "duration",
+        "input",
         "output",
         "prompt",
         "queue",
         "saved",
+        "tokens_out",
         "tpot",
         "ttft",
     )
@@ -62,6 +70,8 @@ class _Bound:
         self.ttft = metrics.ttft.labels(model)
         self.tpot = metrics.tpot.labels(model)
         self.queue = metrics.queue.labels(model)
+        self.input = metrics.tokens.labels(model, "input")
+        self.tokens_out = metrics.tokens.labels(model, "output")
         self.prompt = metrics.prompt_tokens.labels(model)
         self.cached = metrics.cached_tokens.labels(model)
         self.output = metrics.output_tokens.labels(model)
@@ -81,7 +91,15 @@ class Metrics:
             "headway_decisions", "Decisions that were carried out.", ["model", "tier", "worker", "reason"], registry=registry
         )
         self.failovers = Counter("headway_failovers", "Attempts made again after a worker was lost.", registry=registry)
-        self.slo = Counter("headway_slo", "Requests that met all their promises, or not.", ["met"], registry=registry)
+        self.slo = Counter("headway_slo", "Requests that met all their promises, or not.", ["slo", "met"], registry=registry)
+        self.tokens = Histogram(
+            "gen_ai_client_token_usage", "Tokens a request, in and out.", ["model", "gen_ai_token_type"],
+            buckets=TOKENS, registry=registry,
+        )  # fmt: skip
+        of_tenant = ["tenant"]
+        self.tenant_requests = Counter("headway_tenant_requests", "Requests by tenant.", of_tenant, registry=registry)
+        self.tenant_usd = Counter("headway_tenant_cost_usd", "Dollars charged by tenant.", of_tenant, registry=registry)
+        self._tenants: set[str] = set()
         self.duration = Histogram(
             "gen_ai_server_request_duration_seconds", "From arrival to the last byte.", ["model"],
             buckets=DURATION_S, registry=registry,
@@ -114,14 +132,20 @@ class Metrics:
     def record(self, entry: Entry) -> None:
         """Once a request, at its end."""
         self.requests.labels(entry.outcome, str(entry.status), entry.error_code).inc()
-        if entry.slo_met is not None:
-            self.slo.labels("yes" if entry.slo_met else "no").inc()
+        if entry.slo_met is not None and entry.slo:
+            self.slo.labels(entry.slo, "yes" if entry.slo_met else "no").inc()
+        if entry.tenant:
+            tenant = self._tenant(entry.tenant)
+            self.tenant_requests.labels(tenant).inc()
+            self.tenant_usd.labels(tenant).inc(entry.cost_usd)
         if entry.decision is None:
             return
         bound = self._bind(entry)
         bound.decision.inc()
         bound.duration.observe(entry.duration_s)
         bound.queue.observe(entry.queue_s)
+        bound.input.observe(entry.prompt_tokens)
+        bound.tokens_out.observe(entry.output_tokens)
         bound.prompt.inc(entry.prompt_tokens)
         bound.cached.inc(entry.cached_tokens)
         bound.output.inc(entry.output_tokens)
@@ -133,6 +157,13 @@ class Metrics:
             bound.ttft.observe(entry.ttft_s)
             if entry.output_tokens > 1:
                 bound.tpot.observe(max(0.0, entry.duration_s - entry.ttft_s) / (entry.output_tokens - 1))
+
+    def _tenant(self, name: str) -> str:
+        if name not in self._tenants:
+            if len(self._tenants) >= MAX_TENANTS:
+                return OTHER_TENANTS
+            self._tenants.add(name)
+        return name
 
     def _bind(self, entry: Entry) -> _Bound:
         assert entry.decision
@@ -158,15 +189,17 @@ class _AtScrape(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
-        for name, text, labels, value in self._gauges():
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for name, text, labels, value, counts in self._gauges():
             if name not in families:
-                families[name] = GaugeMetricFamily(name, text, labels=list(labels))
+                families[name] = (CounterMetricFamily if counts else GaugeMetricFamily)(name, text, labels=list(labels))
             families[name].add_metric(list(labels.values()), value)
         yield from families.values()
         for twin in self._twins:
             for metric in twin.collect():
                 yield _renamed(metric, VLLM_TWINS[metric.name])
+                if old := OLD_VLLM_TWINS.get(metric.name):
+                    yield _renamed(metric, old)
 
 
 def _renamed(metric: Metric, name: str) -> Metric:

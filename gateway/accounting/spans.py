@@ -1,39 +1,53 @@
-"""OpenTelemetry spans of the GenAI conventions, made in one go when a request has ended: a server span and its `chat` child.
+"""OpenTelemetry spans of the GenAI conventions, made in one go when a request has ended.
 
-Until then a request carries nothing of tracing but its `traceparent` header. What the sampler drops costs a comparison.
+    POST /v1/chat/completions          the server's
+    └── chat MODEL                     tokens, cost and the decision: here and nowhere else
+        ├── headway.attempt            one for every attempt that another replaced, with its own cost
+        ├── headway.queue              where it waited
+        ├── headway.prefill
+        └── headway.decode
+
+Until the end a request carries three ids. What the sampler drops costs a comparison. No span is per token.
 """
 
 import random
-from collections.abc import Sequence
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Protocol
 
-import msgspec
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.util.types import AttributeValue
 
-from gateway.accounting.entry import Entry
+from gateway.accounting.entry import Entry, LostAttempt
+from gateway.accounting.trace import Trace, read_traceparent, read_tracestate
 
-ROUTE = "POST /v1/chat/completions"
+MIN_QUEUE_S = 0.001
+"""Shorter waits are an attribute only."""
+
 _SCOPE = InstrumentationScope("headway")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
+_FINISH = {"stop": "stop", "length": "length"}
 
 Attributes = dict[str, AttributeValue]
 
 
 class SpanWriter(Protocol):
-    def record(self, entry: Entry) -> None: ...
+    def begin(self, headers: Mapping[str, str]) -> Trace | None:
+        """Once a request, when it comes: the ids of its spans, or None when it is not recorded."""
+
+    def record(self, entry: Entry) -> None:
+        """Once a request, at its end. Without a trace there is nothing to do."""
 
     def close(self) -> None: ...
 
 
 class NoSpans:
+    def begin(self, headers: Mapping[str, str]) -> Trace | None:
+        return None
+
     def record(self, entry: Entry) -> None:
         pass
 
@@ -49,34 +63,87 @@ class Spans:
 
     def __init__(self, processor: SpanProcessor, *, sample: float = 1.0, rng: random.Random | None = None) -> None:
         self._processor = processor
-        self._resource = Resource.create({"service.name": "headway"})
+        # Named here, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise.
+        self._resource = Resource({"service.name": "headway"}).merge(OTELResourceDetector().detect())
         self._sample = sample
         self._rng = rng or random.Random()
+
+    def begin(self, headers: Mapping[str, str]) -> Trace | None:
+        header = headers.get("traceparent", "")
+        parent = read_traceparent(header) if header else None
+        if parent:
+            if not parent.sampled:
+                return None
+            state = read_tracestate(headers.get("tracestate", ""))
+            return Trace(parent.trace_id, self._id(), self._id(), parent.span_id, state)
+        if self._sample < 1.0 and self._rng.random() >= self._sample:
+            return None
+        return Trace(self._rng.getrandbits(128) or 1, self._id(), self._id())
+
+    def record(self, entry: Entry) -> None:
+        if entry.trace:
+            _Telling(self, entry, entry.trace).tell()
 
     def close(self) -> None:
         self._processor.shutdown()
 
-    def record(self, entry: Entry) -> None:
-        """Once a request, at its end."""
-        parent = read_traceparent(entry.traceparent) if entry.traceparent else None
-        if parent:
-            if not parent.trace_flags.sampled:
-                return
-        elif self._sample < 1.0 and self._rng.random() >= self._sample:
-            return
-        trace_id = parent.trace_id if parent else self._rng.getrandbits(128) or 1
-        server = self._context(trace_id)
-        end_ns = entry.started_ns + int(entry.duration_s * 1e9)
+    def _id(self) -> int:
+        return self._rng.getrandbits(64) or 1
+
+    def emit(self, span: ReadableSpan) -> None:
+        self._processor.on_end(span)
+
+    def context(self, trace_id: int, span_id: int | None, state: TraceState | None) -> SpanContext:
+        return SpanContext(trace_id, span_id or self._id(), is_remote=False, trace_flags=_SAMPLED, trace_state=state)
+
+    @property
+    def resource(self) -> Resource:
+        return self._resource
+
+
+class _Telling:
+    """The spans of one request, children first, as if each had ended in its time."""
+
+    __slots__ = ("_chat", "_entry", "_server", "_spans", "_state", "_trace")
+
+    def __init__(self, spans: Spans, entry: Entry, trace: Trace) -> None:
+        self._spans, self._entry, self._trace = spans, entry, trace
+        self._state = TraceState.from_header([trace.state]) if trace.state else None
+        self._server = spans.context(trace.trace_id, trace.server_id, self._state)
+        self._chat = spans.context(trace.trace_id, trace.chat_id, self._state)
+
+    def tell(self) -> None:
+        entry, trace = self._entry, self._trace
         if entry.decision:
+            self._stages()
             failed = Status(StatusCode.ERROR, entry.error_code) if entry.outcome == "failed" else _UNSET
             name = f"chat {entry.decision.chosen.model}"
-            context = self._context(trace_id)
-            self._emit(name, context, server, SpanKind.CLIENT, _chat_attributes(entry), failed, entry.started_ns, end_ns)
+            self._emit(name, self._chat, self._server, SpanKind.CLIENT, _chat_attributes(entry), 0.0, entry.duration_s, failed)
+        parent = None
+        if trace.parent_id is not None:
+            parent = SpanContext(trace.trace_id, trace.parent_id, is_remote=True, trace_flags=_SAMPLED)
         failed = Status(StatusCode.ERROR, entry.error_code) if entry.status >= 500 else _UNSET
-        self._emit(ROUTE, server, parent, SpanKind.SERVER, _server_attributes(entry), failed, entry.started_ns, end_ns)
+        attributes = _server_attributes(entry)
+        self._emit(f"POST {entry.route}", self._server, parent, SpanKind.SERVER, attributes, 0.0, entry.duration_s, failed)
 
-    def _context(self, trace_id: int) -> SpanContext:
-        return SpanContext(trace_id, self._rng.getrandbits(64) or 1, is_remote=False, trace_flags=_SAMPLED)
+    def _stages(self) -> None:
+        entry = self._entry
+        for lost in entry.lost:
+            self._child("headway.attempt", lost.started_s, lost.ended_s, _attempt_attributes(lost))
+        if entry.submitted_s - entry.placed_s >= MIN_QUEUE_S:
+            self._child("headway.queue", entry.placed_s, entry.submitted_s, {})
+        began = entry.submitted_s + entry.worker_queue_s
+        if entry.prefill_s:
+            first = entry.ttft_s if entry.ttft_s is not None else began + entry.prefill_s
+            uncached = entry.prompt_tokens - entry.cached_tokens
+            self._child("headway.prefill", began, first, {"headway.uncached_tokens": uncached})
+        if entry.ttft_s is not None and entry.output_tokens > 1:
+            steps: Attributes = {"headway.num_steps": entry.num_steps, "headway.mean_batch": entry.mean_batch}
+            self._child("headway.decode", entry.ttft_s, entry.duration_s, steps)
+
+    def _child(self, name: str, start_s: float, end_s: float, attributes: Attributes, status: Status = _UNSET) -> None:
+        context = self._spans.context(self._trace.trace_id, None, self._state)
+        self._emit(name, context, self._chat, SpanKind.INTERNAL, attributes, start_s, end_s, status)
 
     def _emit(
         self,
@@ -85,35 +152,52 @@ class Spans:
         parent: SpanContext | None,
         kind: SpanKind,
         attributes: Attributes,
+        start_s: float,
+        end_s: float,
         status: Status,
-        start_ns: int,
-        end_ns: int,
     ) -> None:
+        began_ns = self._entry.started_ns
         span = ReadableSpan(
             name,
             context,
             parent,
-            self._resource,
+            self._spans.resource,
             attributes,
             kind=kind,
             status=status,
-            start_time=start_ns,
-            end_time=end_ns,
+            start_time=began_ns + int(start_s * 1e9),
+            end_time=began_ns + int(max(start_s, end_s) * 1e9),
             instrumentation_scope=_SCOPE,
         )
-        self._processor.on_end(span)
+        self._spans.emit(span)
 
 
 def _server_attributes(entry: Entry) -> Attributes:
     attributes: Attributes = {
         "http.request.method": "POST",
-        "http.route": "/v1/chat/completions",
+        "http.route": entry.route,
         "http.response.status_code": entry.status,
         "headway.tenant": entry.tenant,
         "headway.outcome": entry.outcome,
     }
+    if entry.run:
+        attributes["session.id"] = entry.run
     if entry.error_code:
         attributes["error.type"] = entry.error_code
+    return attributes
+
+
+def _attempt_attributes(lost: LostAttempt) -> Attributes:
+    """Cost of its own; no `gen_ai.usage`, which is on the answering attempt alone."""
+    attributes: Attributes = {
+        "headway.worker": lost.worker,
+        "headway.model": lost.model,
+        "headway.attempt.why": lost.why,
+        "headway.device_s": lost.device_s,
+        "headway.cost_usd": lost.usd,
+    }
+    if lost.confidence is not None:
+        attributes["headway.attempt.confidence"] = lost.confidence
     return attributes
 
 
@@ -124,91 +208,47 @@ def _chat_attributes(entry: Entry) -> Attributes:
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "headway",
         "gen_ai.request.model": entry.asked,
+        "gen_ai.request.max_tokens": entry.max_tokens,
+        "gen_ai.request.temperature": entry.temperature,
         "gen_ai.response.model": chosen.model,
         "gen_ai.response.id": entry.request_id,
-        "gen_ai.response.finish_reasons": (entry.finish_reason,),
+        "gen_ai.response.finish_reasons": (_FINISH.get(entry.finish_reason, "error"),),
         "gen_ai.conversation.id": entry.run,
         "gen_ai.usage.input_tokens": entry.prompt_tokens,
         "gen_ai.usage.output_tokens": entry.output_tokens,
         "gen_ai.usage.cache_read.input_tokens": entry.cached_tokens,
         "gen_ai.usage.cost": entry.cost_usd,
+        "session.id": entry.run,
+        "headway.chain": entry.chain,
         "headway.decision.id": entry.decision.id,
         "headway.decision.reason": entry.decision.reason,
+        "headway.decision.rejected": sum(entry.decision.rejected_by_reason.values()),
+        "headway.quality": chosen.quality,
         "headway.worker": chosen.worker,
         "headway.tier": chosen.tier,
         "headway.route": entry.decision.route,
         "headway.attempts": entry.num_attempts,
         "headway.queue_s": entry.queue_s,
+        "headway.worker_queue_s": entry.worker_queue_s,
         "headway.prefill_s": entry.prefill_s,
         "headway.decode_s": entry.decode_s,
         "headway.device_s": entry.device_s,
+        "headway.num_steps": entry.num_steps,
+        "headway.mean_batch": entry.mean_batch,
         "headway.saved_usd": entry.saved_usd,
         "headway.counterfactual_usd": entry.counterfactual_usd,
+        "headway.slo": entry.slo,
     }
     if entry.ttft_s is not None:
         attributes["headway.ttft_s"] = entry.ttft_s
     if entry.slo_met is not None:
         attributes["headway.slo_met"] = entry.slo_met
+    if entry.error_code:
+        attributes["error.type"] = entry.error_code
+    if content := entry.content:
+        said = (content.system, content.asked, content.answered, content.tools)
+        attributes |= {name: text for name, text in zip(_CONTENT, said, strict=True) if text}
     return attributes
 
 
-def read_traceparent(header: str) -> SpanContext | None:
-    """W3C trace context, version 00 or later; None when it is no such header."""
-    parts = header.split("-")
-    if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2] or parts[0] == "ff":
-        return None
-    try:
-        trace_id, span_id, flags = (int(part, 16) for part in parts[1:4])
-    except ValueError:
-        return None
-    context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
-    return context if context.is_valid else None
-
-
-class LineExporter(SpanExporter):
-    """One span a line, as JSON. The SDK's own is ten times slower, and its thread shares the interpreter with the gateway."""
-
-    def __init__(self, path: Path) -> None:
-        self._out = path.open("ab")
-        self._encode = msgspec.json.Encoder().encode
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self._out.write(b"".join(self._encode(_plain(span)) + b"\n" for span in spans))
-        self._out.flush()
-        return SpanExportResult.SUCCESS
-
-    def shutdown(self) -> None:
-        self._out.close()
-
-
-def _plain(span: ReadableSpan) -> dict[str, object]:
-    assert span.context
-    return {
-        "name": span.name,
-        "trace_id": f"{span.context.trace_id:032x}",
-        "span_id": f"{span.context.span_id:016x}",
-        "parent_id": f"{span.parent.span_id:016x}" if span.parent else None,
-        "kind": span.kind.name,
-        "start_ns": span.start_time,
-        "end_ns": span.end_time,
-        "status": span.status.status_code.name,
-        "attributes": dict(span.attributes or {}),
-    }
-
-
-def open_spans(where: str, *, sample: float) -> SpanWriter:
-    """`where` is empty (no spans), `otlp` (endpoint from the OTEL_ variables), or `file:PATH` for JSON lines.
-
-    Raises ValueError for anything else, and when the OTLP exporter is not installed.
-    """
-    if not where:
-        return NoSpans()
-    if where.startswith("file:"):
-        return Spans(BatchSpanProcessor(LineExporter(Path(where.removeprefix("file:")))), sample=sample)
-    if where != "otlp":
-        raise ValueError(f"spans go to `otlp` or `file:PATH`, not to {where!r}")
-    try:
-        otlp = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    except ImportError as error:
-        raise ValueError("to send spans, install opentelemetry-exporter-otlp-proto-http") from error
-    return Spans(BatchSpanProcessor(otlp.OTLPSpanExporter()), sample=sample)
+_CONTENT = ("gen_ai.system_instructions", "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions")

@@ -6,19 +6,17 @@ What would change the answer and is not supported is refused by name; what chang
 from collections.abc import Mapping
 from typing import Any
 
-from backends.wire import Sampling
+from backends.wire import Grammar, Sampling
 from gateway.api.body import BodyDecoder
 from gateway.api.chat_body import ChatBody, ConversationId
 from gateway.api.chat_messages import read_messages, read_tools
+from gateway.api.format import read_format
+from gateway.api.tool_choice import rule_for
 from gateway.errors import BadRequest, UnsupportedParameter
-from gateway.request import Request, Tool
+from gateway.policy.references import AUTO
+from gateway.request import Request
 
 NO_OPS: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "parallel_tool_calls": (True,),
     "store": (False,),
     "service_tier": ("auto", "default"),
     "modalities": (("text",),),
@@ -26,7 +24,6 @@ NO_OPS: Mapping[str, tuple[Any, ...]] = {
     "function_call": (),
     "audio": (),
     "prediction": (),
-    "reasoning_effort": (),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -50,16 +47,21 @@ def parse_chat(body: bytes, *, max_tokens_default: int) -> Request:
     if any(message.name is not None for message in given.messages):
         advisory += ("messages.name",)
     max_tokens = _max_tokens(given)
+    offered = read_tools(given.tools) if given.tools else ()
+    tools, calls = rule_for(offered, given.tool_choice, parallel=given.parallel_tool_calls is not False)
     return Request(
         model=given.model,
         messages=messages,
-        tools=_tools(given),
+        tools=tools,
         sampling=_sampling(given, max_tokens or max_tokens_default),
         max_tokens_given=max_tokens is not None,
         stream=bool(given.stream),
         include_usage=_includes_usage(given),
         advisory=advisory,
         hints=_hints(given),
+        num_choices=given.n or 1,
+        calls=calls,
+        reasoning_effort=given.reasoning_effort,
     )
 
 
@@ -73,11 +75,6 @@ def _accepted(given: ChatBody) -> tuple[str, ...]:
         if value not in harmless:
             raise UnsupportedParameter(_refusal(name, harmless), param=name)
         names.append(name)
-    if given.response_format is not None:
-        if given.response_format.type != "text":
-            message = "response_format: only text is supported yet: ask for JSON in the prompt"
-            raise UnsupportedParameter(message, param="response_format")
-        names.append("response_format")
     return tuple(names)
 
 
@@ -111,21 +108,35 @@ def _sampling(given: ChatBody, max_tokens: int) -> Sampling:
         stop=(stop,) if isinstance(stop, str) else stop,
         top_logprobs=given.top_logprobs or 0 if given.logprobs else None,
         ignore_eos=bool(given.ignore_eos),
+        presence_penalty=given.presence_penalty or 0.0,
+        frequency_penalty=given.frequency_penalty or 0.0,
+        logit_bias=read_logit_bias(given.logit_bias, model=given.model),
+        grammar=_grammar(given),
     )
 
 
-def _tools(given: ChatBody) -> tuple[Tool, ...]:
-    """What the model is shown: nothing where the client forbids calls."""
-    tools = read_tools(given.tools) if given.tools else ()
-    choice = given.tool_choice
-    if choice is None or choice == "auto":
-        return tools
-    if choice == "none":
+def read_logit_bias(given: Mapping[str, float] | None, *, model: str) -> tuple[tuple[int, float], ...]:
+    """Ids are a model's own: among several models nobody could know what they mean."""
+    if not given:
         return ()
-    if choice == "required" or isinstance(choice, dict):
-        message = "tool_choice can be auto or none yet: to force a call, offer only that tool and ask for it in the prompt"
-        raise UnsupportedParameter(message, param="tool_choice")
-    raise BadRequest("tool_choice must be auto or none", param="tool_choice")
+    if model == AUTO:
+        message = "logit_bias needs a model: token ids differ between models, so name one instead of auto"
+        raise BadRequest(message, param="logit_bias")
+    for token in given:
+        if not (token.isascii() and token.isdigit() and len(token) < 10):
+            raise BadRequest(f"logit_bias: {token[:32]!r} is no token id", param="logit_bias")
+    return tuple((int(token), bias) for token, bias in given.items())
+
+
+def _grammar(given: ChatBody) -> Grammar | None:
+    format = given.response_format
+    if format is None:
+        return None
+    schema = format.json_schema.schema if format.json_schema else None
+    grammar = read_format(format.type, schema, format.pattern, param="response_format")
+    if grammar is not None and given.ignore_eos:
+        raise BadRequest("ignore_eos beside response_format: an answer of a form ends with it", param="ignore_eos")
+    return grammar
 
 
 def _includes_usage(given: ChatBody) -> bool:

@@ -3,7 +3,7 @@
 `X | None = None` throughout: null is the same as absent. Fields of type Any are known and refused (see `chat.NO_OPS`).
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +21,10 @@ Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+Choices = Annotated[int, Meta(ge=1, le=16)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
@@ -72,6 +76,7 @@ class AssistantMessage(_Message, frozen=True, kw_only=True, forbid_unknown_field
     annotations: Any = None
     audio: Any = None
     function_call: Any = None
+    reasoning_content: str | None = None
 
 
 class ToolMessage(_Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="tool"):
@@ -101,8 +106,19 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     include_obfuscation: bool | None = None
 
 
-class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+class JsonSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: FunctionName | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`regex` with its `pattern` is an extension."""
+
     type: str
+    json_schema: JsonSchema | None = None
+    pattern: Annotated[str, Meta(min_length=1, max_length=10_000)] | None = None
 
 
 class ConversationId(msgspec.Struct, frozen=True):
@@ -130,11 +146,11 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     top_logprobs: TopLogprobs | None = None
     ignore_eos: bool | None = None
 
-    n: int | None = None
+    n: Choices | None = None
     response_format: ResponseFormat | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None
     service_tier: str | None = None
@@ -156,6 +172,6 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     function_call: Any = None
     audio: Any = None
     prediction: Any = None
-    reasoning_effort: Any = None
+    reasoning_effort: Effort | None = None
     verbosity: Any = None
     web_search_options: Any = None

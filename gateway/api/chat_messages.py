@@ -4,7 +4,6 @@ Tool results must follow the assistant message that called, one for each call an
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from gateway.api.chat_body import (
     AssistantMessage,
@@ -15,11 +14,9 @@ from gateway.api.chat_body import (
     ToolMessage,
     UserMessage,
 )
+from gateway.api.offered_tools import OfferedTools, missing, refuse_kind
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Role, Tool, ToolCall
-
-MAX_TOOL_DEPTH = 100
-"""Levels of a parameter schema. Real ones have fewer than ten; much deeper ones would exhaust the stack later on."""
 
 
 def read_messages(given: Sequence[BodyMessage]) -> tuple[Message, ...]:
@@ -76,7 +73,12 @@ def _assistant(message: AssistantMessage, position: int) -> Message:
             f"{path}.content is missing: an assistant message needs content or tool_calls", param=f"{path}.content"
         )
     said = message.refusal if message.content is None else message.content
-    return Message(role="assistant", content=_text(said or ""), tool_calls=_calls(message, path))
+    return Message(
+        role="assistant",
+        content=_text(said or ""),
+        tool_calls=_calls(message, path),
+        reasoning=message.reasoning_content or "",
+    )
 
 
 def _calls(message: AssistantMessage, path: str) -> tuple[ToolCall, ...]:
@@ -103,37 +105,13 @@ def _text(content: str | Sequence[TextPart | RefusalPart]) -> str:
 
 def read_tools(given: Sequence[BodyTool]) -> tuple[Tool, ...]:
     """Raises BadRequest with the path of the tool at fault."""
-    tools: dict[str, Tool] = {}
+    tools = OfferedTools()
     for n, entry in enumerate(given):
         function = entry.function
         if entry.type != "function":
-            param = f"tools[{n}].type"
-            raise UnsupportedParameter(f"{param}: '{entry.type[:64]}' is not supported: use function", param=param)
+            raise refuse_kind(entry.type, "function", path=f"tools[{n}]")
         if function is None:
-            raise BadRequest(f"tools[{n}].function is missing: it is required", param=f"tools[{n}].function")
-        if function.strict:
-            param = f"tools[{n}].function.strict"
-            raise UnsupportedParameter(f"{param}: true is not supported yet: send false or leave it out", param=param)
-        if function.name in tools:
-            param = f"tools[{n}].function.name"
-            raise BadRequest(f"{param}: '{function.name}' is used twice: give each tool a name of its own", param=param)
-        if function.parameters and _is_deeper(function.parameters, MAX_TOOL_DEPTH):
-            param = f"tools[{n}].function.parameters"
-            raise BadRequest(f"{param} is nested deeper than {MAX_TOOL_DEPTH} levels: flatten it", param=param)
-        tools[function.name] = Tool(name=function.name, description=function.description or "", parameters=function.parameters)
-    return tuple(tools.values())
-
-
-def _is_deeper(value: dict[str, Any], limit: int) -> bool:
-    """Level by level, so that the depth of what was sent costs no stack."""
-    level: list[Any] = [value]
-    for _ in range(limit):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if type(parent) is dict else parent)
-            if type(child) is dict or type(child) is list
-        ]
-        if not level:
-            return False
-    return True
+            raise missing("function", path=f"tools[{n}]")
+        path = f"tools[{n}].function"
+        tools.add(function.name, function.description, function.parameters, strict=function.strict, path=path)
+    return tools.all()

@@ -26,8 +26,9 @@ from gateway.api.chat_answer import (
     TopLogprob,
     Usage,
 )
-from gateway.api.tool_calls import Answer, CallArguments, CallStart, Event, TextDelta
+from gateway.api.dialect import Choice as Answered
 from gateway.errors import HeadwayError
+from gateway.text.events import CallArguments, CallStart, Event, ReasoningDelta, TextDelta
 
 DONE = b"data: [DONE]\n\n"
 WAITING = b": waiting\n\n"
@@ -62,18 +63,26 @@ def render_completion(
     id: str,
     created: int,
     model: str,
-    answer: Answer,
-    finish: Finish,
+    choices: Sequence[Answered],
     usage: Usage,
-    logprobs: Sequence[TokenLogprob] | None = None,
 ) -> bytes:
-    """The whole answer as JSON. `created` in seconds since 1970; `logprobs` None where none were asked for."""
+    """The whole answer as JSON. `created` in seconds since 1970."""
+    rendered = [_choice(index, choice) for index, choice in enumerate(choices)]
+    return _encode(Completion(id, "chat.completion", created, model, rendered, usage))
+
+
+def _choice(index: int, choice: Answered) -> Choice:
+    answer = choice.answer
     calls = [Call(Function(call.name, call.arguments), call.id, "function") for call in answer.tool_calls]
     message = AnswerMessage(
-        "assistant", answer.content if answer.content or not calls else None, None, calls if calls else UNSET
+        "assistant",
+        answer.content if answer.content or not calls else None,
+        None,
+        calls if calls else UNSET,
+        answer.reasoning or UNSET,
     )
-    choice = Choice(0, message, None if logprobs is None else _logprobs(logprobs), finish)
-    return _encode(Completion(id, "chat.completion", created, model, [choice], usage))
+    logprobs = None if choice.logprobs is None else content_logprobs(choice.logprobs)
+    return Choice(index, message, logprobs, finish_reason(choice.reason, len(calls)))
 
 
 def render_error(error: HeadwayError) -> bytes:
@@ -89,8 +98,8 @@ def render_error_event(error: HeadwayError) -> bytes:
 class ChunkRenderer:
     """One stream's chunks, each as the bytes of an event: `open`, then text and calls, then `finish`, `usage`, `DONE`."""
 
-    def __init__(self, *, id: str, created: int, model: str, include_usage: bool) -> None:
-        self._id, self._created, self._model = id, created, model
+    def __init__(self, *, id: str, created: int, model: str, include_usage: bool, index: int = 0) -> None:
+        self._id, self._created, self._model, self._index = id, created, model, index
         self._usage: UnsetType | None = None if include_usage else UNSET
         # Text chunks differ in one string: the rest is encoded once, around a content that no other field can hold.
         blank = self._chunk(Delta(content="")).partition(b'"delta":{"content":""')
@@ -105,12 +114,14 @@ class ChunkRenderer:
         return b"%b%b%b" % (self._before_text, _encode(text), self._after_text)
 
     def text_with_logprobs(self, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
-        return self._chunk(Delta(content=text), logprobs=_logprobs(logprobs))
+        return self._chunk(Delta(content=text), logprobs=content_logprobs(logprobs))
 
     def event(self, event: Event) -> bytes:
         match event:
             case TextDelta(text):
                 return self.text(text)
+            case ReasoningDelta(text):
+                return self._chunk(Delta(reasoning_content=text))
             case CallStart(index, id, name):
                 return self._call(Call(Function(name, ""), id, "function", index))
             case CallArguments(index, text):
@@ -127,7 +138,7 @@ class ChunkRenderer:
         return self._chunk(Delta(tool_calls=[call]))
 
     def _chunk(self, delta: Delta, *, logprobs: Logprobs | None = None, finish: Finish | None = None) -> bytes:
-        choice = ChunkChoice(0, delta, logprobs, finish)
+        choice = ChunkChoice(self._index, delta, logprobs, finish)
         return _event(_encode(Chunk(self._id, "chat.completion.chunk", self._created, self._model, [choice], self._usage)))
 
 
@@ -135,7 +146,7 @@ def _event(data: bytes) -> bytes:
     return b"data: %b\n\n" % data
 
 
-def _logprobs(logprobs: Sequence[TokenLogprob]) -> Logprobs:
+def content_logprobs(logprobs: Sequence[TokenLogprob]) -> Logprobs:
     return Logprobs([_content_logprob(token) for token in logprobs])
 
 

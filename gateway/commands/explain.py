@@ -130,6 +130,8 @@ def decide_offline(policy: Policy, body: bytes) -> Decision:
         quality=router.judge(request.messages, request.tools) if router else top_only(policy.tiers),
         max_output_tokens=request.sampling.max_tokens,
         expected_output_tokens=OutputLengths().expect("", request.sampling.max_tokens),
+        has_tools=bool(request.tools),
+        escalations=router.escalations() if router else {},
     )
     return decide(question, list(views.values()), decision_id="offline", route=route.name)
 

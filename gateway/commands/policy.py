@@ -1,12 +1,20 @@
-"""`headway policy check FILE` and `headway policy schema`."""
+"""`headway policy check FILE ...`, `diff OLD NEW`, `replay NEW --ledger FILE` and `schema`."""
 
 import json
+import sqlite3
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
+
+from gateway.commands.table import columns
+from gateway.policy.difference import difference, policy_hash
 from gateway.policy.load import PolicyError, load_policy, missing_files, policy_json_schema
+from gateway.policy.replay import Recorded, Replayed, Side, replay
+from gateway.routing.decision import Decision
 
 
 def check(arguments: Namespace, env: Mapping[str, str]) -> int:
@@ -27,6 +35,77 @@ def check(arguments: Namespace, env: Mapping[str, str]) -> int:
     return int(failed)
 
 
+def diff(arguments: Namespace, env: Mapping[str, str]) -> int:
+    """A line for each value that differs; 1 if there is any, as of `diff`; 2 when a file is wrong."""
+    try:
+        old, new = (load_policy(Path(file), env) for file in (arguments.old, arguments.new))
+    except PolicyError as error:
+        print(error, file=sys.stderr)
+        return 2
+    changes = difference(old, new)
+    print(f"{arguments.old} {policy_hash(old)}\n{arguments.new} {policy_hash(new)}")
+    for change in changes:
+        print(change)
+    return int(bool(changes))
+
+
+def replay_command(arguments: Namespace, env: Mapping[str, str]) -> int:
+    try:
+        old, new = (load_policy(Path(file), env) for file in (arguments.policy, arguments.new))
+        recorded = list(_recorded(Path(arguments.ledger)))
+    except (PolicyError, OSError, sqlite3.Error, msgspec.DecodeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if not recorded:
+        print(f"{arguments.ledger}: no decisions are recorded", file=sys.stderr)
+        return 1
+    print(_replay_text(replay(recorded, new, old)))
+    return 0
+
+
 def schema(arguments: Namespace, env: Mapping[str, str]) -> int:
     print(json.dumps(policy_json_schema(), indent=2))
     return 0
+
+
+def _recorded(ledger: Path) -> Iterator[Recorded]:
+    """In the order in which they were made."""
+    if not ledger.exists():
+        raise FileNotFoundError(f"{ledger}: there is no such ledger")
+    decoder = msgspec.json.Decoder(Decision)
+    query = (
+        "SELECT d.body, r.tenant, r.run, r.asked FROM decisions d JOIN requests r ON r.decision = d.id "
+        "GROUP BY d.id ORDER BY d.at, d.id"
+    )
+    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        for body, tenant, run, asked in connection.execute(query):
+            yield Recorded(decoder.decode(body), tenant, run, asked)
+
+
+def _replay_text(replayed: Replayed) -> str:
+    before, after, moved = replayed
+    rows = [("", "recorded", "replayed")]
+    for tier in sorted({*before.tiers, *after.tiers}):
+        rows.append((f"to {tier}", _part(before, before.tiers[tier]), _part(after, after.tiers[tier])))
+    for route in sorted({*before.routes, *after.routes}):
+        rows.append((f"by route {route}", _part(before, before.routes[route]), _part(after, after.routes[route])))
+    rows += [
+        ("expected µ$", f"{before.usd * 1e6:,.3f}", f"{after.usd * 1e6:,.3f}"),
+        ("mean quality", _mean_quality(before), _mean_quality(after)),
+        ("expected on time", _on_time(before), _on_time(after)),
+        ("refused", f"{before.refused:,}", f"{after.refused:,}"),
+    ]
+    total = before.decided
+    return f"{columns(rows, right=frozenset((1, 2)))}\n{moved:,} of {total:,} requests go to another worker"
+
+
+def _mean_quality(side: Side) -> str:
+    return f"{side.quality / max(1, side.judged):.4f}"
+
+
+def _on_time(side: Side) -> str:
+    return f"{side.on_time / max(1, side.decided):.2%}"
+
+
+def _part(side: Side, count: int) -> str:
+    return f"{count:,} ({count / max(1, side.decided):.1%})"

@@ -1,51 +1,21 @@
-"""`headway router train OUTCOMES.jsonl --out FILE` and `headway router grade OUTCOMES.jsonl --artefact FILE`.
-
-A line of outcomes: {"messages": [...], "tools": [...], "outcomes": {"small": true, "large": true}}, messages and tools as in a
-chat request. Other fields are passed over: they describe the line, and are never learned from.
-"""
+"""`headway router train OUTCOMES.jsonl --out FILE`, `grade OUTCOMES.jsonl --artefact FILE` and
+`escalation OUTCOMES.jsonl --artefact FILE`. What a line of outcomes holds is told in gateway/routing/read_outcomes.py."""
 
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from gateway.commands.table import columns
-from gateway.request import Message, Tool, ToolCall
+from gateway.routing.escalate import fit_escalation
+from gateway.routing.grade import Grade, grade
+from gateway.routing.outcome import TrainingError
 from gateway.routing.quality import Artefact, ArtefactError, Metrics, QualityModel, Reliability
-from gateway.routing.train import Grade, Outcome, TrainingError, grade, train
-
-
-class _Function(msgspec.Struct, kw_only=True):
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    arguments: Any = None
-
-
-class _Named(msgspec.Struct, kw_only=True):
-    function: _Function
-    id: str = ""
-
-
-class _Part(msgspec.Struct, kw_only=True):
-    text: str = ""
-
-
-class _Message(msgspec.Struct, kw_only=True):
-    role: str
-    content: str | list[_Part] | None = None
-    tool_calls: list[_Named] | None = None
-    tool_call_id: str | None = None
-
-
-class _Line(msgspec.Struct, kw_only=True):
-    messages: list[_Message]
-    tools: list[_Named] = []
-    outcomes: dict[str, bool]
+from gateway.routing.read_outcomes import read_outcomes
+from gateway.routing.train import train
 
 
 def train_command(arguments: Namespace, env: Mapping[str, str]) -> int:
@@ -58,12 +28,11 @@ def train_command(arguments: Namespace, env: Mapping[str, str]) -> int:
     except (OSError, TrainingError) as error:
         print(f"{arguments.outcomes}: {error}", file=sys.stderr)
         return 1
-    body = msgspec.json.format(msgspec.json.encode(artefact), indent=1)
-    Path(arguments.out).write_bytes(body + b"\n")
+    size = _write(artefact, Path(arguments.out))
     for tier, model in artefact.tiers.items():
         if model.metrics is not None:
             print(_metrics_text(tier, artefact.top, model.metrics, model.reliability))
-    print(f"{arguments.out}: {len(body):,} bytes")
+    print(f"{arguments.out}: {size:,} bytes")
     return 0
 
 
@@ -79,41 +48,34 @@ def grade_command(arguments: Namespace, env: Mapping[str, str]) -> int:
     return 0
 
 
-def read_outcomes(path: Path) -> Iterator[Outcome]:
-    """Raises TrainingError with the line's number, or OSError."""
-    decoder = msgspec.json.Decoder(_Line)
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield _outcome(decoder.decode(line))
-            except msgspec.DecodeError as error:
-                raise TrainingError(f"line {number}: {error}") from error
+def escalation_command(arguments: Namespace, env: Mapping[str, str]) -> int:
+    """Writes the threshold into the artefact, for every tier that the outcomes tell the confidence of."""
+    path = Path(arguments.artefact)
+    try:
+        artefact = QualityModel.load(path).artefact
+        rows = list(read_outcomes(Path(arguments.outcomes)))
+        tiers = dict(artefact.tiers)
+        for tier in [arguments.tier] if arguments.tier else list(tiers):
+            if tier not in tiers:
+                raise TrainingError(f"the artefact knows no tier {tier}, it has {', '.join(tiers)}")
+            found = fit_escalation(rows, tier=tier, top=artefact.top, keep=arguments.keep, tokens=arguments.tokens)
+            tiers[tier] = msgspec.structs.replace(tiers[tier], escalation=found)
+            print(
+                f"{tier}: escalate when one of the first {found.tokens} tokens is less likely than {found.threshold:.3f}: "
+                f"{found.share:.1%} of {found.rows:,} rows, {found.catch:.1%} of the worse answers, {found.alarm:.1%} of the "
+                f"good ones; keeps {found.kept:.1%} of {artefact.top}'s accuracy"
+            )
+    except (OSError, ArtefactError, TrainingError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    _write(msgspec.structs.replace(artefact, tiers=tiers), path)
+    return 0
 
 
-def _outcome(line: _Line) -> Outcome:
-    tools = tuple(
-        Tool(name=tool.function.name, description=tool.function.description or "", parameters=tool.function.parameters)
-        for tool in line.tools
-    )
-    return Outcome(messages=tuple(map(_message, line.messages)), tools=tools, outcomes=line.outcomes)
-
-
-def _message(message: _Message) -> Message:
-    content = message.content or ""
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    calls = tuple(
-        ToolCall(id=call.id, name=call.function.name, arguments=_arguments(call.function.arguments))
-        for call in message.tool_calls or ()
-    )
-    role = "system" if message.role == "developer" else message.role
-    given = {"role": role, "content": text, "tool_calls": calls, "tool_call_id": message.tool_call_id}
-    return msgspec.convert(given, Message, from_attributes=True)
-
-
-def _arguments(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
+def _write(artefact: Artefact, path: Path) -> int:
+    body = msgspec.json.format(msgspec.json.encode(artefact), indent=1)
+    path.write_bytes(body + b"\n")
+    return len(body)
 
 
 def _metrics_text(tier: str, top: str, metrics: Metrics, reliability: tuple[Reliability, ...]) -> str:

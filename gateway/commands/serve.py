@@ -15,8 +15,8 @@ from gateway.settings import SettingsError, read_settings
 
 def serve(arguments: Namespace, env: Mapping[str, str]) -> int:
     try:
-        policy = load_policy(Path(arguments.policy), env)
-        run(policy, read_settings(env), env)
+        path = Path(arguments.policy)
+        run(load_policy(path, env), read_settings(env), env, path=path)
     except (PolicyError, SettingsError, KeylessBindError, ArtefactError, OSError, sqlite3.Error) as error:
         print(error, file=sys.stderr)
         return 1

@@ -76,6 +76,15 @@ class Fleet:
                 found[name] = local.problem or ("loading" if not local.ready else link.problem)
         return found
 
+    def retain(self, worker: str, chain: str, score: float) -> None:
+        if worker in self.links:
+            self.links[worker].retain(chain, score)
+
+    def prefill_rate(self) -> float:
+        """Uncached prompt tokens a second, of all workers that are up."""
+        up = (self.predictors[name].rates for name, link in self.links.items() if link.healthy)
+        return sum(1.0 / rates.prefill_s_per_token for rates in up)
+
     def cached_tokens(self, worker: str, names: Sequence[bytes]) -> int:
         hello = self.links[worker].hello
         return self.residency.cached_tokens(worker, names, hello.page_size) if hello and names else 0

@@ -21,7 +21,7 @@ from gateway.text.model_text import ModelText
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 1.0
 HEARTBEAT_S = 30.0
-MAX_WAITING_RELEASES = 1_000
+MAX_WAITING_SCORES = 1_000
 MAX_ASSET_BYTES = 256 * 1024 * 1024
 
 log = logging.getLogger("headway.link")
@@ -86,6 +86,7 @@ class Link:
         priority: int = 0,
         salt: str = "",
         chain: str = "",
+        traceparent: str = "",
     ) -> Stream:
         """`prompt` is uint32 little-endian ids. Raises WorkerLost when there is no link."""
         if not self.healthy:
@@ -95,21 +96,29 @@ class Link:
         stream = self.streams[request] = Stream(self.worker, request, self._abort)
         self.credits.submit(request, uncached_tokens)
         self._send(
-            wire.Submit(request=request, prompt=prompt, sampling=sampling, priority=priority, cache_salt=salt, chain=chain)
+            wire.Submit(
+                request=request,
+                prompt=prompt,
+                sampling=sampling,
+                priority=priority,
+                cache_salt=salt,
+                chain=chain,
+                traceparent=traceparent,
+            )
         )
         return stream
 
-    def release(self, chain: str) -> None:
-        """Nobody will come back for the pages of this chain."""
-        if self.healthy and len(self._outbox) < MAX_WAITING_RELEASES:
-            self._send(wire.Retain(chain, 0.0))
+    def retain(self, chain: str, score: float) -> None:
+        """What the pages of this chain are worth from now on; at 0 nobody will come back for them."""
+        if self.healthy and len(self._outbox) < MAX_WAITING_SCORES:
+            self._send(wire.Retain(chain, score))
 
     def _abort(self, request: int) -> None:
         if request in self.streams:
             self._send(wire.Abort(request))
 
     def _send(self, message: wire.Down) -> None:
-        # Bounded: at most one Submit and one Abort a live sequence, which the credits bound, and few releases.
+        # Bounded: at most one Submit and one Abort a live sequence, which the credits bound, and few scores.
         self._outbox.append(wire.encode(message))
         self._outgoing.set()
 

@@ -40,6 +40,15 @@ class Stream:
         finally:
             self._waiter = None
 
+    async def wait_more(self) -> None:
+        """Until there is another piece than those not taken, or the end, or somebody calls `wake`."""
+        if self.finished is None:
+            waiter = self._waiter = self._loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
+
     async def wait_end(self) -> None:
         """Until the end, or somebody calls `wake`; pieces pile up meanwhile and wake nobody."""
         self._only_end = True
@@ -76,6 +85,7 @@ class Stream:
                 last.text + piece.text,
                 last.num_tokens + piece.num_tokens,
                 last.logprobs + piece.logprobs,
+                min(last.confidence, piece.confidence),
             )
         if not self._only_end:
             self.wake()

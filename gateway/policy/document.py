@@ -20,11 +20,12 @@ Key = tuple[str | int, ...]
 
 
 class Problem(NamedTuple):
-    """`path` is such as `routes[0].slo`; `line` counts from one."""
+    """`path` is such as `routes[0].slo`; `line` counts from one; `file` is the included one, empty for the file itself."""
 
     path: str
     line: int
     message: str
+    file: str = ""
 
 
 def path_text(key: Key) -> str:
@@ -49,40 +50,53 @@ class Document:
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = env
         self.problems: list[Problem] = []
-        self._lines: dict[Key, int] = {}
+        self._lines: dict[Key, tuple[str, int]] = {}
         self._constructor = yaml.constructor.SafeConstructor()
         self._resolver = yaml.resolver.Resolver()
 
-    def line_of(self, key: Key) -> int:
-        """Of the value, or of the nearest one around it that was written."""
+    def place_of(self, key: Key) -> tuple[str, int]:
+        """File and line of the value, or of the nearest one around it that was written."""
         while key and key not in self._lines:
             key = key[:-1]
-        return self._lines.get(key, 1)
+        return self._lines.get(key, ("", 1))
 
     def report(self, key: Key, message: str) -> None:
-        self.problems.append(Problem(path_text(key), self.line_of(key), message))
+        file, line = self.place_of(key)
+        self.problems.append(Problem(path_text(key), line, message, file))
 
-    def read(self, text: str, kind: type[msgspec.Struct]) -> Any:
+    def read(self, node: yaml.Node | None, kind: type[msgspec.Struct]) -> Any:
         """Plain data for `msgspec.convert`, which takes it as `kind` if `problems` stayed empty, and perhaps if not."""
+        return _WRONG if node is None else self._value(node, kind, ())
+
+    def compose(self, text: str, file: str = "") -> yaml.Node | None:
+        """The tree of a file; its marks carry the file's name. None, and a problem, when it is no YAML."""
         try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            loader = yaml.SafeLoader(text)
+            loader.name = file
+            try:
+                node: yaml.Node | None = loader.get_single_node()
+            finally:
+                loader.dispose()
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 1
             hint = ': put "${...}" in quotes inside braces' if "${" in "".join(text.splitlines()[line - 1 : line]) else ""
-            self.problems.append(Problem("", line, f"not YAML: {error.problem or error.context}{hint}"))
-            return _WRONG
+            self.problems.append(Problem("", line, f"not YAML: {error.problem or error.context}{hint}", file))
+            return None
         except (yaml.YAMLError, RecursionError) as error:
-            self.problems.append(Problem("", 1, f"not YAML: {type(error).__name__}: {str(error).splitlines()[:1]}"))
-            return _WRONG
+            self.problems.append(Problem("", 1, f"not YAML: {type(error).__name__}: {str(error).splitlines()[:1]}", file))
+            return None
         if node is None:
-            self.problems.append(Problem("", 1, "the file is empty"))
-            return _WRONG
-        return self._value(node, kind, ())
+            self.problems.append(Problem("", 1, "the file is empty", file))
+        return node
 
     def _value(self, node: yaml.Node, kind: Any, key: Key) -> Any:
-        self._lines.setdefault(key, node.start_mark.line + 1)
+        self._lines.setdefault(key, _place(node))
         plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        if (inner := _optional_struct(plain)) is not None:
+            if isinstance(node, yaml.ScalarNode) and self._constructor.construct_object(node) is None:
+                return None
+            plain = inner
         if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
             return self._struct(node, plain, key)
         match get_origin(plain):
@@ -97,17 +111,16 @@ class Document:
         """Keys in order; the first of a duplicate counts."""
         found: dict[str, yaml.Node] = {}
         for name_node, value_node in node.value:
-            line = name_node.start_mark.line + 1
+            file, line = _place(name_node)
             if not isinstance(name_node, yaml.ScalarNode):
-                self.problems.append(Problem(path_text(key), line, "a key must be a word"))
+                self.problems.append(Problem(path_text(key), line, "a key must be a word", file))
             elif name_node.value in found:
-                first = self._lines[(*key, name_node.value)]
-                self.problems.append(
-                    Problem(path_text((*key, name_node.value)), line, f"written twice, first on line {first}: remove one")
-                )
+                _, first = self._lines[(*key, name_node.value)]
+                message = f"written twice, first on line {first}: remove one"
+                self.problems.append(Problem(path_text((*key, name_node.value)), line, message, file))
             else:
                 found[name_node.value] = value_node
-                self._lines[(*key, name_node.value)] = line
+                self._lines[(*key, name_node.value)] = (file, line)
         return found
 
     def _struct(self, node: yaml.Node, kind: type[msgspec.Struct], key: Key) -> Any:
@@ -187,6 +200,18 @@ class Document:
         except msgspec.ValidationError as error:
             self.report(key, _explained(str(error), value, kind))
             return _WRONG
+
+
+def _place(node: yaml.Node) -> tuple[str, int]:
+    return node.start_mark.name, node.start_mark.line + 1
+
+
+def _optional_struct(kind: Any) -> type[msgspec.Struct] | None:
+    """The struct of `Struct | None`; None for any other type."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return None
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], type) and issubclass(parts[0], msgspec.Struct) else None
 
 
 def _accepts_text(kind: Any) -> bool:

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gateway.policy.document import Document, Problem
+from gateway.policy.include import Tree
 from gateway.policy.references import problems_of
-from gateway.policy.schema import Model, Policy
-
-MAX_FILE_BYTES = 4_000_000
+from gateway.policy.schema import Policy
 
 
 class PolicyError(Exception):
@@ -19,29 +18,37 @@ class PolicyError(Exception):
     def __init__(self, file: Path, problems: Sequence[Problem]) -> None:
         super().__init__(str(file))
         self.file = file
-        self.problems = sorted(problems, key=lambda problem: (problem.line, problem.path))
+        self.problems = sorted(problems, key=lambda problem: (problem.file, problem.line, problem.path))
 
     def __str__(self) -> str:
-        lines = (": ".join(filter(None, (f"{self.file}:{p.line}", p.path, p.message))) for p in self.problems)
+        lines = (": ".join(filter(None, (f"{p.file or self.file}:{p.line}", p.path, p.message))) for p in self.problems)
         return "\n".join(lines)
+
+
+class Loaded(NamedTuple):
+    """`files` are the file itself and all that it includes."""
+
+    policy: Policy
+    files: tuple[Path, ...]
 
 
 def load_policy(path: Path, env: Mapping[str, str]) -> Policy:
     """The policy with `${NAME}` taken from `env` and with file paths made absolute. Raises PolicyError."""
-    try:
-        text = path.read_text(encoding="utf-8") if path.stat().st_size <= MAX_FILE_BYTES else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(path, [Problem("", 1, f"cannot be read: {error}")]) from error
-    if text is None:
-        raise PolicyError(path, [Problem("", 1, f"is larger than {MAX_FILE_BYTES:,} bytes")])
+    return load_files(path, env).policy
+
+
+def load_files(path: Path, env: Mapping[str, str]) -> Loaded:
+    """As `load_policy`, and which files it came from."""
     document = Document(env)
-    policy = _converted(document, document.read(text, Policy))
+    tree = Tree(document)
+    data = document.read(tree.read(path), Policy)
+    policy = _converted(document, data)
     if policy is not None:
         for key, message in problems_of(policy):
             document.report(key, message)
     if policy is None or document.problems:
         raise PolicyError(path, document.problems)
-    return _resolved(policy, path.absolute().parent)
+    return Loaded(_resolved(policy, path.absolute().parent), tuple(tree.files))
 
 
 def _converted(document: Document, data: Any) -> Policy | None:
@@ -55,7 +62,10 @@ def _converted(document: Document, data: Any) -> Policy | None:
 
 def _resolved(policy: Policy, folder: Path) -> Policy:
     """Relative paths start at the policy file's folder."""
-    models = {name: Model(path=_absolute(folder, model.path), tier=model.tier) for name, model in policy.models.items()}
+    models = {
+        name: msgspec.structs.replace(model, path=_absolute(folder, model.path)) if model.path else model
+        for name, model in policy.models.items()
+    }
     router = policy.router and _absolute(folder, policy.router)
     return msgspec.structs.replace(policy, models=models, router=router)
 

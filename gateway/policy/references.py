@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from gateway.policy.document import Key, did_you_mean
-from gateway.policy.schema import Policy
+from gateway.policy.schema import Policy, Route
 
 Found = tuple[Key, str]
 AUTO = "auto"
@@ -97,6 +97,11 @@ def _routes(policy: Policy) -> Iterator[Found]:
             yield (*at, "candidates"), "at least one candidate is needed"
         for i, candidate in enumerate(route.candidates):
             yield from _offered(policy, (*at, "candidates", i), candidate, auto=False)
+        for i, fallback in enumerate(route.fallbacks):
+            yield from _offered(policy, (*at, "fallbacks", i), fallback, auto=False)
+        for i, budget in enumerate(route.budgets):
+            yield from _known((*at, "budgets", i), "budget", budget, policy.budgets)
+        yield from _split(policy, (*at, "split"), route)
         yield from _known((*at, "slo"), "SLO class", route.slo, policy.slo)
         for i, tenant in enumerate(route.match.tenant):
             yield from _known((*at, "match", "tenant", i), "tenant", tenant, policy.tenants)
@@ -105,6 +110,21 @@ def _routes(policy: Policy) -> Iterator[Found]:
         low, high = route.match.min_prompt_tokens, route.match.max_prompt_tokens
         if low is not None and high is not None and low > high:
             yield (*at, "match", "min_prompt_tokens"), f"{low} is more than max_prompt_tokens, {high}: it can never match"
+
+
+def _split(policy: Policy, at: Key, route: Route) -> Iterator[Found]:
+    total = sum(arm.share for arm in route.split.values())
+    if total > 1 + 1e-9:
+        yield at, f"the shares add up to {total:g}, over 1"
+    for name, arm in route.split.items():
+        for i, candidate in enumerate(arm.candidates):
+            yield from _offered(policy, (*at, name, "candidates", i), candidate, auto=False)
+
+
+def _budgets(policy: Policy) -> Iterator[Found]:
+    for name, budget in policy.budgets.items():
+        if budget.usd is None and budget.tokens is None and budget.turns is None:
+            yield ("budgets", name), "limits nothing: give usd, tokens or turns"
 
 
 def _served(policy: Policy) -> Iterator[Found]:
@@ -142,5 +162,6 @@ _CHECKS: tuple[Callable[[Policy], Iterator[Found]], ...] = (
     _tenants,
     _listen,
     _routes,
+    _budgets,
     _served,
 )

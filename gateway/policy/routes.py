@@ -1,17 +1,56 @@
-"""Which route of a policy a request takes: the first whose match holds."""
+"""Which route of a policy a request takes: the first whose match holds, and of its arms the one that its run falls into."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+import msgspec
 
 from gateway.errors import Forbidden, UnknownModel
 from gateway.policy.references import AUTO
 from gateway.policy.schema import Match, Policy, Route
 
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
-def find_route(policy: Policy, *, asked: str, tenant: str, has_tools: bool, prompt_tokens: int) -> Route:
-    """`prompt_tokens` is the longest count among the tokenizers. Raises UnknownModel, or Forbidden when nothing matches."""
+
+def find_route(
+    policy: Policy,
+    *,
+    asked: str,
+    tenant: str,
+    has_tools: bool,
+    prompt_tokens: int,
+    headers: Mapping[str, str] = _NO_HEADERS,
+    run: str = "",
+) -> Route:
+    """`prompt_tokens` is the longest count among the tokenizers; `headers` have names in lower case. Where the route is split,
+    what comes back is the arm as a route, called `ROUTE/ARM`. Raises UnknownModel, or Forbidden when nothing matches."""
     check_asked(policy, asked=asked, tenant=tenant)
     for route in policy.routes:
-        if _holds(route.match, asked, tenant, has_tools, prompt_tokens):
-            return route
+        if _holds(route.match, asked, tenant, has_tools, prompt_tokens, headers):
+            return _arm_of(route, run) if route.split else route
     raise Forbidden("no route of the policy takes this request: add one without `match` as the last", param="model")
+
+
+def _arm_of(route: Route, run: str) -> Route:
+    """A run always falls into the same arm; adding an arm at the end moves only the runs that go there."""
+    digest = hashlib.blake2b(f"{route.name}\0{run}".encode(errors="replace"), digest_size=8).digest()
+    point = int.from_bytes(digest, "big") / 2**64
+    for name, arm in route.split.items():
+        if point < arm.share:
+            return msgspec.structs.replace(
+                route,
+                name=f"{route.name}/{name}",
+                candidates=arm.candidates or route.candidates,
+                quality_bar=route.quality_bar if arm.quality_bar is None else arm.quality_bar,
+                mistake_cost=route.mistake_cost if arm.mistake_cost is None else arm.mistake_cost,
+                escalate=arm.escalate or route.escalate,
+                split={},
+            )
+        point -= arm.share
+    return route
 
 
 def check_asked(policy: Policy, *, asked: str, tenant: str) -> None:
@@ -35,18 +74,35 @@ def may_use(policy: Policy, *, tenant: str, name: str) -> bool:
 
 def candidates_for(policy: Policy, route: Route, *, tenant: str) -> tuple[str, ...]:
     """Models that the route offers and the tenant may use."""
+    return _models_of(policy, route.candidates, tenant)
+
+
+def fallbacks_for(policy: Policy, route: Route, *, tenant: str) -> tuple[str, ...]:
+    """Models that are asked when none of the candidates is up."""
+    return _models_of(policy, route.fallbacks, tenant) if route.fallbacks else ()
+
+
+def _models_of(policy: Policy, names: tuple[str, ...], tenant: str) -> tuple[str, ...]:
     return tuple(
         name
         for name, model in policy.models.items()
-        if (name in route.candidates or model.tier in route.candidates) and may_use(policy, tenant=tenant, name=name)
+        if (name in names or model.tier in names) and may_use(policy, tenant=tenant, name=name)
     )
 
 
-def _holds(match: Match, asked: str, tenant: str, has_tools: bool, prompt_tokens: int) -> bool:
+def _holds(match: Match, asked: str, tenant: str, has_tools: bool, prompt_tokens: int, headers: Mapping[str, str]) -> bool:
     return (
         (not match.model or asked in match.model)
         and (not match.tenant or tenant in match.tenant)
         and (match.tools is None or match.tools == has_tools)
         and (match.min_prompt_tokens is None or prompt_tokens >= match.min_prompt_tokens)
         and (match.max_prompt_tokens is None or prompt_tokens <= match.max_prompt_tokens)
+        and all(fnmatchcase(headers.get(name.lower(), "\0"), pattern) for name, pattern in match.headers.items())
+        and (not match.key or _sent_key_in(match.key, headers))
     )
+
+
+def _sent_key_in(keys: tuple[str, ...], headers: Mapping[str, str]) -> bool:
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    sent = (bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()).encode()
+    return any(hmac.compare_digest(sent, key.encode()) for key in keys)

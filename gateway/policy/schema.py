@@ -27,10 +27,15 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A checkpoint directory (relative to the policy file's folder) and the tier that it belongs to."""
+    """A checkpoint directory (relative to the policy file's folder) and the tier that it belongs to.
+
+    How it writes tool calls and reasoning is read from its chat template, unless `tool_calls` and `reasoning` say so.
+    """
 
     path: str
     tier: Name
+    tool_calls: Literal["auto", "hermes", "qwen_coder", "llama_json", "mistral"] = "auto"
+    reasoning: Literal["auto", "no", "opens", "inside"] = "auto"
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,29 +63,68 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weight: Positive = 1.0
     models: tuple[str, ...] = ()
     """Models and tiers it may ask for; none listed means all."""
+    operator: bool = False
+    """Its keys see every tenant's runs and dollars, the idle time and the policy on the dashboard; others see their own."""
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that is given must hold; what is not given holds always."""
+    """All that is given must hold; what is not given holds always. `key` lists API keys (write `${NAME}`); `headers` maps a
+    header to a pattern with `*` and `?`, and one that is not sent matches nothing."""
 
     model: tuple[str, ...] = ()
     tenant: tuple[Name, ...] = ()
+    key: tuple[str, ...] = ()
+    headers: dict[str, str] = {}
     tools: bool | None = None
     min_prompt_tokens: Annotated[int, Meta(ge=0)] | None = None
     max_prompt_tokens: Annotated[int, Meta(ge=0)] | None = None
 
 
+class Escalate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Hold back the first `tokens` tokens of a lower tier's answer, and begin anew on the best tier when one of them is less
+    likely than `threshold`; both by default as `headway router escalation` fitted them."""
+
+    tokens: Annotated[int, Meta(ge=1, le=256)] | None = None
+    threshold: Share | None = None
+
+
+class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of a route's runs that is treated differently: `share` of them, always the same ones."""
+
+    share: Share
+    candidates: tuple[Name, ...] = ()
+    quality_bar: Share | None = None
+    mistake_cost: NotNegative | None = None
+    escalate: Escalate | None = None
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one tenant, key or run may spend in `window_s` seconds, or ever where none is given."""
+
+    per: Literal["tenant", "key", "run"] = "tenant"
+    usd: NotNegative | None = None
+    tokens: Annotated[int, Meta(ge=0)] | None = None
+    turns: Annotated[int, Meta(ge=0)] | None = None
+    window_s: Positive | None = None
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`candidates` are tiers or models, any order. `quality_bar` is the least calibrated chance of an answer as good as
-    the top tier's; `lock_tool_loop` keeps the model inside a tool loop. `mistake_cost` is what a worse answer costs over the
-    bar, in typical requests (256 tokens in, 32 out) of the top tier: with it a doubtful answer has to save enough dollars."""
+    """`candidates` are tiers or models, any order; `fallbacks` are asked when none of them is up. `quality_bar` is the least
+    calibrated chance of an answer as good as the top tier's; `lock_tool_loop` keeps the model inside a tool loop.
+    `mistake_cost` is what a worse answer costs over the bar, in typical requests (256 tokens in, 32 out) of the top tier: with
+    it a doubtful answer has to save enough dollars. `split` names parts of the runs that are treated differently."""
 
     name: Name
     match: Match = Match()
     candidates: tuple[Name, ...]
+    fallbacks: tuple[Name, ...] = ()
     quality_bar: Share = 0.9
     mistake_cost: NotNegative = 0.0
+    escalate: Escalate | None = None
+    split: dict[Name, Arm] = {}
     slo: Name = "interactive"
+    on_overload: Literal["queue", "degrade", "shed"] = "queue"
+    budgets: tuple[Name, ...] = ()
     lock_tool_loop: bool = True
 
 
@@ -115,7 +159,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     workers: dict[Name, Worker]
     tenants: dict[Name, Tenant] = {}
     slo: dict[Name, Slo] = msgspec.field(default_factory=_slo_classes)
+    budgets: dict[Name, Budget] = {}
     routes: tuple[Route, ...]
     router: str | None = None
     """The quality artefact (relative to the policy file); none means: the top candidate tier always."""
     limits: Limits = Limits()
+    include: tuple[str, ...] = ()
+    """Files (relative to this one) whose names and routes are added; what is written here stands before them."""

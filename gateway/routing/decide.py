@@ -7,9 +7,17 @@ changes the choice, and more cached tokens never make a worker less attractive. 
     ttft_s   = wait_s + overhead_s + uncached * prefill_s_per_token
     finish_s = ttft_s + expected_output_tokens * tpot_s
     usd      = usd_per_s * (overhead_s + uncached * prefill_s_per_token + expected_output_tokens * decode_device_s_per_token)
-    switch   = expected_remaining_turns * usd_per_s * uncached * prefill_s_per_token      when w is not the warm worker
+    switch   = min(1, expected_remaining_turns) * what the warm worker v will have to catch up with, when w is not v,
+               and reading is no cheaper on w (from a dearer worker a run mostly leaves for good):
+               usd_per_s(v) * (prompt_tokens - cached_tokens(v) + expected_output_tokens) * prefill_s_per_token(v)
     risk     = mistake_cost * (1 - quality) * usd of a typical request on the best tier's cheapest worker
     score    = usd + switch + risk + miss_penalty_usd * P(missed)
+
+A tier that the route lets escalate begins anew on the best tier (worker t, its cheapest) with chance p:
+
+    quality  = 1 - (1 - quality) * (1 - catch)        p = quality * alarm + (1 - quality) * catch
+    usd      = (1 - p) * usd + p * (usd of the tokens held back + usd(t))
+    ttft_s   = ttft_s + held_s + p * ttft_s(t)        finish_s = (1 - p) * finish_s + p * (ttft_s + held_s + finish_s(t))
 
 The least score over the quality bar wins; when nothing is over it, the best quality. The bar alone treats a doubtful answer
 that saves much like one that saves little; `risk` is the price that tells them apart.
@@ -25,6 +33,7 @@ from gateway.errors import ContextTooLong, NoWorker, UnknownModel
 from gateway.routing.decision import (
     MAX_REJECTED,
     Decision,
+    Escalating,
     Option,
     Question,
     Reason,
@@ -56,6 +65,15 @@ class _Scored(NamedTuple):
     miss_probability: float
     prompt_tokens: int
     cached_tokens: int
+    escalation_chance: float = 0.0
+
+
+class _Warm(NamedTuple):
+    """Where the run was last; dollars of what it would have to read when the run comes back, and of one token."""
+
+    worker: str
+    missing_usd: float
+    token_usd: float
 
 
 def decide(question: Question, fleet: Sequence[WorkerView], *, decision_id: str, route: str = "") -> Decision:
@@ -66,17 +84,22 @@ def decide(question: Question, fleet: Sequence[WorkerView], *, decision_id: str,
     """
     open_: list[_Scored] = []
     closed: list[tuple[_Scored, RejectReason]] = []
-    mistake_usd = _mistake_usd(question, fleet)
+    typical_usd = _typical_usd(question, fleet)
+    mistake_usd = question.mistake_cost * typical_usd
+    warm = _warm(question, fleet)
     for view in fleet:
-        scored = _score(question, view, mistake_usd)
-        reason = _hard_filter(question, view, scored.prompt_tokens)
+        scored = _score(question, view, mistake_usd, warm)
+        reason = _hard_filter(question, view, scored.prompt_tokens, question.candidates)
         if reason is None:
             open_.append(scored)
         else:
             closed.append((scored, reason))
+    fallback = not open_ and _open_fallbacks(question, open_, closed)
     if not open_:
         raise _nobody(question, closed)
     num_open = len(open_)
+    if question.escalations and question.asked == AUTO and question.locked_model is None:
+        open_ = _escalating(question, open_, mistake_usd)
     contenders = _locked(question, open_, closed)
     locked = contenders is not open_
     # What was asked for or begun needs no quality, and without estimates there is nothing to hold against the bar.
@@ -85,12 +108,14 @@ def decide(question: Question, fleet: Sequence[WorkerView], *, decision_id: str,
     chosen, reason_chosen = _choose(bar, contenders, closed)
     return Decision(
         id=decision_id,
-        reason=_reason(question, reason_chosen, num_open=num_open, locked=locked),
+        reason=_reason(question, "fallback" if fallback else reason_chosen, num_open=num_open, locked=locked),
         chosen=_option(chosen, question),
         rejected=_best_rejected(question, closed),
         rejected_by_reason=dict(Counter(reason for _, reason in closed)),
         route=route,
         quality_bar=question.quality_bar,
+        typical_usd=typical_usd,
+        has_tools=question.has_tools,
     )
 
 
@@ -103,7 +128,7 @@ def miss_probability(predicted_s: float, promised_s: float | None) -> float:
     return 1.0 / (1.0 + math.pow(min(promised_s / predicted_s, 1e6), _MISS_STEEPNESS))
 
 
-def _score(question: Question, view: WorkerView, mistake_usd: float) -> _Scored:
+def _score(question: Question, view: WorkerView, mistake_usd: float, warm: _Warm | None) -> _Scored:
     prompt = question.prompt_tokens.get(view.worker, 0)
     cached = min(question.cached_tokens.get(view.worker, 0), max(0, prompt - 1))
     prefill_s = (prompt - cached) * view.prefill_s_per_token
@@ -111,11 +136,9 @@ def _score(question: Question, view: WorkerView, mistake_usd: float) -> _Scored:
     ttft_s = view.wait_s + view.overhead_s + prefill_s
     finish_s = ttft_s + output * view.tpot_s
     usd = view.usd_per_s * (view.overhead_s + prefill_s + output * view.decode_device_s_per_token)
-    leaves = question.warm_worker is not None and question.warm_worker != view.worker
-    switch = question.expected_remaining_turns * view.usd_per_s * prefill_s if leaves else 0.0
-    on_time = 1.0 - miss_probability(ttft_s, question.ttft_slo_s)
-    on_time *= 1.0 - miss_probability(finish_s, question.deadline_s)
-    missed = 1.0 - on_time
+    leaves = warm is not None and warm.worker != view.worker and view.usd_per_s * view.prefill_s_per_token >= warm.token_usd
+    switch = warm.missing_usd if warm is not None and leaves else 0.0
+    missed = _missed(question, ttft_s, finish_s)
     doubt = 1.0 - question.quality.get(view.tier, 0.0)
     risk = mistake_usd * doubt
     return _Scored(
@@ -134,13 +157,67 @@ def _score(question: Question, view: WorkerView, mistake_usd: float) -> _Scored:
     )
 
 
-def _mistake_usd(question: Question, fleet: Sequence[WorkerView]) -> float:
-    """Dollars of a worse answer; zero when the caller or the loop has chosen the model, or when nothing is estimated."""
+def _warm(question: Question, fleet: Sequence[WorkerView]) -> _Warm | None:
+    """None when the run is warm nowhere, or that worker is gone."""
+    view = next((view for view in fleet if view.worker == question.warm_worker and view.healthy), None)
+    if view is None or view.worker not in question.prompt_tokens:
+        return None
+    cached = question.cached_tokens.get(view.worker, 0)
+    missing = question.prompt_tokens[view.worker] - cached + min(question.expected_output_tokens, question.max_output_tokens)
+    token_usd = view.usd_per_s * view.prefill_s_per_token
+    return _Warm(view.worker, min(1.0, question.expected_remaining_turns) * max(0.0, missing) * token_usd, token_usd)
+
+
+def _missed(question: Question, ttft_s: float, finish_s: float) -> float:
+    on_time = 1.0 - miss_probability(ttft_s, question.ttft_slo_s)
+    return 1.0 - on_time * (1.0 - miss_probability(finish_s, question.deadline_s))
+
+
+def _escalating(question: Question, open_: list[_Scored], mistake_usd: float) -> list[_Scored]:
+    """With what beginning anew adds to those that may, and what it takes from their doubt."""
+    least = min(scored.doubt for scored in open_)
+    anew = min((scored for scored in open_ if scored.doubt == least), key=lambda scored: (scored.usd, scored.worker))
+    return [
+        _with_escalation(question, scored, question.escalations[scored.view.tier], anew, mistake_usd)
+        if scored.doubt > least and scored.view.tier in question.escalations
+        else scored
+        for scored in open_
+    ]
+
+
+def _with_escalation(question: Question, scored: _Scored, escalating: Escalating, anew: _Scored, mistake_usd: float) -> _Scored:
+    view = scored.view
+    output = min(question.expected_output_tokens, question.max_output_tokens)
+    held = min(float(escalating.tokens), output)
+    chance = escalating.chance(1.0 - scored.doubt)
+    doubt = 1.0 - escalating.quality_after(1.0 - scored.doubt)
+    held_usd = scored.usd - view.usd_per_s * (output - held) * view.decode_device_s_per_token
+    usd = (1.0 - chance) * scored.usd + chance * (held_usd + anew.usd)
+    held_s = held * view.tpot_s
+    finish_s = (1.0 - chance) * scored.finish_s + chance * (scored.ttft_s + held_s + anew.finish_s)
+    ttft_s = scored.ttft_s + held_s + chance * anew.ttft_s
+    missed = _missed(question, ttft_s, finish_s)
+    risk = mistake_usd * doubt
+    return scored._replace(
+        score_usd=usd + scored.switch_usd + risk + question.miss_penalty_usd * missed,
+        finish_s=finish_s,
+        ttft_s=ttft_s,
+        doubt=doubt,
+        usd=usd,
+        risk_usd=risk,
+        miss_probability=missed,
+        escalation_chance=chance,
+    )
+
+
+def _typical_usd(question: Question, fleet: Sequence[WorkerView]) -> float:
+    """Dollars of a typical request on the best tier's cheapest worker, in which a worse answer is priced; zero when the
+    caller or the loop has chosen the model, or when nothing is estimated."""
     known = [view for view in fleet if view.tier in question.quality]
-    if not question.mistake_cost or question.asked != AUTO or not known:
+    if question.asked != AUTO or not known:
         return 0.0
     best = max(question.quality[view.tier] for view in known)
-    return question.mistake_cost * min(
+    return min(
         view.usd_per_s
         * (view.overhead_s + _TYPICAL_PROMPT * view.prefill_s_per_token + _TYPICAL_OUTPUT * view.decode_device_s_per_token)
         for view in known
@@ -148,8 +225,18 @@ def _mistake_usd(question: Question, fleet: Sequence[WorkerView]) -> float:
     )
 
 
-def _hard_filter(question: Question, view: WorkerView, prompt_tokens: int) -> RejectReason | None:
-    offered = view.model in question.candidates or view.tier in question.candidates
+def _open_fallbacks(question: Question, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> bool:
+    """Moves to `open_` what the route falls back on, when its candidates are all down; whether there was any."""
+    if question.fallbacks and any(reason == "not_healthy" for _, reason in closed):
+        for pair in [pair for pair in closed if pair[1] == "not_allowed"]:
+            if _hard_filter(question, pair[0].view, pair[0].prompt_tokens, question.fallbacks) is None:
+                closed.remove(pair)
+                open_.append(pair[0])
+    return bool(open_)
+
+
+def _hard_filter(question: Question, view: WorkerView, prompt_tokens: int, candidates: tuple[str, ...]) -> RejectReason | None:
+    offered = view.model in candidates or view.tier in candidates
     if not offered or question.asked not in (AUTO, view.model, view.tier):
         return "not_allowed"
     if prompt_tokens >= view.max_context:  # at least one token must fit behind the prompt
@@ -202,6 +289,8 @@ def _preference(scored: _Scored) -> tuple[float, float, float, float, str]:
 def _reason(question: Question, chosen: Reason, *, num_open: int, locked: bool) -> Reason:
     if question.excluded_workers:
         return "failover"
+    if chosen == "fallback":
+        return chosen
     if question.asked != AUTO:
         return "asked_by_name"
     if locked:
@@ -214,7 +303,8 @@ def _option(scored: _Scored, question: Question) -> Option:
         worker=scored.worker,
         model=scored.view.model,
         tier=scored.view.tier,
-        quality=question.quality.get(scored.view.tier, 0.0),
+        quality=1.0 - scored.doubt,
+        escalation_chance=scored.escalation_chance,
         prompt_tokens=scored.prompt_tokens,
         cached_tokens=scored.cached_tokens,
         ttft_s=scored.ttft_s,

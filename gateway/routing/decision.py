@@ -10,6 +10,8 @@ Reason = Literal[
     "cheapest_good_enough",  # least expected dollars among those over the bar
     "best_quality",  # none was over the bar: the best of them
     "locked_tool_loop",  # the run is inside a tool loop on this model
+    "escalated",  # the small answer's own confidence was too low
+    "fallback",  # none of the candidates is up
     "failover",  # the chosen worker was lost before it began
 ]
 
@@ -71,6 +73,29 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     warm_worker: str | None = None
     expected_remaining_turns: float = 0.0
     excluded_workers: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()
+    """Models that are candidates while none of the candidates is up."""
+    has_tools: bool = False
+    escalations: dict[str, "Escalating"] = {}
+    """By tier, where the route lets a doubtful answer begin anew."""
+
+
+class Escalating(msgspec.Struct, frozen=True, kw_only=True):
+    """The first `tokens` tokens of a tier's answer are held back, and it begins anew on the best tier when one of them is less
+    likely than `threshold`. `catch` and `alarm` are the shares of worse and of good answers for which that happens."""
+
+    tokens: int
+    threshold: float
+    catch: float
+    alarm: float
+
+    def chance(self, quality: float) -> float:
+        """That a request escalates whose answer would be good with chance `quality`."""
+        return quality * self.alarm + (1.0 - quality) * self.catch
+
+    def quality_after(self, quality: float) -> float:
+        """Of the answer that the caller gets in the end."""
+        return 1.0 - (1.0 - quality) * (1.0 - self.catch)
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +112,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     risk_usd: float = 0.0
     miss_probability: float
     score_usd: float
+    escalation_chance: float = 0.0
+    """Of beginning anew on the best tier: `quality`, `usd` and the times hold what that adds."""
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,3 +131,6 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     rejected_by_reason: dict[str, int] = {}
     route: str = ""
     quality_bar: float = 0.0
+    typical_usd: float = 0.0
+    """Of the request that a mistake is priced in."""
+    has_tools: bool = False

@@ -1,104 +1,119 @@
-"""What a conversation looks like, as hashed yes/no features: what is asked (n-grams of the last user message), how large it is
-(fine buckets of counts), both together, and where the conversation stands.
+"""What a conversation looks like to the quality model: hashed yes/no features of structure, hashed n-grams of what is asked,
+and a few plain numbers.
 
-System text is left out: it says who speaks, not how hard the question is. Cost is bounded: n-grams come from the head and the
-tail of a long text, and only counting sees all of it.
+System text is left out: it says who speaks, not how hard the question is. Cost is bounded whatever the length: n-grams come
+from the two ends of a text, counts from its two larger ends, and only its length is of all of it.
 """
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 from zlib import crc32
 
 from gateway.request import Message, Tool
+from gateway.routing.shape import shape_names, shape_scalars
 
-VERSION = 1
-DEFAULT_BITS = 15
-_HEAD_WORDS, _TAIL_WORDS = 64, 64
-_HEAD_CHARS, _TAIL_CHARS = 900, 900
-"""Longer texts are cut to these two ends before anything but counting."""
+VERSION = 2
+DEFAULT_BITS = 14
+NUM_SCALARS = 28
+_END_WORDS = 64
+_END_CHARS = 900
+_COUNTED_CHARS = 12_000
+"""Of each end of a longer text: read for n-grams, and for counts."""
 
-_WORD = re.compile(r"\d+|[^\W\d_]+|[^\w\s]")
-_NUMBER = re.compile(r"\d+")
-_SENTENCE_END = re.compile(r"[.?!:]\s+|\n+")
-_COUNTED = ",.;:=?|\n\"'(){}+-*/%"
-
-
-def features(messages: Sequence[Message], tools: Sequence[Tool], *, bits: int = DEFAULT_BITS) -> list[int]:
-    """Distinct indices below 2**bits, sorted. N-grams have the upper half to themselves: a model trusts them less."""
-    half = 1 << (bits - 1)
-    structure, ngrams = feature_names(messages, tools)
-    found = {crc32(name.encode()) % half for name in structure}
-    found.update(half + crc32(name.encode()) % half for name in ngrams)
-    return sorted(found)
+_WORD = re.compile(rb"0+|[a-z\x80-\xff]+|[^\sa-z0-9\x80-\xff]")
+_NUMBER = re.compile(rb"\d+")
+_SENTENCE_END = re.compile(rb"[.?!:]\s+|\n+")
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_SIGNS = tuple(bytes([sign]) for sign in b",.;:=?|\n\"'(){}+-*/%")
+_UPPER = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MATHS = b"+-*/=%^<>\\"
+_CODE = b"{}()[];_`#"
+_NOT_ASCII = bytes(range(128, 256))
 
 
-def feature_names(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[str], list[str]]:
-    """(structure, n-grams) before hashing, with repeats."""
+class Features(NamedTuple):
+    """`structure` and `ngrams` are distinct indices below 2**bits; an n-gram weighs 1 / sqrt(their number). `scalars` are
+    numbers of order one, always as many."""
+
+    structure: list[int]
+    ngrams: list[int]
+    scalars: list[float]
+
+
+def features(messages: Sequence[Message], tools: Sequence[Tool], *, bits: int = DEFAULT_BITS) -> Features:
     text = next((message.content for message in reversed(messages) if message.role == "user"), "")
-    ends = _two_ends(text)
-    tokens = _tokens(ends)
-    shape = _shape(messages, tools)
-    total = sum(len(message.content) for message in messages if message.role != "system")
-    sizes = [*_sizes(text, ends, tokens), f"chars={_log_bucket(total)}"]
-    marks = _marks(text, ends, tokens)
-    structure = ["bias", *shape, *sizes, *marks]
-    structure += [f"{mark}&{size}" for mark in marks for size in sizes]
-    structure += [f"{marks[0]}&{part}" for part in shape]
-    return structure, [*tokens, *(f"{a} {b}" for a, b in pairwise(tokens))]
+    counted = _ends(text, _COUNTED_CHARS).encode(errors="replace")
+    ends = _ends(text, _END_CHARS).encode(errors="replace")
+    lowered = ends.lower().translate(_DIGITS_TO_ZERO)
+    tokens = _WORD.findall(lowered)
+    if len(tokens) > 2 * _END_WORDS:
+        tokens = tokens[:_END_WORDS] + tokens[-_END_WORDS:]
+    numbers = _NUMBER.findall(ends)
+    pairs = list(pairwise(tokens))
+    mask = (1 << bits) - 1
+    hashes = list(map(crc32, tokens))
+    ngrams = set(hashes)
+    ngrams.update(map(crc32, tokens[1:], hashes))
+    total = sum([len(message.content) for message in messages if message.role != "system"])
+    shape = shape_names(messages, tools)
+    sizes = _sizes(counted, tokens, pairs, numbers)
+    sizes.append(b"chars=%d" % round(2 * math.log2(total + 1)))
+    marks = list(map(crc32, _marks(counted, ends, lowered, tokens)))
+    structure = [*map(crc32, shape), *map(crc32, sizes), *marks]
+    structure += [crc32(size, mark) for mark in marks for size in sizes]
+    structure += [crc32(part, marks[0]) for part in shape]
+    return Features(
+        list({value & mask for value in structure}),
+        list({value & mask for value in ngrams}),
+        [*_scalars(text, counted, tokens, pairs, numbers), *shape_scalars(messages, tools, total)],
+    )
 
 
-def _two_ends(text: str) -> str:
-    return text if len(text) <= _HEAD_CHARS + _TAIL_CHARS else f"{text[:_HEAD_CHARS]} \n {text[-_TAIL_CHARS:]}"
+def _ends(text: str, chars: int) -> str:
+    return text if len(text) <= 2 * chars else f"{text[:chars]} \n {text[-chars:]}"
 
 
-def _tokens(text: str) -> list[str]:
-    """Words in lower case and single signs, of the two ends when they are many; digits keep only their number."""
-    found: list[str] = _WORD.findall(text.lower())
-    if len(found) > _HEAD_WORDS + _TAIL_WORDS:
-        found = found[:_HEAD_WORDS] + found[-_TAIL_WORDS:]
-    return ["0" * len(word) if word.isdigit() else word for word in found]
-
-
-def _marks(text: str, ends: str, tokens: Sequence[str]) -> list[str]:
+def _marks(counted: bytes, ends: bytes, lowered: bytes, tokens: Sequence[bytes]) -> list[bytes]:
     """What tells one kind of request from another: how it opens, how its last sentence opens, what precedes its last
     colon, which signs it has, and how it ends."""
-    marks = ["open " + " ".join(tokens[:2])]
-    last = next((part for part in reversed(_SENTENCE_END.split(ends)) if part.strip()), "")
-    marks.append("ask " + " ".join(_tokens(last[:40])[:2]))
-    if (colon := ends.rfind(": ")) >= 0:
-        marks.append("colon " + " ".join(_tokens(ends[max(0, colon - 40) : colon])[-2:]))
-    marks.append("signs " + "".join(sign for sign in _COUNTED if sign in text))
-    marks.append("close " + " ".join(tokens[-2:]))
-    return marks
+    last = next((part for part in reversed(_SENTENCE_END.split(lowered)) if part.strip()), b"")
+    colon = lowered.rfind(b": ")
+    return [
+        b"open " + b" ".join(tokens[:2]),
+        b"ask " + b" ".join(_WORD.findall(last[:40])[:2]),
+        b"colon " + b" ".join(_WORD.findall(lowered[max(0, colon - 40) : colon])[-2:]) if colon >= 0 else b"",
+        b"signs " + b"".join([sign for sign in _SIGNS if sign in counted]),
+        b"close " + b" ".join(tokens[-2:]),
+    ]
 
 
-def _sizes(text: str, ends: str, tokens: Sequence[str]) -> Iterator[str]:
-    yield f"words={_count_bucket(text.count(' ') + text.count(chr(10)) + 1)}"
-    for sign in ",.=\n":
-        if number := text.count(sign):
-            yield f"n{sign!r}={_count_bucket(number)}"
-    numbers = _NUMBER.findall(ends)
-    yield f"numbers={_count_bucket(len(numbers))}"
+def _sizes(
+    counted: bytes, tokens: Sequence[bytes], pairs: Sequence[tuple[bytes, bytes]], numbers: Sequence[bytes]
+) -> list[bytes]:
+    """Counts in fine buckets."""
+    sizes = [b"words=%d" % bucket(counted.count(b" ") + counted.count(b"\n") + 1)]
+    sizes += [b"n%b=%d" % (sign, bucket(number)) for sign in (b",", b".", b"=", b"\n") if (number := counted.count(sign))]
+    sizes.append(b"numbers=%d" % bucket(len(numbers)))
     if numbers:
-        yield f"digits={max(map(len, numbers))}"
+        sizes.append(b"digits=%d" % max(map(len, numbers)))
         if len(numbers) <= 4:
-            yield "lengths=" + ",".join(str(min(len(number), 9)) for number in numbers)
-            yield from _carries(numbers)
+            sizes.append(b"lengths=" + b",".join([b"%d" % min(len(number), 9) for number in numbers]))
+            if len(numbers) > 1:
+                sizes.append(b"columns=%d/%d" % _columns(numbers[-2], numbers[-1]))
     distinct = len(set(tokens))
-    pairs = list(pairwise(tokens))
-    yield f"distinct={_count_bucket(distinct)}"
-    yield f"repeated={_count_bucket(len(tokens) - distinct)}"
-    yield f"phrases={_count_bucket(len(pairs) - len(set(pairs)))}"
+    sizes.append(b"distinct=%d" % bucket(distinct))
+    sizes.append(b"repeated=%d" % bucket(len(tokens) - distinct))
+    sizes.append(b"phrases=%d" % bucket(len(pairs) - len(set(pairs))))
+    return sizes
 
 
-def _carries(numbers: Sequence[str]) -> Iterator[str]:
-    """How many columns carry when the last two numbers are added, and borrow when the smaller is taken from the larger."""
-    if len(numbers) < 2:
-        return
-    a, b = int(numbers[-2][-12:]), int(numbers[-1][-12:])
-    large, small = max(a, b), min(a, b)
+def _columns(a: bytes, b: bytes) -> tuple[int, int]:
+    """How many columns carry when two numbers are added, and borrow when the smaller is taken from the larger."""
+    first, second = int(a[-12:]), int(b[-12:])
+    large, small = max(first, second), min(first, second)
     carries = borrows = carry = borrow = 0
     while large or small:
         large, x = divmod(large, 10)
@@ -107,38 +122,45 @@ def _carries(numbers: Sequence[str]) -> Iterator[str]:
         borrow = x - y - borrow < 0
         carries += carry
         borrows += borrow
-    yield f"carries={carries}"
-    yield f"borrows={borrows}"
+    return carries, borrows
 
 
-def _shape(messages: Sequence[Message], tools: Sequence[Tool]) -> list[str]:
-    """Where the conversation stands: turns, the tool loop, the tools on offer."""
-    roles = [message.role for message in messages]
-    last_user = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
-    results = f"results={_count_bucket(roles[last_user + 1 :].count('tool'))}"
-    offered = f"tools={_count_bucket(len(tools))}"
-    properties = sum(map(_num_properties, tools))
+def _scalars(
+    text: str, counted: bytes, tokens: Sequence[bytes], pairs: Sequence[tuple[bytes, bytes]], numbers: Sequence[bytes]
+) -> list[float]:
+    """Of the text that is asked: how long, how dense in numbers, signs, names and code, how repetitive."""
+    size = len(counted) + 1
+    num_tokens = len(tokens) + 1
+    log = math.log1p
     return [
-        f"last={roles[-1] if roles else 'none'}",
-        f"turns={_count_bucket(roles.count('user'))}",
-        results,
-        offered,
-        f"{offered}&{results}",
-        f"properties={_count_bucket(properties)}",
+        log(len(text)) / 4,
+        log(counted.count(b" ")) / 4,
+        log(counted.count(b". ") + counted.count(b"? ") + counted.count(b"\n")) / 2,
+        log(counted.count(b"\n")) / 2,
+        log(counted.count(b",")) / 2,
+        log(counted.count(b"?")),
+        log(counted.count(b"$")),
+        log(counted.count(b"%")),
+        log(len(numbers)) / 2,
+        sum(map(len, numbers)) / num_tokens,
+        max(map(len, numbers), default=0) / 4,
+        log(len(set(numbers))) / 2,
+        log(_without(counted, _MATHS)) / 2,
+        log(_without(counted, _CODE)) / 2,
+        10 * _without(counted, _UPPER) / size,
+        10 * _without(counted, _NOT_ASCII) / size,
+        len(set(tokens)) / num_tokens,
+        len(set(pairs)) / num_tokens,
+        size / (5 * num_tokens) if len(text) <= 2 * _END_CHARS else 1.0,
+        max(map(len, tokens), default=0) / 10,
     ]
 
 
-def _num_properties(tool: Tool) -> int:
-    """None where the schema is no schema: what a client sends there is up to the model's template."""
-    properties = (tool.parameters or {}).get("properties")
-    return len(properties) if isinstance(properties, dict) else 0
+def _without(text: bytes, signs: bytes) -> int:
+    """How many of the signs there are."""
+    return len(text) - len(text.translate(None, signs))
 
 
-def _count_bucket(number: int) -> str:
+def bucket(number: int) -> int:
     """Exact up to 12, then six buckets an octave."""
-    return str(number) if number <= 12 else f"~{round(6 * math.log2(number))}"
-
-
-def _log_bucket(number: int) -> str:
-    """Two buckets an octave."""
-    return f"~{round(2 * math.log2(number + 1))}"
+    return number if number <= 12 else 100 + round(6 * math.log2(number))

@@ -1,10 +1,12 @@
 """How likely each tier answers as well as the top one: a logistic model on hashed features, calibrated, read from an artefact.
 
-The artefact is JSON: weights in eight bits with one scale a tier, isotonic points, and how, on what and how well it was made.
+The artefact is JSON: weights in eight bits, isotonic points, what is known of escalating, and how, on what and how well it was
+made.
 """
 
 import base64
 import bisect
+import math
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ import msgspec
 from gateway.request import Message, Tool
 from gateway.routing import features as _features
 
-ARTEFACT_VERSION = 1
+ARTEFACT_VERSION = 2
 
 
 class ArtefactError(ValueError):
@@ -41,15 +43,49 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     ece: float
 
 
-class TierModel(msgspec.Struct, frozen=True, kw_only=True):
-    """`weights` are signed bytes in base64, times `scale`. `points` are (logit, probability), both rising."""
+class Hashed(msgspec.Struct, frozen=True, kw_only=True):
+    """`weights` are signed bytes in base64, times `scale`; one for each hashed index."""
 
     scale: float
     weights: str
-    l2: float = 0.0
+
+
+class Scalar(msgspec.Struct, frozen=True, array_like=True):
+    """The weight of one plain number, and the range it had in training: what lies outside is taken to be at its edge."""
+
+    weight: float
+    low: float
+    high: float
+
+
+class Escalation(msgspec.Struct, frozen=True, kw_only=True):
+    """When the first `tokens` tokens hold one less likely than `threshold`, the answer is begun anew on a better tier.
+
+    `catch` is the share of worse answers that this finds, `alarm` the share of good ones that it takes for worse, both on
+    `rows` outcomes; `kept` is the accuracy then, as a share of the top tier's, and `share` how many escalate.
+    """
+
+    tokens: int
+    threshold: float
+    catch: float
+    alarm: float
+    kept: float
+    share: float
+    rows: int
+
+
+class TierModel(msgspec.Struct, frozen=True, kw_only=True):
+    """`points` are (logit, probability), both rising; `penalties` are those of structure, n-grams and plain numbers."""
+
+    bias: float
+    structure: Hashed
+    ngrams: Hashed
+    scalars: tuple[Scalar, ...]
+    penalties: tuple[float, float, float] = (0.0, 0.0, 0.0)
     points: tuple[tuple[float, float], ...]
     reliability: tuple[Reliability, ...] = ()
     metrics: Metrics | None = None
+    escalation: Escalation | None = None
 
 
 class FeatureSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,17 +107,33 @@ class Artefact(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Tier:
     def __init__(self, model: TierModel, size: int) -> None:
-        raw = array("b", base64.b64decode(model.weights, validate=True))
-        if len(raw) != size:
-            raise ValueError(f"{len(raw)} weights instead of {size}")
         if not model.points:
             raise ValueError("no calibration points")
-        self.weights = [weight * model.scale for weight in raw]
+        if len(model.scalars) != _features.NUM_SCALARS:
+            raise ValueError(f"{len(model.scalars)} weights of plain numbers instead of {_features.NUM_SCALARS}")
+        self.bias = model.bias
+        self.structure, self.ngrams = _unpacked(model.structure, size), _unpacked(model.ngrams, size)
+        self.scalars = [(scalar.weight, scalar.low, scalar.high) for scalar in model.scalars]
         self.logits = [logit for logit, _ in model.points]
         self.chances = [chance for _, chance in model.points]
 
-    def estimate(self, indices: Sequence[int]) -> float:
-        return interpolated(sum(map(self.weights.__getitem__, indices)), self.logits, self.chances)
+    def logit(self, found: _features.Features) -> float:
+        logit = self.bias + sum(map(self.structure.__getitem__, found.structure))
+        if found.ngrams:
+            logit += sum(map(self.ngrams.__getitem__, found.ngrams)) / math.sqrt(len(found.ngrams))
+        for (weight, low, high), value in zip(self.scalars, found.scalars, strict=True):
+            logit += weight * (low if value < low else high if value > high else value)
+        return logit
+
+    def estimate(self, found: _features.Features) -> float:
+        return interpolated(self.logit(found), self.logits, self.chances)
+
+
+def _unpacked(hashed: Hashed, size: int) -> list[float]:
+    raw = array("b", base64.b64decode(hashed.weights, validate=True))
+    if len(raw) != size:
+        raise ValueError(f"{len(raw)} weights instead of {size}")
+    return [weight * hashed.scale for weight in raw]
 
 
 class QualityModel:
@@ -109,14 +161,22 @@ class QualityModel:
         except (OSError, msgspec.DecodeError, ArtefactError) as error:
             raise ArtefactError(f"{path}: {error}") from error
 
-    def features(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+    def features(self, messages: Sequence[Message], tools: Sequence[Tool]) -> _features.Features:
         return _features.features(messages, tools, bits=self._bits)
 
-    def estimate(self, indices: Sequence[int]) -> dict[str, float]:
+    def estimate(self, found: _features.Features) -> dict[str, float]:
         """By tier, the chance that its answer is as good as the top tier's, for what `features` gave."""
-        found = {name: tier.estimate(indices) for name, tier in self._tiers.items()}
-        found[self.artefact.top] = 1.0
-        return found
+        chances = {name: tier.estimate(found) for name, tier in self._tiers.items()}
+        chances[self.artefact.top] = 1.0
+        return chances
+
+    def logits(self, found: _features.Features) -> dict[str, float]:
+        """By tier but the top one, before calibration: a finer order than `estimate` gives."""
+        return {name: tier.logit(found) for name, tier in self._tiers.items()}
+
+    def escalations(self) -> dict[str, Escalation]:
+        """By tier, for those that it was fitted for."""
+        return {name: tier.escalation for name, tier in self.artefact.tiers.items() if tier.escalation is not None}
 
     def judge(self, messages: Sequence[Message], tools: Sequence[Tool]) -> dict[str, float]:
         """`estimate` of `features`."""

@@ -1,10 +1,14 @@
 """A request, its route and its run, put as the question that `decide` answers."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
-from gateway.policy.routes import candidates_for
+from gateway.policy.routes import candidates_for, fallbacks_for
 from gateway.policy.schema import Policy, Route
-from gateway.routing.decision import Question
+from gateway.routing.decision import Escalating, Question
+from gateway.routing.quality import Escalation
+
+_NONE: Mapping[str, Escalation] = MappingProxyType({})
 
 
 def question_for(
@@ -22,6 +26,8 @@ def question_for(
     warm_worker: str | None = None,
     expected_remaining_turns: float = 0.0,
     excluded_workers: tuple[str, ...] = (),
+    has_tools: bool = False,
+    escalations: Mapping[str, Escalation] = _NONE,
 ) -> Question:
     """Token counts are by worker, quality by tier. `locked_model` is the model of the tool loop that the chain is in;
     the route may say that it does not bind."""
@@ -43,4 +49,23 @@ def question_for(
         warm_worker=warm_worker,
         expected_remaining_turns=expected_remaining_turns,
         excluded_workers=excluded_workers,
+        fallbacks=fallbacks_for(policy, route, tenant=tenant),
+        has_tools=has_tools,
+        escalations=_escalations(route, escalations),
     )
+
+
+def _escalations(route: Route, fitted: Mapping[str, Escalation]) -> dict[str, Escalating]:
+    """What was fitted, as far as the route wants it; what the route says itself stands before it."""
+    wanted = route.escalate
+    if wanted is None:
+        return {}
+    return {
+        tier: Escalating(
+            tokens=wanted.tokens or one.tokens,
+            threshold=one.threshold if wanted.threshold is None else wanted.threshold,
+            catch=one.catch,
+            alarm=one.alarm,
+        )
+        for tier, one in fitted.items()
+    }

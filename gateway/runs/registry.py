@@ -1,16 +1,18 @@
 """What is known of every live run and its chains: lock, warm worker, turns, cost. Bounded; the longest idle goes first.
 
-A chain is found again without any header by the ids we minted and by the history up to an answer that we returned. When two
-live chains could be meant, neither is: a wrong merge is worse than a split.
+A chain is found again without any header by the ids we minted, by the history up to an answer that we returned, and by text
+that begins with all it last sent. When two live chains could be meant, neither is: a wrong merge is worse than a split.
 """
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from gateway.request import Message
 from gateway.runs.identity import Identity, chain_handle, new_run, public_id, read_call_id
+from gateway.runs.text_blocks import TextBlocks
 
 _MAX_CHAINS_PER_RUN = 256
 _MAX_DIGESTS_PER_CHAIN = 64
@@ -70,6 +72,7 @@ class Runs:
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._by_handle: dict[bytes, Chain] = {}
         self._by_digest: dict[bytes, list[Chain]] = {}
+        self._texts = TextBlocks(max_runs)
         self._reached = [0] * _MAX_TURNS_COUNTED
         self._made_room: list[Run] = []
 
@@ -83,6 +86,10 @@ class Runs:
         """Most recently seen last."""
         return tuple(self._runs.values())
 
+    def recent(self, tenant: str, count: int) -> list[Run]:
+        """This tenant's, the one seen last first."""
+        return list(islice((run for run in reversed(self._runs.values()) if run.tenant == tenant), count))
+
     def infer(self, messages: Sequence[Message], *, tenant: str, secret: bytes, random_id: str) -> Identity:
         """The chain that a history continues: by minted ids, then by the answers we returned; else a new run."""
         for message in reversed(messages):
@@ -93,7 +100,19 @@ class Runs:
                     return Identity(chain.run, chain.name, chain.parent, "call_id", final=False)
         if (chain := self._continued(messages, tenant)) is not None:
             return Identity(chain.run, chain.name, chain.parent, "history", final=False)
+        if (chain := self._continued_text(messages, tenant)) is not None:
+            return Identity(chain.run, chain.name, chain.parent, "text", final=False)
         return new_run(tenant, random_id)
+
+    def _continued_text(self, messages: Sequence[Message], tenant: str) -> Chain | None:
+        if not any(message.role == "assistant" for message in messages):
+            return None
+        name = self._texts.find(rendered(messages), tenant=tenant)
+        return self._by_handle.get(chain_handle(name)) if name else None
+
+    def sent(self, chain: Chain, messages: Sequence[Message], *, tenant: str) -> None:
+        """Remembers the text of a turn whose chain no id named."""
+        self._texts.claim(chain.name, rendered(messages), tenant=tenant)
 
     def _continued(self, messages: Sequence[Message], tenant: str) -> Chain | None:
         if not self._by_digest or not any(message.role == "assistant" for message in messages):
@@ -242,6 +261,7 @@ class Runs:
         self._unlist(run.chains.pop(name))
 
     def _unlist(self, chain: Chain) -> None:
+        self._texts.forget(chain.name)
         for digest in list(chain.digests):
             self._disown(chain, digest)
         if self._by_handle.get(handle := chain_handle(chain.name)) is chain:
@@ -266,6 +286,15 @@ class Runs:
 def in_tool_loop(messages: Sequence[Message]) -> bool:
     """Whether the request carries tool results back, rather than a new turn of the user."""
     return bool(messages) and messages[-1].role == "tool"
+
+
+def rendered(messages: Sequence[Message]) -> str:
+    """The text of a history, the same whatever model it is for; ids of calls do not count."""
+    lines = []
+    for message in messages:
+        lines.append(f"\0{message.role}\0{message.content}")
+        lines += [f"\0{call.name}\0{call.arguments}" for call in message.tool_calls]
+    return "".join(lines)
 
 
 def history_digests(messages: Sequence[Message], tenant: str) -> list[bytes]:

@@ -1,13 +1,21 @@
 """Requests that wait for a worker, and which goes next. Pure and bounded; the order is made when one is taken, not before.
 
+overdue   a cold one that has waited too long, the first come first, while a bounded share of all prefill work lasts
 band      interactive > agent turn > new run > batch
 in a band the tenant with the least uncached work per weight, then runs by (not resident, attained service, arrival)
 """
 
-from collections.abc import Callable, Mapping
+import heapq
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 
 import msgspec
+
+COLD_AFTER_S = 600.0
+"""A cold request that has waited so long may go first, see docs/runs.md; aging of every request collapses throughput."""
+COLD_SHARE = 0.25
+_COLD_SAVED_S = 60.0
+"""The cold budget saves up at most what it earns in this time; one request may overdraw it."""
 
 
 class Band(IntEnum):
@@ -34,10 +42,19 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunQueue:
-    """At most `max_waiting` requests; `weights` of tenants default to one."""
+    """At most `max_waiting` requests; `weights` of tenants default to one. `cold_share` is of the prefill rate."""
 
-    def __init__(self, max_waiting: int, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        max_waiting: int,
+        weights: Mapping[str, float] | None = None,
+        *,
+        cold_after_s: float = COLD_AFTER_S,
+        cold_share: float = COLD_SHARE,
+    ) -> None:
         self._max_waiting = max_waiting
+        self._cold_after_s, self._cold_share = cold_after_s, cold_share
+        self._cold_budget, self._cold_at = 0.0, 0.0
         self._weights = weights or {}
         self._waiting: dict[int, Waiting] = {}
         self._work: dict[str, float] = {}
@@ -46,6 +63,10 @@ class RunQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Shares from now on; work that was charged stays charged."""
+        self._weights = weights
 
     @property
     def uncached_tokens(self) -> int:
@@ -70,14 +91,63 @@ class RunQueue:
         self._uncached += item.uncached_tokens
         return True
 
-    def pop(self, ready: Callable[[Waiting], bool] = lambda _: True) -> Waiting | None:
-        """The first in order for which `ready` holds, charged to its tenant; None when there is no such one."""
-        for item in sorted(self._waiting.values(), key=self._order) if len(self._waiting) > 1 else list(self._waiting.values()):
+    def pop(
+        self, ready: Callable[[Waiting], bool] = lambda _: True, *, now: float = 0.0, prefill_rate: float = 0.0
+    ) -> Waiting | None:
+        """The first in order for which `ready` holds, charged to its tenant; None when there is no such one.
+
+        `prefill_rate` is in tokens a second, of all workers together.
+        """
+        self._earn(now, prefill_rate)
+        for item in self._overdue(now):
             if ready(item):
-                self._work[item.tenant] += max(1, item.uncached_tokens) / self._weights.get(item.tenant, 1.0)
-                self._take(item)
-                return item
+                self._cold_budget -= item.uncached_tokens
+                return self._charge(item)
+        for item in self._in_order():
+            if ready(item):
+                return self._charge(item)
         return None
+
+    def _earn(self, now: float, prefill_rate: float) -> None:
+        rate = self._cold_share * prefill_rate
+        self._cold_budget = min(self._cold_budget + rate * max(0.0, now - self._cold_at), rate * _COLD_SAVED_S)
+        self._cold_at = now
+
+    def _overdue(self, now: float) -> list[Waiting]:
+        if self._cold_budget <= 0:
+            return []
+        late = (one for one in self._waiting.values() if not one.resident and now - one.arrival >= self._cold_after_s)
+        return sorted(late, key=lambda one: (one.arrival, one.request))
+
+    def _in_order(self) -> Iterator[Waiting]:
+        """Lazily: mostly the first is taken."""
+        heap = [(self._order(item), item.request) for item in self._waiting.values()]
+        heapq.heapify(heap)
+        while heap:
+            yield self._waiting[heapq.heappop(heap)[1]]
+
+    def _charge(self, item: Waiting) -> Waiting:
+        self._work[item.tenant] += max(1, item.uncached_tokens) / self._weights.get(item.tenant, 1.0)
+        self._take(item)
+        return item
+
+    def requests(self) -> tuple[int, ...]:
+        """In order of coming."""
+        return tuple(self._waiting)
+
+    def refresh(self, request: int, *, uncached_tokens: int, resident: bool) -> None:
+        """What is resident of it has changed while it waited."""
+        item = self._waiting.get(request)
+        if item is not None and (item.uncached_tokens, item.resident) != (uncached_tokens, resident):
+            self._uncached += uncached_tokens - item.uncached_tokens
+            self._waiting[request] = msgspec.structs.replace(item, uncached_tokens=uncached_tokens, resident=resident)
+
+    def reprioritize(self, request: int, band: Band) -> bool:
+        """False when it does not wait (any more)."""
+        item = self._waiting.get(request)
+        if item is not None:
+            self._waiting[request] = msgspec.structs.replace(item, band=band)
+        return item is not None
 
     def cancel(self, request: int) -> bool:
         """False when it does not wait (any more)."""

@@ -22,6 +22,8 @@ def _as_message(message: Message) -> dict[str, Any]:
     data: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         data["tool_calls"] = [_as_call(call) for call in message.tool_calls]
+    if message.reasoning:
+        data["reasoning_content"] = message.reasoning
     if message.tool_call_id is not None:
         data["tool_call_id"] = message.tool_call_id
     return data

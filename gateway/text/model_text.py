@@ -10,8 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from gateway.errors import BadRequest
 from gateway.request import Message, Tool
 from gateway.text.anchors import Anchors, Places, common_prefix
+from gateway.text.family import family_of
 from gateway.text.model_files import ModelFiles, parse_files, read_directory
 from gateway.text.template import ChatTemplate
 
@@ -33,6 +35,7 @@ class ModelText:
         self._tokenizer = files.tokenizer
         self._template = ChatTemplate(files.templates, files.special_tokens)
         self._anchors = Anchors(files.tokenizer)
+        self.family = family_of(files.templates, self._probe())
 
     @classmethod
     def from_directory(cls, path: Path) -> Self:
@@ -50,22 +53,33 @@ class ModelText:
         except (TypeError, LookupError, AttributeError) as error:  # JSON, but not of the shape that it always has
             raise ValueError(f"the tokenizer's configuration cannot be read: {error!r}") from error
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime, effort: str | None = None) -> str:
         """The prompt's text, up to where the answer begins. Raises BadRequest when the template refuses."""
-        return self._template.render(messages, tools, now=now)
+        return self._template.render(messages, tools, now=now, effort=effort)
 
     def encode(self, text: str) -> "array[int]":
         """Token ids (uint32) of a text as it stands: nothing is added, special tokens in it are recognised."""
         return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
+    def plain(self, text: str) -> Encoded:
+        """A text that is no conversation, with the special tokens that the tokenizer itself puts around one."""
+        ids = array("I", self._tokenizer.encode(text, add_special_tokens=True).ids)
+        return Encoded(text, ids, Places(array("I"), array("I")), self.fingerprint)
+
     def prompt(
-        self, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime, previous: Encoded | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        *,
+        now: datetime,
+        previous: Encoded | None = None,
+        effort: str | None = None,
     ) -> Encoded:
         """Renders and encodes. `previous` is any earlier prompt: what it shares with this one is not tokenized again.
 
         Raises BadRequest when the template refuses.
         """
-        return self.continue_from(previous, self.render(messages, tools, now=now))
+        return self.continue_from(previous, self.render(messages, tools, now=now, effort=effort))
 
     def continue_from(self, previous: Encoded | None, text: str) -> Encoded:
         """Encodes `text` from the last anchor that lies wholly in what it shares with `previous`."""
@@ -86,6 +100,13 @@ class ModelText:
         chars.extend(char + n for n in places.chars)
         tokens.extend(token + n for n in places.tokens)
         return Encoded(text, previous.ids[:token] + tail_ids, Places(chars, tokens), self.fingerprint)
+
+    def _probe(self) -> str:
+        """The shortest prompt, which shows how prompts end; empty where the template wants more than that."""
+        try:
+            return self.render([Message(role="user", content="?")], (), now=datetime(2000, 1, 1))
+        except BadRequest:
+            return ""
 
     def _from_scratch(self, text: str) -> Encoded:
         ids = self.encode(text)

@@ -33,12 +33,16 @@ class ChatTemplate:
             raise ValueError(f"no chat template is called default or tool_use, only {', '.join(sorted(sources)) or 'none'}")
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime) -> str:
-        """Raises BadRequest with the template's own words where it refuses the conversation."""
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime, effort: str | None = None) -> str:
+        """`effort` is how much to reason, `none` for not at all, where a template knows of it.
+
+        Raises BadRequest with the template's own words where it refuses the conversation.
+        """
+        variables = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         template = self._choose(with_tools=bool(tools))
         try:
             return template.render(
-                self._special_tokens,
+                self._special_tokens | variables,
                 messages=as_messages(messages),
                 tools=as_tools(tools) if tools else None,
                 documents=None,

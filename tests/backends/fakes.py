@@ -1,8 +1,9 @@
 """Fakes of the engine's neighbours. The fake model reads its context from pages, so that one wrong page shows as wrong text."""
 
+import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from backends.limits import Limits
 from backends.sampler import Sampled
@@ -57,29 +58,33 @@ class FakeRunner:
     def __init__(self, limits: Limits, *, pause_s: float = 0.0) -> None:
         self._pause_s = pause_s
         self._size = limits.page_size
-        self._slots = [-1] * (limits.num_pages * limits.page_size)
+        self.slots = [-1] * (limits.num_pages * limits.page_size)
         self.gate = threading.Event()
         self.gate.set()
         self.fails = False
         self.computed: list[int] = []
 
-    def run(self, work: Sequence[Work]) -> list[Sampled | None]:
+    def run(self, work: Sequence[Work]) -> list[list[Sampled]]:
         self.gate.wait(10)
         if self._pause_s:
             time.sleep(self._pause_s)
         if self.fails:
             raise RuntimeError("the fake model was told to fail")
-        self.computed.append(sum(one.length for one in work))
+        self.computed.append(sum(one.num_tokens for one in work))
         return [self._run(one) for one in work]
 
-    def _run(self, work: Work) -> Sampled | None:
-        sequence, start, count = work
-        state = self._slots[self._slot(work, start - 1)] if start else 0
+    def _run(self, work: Work) -> list[Sampled]:
+        sequence, start = work.sequence, work.start
+        state = self.slots[self._slot(work, start - 1)] if start else 0
         assert state >= 0, "a slot is read that was never written"
-        for position in range(start, start + count):
-            state = after(state, sequence.tokens[position])
-            self._slots[self._slot(work, position)] = state
-        return Sampled(next_token(state), -0.5, ((1, -0.5),)) if work.samples else None
+        said: list[Sampled] = []
+        known = [*sequence.tokens[start : start + work.length], *work.drafts]
+        for ahead, token in enumerate(known, start=1 - work.length):
+            state = after(state, token)
+            self.slots[self._slot(work, start + work.length - 1 + ahead)] = state
+            if work.samples and ahead >= 0:
+                said.append(Sampled(next_token(state), -0.5, ((1, -0.5),)))
+        return said
 
     def _slot(self, work: Work, position: int) -> int:
         return work.sequence.pages[position // self._size] * self._size + position % self._size
@@ -123,3 +128,51 @@ def hello(of: Limits) -> Hello:
         eos_tokens=(EOS,),
         kernels={},
     )
+
+
+class LateCopier:
+    """Copies when it must, or when a coin says so: until then nobody may see the copy, nor change what it reads."""
+
+    def __init__(self, runner: FakeRunner, num_slots: int, page_size: int, seed: int) -> None:
+        self._states, self._size, self._rng = runner.slots, page_size, random.Random(seed)
+        self._host = [[-1] * page_size for _ in range(num_slots)]
+        self._waiting: list[Callable[[], None]] = []
+        self.num_done = self.num_asked = 0
+
+    def save(self, pages: Sequence[int], slots: Sequence[int]) -> "LateTicket":
+        return self._ask(lambda: [self._save(*pair) for pair in zip(pages, slots, strict=True)])
+
+    def load(self, slots: Sequence[int], pages: Sequence[int]) -> "LateTicket":
+        return self._ask(lambda: [self._load(*pair) for pair in zip(slots, pages, strict=True)])
+
+    def finish(self, number: int) -> None:
+        while self.num_done < number:
+            self._waiting.pop(0)()
+            self.num_done += 1
+
+    def is_done(self, number: int) -> bool:
+        if self._waiting and self._rng.random() < 0.3:
+            self.finish(self.num_done + 1)
+        return self.num_done >= number
+
+    def _ask(self, copy: Callable[[], object]) -> "LateTicket":
+        self._waiting.append(lambda: (copy(), None)[1])
+        self.num_asked += 1
+        return LateTicket(self, self.num_asked)
+
+    def _save(self, page: int, slot: int) -> None:
+        self._host[slot] = self._states[page * self._size : (page + 1) * self._size]
+
+    def _load(self, slot: int, page: int) -> None:
+        self._states[page * self._size : (page + 1) * self._size] = self._host[slot]
+
+
+class LateTicket:
+    def __init__(self, copier: LateCopier, number: int) -> None:
+        self._copier, self._number = copier, number
+
+    def done(self) -> bool:
+        return self._copier.is_done(self._number)
+
+    def wait(self) -> None:
+        self._copier.finish(self._number)

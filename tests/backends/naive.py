@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from backends.checkpoint import read_shape
 from backends.rope import inverse_frequencies
+from backends.shape import read_shape
 
 
 class Naive:

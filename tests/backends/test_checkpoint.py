@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from backends.checkpoint import Checkpoint, UnsupportedCheckpoint, read_shape
+from backends.checkpoint import Checkpoint
 from backends.config import Settings, resolve_dtype, resolve_pages
 from backends.listen import Address, parse_address
+from backends.shape import read_shape
+from backends.weight import UnsupportedCheckpoint
 from tests.backends.conftest import MakeCheckpoint
 
 
@@ -24,9 +26,12 @@ def edit(directory: Path, **changed: Any) -> None:
     [
         ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope type yarn"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "rope type dynamic"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0}}, "rope type longrope"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "su"}}, "rope type su"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantization hqq"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "gptq of 3 bits"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}}, "awq version gemv"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "without weight_block_size"),
         (
             {
                 "quantization_config": {

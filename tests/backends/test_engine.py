@@ -7,18 +7,38 @@ from typing import Any
 import pytest
 
 from backends.engine import MAX_HELD_LOGPROBS, Engine
+from backends.host import HostTier
 from backends.limits import Limits
+from backends.lookup import Gain, Lookup
+from backends.scheduler import Reload, Work
 from backends.wire import Finished, Sampling, Submit, TokenLogprob, page_names
-from tests.backends.fakes import EOS, FakeRunner, LetterDecoder, Ticks, letter, limits, reference, tokens_of
+from tests.backends.fakes import EOS, FakeRunner, LateCopier, LetterDecoder, Ticks, letter, limits, reference, tokens_of
+
+
+class Guessing(Engine):
+    """Guesses what will be said, with one token in five wrong."""
+
+    def _drafted(self, work: Work, worth: Gain) -> Work:
+        sequence = work.sequence
+        sequence.lookup = Lookup()
+        right = reference(list(sequence.tokens), self._rng.randrange(4))
+        guessed = [token if self._rng.random() < 0.8 else (token + 1) % 97 for token in right]
+        return self.scheduler.with_drafts(work, tuple(guessed))
 
 
 class Rig:
     """An engine, and what it said to whom."""
 
-    def __init__(self, of: Limits, seed: int = 0) -> None:
+    def __init__(self, of: Limits, seed: int = 0, host_pages: int = 0, speculates: bool = False) -> None:
         self.runner = FakeRunner(of)
         self.clock = Ticks()
-        self.engine = Engine(self.runner, LetterDecoder(), of, clock_ns=self.clock, rng=random.Random(seed))
+        tier: HostTier[Reload] | None = None
+        if host_pages:
+            tier = HostTier(host_pages, LateCopier(self.runner, host_pages, of.page_size, seed))
+        kind = Guessing if speculates else Engine
+        self.engine = kind(
+            self.runner, LetterDecoder(), of, clock_ns=self.clock, rng=random.Random(seed), tier=tier, speculates=speculates
+        )
         self.text: dict[int, str] = {}
         self.counted: dict[int, int] = {}
         self.finished: dict[int, Finished] = {}
@@ -65,7 +85,7 @@ def said(prompt: list[int], count: int) -> str:
     return "".join(letter(token) for token in reference(prompt, count) if token != EOS)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(40))
 def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
     rng = random.Random(seed)
     of = limits(
@@ -75,7 +95,7 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
         prefill_tokens=rng.choice((1, 7, 64)),
         max_context=40,
     )
-    rig = Rig(of, seed)
+    rig = Rig(of, seed, host_pages=rng.choice((0, 5, 60)), speculates=rng.random() < 0.5)
     stems = [[rng.randrange(1, 97) for _ in range(12)] for _ in range(3)]
     asked: dict[int, tuple[list[int], int]] = {}
     aborted: set[int] = set()
@@ -118,6 +138,16 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
             assert rig.counted[request] == finished.num_output_tokens
 
 
+def test_right_guesses_save_steps_and_are_charged_for() -> None:
+    rig, plain = Rig(limits(), speculates=True), Rig(limits())
+    for one in (rig, plain):
+        one.submit(1, [5] * 9, max_tokens=40, ignore_eos=True)
+        one.run()
+    assert rig.text == plain.text and rig.engine.num_drafted > rig.engine.num_accepted > 10
+    assert rig.finished[1].num_steps < plain.finished[1].num_steps - 10
+    assert rig.engine.meter.attributed_ns == rig.engine.meter.busy_ns
+
+
 def test_a_second_turn_reuses_the_pages_of_the_first() -> None:
     rig = Rig(limits(page_size=4))
     first = [5] * 10
@@ -128,6 +158,28 @@ def test_a_second_turn_reuses_the_pages_of_the_first() -> None:
     rig.run()
     assert rig.finished[2].num_cached_tokens == 16 == len(history) - 1
     assert rig.text[2] == said([*history, 9], 8)
+
+
+def test_what_the_pool_had_to_give_up_comes_back_from_the_host() -> None:
+    rig = Rig(limits(num_pages=10, page_size=4), host_pages=40)
+    prompts = [[number + 1] * 30 for number in range(3)]
+    for turn in range(2):
+        for number, prompt in enumerate(prompts):
+            rig.submit(10 * turn + number, prompt, max_tokens=3, ignore_eos=True)
+            rig.run()
+            assert rig.finished[10 * turn + number].num_cached_tokens == (28 if turn else 0)
+    assert all(rig.text[10 + number] == rig.text[number] for number in range(3))
+    assert rig.engine.tier is not None and rig.engine.tier.num_loaded >= 14
+
+
+def test_a_tier_keeps_the_pages_that_others_hang_on_longest() -> None:
+    rig = Rig(limits(num_pages=20, page_size=4), host_pages=4)
+    rig.submit(1, [5] * 17, max_tokens=1)
+    rig.run()
+    rig.submit(2, [6] * 9, max_tokens=1)
+    rig.run()
+    tier, names = rig.engine.tier, page_names(array("I", [5] * 17).tobytes(), page_size=4, fingerprint="fake", cache_salt="")
+    assert tier is not None and tier.match(names) == 2
 
 
 def test_prompts_with_different_salts_never_share_pages() -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from backends.checkpoint import Weight, stack
-from backends.linear import KERNELS, LinearChooser, Timing, candidates, fastest, quantize_rows
+from backends.linear import KERNELS, LinearChooser, Timing, candidates, fastest, quantize_groups, quantize_rows
+from backends.weight import Weight, stack
 
 
 def weight(bias: bool = False) -> Weight:
@@ -14,7 +14,7 @@ def weight(bias: bool = False) -> Weight:
 
 @pytest.mark.parametrize("rows", [1, 2, 33])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("kernel", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("w8a8", 0.03)])
+@pytest.mark.parametrize(("kernel", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("w8a8", 0.03), ("int4", 0.15)])
 def test_kernels_multiply(kernel: str, tolerance: float, bias: bool, rows: int) -> None:
     x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1))
     expected = torch.nn.functional.linear(x, weight(bias).values, weight(bias).bias)
@@ -38,10 +38,11 @@ def test_stored_int8_is_used_as_it_is() -> None:
 
 
 def test_auto_only_weighs_kernels_that_keep_the_stored_weights() -> None:
-    assert candidates(torch.float32, torch.float32) == ["float32"]
-    assert candidates(torch.bfloat16, torch.float32) == ["float32", "bfloat16"]
-    assert candidates(torch.int8, torch.float32) == ["float32", "w8a8"]
-    assert candidates(torch.float32, torch.bfloat16) == ["bfloat16"]
+    assert candidates("float32", torch.float32) == ("float32",)
+    assert candidates("bfloat16", torch.float32) == ("float32", "bfloat16")
+    assert candidates("int8", torch.float32) == ("float32", "w8a8")
+    assert candidates("int4", torch.bfloat16) == ("int4",)
+    assert candidates("float32", torch.bfloat16) == ("bfloat16",)
 
 
 def test_the_first_kernel_is_kept_unless_another_is_clearly_faster() -> None:
@@ -60,3 +61,14 @@ def test_what_is_asked_for_is_taken_and_a_shape_is_probed_once() -> None:
     probing.build(stored)
     assert len(probing.timings) == 1 and len(probing.chosen_for_layers) == 2
     assert probing.reasons()[0].startswith("64 x 48 in ")
+
+
+def test_int4_computes_with_exactly_what_it_stores() -> None:
+    stored = quantize_groups(weight())
+    assert quantize_groups(stored) is stored
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(
+        KERNELS["int4"](stored, torch.float32)(x), x @ stored.dense(torch.float32).T, atol=1e-4, rtol=1e-4
+    )
+    with pytest.raises(ValueError, match="47 x 64 is not served in int4"):
+        quantize_groups(Weight(weight().values[:47]))

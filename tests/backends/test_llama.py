@@ -22,7 +22,7 @@ from backends.engine import Engine
 from backends.limits import Limits
 from backends.linear import LinearChooser
 from backends.llama import Batch, Llama, kv_for
-from backends.runner import LlamaRunner
+from backends.runner import ModelRunner
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
 from tests.backends.fakes import Ticks
@@ -54,7 +54,7 @@ def all_logits(model: Llama, ids: list[int]) -> Tensor:
     every = torch.arange(len(ids))
     chunk = Chunk(0, len(ids), slice(0, len(ids)), len(ids), None)
     with torch.inference_mode():
-        logits = model.forward(Batch(torch.tensor(ids), every, every, (chunk,), every), kv)
+        logits = model.forward(Batch(torch.tensor(ids), every, every, {0: (chunk,)}, every), kv)
     assert logits is not None
     return logits
 
@@ -152,7 +152,7 @@ def mixed_run(directory: Path, *, dtype: torch.dtype, seed: int, requests: int) 
         fingerprint="f",
     )
     kv = kv_for(model.shape, num_pages=of.num_pages, page_size=of.page_size, dtype=dtype, device="cpu")
-    engine = Engine(LlamaRunner(model, kv, dtype=dtype, device="cpu"), CharacterDecoder(), of, clock_ns=Ticks(), rng=rng)
+    engine = Engine(ModelRunner(model, kv, dtype=dtype, device="cpu"), CharacterDecoder(), of, clock_ns=Ticks(), rng=rng)
     stems = [rng.choices(range(1, 320), k=40) for _ in range(2)]
     asked: dict[int, tuple[list[int], int]] = {}
     said: dict[int, list[int]] = {}

@@ -80,3 +80,22 @@ def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
     asked = Sampling(max_tokens=1, temperature=temperature, seed=1)
     logits = torch.tensor([[20.0, 40.0, 39.0]])
     assert [sample(logits, [Ask(asked, 1, position)])[0].token for position in range(5)] == [1] * 5
+
+
+def test_penalties_count_what_was_said_and_biases_are_added() -> None:
+    logits = torch.tensor([[1.0, 1.2, 1.1]])
+    assert sample(logits, [Ask(Sampling(max_tokens=1, frequency_penalty=0.15), 0, 1, (1,))])[0].token == 2
+    assert sample(logits, [Ask(Sampling(max_tokens=1, frequency_penalty=0.05), 0, 1, (1, 1, 1))])[0].token == 2
+    assert sample(logits, [Ask(Sampling(max_tokens=1, presence_penalty=0.05), 0, 1, (1, 1, 1))])[0].token == 1
+    assert sample(logits, [Ask(Sampling(max_tokens=1, logit_bias=((0, 1.0),)), 0, 1)])[0].token == 0
+    described = sample(logits, [Ask(Sampling(max_tokens=1, logit_bias=((0, 100.0),), top_logprobs=1), 0, 1)])[0]
+    assert described.token == 0 and described.top[0][0] == 1
+    assert logits.tolist() == torch.tensor([[1.0, 1.2, 1.1]]).tolist()
+
+
+def test_confidence_is_the_probability_of_what_was_drawn_and_only_on_request() -> None:
+    asked = Sampling(max_tokens=1, temperature=1.0, confidence=True)
+    both = [Ask(asked, 7, 3), Ask(Sampling(max_tokens=1), 7, 3)]
+    sure, silent = sample(LOGITS.expand(2, -1), both)
+    assert sure.confidence == pytest.approx(float(torch.softmax(LOGITS, -1)[sure.token]))
+    assert silent.confidence == 1.0

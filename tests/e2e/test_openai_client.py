@@ -10,7 +10,7 @@ import pytest
 
 from backends.wire import Sampling
 from tests.fake_worker import expected_text
-from tests.served import Served, fake, serve
+from tests.served import Served, fake, serve, until
 
 HI: list[Any] = [{"role": "user", "content": "hello"}]
 TOOLS: list[Any] = [
@@ -109,8 +109,8 @@ async def test_the_client_raises_its_own_errors(tmp_path: Path) -> None:
             with pytest.raises(openai.NotFoundError):
                 await client.chat.completions.create(model="none", messages=HI)
             with pytest.raises(openai.BadRequestError) as caught:
-                await client.chat.completions.create(model="auto", messages=HI, n=2)
-            assert caught.value.param == "n"
+                await client.chat.completions.create(model="auto", messages=HI, verbosity="low")
+            assert caught.value.param == "verbosity"
 
 
 async def test_later_turns_of_a_chain_find_their_prefix_in_cache(tmp_path: Path) -> None:
@@ -164,3 +164,59 @@ async def test_logprobs_come_in_both_modes(tmp_path: Path) -> None:
 
 def test_fake_words_depend_on_every_token() -> None:
     assert expected_text(bytes([1, 0, 0, 0]), 3) != expected_text(bytes([2, 0, 0, 0]), 3)
+
+
+async def test_choices_are_several_answers_of_one_request(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.client() as client:
+        asked: dict[str, Any] = {"model": "large", "messages": HI, "max_tokens": 6, "n": 3}
+        whole = await client.chat.completions.create(**asked, seed=7)
+        texts = ["", "", ""]
+        usage = None
+        async for chunk in await client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+            usage = chunk.usage or usage
+        seeds = {submit.sampling.seed for submit in served.workers["nano-0"].submitted[:3]}
+        await until(lambda: not served.gateway.runs.all()[0].num_open)
+        (run,) = served.gateway.runs.all()[:1]
+    assert [choice.message.content for choice in whole.choices] == texts and len(set(texts)) == 1
+    assert whole.usage and usage and whole.usage.completion_tokens == usage.completion_tokens == 18
+    assert seeds == {7, 8, 9}
+    assert run.turns == 1
+
+
+async def test_a_call_streams_in_pieces_that_join_to_the_whole_one(tmp_path: Path) -> None:
+    workers = {"nano-0": fake("nano", answer=calls_a_tool)}
+    async with serve(tmp_path, workers=workers) as served, served.client() as client:
+        asked: dict[str, Any] = {"model": "auto", "messages": HI, "tools": TOOLS, "max_tokens": 500}
+        whole = (await client.chat.completions.create(**asked)).choices[0].message.tool_calls
+        deltas = [
+            call.function.arguments
+            async for chunk in await client.chat.completions.create(**asked, stream=True)
+            for call in chunk.choices[0].delta.tool_calls or []
+            if call.function and call.function.arguments
+        ]
+    assert whole and whole[0].type == "function"
+    assert "".join(deltas) == whole[0].function.arguments and len(deltas) > 5
+
+
+async def test_forced_calls_and_formats_reach_the_worker_as_grammars(tmp_path: Path) -> None:
+    workers = {"nano-0": fake("nano", answer=calls_a_tool)}
+    async with serve(tmp_path, workers=workers) as served, served.client() as client:
+        asked: dict[str, Any] = {"model": "auto", "messages": HI, "tools": TOOLS, "max_tokens": 500}
+        await client.chat.completions.create(**asked, tool_choice="required")
+        await client.chat.completions.create(**asked, response_format={"type": "json_object"})
+        await client.chat.completions.create(**asked)
+        grammars = [submit.sampling.grammar for submit in served.workers["nano-0"].submitted]
+    assert grammars[0] and (grammars[0].kind, grammars[0].required, grammars[0].param) == ("calls", True, "tool_choice")
+    assert grammars[0].calls[0].begin == '<tool_call>{"name": "get_weather", "arguments": '
+    assert grammars[1] and grammars[1].text and grammars[1].calls
+    assert grammars[2] is None
+
+
+async def test_a_worker_without_grammars_is_never_asked_for_one(tmp_path: Path) -> None:
+    workers = {"nano-0": fake("nano", grammars=False)}
+    async with serve(tmp_path, workers=workers) as served, served.client() as client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(model="auto", messages=HI, response_format={"type": "json_object"})
+    assert caught.value.param == "response_format"

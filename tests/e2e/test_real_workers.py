@@ -1,6 +1,7 @@
 """The whole thing with a real engine: `python -m backends` on the small shipped model, started by the gateway."""
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -23,6 +24,7 @@ async def test_a_real_worker_through_the_gateway(tmp_path: Path) -> None:
         await a_later_turn_finds_its_prefix(served)
         await device_seconds_add_up(served)
         await a_long_prompt_is_refused_with_both_numbers(served)
+        await answers_have_the_form_that_was_asked_for(served)
         await leaving_frees_the_pages(served)
         await a_killed_worker_comes_back(served)
 
@@ -61,6 +63,27 @@ async def a_long_prompt_is_refused_with_both_numbers(served: Served) -> None:
     status, body = await served.chat(ask("word " * 5000, model="pico"))
     assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
     assert "4,096" in body["error"]["message"]
+
+
+async def answers_have_the_form_that_was_asked_for(served: Served) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "warm": {"type": "boolean"}},
+        "required": ["city", "warm"],
+    }
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": schema}}
+    asked = ask("Weather in Rome?", model="pico", max_tokens=100)
+    _, body = await served.chat(asked, response_format={"type": "json_schema", "json_schema": {"name": "w", "schema": schema}})
+    assert set(json.loads(body["choices"][0]["message"]["content"])) == {"city", "warm"}
+    _, body = await served.chat(asked, tools=[tool], tool_choice="required", parallel_tool_calls=False)
+    (call,) = body["choices"][0]["message"]["tool_calls"]
+    assert set(json.loads(call["function"]["arguments"])) == {"city", "warm"}
+    _, body = await served.chat(asked, response_format={"type": "regex", "pattern": "(yes|no)!"})
+    assert body["choices"][0]["message"]["content"] in ("yes!", "no!")
+    status, body = await served.chat(asked, response_format={"type": "regex", "pattern": "(?=a)b"}, stream=True)
+    assert (status, body["error"]["param"]) == (400, "response_format") and "Lookahead" in body["error"]["message"]
+    status, body = await served.chat(asked, logit_bias={"99999": 1})
+    assert (status, body["error"]["param"]) == (400, "logit_bias")
 
 
 async def leaving_frees_the_pages(served: Served) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -5,8 +6,9 @@ from typing import Any
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from gateway.accounting.ledger import DecisionRow, RequestRow, RunRow
+from gateway.accounting.rows import DecisionRow, RequestRow, RunRow
 from gateway.accounting.spans import Spans
+from gateway.cli import main
 from tests.served import PICO, Served, ask, fake, serve, until
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -88,7 +90,7 @@ async def test_every_end_is_counted_once_in_metrics_ledger_and_spans(tmp_path: P
         headers = {"traceparent": TRACEPARENT, "x-headway-run-id": "run-1"}
         async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(), headers=headers) as answer:
             body = await answer.json()
-        await served.chat(ask(n=3))
+        await served.chat(ask(verbosity="low"))
         async with served.http.get(f"{served.url}/metrics") as answer:
             lines = (await answer.text()).splitlines()
         assert 'headway_requests_total{error_code="",outcome="ok",status="200"} 1.0' in lines
@@ -96,9 +98,16 @@ async def test_every_end_is_counted_once_in_metrics_ledger_and_spans(tmp_path: P
         assert 'vllm:generation_tokens_total{model_name="nano"} 8.0' in lines
         assert 'vllm:e2e_request_latency_seconds_count{model_name="nano"} 1.0' in lines
         assert "run-1" not in "".join(lines)
-        assert [type(row) for row in served.ledger.rows] == [RequestRow, DecisionRow]
-    chat, server, refused = exporter.get_finished_spans()
+        kept = [row for row in served.ledger.rows if isinstance(row, RequestRow | DecisionRow)]
+        assert [type(row) for row in kept] == [RequestRow, DecisionRow, RequestRow]
+        assert isinstance(kept[2], RequestRow) and (kept[2].outcome, kept[2].http_status, kept[2].usd) == ("rejected", 400, 0.0)
+        (submitted,) = served.workers["nano-0"].submitted
+    prefill, decode, chat, server, refused = exporter.get_finished_spans()
     assert (chat.name, server.name) == ("chat nano", "POST /v1/chat/completions")
+    assert (prefill.name, decode.name) == ("headway.prefill", "headway.decode")
+    assert prefill.parent == decode.parent == chat.context
+    assert chat.context and submitted.traceparent == f"00-{chat.context.trace_id:032x}-{chat.context.span_id:016x}-01"
+    assert not any("token" in key for span in (prefill, decode, server) for key in span.attributes or {} if "usage" in key)
     assert chat.parent == server.context
     assert f"{server.context.trace_id:032x}" in TRACEPARENT
     assert server.parent and f"{server.parent.span_id:016x}" in TRACEPARENT
@@ -116,8 +125,26 @@ async def test_a_final_run_is_kept_in_the_ledger_and_forgotten(tmp_path: Path) -
             async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(), headers=headers) as answer:
                 assert answer.status == 200
         assert len(served.gateway.runs) == 0
-        await until(lambda: [(one.chain, one.score) for one in worker.retained] == [("development:r9", 0.0)])
+        await until(lambda: bool(worker.retained) and worker.retained[-1].score == 0.0)
+        assert {one.chain for one in worker.retained} == {"development:r9"}
+        assert [one.score for one in worker.retained if one.score in (0.0, 1.0)] == [1.0, 0.0]
         (run,) = (row for row in served.ledger.rows if isinstance(row, RunRow))
         requests = [row for row in served.ledger.rows if isinstance(row, RequestRow)]
     assert (run.run, run.turns) == ("r9", 2)
     assert run.device_s == sum(row.device_s for row in requests)
+
+
+async def test_live_runs_are_listed_with_the_field_that_named_them_to_their_tenant(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        for headers in ({"x-headway-run-id": "r1"}, {"x-claude-code-session-id": "c1"}, {"x-headway-run-id": "r1"}):
+            async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(), headers=headers) as answer:
+                assert answer.status == 200
+        _, listed = await get(served, "/v1/headway/runs")
+        shown = await asyncio.to_thread(main, ["runs", "--url", served.url], {})
+        one = await asyncio.to_thread(main, ["runs", "r1", "--url", served.url], {})
+        none = await asyncio.to_thread(main, ["runs", "none-such", "--url", served.url], {})
+    assert [(run["id"], run["source"], run["turns"]) for run in listed["runs"]] == [
+        ("r1", "x-headway-run-id", 2),
+        ("c1", "x-claude-code-session-id", 1),
+    ]
+    assert (shown, one, none) == (0, 0, 1)

@@ -25,8 +25,9 @@ WRONG: list[tuple[dict[str, Any], int, str, str | None]] = [
     (ask(messages="hi"), 400, "invalid_request", "messages"),
     (ask(messages=[{"role": "user", "content": 5}]), 400, "invalid_request", "messages[0].content"),
     (ask(max_tokens="many"), 400, "invalid_request", "max_tokens"),
-    (ask(n=2), 400, "unsupported_parameter", "n"),
-    (ask(logit_bias={"5": 1}), 400, "unsupported_parameter", "logit_bias"),
+    (ask(n=99), 400, "invalid_request", "n"),
+    (ask(logit_bias={"5": 1}), 400, "invalid_request", "logit_bias"),
+    (ask(reasoning_effort="low"), 400, "unsupported_parameter", "reasoning_effort"),
     (ask(surprise=True), 400, None, "surprise"),  # type: ignore[list-item]
     (ask("word " * 5000), 400, "context_length_exceeded", "messages"),
 ]

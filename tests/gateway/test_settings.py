@@ -14,6 +14,19 @@ def test_what_is_given_is_read() -> None:
     assert (settings.port, settings.ledger, settings.log_level) == (9000, Path("/tmp/l.sqlite"), "DEBUG")
 
 
+def test_the_standard_variables_of_opentelemetry_are_read() -> None:
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318"}
+    assert read_settings(endpoint).spans == "otlp"
+    assert read_settings(endpoint | {"OTEL_TRACES_EXPORTER": "console"}).spans == "console"
+    assert read_settings(endpoint | {"HEADWAY_SPANS": "file:x"}).spans == "file:x"
+    assert read_settings(endpoint | {"OTEL_SDK_DISABLED": "true"}).spans == "none"
+    sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.25"}
+    assert read_settings(sampler).span_sample == 0.25
+    assert read_settings(sampler | {"OTEL_TRACES_SAMPLER": "always_off"}).span_sample == 0.0
+    assert read_settings({"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "true"}).capture_content
+    assert not read_settings({"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "false"}).capture_content
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
@@ -21,6 +34,9 @@ def test_what_is_given_is_read() -> None:
         ("HEADWAY_PORT", "70000"),
         ("HEADWAY_SPANS", "jaeger"),
         ("HEADWAY_SPAN_SAMPLE", "2"),
+        ("HEADWAY_LEDGER_DAYS", "0"),
+        ("OTEL_TRACES_SAMPLER", "sometimes"),
+        ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "perhaps"),
         ("HEADWAY_LOG_LEVEL", "loud"),
         ("HEADWAY_STOP_GRACE_S", "-1"),
     ],

@@ -1,11 +1,18 @@
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from gateway.accounting.ledger import DecisionRow, MemoryLedger, RequestRow, RunRow, SqliteLedger
+from gateway.accounting.ledger import MemoryLedger, SqliteLedger
+from gateway.accounting.rows import KINDS, DecisionRow, DeviceRow, PolicyRow, RequestRow, Row, RunRow, table
+from gateway.accounting.store import MIGRATIONS
 
 REQUEST = RequestRow(
     decision="d1",
@@ -106,3 +113,75 @@ def test_the_memory_ledger_keeps_the_last() -> None:
         assert ledger.record(DecisionRow(id=str(number), at=0.0, body=b""))
     ledger.close()
     assert [row.id for row in ledger.rows if isinstance(row, DecisionRow)] == ["1", "2"]
+
+
+def test_the_memory_ledger_reads_what_it_holds() -> None:
+    ledger = MemoryLedger(max_rows=3)
+    for number in range(12):
+        ledger.record(msgspec.structs.replace(REQUEST, decision=f"d{number}"))
+        (last,) = ledger.read("SELECT decision FROM requests ORDER BY rowid DESC LIMIT 1")
+        assert last == {"decision": f"d{number}"}
+    assert ledger.read("SELECT count(*) AS n FROM requests")[0]["n"] <= 6
+    ledger.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_has_its_column(kind: type[Row], tmp_path: Path) -> None:
+    SqliteLedger(tmp_path / "ledger.db").close()
+    columns = [name for _, name, *_ in rows(tmp_path / "ledger.db", f"PRAGMA table_info({table(kind)})")]
+    assert columns == list(kind.__struct_fields__)
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    old = sqlite3.connect(path)
+    old.executescript(f"{MIGRATIONS[0]} PRAGMA user_version=1;")
+    old.execute(f"INSERT INTO requests VALUES ({', '.join('?' * 22)})", msgspec.structs.astuple(REQUEST)[:22])
+    old.commit()
+    old.close()
+    ledger = SqliteLedger(path)
+    ledger.record(REQUEST)
+    ledger.close()
+    assert rows(path, "SELECT decision, outcome, num_attempts FROM requests") == [("d1", "ok", 1)] * 2
+    assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+
+
+def test_what_is_too_old_goes_and_the_policy_in_force_stays(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = SqliteLedger(path, keep_days=1.0)
+    idle = DeviceRow(at=0.0, worker="w", model="m", busy_s=1.0, idle_s=0.0, charged_usd=1.0, unattributed_usd=0.0, idle_usd=0.0)
+    for row in (REQUEST, RUN, idle, PolicyRow(at=1.0, digest="a", body=b""), PolicyRow(at=2.0, digest="b", body=b"")):
+        ledger.record(row)
+    ledger.record(msgspec.structs.replace(REQUEST, at=time.time(), decision="young"))
+    ledger.close()
+    assert rows(path, "SELECT decision FROM requests") == [("young",)]
+    assert rows(path, "SELECT digest FROM policies") == [("b",)]
+    assert rows(path, "SELECT count(*) FROM device_time") == rows(path, "SELECT count(*) FROM runs") == [(0,)]
+
+
+_WRITER = """
+import sys, time, msgspec
+from pathlib import Path
+from tests.gateway.accounting.test_ledger import REQUEST
+from gateway.accounting.ledger import SqliteLedger
+ledger = SqliteLedger(Path(sys.argv[1]))
+while True:
+    for _ in range(200):
+        ledger.record(REQUEST)
+    print(len(ledger.read("SELECT 1 FROM requests")), flush=True)
+    time.sleep(0.01)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_file_with_all_that_was_readable(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    root = Path(__file__).parents[3]
+    with subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], cwd=root, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout
+        seen = 0
+        while seen < 2000:
+            seen = int(writer.stdout.readline())
+        os.kill(writer.pid, signal.SIGKILL)
+    SqliteLedger(path).close()
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+    assert rows(path, "SELECT count(*) FROM requests")[0][0] >= seen

@@ -6,10 +6,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.accounting.entry import Entry
-from gateway.accounting.spans import NoSpans, Spans, open_spans, read_traceparent
+from gateway.accounting.span_export import open_spans
+from gateway.accounting.spans import NoSpans, Spans
+from gateway.accounting.trace import Trace, read_traceparent
 
 
-def entry(traceparent: str = "", status: int = 200) -> Entry:
+def entry(trace: Trace | None, status: int = 200) -> Entry:
     return Entry(
         request_id="r",
         tenant="t",
@@ -21,7 +23,7 @@ def entry(traceparent: str = "", status: int = 200) -> Entry:
         stream=False,
         started_ns=1_000,
         duration_s=0.5,
-        traceparent=traceparent,
+        trace=trace,
     )
 
 
@@ -36,9 +38,11 @@ def test_a_callers_decision_not_to_sample_is_kept() -> None:
     exporter = InMemorySpanExporter()
     spans = Spans(SimpleSpanProcessor(exporter))
     parent = "00-" + "1" * 32 + "-" + "2" * 16
-    spans.record(entry(f"{parent}-00"))
+    spans.record(entry(spans.begin({"traceparent": f"{parent}-00"})))
     assert not exporter.get_finished_spans()
-    spans.record(entry(f"{parent}-01"))
+    trace = spans.begin({"traceparent": f"{parent}-01"})
+    assert trace and trace.traceparent.startswith("00-" + "1" * 32)
+    spans.record(entry(trace))
     (span,) = exporter.get_finished_spans()
     assert span.context is not None
     assert f"{span.context.trace_id:032x}" == "1" * 32
@@ -47,13 +51,14 @@ def test_a_callers_decision_not_to_sample_is_kept() -> None:
 
 def test_no_share_no_spans() -> None:
     exporter = InMemorySpanExporter()
-    Spans(SimpleSpanProcessor(exporter), sample=0.0).record(entry())
+    spans = Spans(SimpleSpanProcessor(exporter), sample=0.0)
+    spans.record(entry(spans.begin({})))
     assert not exporter.get_finished_spans()
 
 
 def test_a_file_gets_one_line_of_json_a_span(tmp_path: Path) -> None:
     spans = open_spans(f"file:{tmp_path}/spans.jsonl", sample=1.0)
-    spans.record(entry(status=503))
+    spans.record(entry(spans.begin({}), status=503))
     spans.close()
     (line,) = (tmp_path / "spans.jsonl").read_bytes().splitlines()
     assert msgspec.json.decode(line)["status"] == "ERROR"

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.wire import Sampling
+from backends.wire import Grammar, Sampling
 from gateway.api.chat import parse_chat
 from gateway.api.chat_body import ChatBody
 from gateway.api.chat_render import render_error
+from gateway.api.json_schema import check_schema
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Request, Tool, ToolCall
 from tests.gateway.text.steady import STEADY
@@ -44,11 +45,14 @@ def test_the_least_body_is_greedy_and_has_the_default_length() -> None:
 def test_every_sampling_field_arrives() -> None:
     request = parse(
         max_completion_tokens=5, temperature=0.5, top_p=0.9, top_k=40, seed=-3, stop=["a", "b"], logprobs=True,
-        top_logprobs=3, ignore_eos=True, stream=True, stream_options={"include_usage": True},
+        top_logprobs=3, ignore_eos=True, stream=True, stream_options={"include_usage": True}, presence_penalty=0.5,
+        frequency_penalty=-1, logit_bias={"5": -3}, model="nano", n=3, reasoning_effort="low",
     )  # fmt: skip
     assert request.sampling == Sampling(
-        max_tokens=5, temperature=0.5, top_p=0.9, top_k=40, seed=-3, stop=("a", "b"), top_logprobs=3, ignore_eos=True
-    )
+        max_tokens=5, temperature=0.5, top_p=0.9, top_k=40, seed=-3, stop=("a", "b"), top_logprobs=3, ignore_eos=True,
+        presence_penalty=0.5, frequency_penalty=-1, logit_bias=((5, -3),),
+    )  # fmt: skip
+    assert (request.num_choices, request.reasoning_effort) == (3, "low")
     assert request.max_tokens_given and request.stream and request.include_usage
 
 
@@ -93,8 +97,7 @@ def test_tools_are_shown_unless_the_client_forbids_calls() -> None:
 
 def test_what_changes_nothing_is_accepted_and_listed() -> None:
     fields = {
-        "n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "parallel_tool_calls": True, "store": False,
-        "service_tier": "auto", "modalities": ["text"], "response_format": {"type": "text"}, "user": "me",
+        "store": False, "service_tier": "auto", "modalities": ["text"], "user": "me",
         "metadata": {"any": ["thing"]}, "safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h",
     }  # fmt: skip
     request = parse(**fields)
@@ -115,10 +118,8 @@ def test_hints_say_which_run_it_is() -> None:
 
 
 UNSUPPORTED: dict[str, Any] = {
-    "n": 2, "frequency_penalty": 0.1, "presence_penalty": -1, "logit_bias": {"5": 1}, "parallel_tool_calls": False,
-    "store": True, "service_tier": "flex", "modalities": ["text", "audio"], "response_format": {"type": "json_object"},
-    "tool_choice": "required", "functions": [], "function_call": "auto", "audio": {}, "prediction": {},
-    "reasoning_effort": "low", "verbosity": "low", "web_search_options": {},
+    "store": True, "service_tier": "flex", "modalities": ["text", "audio"], "functions": [], "function_call": "auto",
+    "audio": {}, "prediction": {}, "verbosity": "low", "web_search_options": {},
 }  # fmt: skip
 
 
@@ -128,8 +129,78 @@ def test_what_would_change_the_answer_is_refused_by_name(name: str) -> None:
     assert isinstance(error, UnsupportedParameter) and error.param == name and name in error.message
 
 
-def test_a_named_tool_choice_is_refused() -> None:
-    assert refused(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "f"}}).param == "tool_choice"
+OTHER = {"type": "function", "function": {"name": "g", "parameters": {"type": "object", "not": {}}}}
+
+
+def test_a_tool_choice_says_which_calls_may_be_written() -> None:
+    assert parse(tools=[TOOL, OTHER]).calls is None
+    assert parse(tools=[TOOL], tool_choice="none").calls is None
+    required = parse(tools=[TOOL, OTHER], tool_choice="required").calls
+    assert required and required.required and required.parallel
+    assert [(tool.name, tool.strict) for tool in required.tools] == [("f", True), ("g", False)]
+    for choice in ({"type": "function", "function": {"name": "f"}}, {"type": "function", "name": "f"}):
+        named = parse(tools=[TOOL, OTHER], tool_choice=choice)
+        assert named.calls and named.calls.required
+        assert [tool.name for tool in named.calls.tools] == ["f"] and len(named.tools) == 2
+    allowed = {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "g"}}]},
+    }
+    some = parse(tools=[TOOL, OTHER], tool_choice=allowed).calls
+    assert some and not some.required and [tool.name for tool in some.tools] == ["g"]
+    single = parse(tools=[TOOL], parallel_tool_calls=False).calls
+    assert single and not single.parallel and not single.required and single.param == "parallel_tool_calls"
+
+
+def test_a_strict_tool_is_held_to_its_schema() -> None:
+    strict = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "object"}}}
+    rule = parse(tools=[strict]).calls
+    assert rule and not rule.required and rule.tools[0].strict and rule.param == "tools"
+
+
+def test_a_format_is_a_grammar() -> None:
+    assert parse(response_format={"type": "text"}).sampling.grammar is None
+    assert parse(response_format={"type": "json_object"}).sampling.grammar == Grammar(kind="json", param="response_format")
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    grammar = parse(response_format=asked).sampling.grammar
+    assert grammar and grammar.kind == "schema" and json.loads(grammar.text) == schema
+    pattern = parse(response_format={"type": "regex", "pattern": "a+"}).sampling.grammar
+    assert pattern == Grammar(kind="regex", param="response_format", text="a+")
+
+
+KEYWORDS: list[tuple[Any, str]] = [
+    ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ({"not": {}}, "not"),
+    ({"type": "object", "properties": {"a": {"if": {}}}}, "if"),
+    ({"$ref": "http://elsewhere/x"}, "$ref"),
+    ({"type": "string", "format": "colour"}, "format"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+    ({"allOf": [{"type": "integer"}, {"minimum": 3}]}, "allOf"),
+    ({"anyOf": [{"type": "integer"}], "minimum": 3, "type": "integer"}, "minimum"),
+    ({"type": "object", "required": ["a"]}, "required"),
+    ({"properties": {}}, "properties"),
+    ({"type": "integer", "minLength": 3}, "minLength"),
+    ({"type": "wrong"}, "type"),
+    ({"type": "string", "pattern": "a", "maxLength": 3}, "maxLength"),
+    (json.loads('{"items":' * 120 + "{}" + "}" * 120), "items"),
+]
+
+
+@pytest.mark.parametrize(("schema", "keyword"), KEYWORDS)
+def test_a_schema_beyond_grammars_is_refused_by_its_keyword(schema: Any, keyword: str) -> None:
+    error = refused(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+    assert isinstance(error, UnsupportedParameter)
+    assert keyword in error.message and (error.param or "").startswith("response_format")
+    tool = {"type": "function", "function": {"name": "a", "strict": True, "parameters": schema}}
+    assert (refused(tools=[tool]).param or "").startswith("tools[0].function.parameters")
+
+
+def test_options_that_nothing_satisfies_twice_may_be_one_of() -> None:
+    a = {"type": "object", "properties": {"kind": {"const": "a"}}, "required": ["kind"]}
+    b = {"type": "object", "properties": {"kind": {"enum": ["b", "c"]}}, "required": ["kind"]}
+    schema = {"$defs": {"b": b}, "oneOf": [a, {"$ref": "#/$defs/b"}, {"type": "null"}]}
+    check_schema(schema, param="x")
 
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
@@ -160,8 +231,20 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
     ({"tools": [TOOL, TOOL]}, "tools[1].function.name", "used twice"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "matching regex"),
-    ({"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "tools[0].function.strict", "send false"),
-    ({"tool_choice": "maybe"}, "tool_choice", "auto or none"),
+    ({"tool_choice": "maybe"}, "tool_choice", "auto, none, required"),
+    ({"tool_choice": "required"}, "tool_choice", "send tools"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "h"}}}, "tool_choice", "no tool 'h'"),
+    ({"tool_choice": {"type": "web_search"}}, "tool_choice.type", "use function"),
+    ({"n": 0}, "n", ">= 1"),
+    ({"n": 17}, "n", "<= 16"),
+    ({"presence_penalty": 3}, "presence_penalty", "<= 2"),
+    ({"logit_bias": {"5": 1}}, "logit_bias", "needs a model"),
+    ({"logit_bias": {"five": 1}, "model": "nano"}, "logit_bias", "no token id"),
+    ({"reasoning_effort": "much"}, "reasoning_effort", "invalid"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "use text"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "is missing"),
+    ({"response_format": {"type": "regex"}}, "response_format.pattern", "is missing"),
+    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "beside response_format"),
     ({"temprature": 1}, "temprature", "did you mean `temperature`?"),
     ({"zzz": 1}, "zzz", "remove it"),
     ({"temperature": "hot"}, "temperature", "got `str`"),

@@ -17,9 +17,10 @@ from gateway.api.chat_render import (
     render_error_event,
     usage,
 )
-from gateway.api.tool_calls import Answer, CallArguments, CallStart, TextDelta
+from gateway.api.dialect import Choice
 from gateway.errors import BadRequest, NoWorker
 from gateway.request import ToolCall
+from gateway.text.events import Answer, CallArguments, CallStart, TextDelta
 
 chat = pytest.importorskip("openai.types.chat")
 
@@ -40,10 +41,16 @@ def chunk(event: bytes) -> Any:
     return chat.ChatCompletionChunk.model_validate(data(event), strict=True)
 
 
-def completion(answer: Answer, **fields: Any) -> Any:
-    finish = finish_reason("stop", len(answer.tool_calls))
-    body = render_completion(id="chatcmpl-1", created=5, model="nano", answer=answer, finish=finish, usage=USAGE, **fields)
+def completion(*answers: Answer, logprobs: Any = None) -> Any:
+    choices = [Choice(answer, "stop", "", logprobs) for answer in answers]
+    body = render_completion(id="chatcmpl-1", created=5, model="nano", choices=choices, usage=USAGE)
     return chat.ChatCompletion.model_validate(json.loads(body), strict=True)
+
+
+def test_several_answers_are_numbered() -> None:
+    choices = completion(Answer("a", ()), Answer("b", (), "why")).choices
+    assert [(choice.index, choice.message.content) for choice in choices] == [(0, "a"), (1, "b")]
+    assert choices[1].message.reasoning_content == "why"
 
 
 def test_an_answer_of_text() -> None:

@@ -195,14 +195,22 @@ def test_a_doubtful_answer_has_to_save_enough() -> None:
     assert run([SMALL, LARGE], quality=doubtful, quality_bar=0.9, prompt_tokens=longer).chosen.tier == "large"
 
 
-def test_leaving_the_warm_worker_costs_what_the_turns_to_come_lose() -> None:
-    warm = view("warm", price=1.2)
-    cool = view("cool", price=1.0)
+def test_leaving_the_warm_worker_costs_what_it_has_to_catch_up_with() -> None:
+    warm, cool = view("warm", decode_device_s_per_token=0.0021), view("cool")
     assert run([warm, cool], warm_worker="warm").chosen.worker == "cool"
-    stayed = run([warm, cool], warm_worker="warm", expected_remaining_turns=5.0, cached_tokens={"warm": 50})
+    stayed = run([warm, cool], warm_worker="warm", expected_remaining_turns=5.0)
     assert stayed.chosen.worker == "warm"
-    left = stayed.rejected[0].option
-    assert left.switch_usd == pytest.approx(5.0 * 100 * 0.0001)
+    assert stayed.rejected[0].option.switch_usd == pytest.approx((100 + 20) * 0.0001)
+    nearly_over = run([warm, cool], warm_worker="warm", expected_remaining_turns=0.5)
+    assert nearly_over.rejected[0].option.switch_usd == pytest.approx(0.5 * (100 + 20) * 0.0001)
+    known = run([warm, cool], warm_worker="warm", expected_remaining_turns=5.0, cached_tokens={"warm": 50})
+    assert known.rejected[0].option.switch_usd == pytest.approx((50 + 20) * 0.0001)
+
+
+def test_leaving_a_dearer_worker_is_for_good() -> None:
+    decision = run([SMALL, LARGE], warm_worker="l", expected_remaining_turns=5.0)
+    assert decision.chosen.worker == "s"
+    assert decision.chosen.switch_usd == 0.0
 
 
 def test_a_tool_loop_stays_on_its_model() -> None:

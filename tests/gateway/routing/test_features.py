@@ -2,7 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.request import Message, Tool
-from gateway.routing.features import feature_names, features
+from gateway.routing.features import NUM_SCALARS, features
+from gateway.routing.shape import shape_names
 
 WEATHER = Tool(name="get_weather", parameters={"properties": {"city": {"type": "string"}}})
 messages = st.lists(
@@ -18,13 +19,17 @@ def user(text: str) -> Message:
 @given(messages, st.lists(st.builds(Tool, name=st.text(max_size=5)), max_size=3), st.integers(8, 18))
 def test_any_conversation_has_features_within_bounds(conversation: list[Message], tools: list[Tool], bits: int) -> None:
     found = features(conversation, tools, bits=bits)
-    assert found == sorted(set(found))
-    assert all(0 <= index < 1 << bits for index in found)
+    for indices in (found.structure, found.ngrams):
+        assert len(indices) == len(set(indices))
+        assert all(0 <= index < 1 << bits for index in indices)
+    assert len(found.scalars) == NUM_SCALARS
+    assert all(-10 < scalar < 10 for scalar in found.scalars)
     assert found == features(conversation, tools, bits=bits)
 
 
 def test_their_number_is_bounded_however_long_the_text() -> None:
-    assert len(features([user("word one two 3, 4. " * 100_000)], [])) < 1000
+    found = features([user("word one two 3, 4. " * 100_000)], [])
+    assert len(found.structure) + len(found.ngrams) < 1000
 
 
 def test_system_text_does_not_count() -> None:
@@ -38,18 +43,15 @@ def test_values_do_not_count_but_sizes_do() -> None:
     assert few != features([user("Sort ascending: 12, 34, 56, 78, 90, 11, 22, 33")], [])
 
 
-def test_structure_says_what_a_person_would() -> None:
-    structure, ngrams = feature_names([user("What is 57 + 68?")], [WEATHER])
-    assert {"tools=1", "numbers=2", "carries=2", "lengths=2,2", "last=user", "open what is"} <= set(structure)
-    assert "what is" in ngrams
-    borrowing, _ = feature_names([user("What is 52 - 8?")], [])
-    assert {"borrows=1", "carries=1"} <= set(borrowing)
+def test_what_carries_is_not_what_does_not() -> None:
+    assert features([user("What is 57 + 68?")], []) != features([user("What is 51 + 23?")], [])
+    assert features([user("What is 57 + 68?")], []) == features([user("What is 46 + 87?")], [])
 
 
 def test_a_tool_loop_shows() -> None:
     loop = [user("q"), Message(role="assistant"), Message(role="tool", content="7", tool_call_id="x")]
-    structure, _ = feature_names(loop, [WEATHER])
-    assert {"last=tool", "results=1", "tools=1&results=1"} <= set(structure)
+    assert {b"last=tool", b"results=1", b"tools=1results=1"} <= set(shape_names(loop, [WEATHER]))
+    assert features(loop, [WEATHER]) != features(loop[:1], [WEATHER])
 
 
 def test_a_schema_that_is_none_counts_no_properties() -> None:

@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.request import Message
-from gateway.routing.quality import Artefact, ArtefactError, QualityModel, interpolated, top_only
-from gateway.routing.train import Outcome, TrainingError, as_good, auc, grade, isotonic, train
+from gateway.routing.calibrate import auc, isotonic
+from gateway.routing.grade import grade
+from gateway.routing.outcome import Outcome, TrainingError, as_good
+from gateway.routing.quality import Artefact, ArtefactError, Hashed, QualityModel, interpolated, top_only
+from gateway.routing.train import train
 from tests.gateway.routing.conftest import Labelled
 
 TIERS = ("small", "large")
@@ -70,7 +73,7 @@ def test_what_is_no_artefact_is_refused_by_name(artefact: Artefact, tmp_path: Pa
 
 
 def test_damaged_weights_are_refused(artefact: Artefact) -> None:
-    model = msgspec.structs.replace(artefact.tiers["small"], weights="AAAA")
+    model = msgspec.structs.replace(artefact.tiers["small"], structure=Hashed(scale=1.0, weights="AAAA"))
     with pytest.raises(ArtefactError, match="damaged"):
         QualityModel(msgspec.structs.replace(artefact, tiers={"small": model}))
 

@@ -202,3 +202,19 @@ def test_a_turn_that_is_tried_again_is_one_turn() -> None:
     runs.dispatched(chain, model="m", worker="w")
     runs.dispatched(chain, model="m", worker="v", again=True)
     assert (run.turns, chain.turns, chain.warm_worker) == (1, 1, "v")
+
+
+def test_a_changed_answer_still_continues_its_chain_by_text_and_a_program_that_begins_alike_does_not() -> None:
+    runs = Runs(max_runs=10, idle_s=900.0)
+    system = Message(role="system", content="You are an agent. " * 50)
+    first = (system, Message(role="user", content="Mend the first test."))
+    identity = runs.infer(first, tenant="t", secret=b"s", random_id="one")
+    _, chain = runs.touch(identity, tenant="t", now=0.0)
+    runs.sent(chain, first, tenant="t")
+    shortened = (*first, Message(role="assistant", content="not as we sent it"), Message(role="user", content="And now?"))
+    found = runs.infer(shortened, tenant="t", secret=b"s", random_id="two")
+    assert (found.chain, found.source) == (chain.name, "text")
+    other = (system, Message(role="user", content="Another task."), *shortened[2:])
+    assert runs.infer(other, tenant="t", secret=b"s", random_id="three").source == "new"
+    assert runs.infer(first, tenant="t", secret=b"s", random_id="four").source == "new"
+    runs.check()

@@ -130,3 +130,63 @@ def test_a_random_walk_keeps_the_counts() -> None:
         queue.check()
         assert len(queue) == len(inside)
     assert inside
+
+
+def test_a_cold_one_that_waited_too_long_goes_first_while_the_budget_lasts() -> None:
+    queue = RunQueue(1000, cold_after_s=600.0, cold_share=0.25)
+    for request in range(100):
+        queue.push(item(request, arrival=0.0, uncached_tokens=1000, attained=1e6))
+    for request in range(100, 400):
+        queue.push(item(request, arrival=700.0, uncached_tokens=10, resident=True))
+    queue.pop(now=699.0, prefill_rate=0.0)
+    taken = [queue.pop(now=700.0 + second, prefill_rate=1000.0) for second in range(200)]
+    overdue = sum(one is not None and not one.resident for one in taken)
+    assert 45 <= overdue <= 55
+
+
+def test_before_that_time_nobody_jumps_the_order() -> None:
+    queue = RunQueue(10)
+    queue.push(item(1, arrival=0.0))
+    queue.push(item(2, arrival=500.0, resident=True))
+    one = queue.pop(now=599.0, prefill_rate=1000.0)
+    assert one is not None
+    assert one.request == 2
+
+
+def test_the_order_follows_what_is_resident_now() -> None:
+    queue = RunQueue(10)
+    queue.push(item(1, resident=True, uncached_tokens=10))
+    queue.push(item(2))
+    queue.refresh(1, uncached_tokens=900, resident=False)
+    queue.refresh(2, uncached_tokens=5, resident=True)
+    queue.refresh(77, uncached_tokens=5, resident=True)
+    assert queue.uncached_tokens == 905
+    queue.check()
+    assert drained(queue) == [2, 1]
+
+
+def test_a_waiting_request_can_change_its_band() -> None:
+    queue = RunQueue(10)
+    queue.push(item(1))
+    queue.push(item(2, band=Band.BATCH))
+    assert queue.reprioritize(2, Band.INTERACTIVE)
+    assert not queue.reprioritize(3, Band.INTERACTIVE)
+    assert drained(queue) == [2, 1]
+
+
+def test_a_random_walk_with_every_operation_keeps_the_counts() -> None:
+    rng, queue = random.Random(6), RunQueue(30, cold_after_s=50.0)
+    for step in range(3000):
+        known = rng.choice(queue.requests() or (0,))
+        match rng.randrange(6):
+            case 0 | 1:
+                queue.push(item(step, tenant=rng.choice("ab"), band=rng.choice(list(Band)), arrival=float(step)))
+            case 2:
+                queue.pop(lambda one: one.request % 2 == 0, now=float(step), prefill_rate=20.0)
+            case 3:
+                queue.refresh(known, uncached_tokens=rng.randrange(500), resident=rng.random() < 0.5)
+            case 4:
+                queue.reprioritize(known, rng.choice(list(Band)))
+            case _:
+                queue.cancel(known)
+        queue.check()

@@ -1,6 +1,7 @@
 """Follows one JSON object through a stream of text: tells where it ends, or the first character that cannot belong to it."""
 
 import re
+from dataclasses import dataclass
 from enum import Enum, auto
 
 MAX_DEPTH = 100
@@ -22,36 +23,77 @@ class _Expect(Enum):
     COMMA_OR_END = auto()
 
 
-class JsonObject:
-    """`feed` takes the text piece by piece; `end` is set when the object is whole, `failed` when it never will be.
+@dataclass(slots=True)
+class Member:
+    """Of the outermost object. The key is the text from `key_start` to `key_end`, the value that from `start` to `end`."""
 
-    `end` counts characters from the first one fed. What comes after it is not looked at.
+    key_start: int
+    key_end: int | None = None
+    start: int | None = None
+    end: int | None = None
+
+
+class JsonObject:
+    """`feed` takes the text piece by piece; `end` is set when the object is whole, `failed_at` when it never will be.
+
+    Places count characters from the first one fed, and are the same however the text is cut. What comes after `end` is not
+    looked at.
     """
 
     def __init__(self) -> None:
         self.end: int | None = None
         self.failed = False
+        self.failed_at = 0
+        self.members: list[Member] = []
         self._expect = _Expect.OBJECT
         self._open: list[str] = []
         self._num_seen = 0
         self._in_string = False
         self._escape: str | None = None  # what of an escape has come, after its backslash
         self._scalar = ""
+        self._scalar_at = 0
 
     def feed(self, text: str) -> None:
         at = 0
         while at < len(text) and self.end is None and not self.failed:
-            if self._in_string:
+            start, expect, depth, in_string = at, self._expect, len(self._open), self._in_string
+            if in_string:
                 at = self._string(text, at)
             elif self._scalar or self._begins_scalar(text[at]):
+                self._scalar_at = self._scalar_at if self._scalar else self._num_seen + at
                 at = self._read_scalar(text, at)
+                start = min(self._scalar_at - self._num_seen, start)
             else:
-                if text[at] not in _SPACE:
-                    self._punctuation(text[at])
                 at += 1
-            if self.end is not None:
+                if text[start] in _SPACE:
+                    continue
+                self._punctuation(text[start])
+            if self.failed:
+                self.failed_at = self._num_seen + (at - 1 if in_string else start)
+            elif self.end is not None:
                 self.end = self._num_seen + at
+            elif depth == 1:
+                self._note_start(expect, self._num_seen + start, in_string)
+            if len(self._open) == 1 and not self.failed:
+                self._note_end(self._num_seen + at)
         self._num_seen += len(text)
+
+    def _note_start(self, expect: _Expect, place: int, in_string: bool) -> None:
+        """Something was read directly in the outermost object, from `place` on."""
+        if expect in (_Expect.KEY, _Expect.KEY_OR_END) and self._in_string:
+            self.members.append(Member(place + 1))
+        elif expect is _Expect.VALUE and not in_string and self.members[-1].start is None:
+            self.members[-1].start = place
+
+    def _note_end(self, place: int) -> None:
+        """We are directly in the outermost object: a key or a value may be over."""
+        if self._in_string or self._scalar or not self.members:
+            return
+        member = self.members[-1]
+        if self._expect is _Expect.COLON and member.key_end is None:
+            member.key_end = place - 1
+        elif self._expect is _Expect.COMMA_OR_END and member.start is not None and member.end is None:
+            member.end = place
 
     def _string(self, text: str, at: int) -> int:
         if self._escape is not None:

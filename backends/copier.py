@@ -1,0 +1,62 @@
+"""Copies pages between a device's KV and host memory on a thread of its own; on a GPU in a stream of its own, pinned."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.attention import PagedKV
+
+
+class Promise:
+    def __init__(self, future: "Future[None]") -> None:
+        self._future = future
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def wait(self) -> None:
+        """Raises what the copy raised."""
+        self._future.result()
+
+
+class ThreadCopier:
+    def __init__(self, kv: PagedKV, num_slots: int) -> None:
+        self._device = kv.stores()
+        on_gpu = self._device[0].is_cuda
+        self._host = [
+            torch.zeros((store.shape[0], num_slots, *store.shape[2:]), dtype=store.dtype, pin_memory=on_gpu)
+            for store in self._device
+        ]
+        self._stream: Any = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="copier")
+
+    def save(self, pages: Sequence[int], slots: Sequence[int]) -> Promise:
+        return self._submit(self._device, self._host, pages, slots)
+
+    def load(self, slots: Sequence[int], pages: Sequence[int]) -> Promise:
+        return self._submit(self._host, self._device, slots, pages)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    def _submit(self, sources: list[Tensor], targets: list[Tensor], read: Sequence[int], written: Sequence[int]) -> Promise:
+        """On a GPU the copy waits for what was launched before it, and is done when its stream is."""
+        launched = None if self._stream is None else torch.cuda.current_stream().record_event()
+
+        def run() -> None:
+            context: AbstractContextManager[Any] = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+            with torch.inference_mode(), context:
+                if launched is not None:
+                    self._stream.wait_event(launched)
+                for source, target in zip(sources, targets, strict=True):
+                    found = source.index_select(1, torch.tensor(read, device=source.device))
+                    found = found.to(target.device, non_blocking=True)
+                    target.index_copy_(1, torch.tensor(written, device=target.device), found)
+                if self._stream is not None:
+                    self._stream.synchronize()
+
+        return Promise(self._thread.submit(run))

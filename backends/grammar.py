@@ -1,0 +1,180 @@
+"""Grammars of answers as token masks, by xgrammar: compiled on a few threads, filled while the forward pass runs.
+
+xgrammar is loaded with the first grammar: a worker that never gets one starts without it.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from backends.limits import Refusal
+from backends.schema_bounds import bounded, bounded_rules
+from backends.structural_tag import ANY_OBJECT, structural_tag
+from backends.wire import Grammar
+
+if TYPE_CHECKING:
+    import xgrammar
+
+COMPILE_S = 10.0
+"""A schema of ordinary size takes milliseconds, with a vocabulary of 150,000 some tenths of a second."""
+CACHE_BYTES = 256 * 1024 * 1024
+SEPARATORS = (", ", ": ")
+
+
+class Matcher:
+    """Where one sequence is in its grammar."""
+
+    def __init__(self, matcher: "xgrammar.GrammarMatcher", *, vocab_size: int) -> None:
+        self._matcher, self.vocab_size = matcher, vocab_size
+
+    def accept(self, token: int) -> bool:
+        """Takes a token that the mask allowed. True when the answer is over."""
+        accepted = self._matcher.accept_token(token)
+        assert accepted, f"token {token} was sampled against its mask"
+        return bool(self._matcher.is_terminated())
+
+    def fill(self, masks: Tensor, row: int) -> None:
+        self._matcher.fill_next_token_bitmask(masks, row)
+
+
+class Masks(NamedTuple):
+    """One bit a token, int32 words, for some rows of a step's logits; they are being filled."""
+
+    bits: Tensor
+    rows: list[int]
+    filled: "Future[None]"
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """In place; waits for the filling."""
+        import xgrammar
+
+        self.filled.result()
+        xgrammar.apply_token_bitmask_inplace(logits, self.bits.to(logits.device), indices=self.rows)
+        return logits
+
+
+class MaskFiller:
+    """One thread beside the engine's: what it calls leaves the interpreter to others."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
+
+    def fill(self, matchers: Sequence[Matcher | None]) -> Masks | None:
+        """None where no row has a grammar."""
+        rows = [row for row, matcher in enumerate(matchers) if matcher is not None]
+        if not rows:
+            return None
+        words = max(-(-matcher.vocab_size // 32) for matcher in matchers if matcher is not None)
+        bits = torch.full((len(matchers), words), -1, dtype=torch.int32)
+
+        def fill() -> None:
+            for row in rows:
+                matcher = matchers[row]
+                assert matcher
+                matcher.fill(bits, row)
+
+        return Masks(bits, rows, self._thread.submit(fill))
+
+
+class Grammars:
+    """One model's. `timeout_s` bounds the wait for one grammar, not the thread that compiles it."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, vocab_size: int, eos_tokens: Sequence[int], timeout_s: float = COMPILE_S
+    ) -> None:
+        self._tokenizer, self._vocab_size, self._eos_tokens = tokenizer, vocab_size, list(eos_tokens)
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammars")
+        self._lock = threading.Lock()
+        self._compiler: Any = None
+
+    def compile(self, grammar: Grammar, ready: Callable[[Matcher | Refusal], None]) -> None:
+        """`ready` is called once, on another thread: with a matcher at its start, or why there is none."""
+        once = threading.Lock()
+
+        def answer(outcome: Matcher | Refusal) -> None:
+            if once.acquire(blocking=False):
+                ready(outcome)
+
+        late = f"{grammar.param}: its grammar was not compiled within {self._timeout_s:g} s: make it smaller"
+        timer = threading.Timer(self._timeout_s, answer, [Refusal("bad_grammar", late, grammar.param)])
+        timer.daemon = True
+        timer.start()
+
+        def work() -> None:
+            outcome = self._matcher(grammar)
+            timer.cancel()
+            answer(outcome)
+
+        self._threads.submit(work)
+
+    def _matcher(self, grammar: Grammar) -> Matcher | Refusal:
+        import xgrammar
+
+        try:
+            return Matcher(xgrammar.GrammarMatcher(self._compiled(grammar)), vocab_size=self._vocab_size)
+        except (RuntimeError, ValueError, TypeError) as error:  # what the library raises for a grammar that it cannot take
+            return Refusal("bad_grammar", f"{grammar.param}: {_reason(error)}", grammar.param)
+
+    def _compiled(self, grammar: Grammar) -> "xgrammar.CompiledGrammar":
+        compiler = self._ready_compiler()
+        if grammar.thinks != "no" or grammar.kind == "calls":
+            return compiler.compile_structural_tag(json.dumps(structural_tag(grammar)))
+        if grammar.kind == "regex":
+            return compiler.compile_regex(grammar.text)
+        schema = bounded(json.loads(grammar.text)) if grammar.kind == "schema" else ANY_OBJECT
+        return compiler.compile_grammar(_rules(schema))
+
+    def _ready_compiler(self) -> "xgrammar.GrammarCompiler":
+        import xgrammar
+
+        with self._lock:
+            if self._compiler is None:
+                info = xgrammar.TokenizerInfo(
+                    _vocabulary(self._tokenizer),
+                    _vocabulary_type(self._tokenizer),
+                    vocab_size=self._vocab_size,
+                    stop_token_ids=self._eos_tokens,
+                )
+                self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES)
+            compiler: xgrammar.GrammarCompiler = self._compiler
+            return compiler
+
+
+def _rules(schema: Any) -> str:
+    """A JSON Schema as xgrammar's EBNF, with our bounds."""
+    import xgrammar
+
+    grammar = xgrammar.Grammar.from_json_schema(
+        json.dumps(schema), any_whitespace=False, separators=SEPARATORS, strict_mode=False
+    )
+    return bounded_rules(str(grammar))
+
+
+def _vocabulary(tokenizer: Tokenizer) -> list[str]:
+    """By id. Special tokens are no text: they are left empty, and a grammar never allows them."""
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    size = tokenizer.get_vocab_size()
+    return ["" if i in special else tokenizer.id_to_token(i) or "" for i in range(size)]
+
+
+def _vocabulary_type(tokenizer: Tokenizer) -> "xgrammar.VocabType":
+    """How the tokenizer writes bytes that are no text."""
+    import xgrammar
+
+    decoder = json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    if '"ByteLevel"' in decoder:
+        return xgrammar.VocabType.BYTE_LEVEL
+    return xgrammar.VocabType.BYTE_FALLBACK if '"ByteFallback"' in decoder else xgrammar.VocabType.RAW
+
+
+def _reason(error: Exception) -> str:
+    """The library's first line, without where in its source it was."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rpartition(".cc:")[2].partition(": ")[2] or lines[0] if lines else type(error).__name__

@@ -1,0 +1,61 @@
+"""Bounds that a JSON Schema leaves open and every reader has: without them a small model may write digits for ever.
+
+Integers are those of 64 bits, numbers have as many digits as a double can hold, times nine decimals of a second.
+"""
+
+from typing import Any
+
+INT64 = 2**63 - 1
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_LONG, _SHORT = "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])", "(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+_DATE = f"[0-9]{{4}}-({_LONG}|{_SHORT}|02-(0[1-9]|1[0-9]|2[0-8]))"
+PATTERNS = {"time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$", "date": f"^{_DATE}$"}
+"""No 29th of February: no expression knows the leap years, and an answer must be valid."""
+
+_BY_NAME = ("properties", "$defs", "definitions")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties")
+_LOWER, _UPPER = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
+
+
+def bounded(schema: Any) -> Any:
+    """A copy with the bounds in it that keywords can say."""
+    if not isinstance(schema, dict):
+        return schema
+    copy = dict(schema)
+    for name in _BY_NAME:
+        if isinstance(inner := copy.get(name), dict):
+            copy[name] = {key: bounded(value) for key, value in inner.items()}
+    for name in _LISTS:
+        if isinstance(inner := copy.get(name), list):
+            copy[name] = [bounded(value) for value in inner]
+    for name in _SINGLE:
+        if name in copy:
+            copy[name] = bounded(copy[name])
+    kind = copy.get("type")
+    if kind == "string" and copy.get("format") in PATTERNS:
+        copy["pattern"] = PATTERNS[copy.pop("format")]
+    elif not copy.keys() & {"enum", "const"} and (kind == "integer" or (kind == "number" and copy.keys() & (_LOWER | _UPPER))):
+        _bound(copy)
+    return copy
+
+
+def _bound(schema: dict[str, Any]) -> None:
+    if not schema.keys() & _LOWER:
+        schema["minimum"] = -INT64
+    if not schema.keys() & _UPPER:
+        schema["maximum"] = INT64
+
+
+def bounded_rules(ebnf: str) -> str:
+    """The same for numbers of any size, in the rules that xgrammar names `basic_...`."""
+    lines = ebnf.splitlines()
+    return "\n".join(_bounded_rule(line) for line in lines)
+
+
+def _bounded_rule(line: str) -> str:
+    name = line.partition(" ::= ")[0]
+    if not name.startswith(("basic_integer", "basic_number")):
+        return line
+    digits = "{1, 3}" if "[eE]" in line else "{1, 17}"
+    return line.replace("[0-9]*", "[0-9]{0, 17}").replace("{1, -1}", digits)

@@ -1,0 +1,142 @@
+"""An engine in this process, driven by hand, and a random Llama of the size that engines are compared on."""
+
+import json
+import random
+import time
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from backends.config import DTYPE_BYTES, Dtype, LinearChoice
+from backends.copier import ThreadCopier
+from backends.engine import Engine
+from backends.host import HostTier
+from backends.limits import Limits
+from backends.linear import LinearChooser
+from backends.model import Served, open_model
+from backends.runner import ModelRunner
+from backends.scheduler import Reload
+from backends.start import DTYPES
+from backends.wire import Sampling, Submit
+
+PAGE = 16
+LLAMA_100M = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "vocab_size": 32_000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+class Silent:
+    """Text is not what is measured."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return ""
+
+
+class Answered(NamedTuple):
+    """Seconds from the submit."""
+
+    first_s: float
+    all_s: float
+    cached: int
+    tokens: int
+
+
+class EngineRig:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        kv_tokens: int,
+        host_kv_tokens: int = 0,
+        dtype: Dtype = "float32",
+        linear: LinearChoice = "auto",
+        speculates: bool = False,
+        max_sequences: int = 16,
+        served: Served | None = None,
+    ) -> None:
+        kind = DTYPES[dtype]
+        self.served = served or open_model(directory, LinearChooser(linear, kind, "cpu"), dtype=kind, device="cpu")
+        limits = Limits(
+            max_context=self.served.max_positions,
+            vocab_size=self.served.vocab_size,
+            num_pages=kv_tokens // PAGE,
+            page_size=PAGE,
+            max_sequences=max_sequences,
+            prefill_tokens=512,
+            eos_tokens=frozenset(self.served.eos_tokens),
+            kv_bytes=self.served.kv_bytes(element_bytes=DTYPE_BYTES[dtype]),
+            fingerprint="benchmark",
+        )
+        kv = self.served.kv(num_pages=limits.num_pages, page_size=PAGE, dtype=kind, device="cpu")
+        slots = host_kv_tokens // PAGE
+        tier: HostTier[Reload] | None = HostTier(slots, ThreadCopier(kv, slots)) if slots else None
+        runner = ModelRunner(self.served.model, kv, dtype=kind, device="cpu")
+        runner.warm_up(min(512, limits.longest))
+        clock = time.perf_counter_ns
+        self.engine = Engine(runner, Silent(), limits, clock_ns=clock, rng=random.Random(0), tier=tier, speculates=speculates)
+        self._numbered = 0
+
+    def ask(self, prompts: Sequence[Sequence[int]], count: int, *, ignore_eos: bool = True) -> Answered:
+        """All at once, to the end of the last."""
+        sampling = Sampling(max_tokens=count, ignore_eos=ignore_eos)
+        start = time.perf_counter()
+        before, ends = self._numbered, []
+        for prompt in prompts:
+            ids = array("I", prompt).tobytes()
+            self.engine.submit("me", Submit(request=self._numbered, prompt=ids, sampling=sampling))
+            self._numbered += 1
+        first_s = 0.0
+        while self.engine.has_work:
+            self.engine.step()
+            output = self.engine.take_output()
+            ends += [end for _, end in output.finished]
+            running = self.engine.scheduler.running
+            if not first_s and (ends or any(one.num_output for one in running)):
+                first_s = time.perf_counter() - start
+        assert len(ends) == self._numbered - before and all(end.reason in ("stop", "length") for end in ends)
+        cached, said = sum(end.num_cached_tokens for end in ends), sum(end.num_output_tokens for end in ends)
+        return Answered(first_s, time.perf_counter() - start, cached, said)
+
+
+def random_llama(directory: Path) -> Path:
+    """The same weights every time, in bfloat16."""
+    if (directory / "model.safetensors").is_file():
+        return directory
+    directory.mkdir(parents=True, exist_ok=True)
+    generator, shape = torch.Generator().manual_seed(0), LLAMA_100M
+    width, inner, kv = 768, 2048, 256
+
+    def drawn(*size: int) -> torch.Tensor:
+        return (torch.randn(*size, generator=generator) * 0.02).bfloat16()
+
+    weights = {"model.embed_tokens.weight": drawn(32_000, width), "model.norm.weight": torch.ones(width).bfloat16()}
+    for i in range(12):
+        at = f"model.layers.{i}"
+        for name, rows in (("q", width), ("k", kv), ("v", kv), ("o", width)):
+            weights[f"{at}.self_attn.{name}_proj.weight"] = drawn(rows, width)
+        for name, size in (("gate", (inner, width)), ("up", (inner, width)), ("down", (width, inner))):
+            weights[f"{at}.mlp.{name}_proj.weight"] = drawn(*size)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{at}.{name}.weight"] = torch.ones(width).bfloat16()
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(shape))
+    return directory

@@ -1,0 +1,108 @@
+"""The product in the simulator: its own queue, retention and placement, driven by virtual workers."""
+
+import itertools
+
+from benchmarks.simulate_loop import Pending, Rates, VirtualWorker
+from benchmarks.simulate_pool import Held, Worth
+from gateway.scheduling.placement import Placement, Site
+from gateway.scheduling.queue import Band, RunQueue, Waiting
+from gateway.scheduling.retention import Retention
+
+MAX_WAITING = 100_000
+
+
+class Headway:
+    keep_tails = False
+
+    def __init__(self, workers: int, rates: Rates) -> None:
+        self._rates = rates
+        self._queues = [RunQueue(MAX_WAITING) for _ in range(workers)]
+        self._retention, self._placement = Retention(), Placement()
+        self._numbers = itertools.count()
+        self._pending: dict[int, Pending] = {}
+        self._waits: dict[int, Pending] = {}
+        self._worths = [self._worth(number) for number in range(workers)]
+        self._workers: list[VirtualWorker] = []
+
+    def place(self, one: Pending, workers: list[VirtualWorker], now: float) -> int:
+        self._workers = workers
+        number, chain = next(self._numbers), one.chain
+        self._retention.arrived(str(chain.number), now)
+        worker = workers[0]
+        if len(workers) > 1:
+            sites = [self._site(one, each, now) for each in workers]
+            worker = workers[int(self._placement.choose(sites, one.turn.prompt, now))]
+        uncached = worker.uncached(one)
+        self._queues[worker.number].push(
+            Waiting(
+                request=number,
+                tenant="",
+                run=str(chain.number),
+                band=Band.AGENT_TURN if chain.turn else Band.NEW_RUN,
+                arrival=now,
+                deadline=float("inf"),
+                uncached_tokens=uncached,
+                resident=_is_resident(one, uncached),
+                attained=chain.attained,
+            )
+        )
+        self._pending[number] = self._waits[chain.number] = one
+        return worker.number
+
+    def _site(self, one: Pending, worker: VirtualWorker, now: float) -> Site:
+        queue = self._queues[worker.number]
+        held = worker.pool.chains.values()
+        footprint = sum(each.tokens * self._score(each, worker, now) for each in held if each.chain != one.chain.number)
+        footprint += queue.uncached_tokens
+        resident = worker.resident(one)
+        waits = queue.uncached_tokens if 2 * resident < one.turn.prompt else 0
+        return Site(
+            worker=str(worker.number),
+            wait_s=waits / self._rates.prefill,
+            resident_tokens=resident,
+            capacity_tokens=worker.pool.capacity,
+            footprint_tokens=footprint,
+            prefill_rate=self._rates.prefill,
+        )
+
+    def choose(self, worker: VirtualWorker, now: float) -> Pending | None:
+        queue = self._queues[worker.number]
+        for number in queue.requests():
+            one = self._pending[number]
+            uncached = worker.uncached(one)
+            queue.refresh(number, uncached_tokens=uncached, resident=_is_resident(one, uncached))
+        item = queue.pop(lambda item: self._fits(item, worker), now=now, prefill_rate=self._rates.prefill)
+        return self._pending.pop(item.request) if item else None
+
+    def _fits(self, item: Waiting, worker: VirtualWorker) -> bool:
+        return worker.pool.fits(self._pending[item.request].total)
+
+    def worth(self, worker: VirtualWorker) -> Worth:
+        return self._worths[worker.number]
+
+    def _worth(self, number: int) -> Worth:
+        return lambda held, now: (self._score(held, self._workers[number], now), held.used_at)
+
+    def _score(self, held: Held, worker: VirtualWorker, now: float) -> float:
+        if held.pinned:
+            return 1.0
+        one = self._waits.get(held.chain)
+        if one is None:
+            return self._retention.score(str(held.chain), now)
+        here = one.worker == worker.number
+        return self._retention.score(
+            str(held.chain), now, waits=True, resident=here and _is_resident(one, worker.uncached(one))
+        )
+
+    def started(self, one: Pending, uncached: int, now: float) -> None:
+        one.chain.attained += uncached
+        del self._waits[one.chain.number]
+
+    def finished(self, one: Pending, now: float) -> None:
+        """Nobody says that a session is over: it shows by not coming back."""
+        one.chain.attained += one.turn.output
+        self._retention.finished(str(one.chain.number), now, finish=one.turn.finish)
+
+
+def _is_resident(one: Pending, uncached: int) -> bool:
+    return 2 * uncached <= one.turn.prompt

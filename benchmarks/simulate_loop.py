@@ -1,0 +1,249 @@
+"""The virtual clock: chains of sessions, workers that prefill one prompt at a time and decode any number, and what came of it.
+
+arrival ──▶ waiting ──choose──▶ prefill (serial: reload, uncached) ──▶ decode (at one rate) ──▶ pause ──▶ next arrival
+"""
+
+import heapq
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from benchmarks.simulate_pool import VirtualPool, Worth
+from benchmarks.simulate_trace import Session, Turn
+
+LOOK_AGAIN_S = 5.0
+"""A discipline that let a free worker wait is asked again this often."""
+
+
+OLD_ENOUGH_S = 600.0
+"""A run that has not ended counts for fairness once it has lasted so long."""
+
+
+class Rates(NamedTuple):
+    """Tokens a second."""
+
+    prefill: float = 16_000.0
+    decode: float = 60.0
+    reload: float = 300_000.0
+
+
+@dataclass(slots=True, eq=False)
+class Chain:
+    """One session as it runs. `attained` is uncached prefill and decode work so far; clairvoyants know `next_at`."""
+
+    number: int
+    session: Session
+    started: float
+    turn: int = 0
+    attained: float = 0.0
+    decayed: float = 0.0
+    decayed_at: float = 0.0
+    next_at: float = 0.0
+    waits: bool = False
+    over: bool = False
+    worker: int = -1
+    calls_tool: bool = False
+
+    @property
+    def now_at(self) -> Turn:
+        return self.session[self.turn]
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A turn that waits, and then runs."""
+
+    chain: Chain
+    turn: Turn
+    arrival: float
+    worker: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.turn.prompt + self.turn.output
+
+
+@dataclass(slots=True, eq=False)
+class VirtualWorker:
+    number: int
+    pool: VirtualPool
+    busy: bool = False
+    busy_s: float = 0.0
+    running: int = 0
+    waiting: list[Pending] = field(default_factory=list)
+
+    def resident(self, one: Pending) -> int:
+        """Tokens of its prompt on device or host."""
+        number, shared = one.chain.number, one.turn.shared
+        return max(self.pool.device_tokens(number, shared), self.pool.host_tokens(number, shared))
+
+    def uncached(self, one: Pending) -> int:
+        return one.turn.prompt - self.resident(one)
+
+
+class Discipline(Protocol):
+    """What is compared: which worker a turn waits for, which turn goes next, and whose KV is worth keeping."""
+
+    keep_tails: bool
+
+    def place(self, one: Pending, workers: list[VirtualWorker], now: float) -> int: ...
+
+    def choose(self, worker: VirtualWorker, now: float) -> Pending | None: ...
+
+    def worth(self, worker: VirtualWorker) -> Worth: ...
+
+    def started(self, one: Pending, uncached: int, now: float) -> None: ...
+
+    def finished(self, one: Pending, now: float) -> None: ...
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What was seen after the first part of the time, `from_s`, was dropped."""
+
+    turns: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    shared_tokens: int = 0
+    longest_wait_s: float = 0.0
+    waits_s: list[float] = field(default_factory=list)
+    run_s: list[float] = field(default_factory=list)
+    speeds: list[float] = field(default_factory=list)
+    busy_s: float = 0.0
+
+
+class Simulation:
+    def __init__(
+        self,
+        discipline: Discipline,
+        workers: list[VirtualWorker],
+        sessions: Iterator[Session],
+        *,
+        rates: Rates,
+        until_s: float,
+        from_s: float,
+    ) -> None:
+        self.discipline, self.workers, self.rates = discipline, workers, rates
+        self._sessions, self._until_s, self._from_s = sessions, until_s, from_s
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._number = self.num_begun = 0
+        self.live: dict[int, Chain] = {}
+        self.outcome = Outcome()
+        self._closed = False
+
+    def closed(self, num_sessions: int, rng: random.Random) -> Outcome:
+        """So many sessions at any time: when one ends, another begins."""
+        self._closed = True
+        for _ in range(num_sessions):
+            self._at(rng.uniform(0.0, 60.0), self._begin)
+        return self._run()
+
+    def open(self, sessions_per_hour: float, rng: random.Random) -> Outcome:
+        """Sessions begin at random, whatever becomes of those before."""
+        at = rng.expovariate(sessions_per_hour / 3600)
+        while at < self._until_s:
+            self._at(at, self._begin)
+            at += rng.expovariate(sessions_per_hour / 3600)
+        return self._run()
+
+    def _run(self) -> Outcome:
+        self._at(LOOK_AGAIN_S, self._look_again)
+        while self._events and self._events[0][0] < self._until_s:
+            at, _, event = heapq.heappop(self._events)
+            event(at)
+        for worker in self.workers:
+            self.outcome.busy_s += worker.busy_s
+            for one in worker.waiting:
+                self._waited(self._until_s - one.arrival)
+        for chain in self.live.values():
+            if self._until_s - chain.started >= OLD_ENOUGH_S:
+                self.outcome.speeds.append(self._speed(chain, self._until_s))
+        return self.outcome
+
+    def _speed(self, chain: Chain, now: float) -> float:
+        """The time its turns and pauses take on an empty worker that forgets nothing, to the time they took."""
+        alone_s = sum(t.output / self.rates.decode + t.think_s for t in chain.session[: chain.turn])
+        return alone_s / max(1e-9, now - chain.started)
+
+    def _at(self, when: float, event: Callable[[float], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._events, (when, self._number, event))
+
+    def _look_again(self, now: float) -> None:
+        for worker in self.workers:
+            self._fill(worker, now)
+        self._at(now + LOOK_AGAIN_S, self._look_again)
+
+    def _begin(self, now: float) -> None:
+        chain = Chain(self.num_begun, next(self._sessions), now, decayed_at=now)
+        self.num_begun += 1
+        self.live[chain.number] = chain
+        self._arrive(chain, now)
+
+    def _arrive(self, chain: Chain, now: float) -> None:
+        one = Pending(chain, chain.now_at, now)
+        chain.waits, chain.next_at = True, now
+        one.worker = self.discipline.place(one, self.workers, now)
+        chosen = self.workers[one.worker]
+        chosen.waiting.append(one)
+        self._fill(chosen, now)
+
+    def _fill(self, worker: VirtualWorker, now: float) -> None:
+        while not worker.busy and worker.waiting:
+            one = self.discipline.choose(worker, now)
+            if one is None:
+                return
+            self._start(one, worker, now)
+
+    def _start(self, one: Pending, worker: VirtualWorker, now: float) -> None:
+        worker.waiting.remove(one)
+        chain, turn = one.chain, one.turn
+        chain.waits, chain.worker = False, worker.number
+        worth = self.discipline.worth(worker)
+        on_device, reloaded = worker.pool.begin(chain.number, turn.shared, one.total, now, worth)
+        uncached = turn.prompt - on_device - reloaded
+        self.discipline.started(one, uncached, now)
+        if now >= self._from_s:
+            self._waited(now - one.arrival)
+            self.outcome.prompt_tokens += turn.prompt
+            self.outcome.cached_tokens += on_device + reloaded
+            self.outcome.shared_tokens += turn.shared
+        seconds = uncached / self.rates.prefill + reloaded / self.rates.reload
+        worker.busy, worker.busy_s = True, worker.busy_s + seconds
+        worker.running += 1
+        self._at(now + seconds, lambda at: self._prefilled(one, worker, at))
+
+    def _waited(self, seconds: float) -> None:
+        self.outcome.longest_wait_s = max(self.outcome.longest_wait_s, seconds)
+        self.outcome.waits_s.append(seconds)
+
+    def _prefilled(self, one: Pending, worker: VirtualWorker, now: float) -> None:
+        worker.busy = False
+        self._at(now + one.turn.output / self.rates.decode, lambda at: self._finished(one, worker, at))
+        self._fill(worker, now)
+
+    def _finished(self, one: Pending, worker: VirtualWorker, now: float) -> None:
+        chain = one.chain
+        worker.pool.end(chain.number, now)
+        worker.running -= 1
+        chain.turn += 1
+        chain.calls_tool = one.turn.finish == "tool_use"
+        chain.over = chain.turn == len(chain.session)
+        chain.next_at = float("inf") if chain.over else now + chain.now_at.think_s
+        if now >= self._from_s:
+            self.outcome.turns += 1
+        self.discipline.finished(one, now)
+        if chain.over:
+            self._ended(chain, now)
+        else:
+            self._at(chain.next_at, lambda at: self._arrive(chain, at))
+        self._fill(worker, now)
+
+    def _ended(self, chain: Chain, now: float) -> None:
+        del self.live[chain.number]
+        if now >= self._from_s:
+            self.outcome.run_s.append(now - chain.started)
+            self.outcome.speeds.append(self._speed(chain, now))
+        if self._closed:
+            self._at(now, self._begin)

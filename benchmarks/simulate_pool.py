@@ -1,0 +1,102 @@
+"""A virtual worker's KV: how many leading tokens of each chain are on the device and on the host. No page is kept by name.
+
+device   live chains + superseded tails + running = used <= capacity
+host     written through when a turn ends; the least recently used chain makes room
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """Leading tokens of a chain, or with `tail` what its later turns no longer share. Whoever is pinned stays."""
+
+    chain: int
+    tokens: int
+    used_at: float
+    tail: bool = False
+    pinned: bool = False
+
+
+Worth = Callable[[Held, float], tuple[float, ...]]
+"""Who is worth least goes first."""
+
+
+class VirtualPool:
+    def __init__(self, capacity: int, host_capacity: int, *, keep_tails: bool) -> None:
+        self.capacity, self.host_capacity, self.keep_tails = capacity, host_capacity, keep_tails
+        self.used = self.pinned = self.host_used = 0
+        self.chains: dict[int, Held] = {}
+        self.tails: dict[int, Held] = {}
+        self.host: dict[int, int] = {}
+
+    def device_tokens(self, chain: int, shared: int) -> int:
+        held = self.chains.get(chain)
+        return min(held.tokens, shared) if held else 0
+
+    def host_tokens(self, chain: int, shared: int) -> int:
+        return min(self.host.get(chain, 0), shared)
+
+    def fits(self, total: int) -> bool:
+        """Whether a turn of so many tokens would fit if all that is not pinned went."""
+        return self.pinned + total <= self.capacity
+
+    def begin(self, chain: int, shared: int, total: int, now: float, worth: Worth) -> tuple[int, int]:
+        """Pins room for a turn. Returns how many of its tokens were on the device, and how many came from the host."""
+        on_device = self.device_tokens(chain, shared)
+        reloaded = max(0, self.host_tokens(chain, shared) - on_device)
+        held = self.chains.setdefault(chain, Held(chain, 0, now))
+        if held.tokens > on_device:
+            self._supersede(held, on_device)
+        held.pinned = True
+        self._make_room(total - on_device, now, worth)
+        self.used += total - on_device
+        self.pinned += total
+        held.tokens, held.used_at = total, now
+        return on_device, reloaded
+
+    def end(self, chain: int, now: float) -> None:
+        held = self.chains[chain]
+        held.pinned, held.used_at = False, now
+        self.pinned -= held.tokens
+        if self.host_capacity:
+            self._write_through(chain, held.tokens)
+
+    def _supersede(self, held: Held, kept: int) -> None:
+        dead = held.tokens - kept
+        held.tokens = kept
+        if self.keep_tails:
+            tail = self.tails.setdefault(held.chain, Held(held.chain, 0, held.used_at, tail=True))
+            tail.tokens += dead
+            tail.used_at = held.used_at
+        else:
+            self.used -= dead
+
+    def _make_room(self, tokens: int, now: float, worth: Worth) -> None:
+        while (lack := self.used + tokens - self.capacity) > 0:
+            loose = [held for group in (self.chains, self.tails) for held in group.values() if not held.pinned and held.tokens]
+            victim = min(loose, key=lambda held: worth(held, now))
+            gone = min(victim.tokens, lack)
+            victim.tokens -= gone
+            self.used -= gone
+            if not victim.tokens:
+                del (self.tails if victim.tail else self.chains)[victim.chain]
+
+    def _write_through(self, chain: int, tokens: int) -> None:
+        self.host_used += tokens - self.host.pop(chain, 0)
+        self.host[chain] = tokens
+        while self.host_used > self.host_capacity:
+            oldest = next(iter(self.host))
+            lack = self.host_used - self.host_capacity
+            gone = min(self.host[oldest], lack)
+            self.host[oldest] -= gone
+            self.host_used -= gone
+            if not self.host[oldest]:
+                del self.host[oldest]
+
+    def check(self) -> None:
+        held = [*self.chains.values(), *self.tails.values()]
+        assert self.used == sum(one.tokens for one in held) <= self.capacity
+        assert self.pinned == sum(one.tokens for one in held if one.pinned)
+        assert self.host_used == sum(self.host.values()) <= max(self.host_capacity, 0)

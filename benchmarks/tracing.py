@@ -1,0 +1,133 @@
+"""Claim: to know everything costs little: spans of every request, metrics and the ledger leave a gateway 65 % of its throughput
+against a fake worker, and 97 % against a real one; a request has as many spans for a thousand tokens as for two.
+
+Method: `wrk` with 16 connections against one gateway process at a time. On: the default settings, every request's spans to a
+file, the ledger in SQLite. Off: the same program without spans, ledger rows and metric updates (benchmarks/untold.py). On and
+off take turns; medians of the rounds. Then short and long answers, and the spans of each counted.
+"""
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import aiohttp
+
+from benchmarks.client import ask
+from benchmarks.overhead import BODY, Load, median, wrk
+from benchmarks.report import ROOT, Target, arguments, finish, progress, table
+from benchmarks.served import free_port, gateway, wait_ready
+
+KINDS = ("fake", "pico")
+SHORT, LONG = 2, 1000
+
+
+def main() -> None:
+    args = arguments(__doc__).parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is not installed: on Debian, `apt-get install wrk`")
+    rounds, seconds = (1, 3) if args.quick else (5, 8)
+    seen: dict[tuple[str, str], list[Load]] = {}
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        urls = {
+            (kind, told): stack.enter_context(_gateway(folder, kind, told=told)) for kind in KINDS for told in ("on", "off")
+        }
+        for number in range(rounds):
+            for (kind, told), url in urls.items():
+                body = BODY.format(model="pico", stream="true")
+                if number == 0:
+                    wrk(url, body, 2)
+                load = wrk(url, body, seconds)
+                seen.setdefault((kind, told), []).append(load)
+                progress(f"round {number + 1}/{rounds} {kind} {told}: {load.rps:,.0f} requests/s, {load.errors} errors")
+        loads = {key: median(found) for key, found in seen.items()}
+        spans = asyncio.run(_spans(urls["fake", "on"], folder / "fake-on.jsonl"))
+    print(
+        table(("worker", "telling", "requests/s", "p50 ms", "p99 ms", "errors"), [(*key, *load) for key, load in loads.items()])
+    )
+    ratios = {kind: loads[kind, "on"].rps / loads[kind, "off"].rps for kind in KINDS}
+    results = {f"{kind}_{told}_rps": load.rps for (kind, told), load in loads.items()} | {"spans": spans}
+    results |= {f"{kind}_ratio": ratio for kind, ratio in ratios.items()}
+    results["errors"] = sum(load.errors for load in loads.values())
+    targets = [
+        Target("on over off, fake worker", ratios["fake"], ">=", 0.65),
+        Target("on over off, pico", ratios["pico"], ">=", 0.97),
+        Target("more spans for 1,000 tokens than for 2", spans["long"] - spans["short"], "<=", 0),
+    ]
+    finish("tracing", results, targets)
+
+
+@contextmanager
+def _gateway(folder: Path, kind: str, *, told: str) -> Iterator[str]:
+    policy = folder / f"{kind}-{told}.yaml"
+    with ExitStack() as stack:
+        workers = stack.enter_context(_fake(folder, told)) if kind == "fake" else "  pico-0: {model: pico, device: cpu}\n"
+        text = (ROOT / "policies" / "default.yaml").read_text().replace("../backends", str(ROOT / "backends"))
+        text = text.replace("router: quality.json", f"router: {ROOT / 'policies' / 'quality.json'}")
+        policy.write_text(re.sub(r"workers:\n(  .*\n)+", f"workers:\n{workers}", text))
+        if told == "on":
+            spans, ledger = folder / f"{kind}-on.jsonl", folder / f"{kind}.sqlite"
+            environment = {"HEADWAY_SPANS": f"file:{spans}", "HEADWAY_LEDGER": str(ledger)}
+            yield stack.enter_context(gateway(policy, environment))
+        else:
+            yield stack.enter_context(_untold(policy))
+
+
+@contextmanager
+def _fake(folder: Path, told: str) -> Iterator[str]:
+    socket = folder / f"{told}.sock"
+    command = [sys.executable, "-m", "tests.fake_worker", "--listen", f"unix://{socket}", "--model", "pico"]
+    command += ["--model-dir", str(ROOT / "backends" / "zoo" / "pico")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield f"  pico-0: {{model: pico, device: cpu, url: 'unix://{socket}'}}\n"
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def _untold(policy: Path) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.untold", str(policy)]
+    with subprocess.Popen(command, cwd=ROOT, env={"HEADWAY_PORT": str(port)}) as process:
+        try:
+            wait_ready(f"http://127.0.0.1:{port}/readyz", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+async def _spans(url: str, file: Path) -> dict[str, int]:
+    """How many spans a short and a long answer have."""
+    counts = {}
+    async with aiohttp.ClientSession() as http:
+        for number, (name, tokens) in enumerate((("short", SHORT), ("long", LONG)), 1):
+            trace = f"{number:032x}"
+            headers = {"traceparent": f"00-{trace}-{1:016x}-01"}
+            body = {"model": "pico", "max_tokens": tokens, "messages": [{"role": "user", "content": "Count."}]}
+            await ask(http, url, body, headers)
+            counts[name] = await _count(file, trace)
+    return counts
+
+
+async def _count(file: Path, trace: str) -> int:
+    """Spans are written in batches, at the latest after five seconds."""
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        lines = file.read_bytes().splitlines()  # noqa: ASYNC240  nothing else runs here
+        found = Counter(json.loads(line)["trace_id"] for line in lines if trace.encode() in line)
+        if found[trace]:
+            return found[trace]
+    raise RuntimeError(f"no spans of trace {trace} after 10 s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+// Elements in one expression: h("td", {class: "num"}, text). Text is always text, never markup.
+
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+// A table that scrolls on its own where it is too wide, and can be scrolled by keyboard.
+// `columns`: {title, cell(row), num, sort(row), optional, unit}; `sorted`: {index, down}.
+export function table(caption, columns, rows, { empty, sorted, onSort, after, total } = {}) {
+  if (!rows.length) return h("p", { class: "empty" }, empty || "Nothing yet.");
+  const head = columns.map((column, index) => h("th", {
+    scope: "col", class: classes(column),
+    "aria-sort": sorted?.index === index ? (sorted.down ? "descending" : "ascending") : undefined,
+  }, column.sort && onSort
+    ? h("button", { type: "button", class: "sort", onclick: () => onSort(index) }, column.title)
+    : column.title));
+  const body = rows.flatMap((row) => [
+    h("tr", {}, columns.map((column, index) => h(index || !column.head ? "td" : "th",
+      { class: classes(column), scope: index || !column.head ? undefined : "row" }, column.cell(row)))),
+    ...(after ? after(row) : []),
+  ]);
+  return h("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" },
+    h("table", {},
+      h("caption", { class: "visually-hidden" }, caption),
+      h("thead", {}, h("tr", {}, head)),
+      h("tbody", {}, body),
+      total ? h("tfoot", {}, h("tr", {}, columns.map((column) => h("td", { class: classes(column) }, total(column) ?? "")))) : null));
+}
+
+function classes(column) {
+  return [column.num && "num", column.optional && "optional", column.wide && "stretch"].filter(Boolean).join(" ") || undefined;
+}
+
+export function sortRows(rows, column, down) {
+  const sign = down ? -1 : 1;
+  return [...rows].sort((a, b) => {
+    const [x, y] = [column.sort(a), column.sort(b)];
+    return sign * (typeof x === "string" ? x.localeCompare(y) : x - y);
+  });
+}
+
+// Figures on top of a view: [label, value, note].
+export function figures(...items) {
+  return h("dl", { class: "figures" }, items.filter(Boolean).map(([label, value, note, tone]) =>
+    h("div", { class: tone ? `tone-${tone}` : undefined }, h("dt", {}, label), h("dd", {}, value,
+      note ? h("span", { class: "note" }, note) : null))));
+}
+
+export function section(title, ...children) {
+  return h("section", { "aria-label": title }, h("h2", {}, title), ...children);
+}
+
+// One choice out of a few, as radio buttons that look like one control.
+export function choice(label, name, options, chosen, onchange) {
+  return h("fieldset", { class: "choice" }, h("legend", { class: "visually-hidden" }, label),
+    options.map(([value, text]) => h("label", {},
+      h("input", { type: "radio", name, value, checked: value === chosen, onchange: () => onchange(value) }),
+      h("span", {}, text))));
+}
+
+export function tag(text, tone) {
+  return h("span", { class: tone ? `tag tone-${tone}` : "tag" }, text);
+}

@@ -1,0 +1,44 @@
+// Numbers as people read them: one unit a column, so that digits line up.
+
+const integer = new Intl.NumberFormat("en-US");
+
+export const count = (value) => integer.format(value);
+
+// Factor, unit, digits, and the least figure that it is used for.
+const UNITS = [[1, "$", 2, 0.1], [1e3, "m$", 2, 1], [1e6, "µ$", 2, 0.1], [1e9, "n$", 1, 0]];
+
+// A unit for dollars up to `largest`: {unit, text(value)}.
+export function dollars(values) {
+  const largest = Math.max(0, ...values.map(Math.abs));
+  const [factor, unit, digits] = largest === 0 ? UNITS[0] : UNITS.find(([scale, , , least]) => largest * scale >= least);
+  const number = new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return { unit, factor, number: (value) => number.format(value * factor), text: (value) => (unit === "$" ? `$${number.format(value)}` : `${number.format(value * factor)} ${unit}`) };
+}
+
+export const money = (value) => dollars([value]).text(value);
+
+export function percent(part, whole, digits = 0) {
+  return whole ? `${((100 * part) / whole).toFixed(digits)} %` : "–";
+}
+
+export function seconds(value) {
+  if (value === null || value === undefined) return "–";
+  if (value < 0.0995) return `${(1000 * value).toFixed(1)} ms`;
+  if (value < 0.9995) return `${(1000 * value).toFixed(0)} ms`;
+  if (value < 99.5) return `${value.toFixed(value < 9.95 ? 2 : 1)} s`;
+  if (value < 5970) return `${Math.round(value / 60)} min`;
+  return `${(value / 3600).toFixed(1)} h`;
+}
+
+export const ms = (value) => (value === null || value === undefined ? "–" : count(Math.round(1000 * value * 10) / 10));
+
+const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "2-digit", hour: "2-digit", minute: "2-digit", hour12: false });
+
+// Today: the time of day. Else the date as well.
+export function moment(at) {
+  const date = new Date(1000 * at);
+  return date.toDateString() === new Date().toDateString() ? clock.format(date) : day.format(date);
+}
+
+export const words = (reason) => reason.replaceAll("_", " ");

@@ -1,0 +1,101 @@
+"""What the ledger keeps, one struct a table. New fields go to the end with a default, and into a migration (store.py)."""
+
+import msgspec
+
+
+class RequestRow(msgspec.Struct, frozen=True, kw_only=True, tag="requests"):
+    """One request, also one that was turned away: then without model, worker and decision, and with nothing spent.
+
+    `at` is Unix time; `status` a finish reason or an error code; `run` as the client knows it; `slo_met` means something
+    only where `slo_counted`: what the caller got wrong breaks no promise.
+    """
+
+    decision: str
+    at: float
+    tenant: str
+    run: str
+    chain: str
+    asked: str
+    model: str
+    worker: str
+    route: str
+    reason: str
+    status: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    queue_s: float
+    ttft_s: float
+    total_s: float
+    device_s: float
+    usd: float
+    saved_usd: float
+    all_large_usd: float
+    slo_met: bool
+    request: str = ""
+    tier: str = ""
+    outcome: str = "ok"
+    http_status: int = 200
+    slo: str = ""
+    slo_counted: bool = True
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    num_steps: int = 0
+    mean_batch: float = 0.0
+    num_attempts: int = 1
+    trace: str = ""
+
+
+class DecisionRow(msgspec.Struct, frozen=True, kw_only=True, tag="decisions"):
+    """`body` is the Decision as JSON."""
+
+    id: str
+    at: float
+    body: bytes
+
+
+class RunRow(msgspec.Struct, frozen=True, kw_only=True, tag="runs"):
+    """The sums of a run that has ended; a later row of the same run replaces it."""
+
+    run: str
+    tenant: str
+    source: str
+    first_seen: float
+    last_seen: float
+    turns: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    device_s: float
+    usd: float
+    saved_usd: float
+    all_large_usd: float
+
+
+class DeviceRow(msgspec.Struct, frozen=True, kw_only=True, tag="device_time"):
+    """A worker's time since its last row, and its dollars: charged + unattributed + idle is the price of that time."""
+
+    at: float
+    worker: str
+    model: str
+    busy_s: float
+    idle_s: float
+    charged_usd: float
+    unattributed_usd: float
+    idle_usd: float
+
+
+class PolicyRow(msgspec.Struct, frozen=True, kw_only=True, tag="policies"):
+    """A policy that was put in force. `body` is JSON without secrets, `digest` names it."""
+
+    at: float
+    digest: str
+    body: bytes
+
+
+Row = RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow
+KINDS: tuple[type[Row], ...] = (RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow)
+
+
+def table(kind: type[Row]) -> str:
+    return str(kind.__struct_config__.tag)

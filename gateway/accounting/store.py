@@ -1,0 +1,127 @@
+"""The ledger's tables in one SQLite connection: made and migrated, filled, read, and cleared of what is too old."""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.accounting.rows import KINDS, DecisionRow, DeviceRow, PolicyRow, RequestRow, Row, RunRow, table
+
+Values = Sequence[str | int | float]
+
+_V1 = """
+CREATE TABLE requests (
+    decision TEXT NOT NULL, at REAL NOT NULL, tenant TEXT NOT NULL, run TEXT NOT NULL, chain TEXT NOT NULL,
+    asked TEXT NOT NULL, model TEXT NOT NULL, worker TEXT NOT NULL, route TEXT NOT NULL, reason TEXT NOT NULL,
+    status TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+    queue_s REAL NOT NULL, ttft_s REAL NOT NULL, total_s REAL NOT NULL, device_s REAL NOT NULL, usd REAL NOT NULL,
+    saved_usd REAL NOT NULL, all_large_usd REAL NOT NULL, slo_met INTEGER NOT NULL);
+CREATE TABLE decisions (id TEXT NOT NULL, at REAL NOT NULL, body BLOB NOT NULL, PRIMARY KEY (id));
+CREATE TABLE runs (
+    run TEXT NOT NULL, tenant TEXT NOT NULL, source TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL,
+    turns INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+    device_s REAL NOT NULL, usd REAL NOT NULL, saved_usd REAL NOT NULL, all_large_usd REAL NOT NULL,
+    PRIMARY KEY (tenant, run));
+CREATE INDEX requests_by_run ON requests (tenant, run, at);
+"""
+_V2 = """
+ALTER TABLE requests ADD COLUMN request TEXT NOT NULL DEFAULT '';
+ALTER TABLE requests ADD COLUMN tier TEXT NOT NULL DEFAULT '';
+ALTER TABLE requests ADD COLUMN outcome TEXT NOT NULL DEFAULT 'ok';
+ALTER TABLE requests ADD COLUMN http_status INTEGER NOT NULL DEFAULT 200;
+ALTER TABLE requests ADD COLUMN slo TEXT NOT NULL DEFAULT '';
+ALTER TABLE requests ADD COLUMN slo_counted INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE requests ADD COLUMN prefill_s REAL NOT NULL DEFAULT 0;
+ALTER TABLE requests ADD COLUMN decode_s REAL NOT NULL DEFAULT 0;
+ALTER TABLE requests ADD COLUMN num_steps INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE requests ADD COLUMN mean_batch REAL NOT NULL DEFAULT 0;
+ALTER TABLE requests ADD COLUMN num_attempts INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE requests ADD COLUMN trace TEXT NOT NULL DEFAULT '';
+CREATE TABLE device_time (
+    at REAL NOT NULL, worker TEXT NOT NULL, model TEXT NOT NULL, busy_s REAL NOT NULL, idle_s REAL NOT NULL,
+    charged_usd REAL NOT NULL, unattributed_usd REAL NOT NULL, idle_usd REAL NOT NULL);
+CREATE TABLE policies (at REAL NOT NULL, digest TEXT NOT NULL, body BLOB NOT NULL);
+CREATE INDEX requests_by_time ON requests (at);
+CREATE INDEX requests_by_decision ON requests (decision);
+CREATE INDEX decisions_by_time ON decisions (at);
+CREATE INDEX device_time_by_time ON device_time (at);
+"""
+MIGRATIONS = (_V1, _V2)
+"""What brings a file from each version to the next; a file's `user_version` is how many of them it has seen."""
+
+_AGES: dict[type[Row], str] = {
+    RequestRow: "at", DecisionRow: "at", RunRow: "last_seen", DeviceRow: "at", PolicyRow: "at"
+}  # fmt: skip
+_FORGET_ROWS = 5_000
+"""A delete of so many rows takes milliseconds, and between two of them new rows are written."""
+
+
+class Store:
+    """Whoever has it closes it. One thread at a time."""
+
+    def __init__(self, path: str) -> None:
+        """Raises sqlite3.Error when the file cannot be made, is no ledger, or is of a later version."""
+        self.connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            _migrate(self.connection)
+        except sqlite3.Error:
+            self.connection.close()
+            raise
+
+    def insert(self, rows: Sequence[Row]) -> None:
+        """All or none. Raises sqlite3.Error."""
+        try:
+            self.connection.execute("BEGIN")
+            for kind in KINDS:
+                values = [msgspec.structs.astuple(row) for row in rows if isinstance(row, kind)]
+                if values:
+                    self.connection.executemany(_INSERT[kind], values)
+            self.connection.execute("COMMIT")
+        finally:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+
+    def forget(self, before: float, kinds: Iterable[type[Row]] = KINDS) -> int:
+        """Deletes some rows older than a Unix time; 0 when none is left. What they took is given back to the disk."""
+        deleted = 0
+        for kind in kinds:
+            name, age = table(kind), _AGES[kind]
+            # The policy in force stays, however old.
+            kept = " AND at < (SELECT max(at) FROM policies)" if kind is PolicyRow else ""
+            query = f"SELECT rowid FROM {name} WHERE {age} < ?{kept} LIMIT {_FORGET_ROWS}"
+            deleted += self.connection.execute(f"DELETE FROM {name} WHERE rowid IN ({query})", (before,)).rowcount
+        if deleted:
+            self.connection.execute("PRAGMA incremental_vacuum")
+        return deleted
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def select(connection: sqlite3.Connection, query: str, values: Values) -> list[dict[str, Any]]:
+    """Rows by column name."""
+    cursor = connection.execute(query, values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Step by step, each in one transaction: a crash leaves the file at one version or the next."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise sqlite3.DatabaseError(f"the ledger is of version {version}, this is {len(MIGRATIONS)}: move the file away")
+    if version == 0:
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    connection.execute("PRAGMA journal_mode=WAL")
+    # NORMAL: a killed process loses nothing that was committed, a power cut at most the last commits, and never the file.
+    connection.execute("PRAGMA synchronous=NORMAL")
+    for number in range(version, len(MIGRATIONS)):
+        connection.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version={number + 1}; COMMIT;")
+
+
+_INSERT = {
+    kind: f"INSERT OR REPLACE INTO {table(kind)} ({', '.join(kind.__struct_fields__)}) "
+    f"VALUES ({', '.join('?' * len(kind.__struct_fields__))})"
+    for kind in KINDS
+}

@@ -1,0 +1,190 @@
+"""What of JSON Schema an answer can be held to. A keyword beyond that is refused by its name, never passed over.
+
+Grammars cannot compare two values, count what is unique, or hold two schemas at once.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gateway.errors import UnsupportedParameter
+
+ANNOTATIONS = frozenset(
+    {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "discriminator"}
+    | {"$schema", "$id", "$comment", "$anchor", "$defs", "definitions"}
+)
+"""They say nothing about what is valid."""
+KEYWORDS = frozenset(
+    {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "properties", "required", "additionalProperties"}
+    | {"minProperties", "maxProperties", "items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength", "pattern"}
+    | {"format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+)
+FORMATS = frozenset(
+    {"date", "time", "date-time", "duration", "email", "uuid", "ipv4", "ipv6", "hostname", "uri", "uri-reference"}
+    | {"uri-template", "json-pointer", "relative-json-pointer"}
+)
+_ALONE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
+"""Where one of these stands, what stands beside it is not looked at."""
+_TYPES = frozenset({"string", "number", "integer", "boolean", "object", "array", "null"})
+_BY_TYPE: Mapping[str, frozenset[str]] = {
+    "object": frozenset({"properties", "required", "additionalProperties", "minProperties", "maxProperties"}),
+    "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
+    "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
+    "number": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
+}
+_NOT_TOGETHER = (
+    ("pattern", "minLength"),
+    ("pattern", "maxLength"),
+    ("pattern", "format"),
+    ("format", "minLength"),
+    ("format", "maxLength"),
+    ("properties", "minProperties"),
+    ("properties", "maxProperties"),
+)
+MAX_DEPTH = 100
+
+
+def check_schema(schema: Any, *, param: str) -> None:
+    """Raises UnsupportedParameter with the path and the keyword that an answer cannot be held to."""
+    try:
+        _Check(schema, param).run()
+    except (TypeError, AttributeError, LookupError, ValueError) as error:  # a keyword's value is of a kind that it never is
+        raise UnsupportedParameter(f"{param}: this is no JSON Schema: {error}"[:500], param=param) from error
+
+
+class _Check:
+    def __init__(self, root: Any, param: str) -> None:
+        self._root, self._param = root, param
+
+    def run(self) -> None:
+        todo: list[tuple[Any, str, int]] = [(self._root, "", 0)]
+        while todo:
+            schema, path, depth = todo.pop()
+            if schema is True:
+                continue
+            if not isinstance(schema, dict):
+                raise self._refused(path, "a schema must be an object")
+            if depth > MAX_DEPTH:
+                raise self._refused(path, f"it is nested deeper than {MAX_DEPTH} levels: flatten it")
+            self._check(schema, path)
+            todo += [(child, f"{path}{place}", depth + 1) for place, child in _children(schema)]
+
+    def _check(self, schema: dict[str, Any], path: str) -> None:
+        asserting = [name for name in schema if name not in ANNOTATIONS]
+        for name in asserting:
+            if name not in KEYWORDS:
+                raise self._refused(path, f"the keyword `{name[:64]}` is not supported: leave it out")
+        for alone in _ALONE:
+            beside = [name for name in asserting if name not in (alone, "type")]
+            if alone in schema and beside:
+                raise self._refused(path, f"the keyword `{beside[0]}` beside `{alone}` is not supported: merge the two")
+        self._check_kinds(schema, path)
+        self._check_values(schema, path)
+
+    def _check_kinds(self, schema: dict[str, Any], path: str) -> None:
+        kinds = _kinds(schema)
+        unknown = [kind for kind in kinds if kind not in _TYPES]
+        if unknown:
+            raise self._refused(path, f"`type` {str(unknown[0])[:64]!r} is none of JSON Schema's")
+        if "integer" in kinds:
+            kinds = [*kinds, "number"]
+        for kind, names in _BY_TYPE.items():
+            given = next((name for name in schema if name in names), None)
+            if given and not kinds:
+                raise self._refused(path, f"the keyword `{given}` needs a `type`: add it")
+            if given and kind not in kinds:
+                raise self._refused(path, f"the keyword `{given}` says nothing about its `type`: leave it out")
+
+    def _check_values(self, schema: dict[str, Any], path: str) -> None:
+        if (ref := schema.get("$ref")) is not None and not (isinstance(ref, str) and self._resolved(ref) is not None):
+            raise self._refused(path, f"`$ref` {str(ref)[:100]!r} is not in this schema: only local references are supported")
+        form = schema.get("format")
+        if form is not None and form not in FORMATS:
+            raise self._refused(path, f"the `format` {str(form)[:64]!r} is not supported: leave it out")
+        for name, other in _NOT_TOGETHER:
+            if name in schema and other in schema:
+                raise self._refused(path, f"the keyword `{other}` beside `{name}` is not supported: leave one out")
+        if len(schema.get("allOf", ())) > 1:
+            raise self._refused(path, "the keyword `allOf` with several schemas is not supported: merge them")
+        if "oneOf" in schema and not self._disjoint(schema["oneOf"]):
+            problem = "needs options of different types, or with a `const` that tells them apart: use `anyOf`"
+            raise self._refused(path, f"the keyword `oneOf` {problem}")
+        if "enum" in schema and not (isinstance(schema["enum"], list) and schema["enum"]):
+            raise self._refused(path, "`enum` must be a list with a value at least")
+        self._check_required(schema, path)
+
+    def _check_required(self, schema: dict[str, Any], path: str) -> None:
+        required, named = schema.get("required", []), schema.get("properties") or {}
+        if not isinstance(required, list):
+            raise self._refused(path, "`required` must be a list of names")
+        for name in required:
+            if name not in named:
+                problem = f"the keyword `required` names {str(name)[:64]!r}, which is not in `properties`: add it"
+                raise self._refused(path, problem)
+
+    def _resolved(self, ref: str) -> Any:
+        if ref == "#":
+            return self._root
+        if not ref.startswith("#/"):
+            return None
+        at: Any = self._root
+        for part in ref[2:].split("/"):
+            part = part.replace("~1", "/").replace("~0", "~")
+            at = at.get(part) if isinstance(at, dict) else None
+        return at
+
+    def _disjoint(self, options: Any) -> bool:
+        """Whether no value can satisfy two of them, as far as types and constants tell."""
+        if not isinstance(options, list):
+            return False
+        followed = [self._followed(option) for option in options]
+        return all(_apart(a, b) for a, b in itertools.combinations(followed, 2))
+
+    def _followed(self, schema: Any) -> dict[str, Any]:
+        for _ in range(MAX_DEPTH):
+            if not (isinstance(schema, dict) and isinstance(schema.get("$ref"), str)):
+                break
+            schema = self._resolved(schema["$ref"])
+        return schema if isinstance(schema, dict) else {}
+
+    def _refused(self, path: str, problem: str) -> UnsupportedParameter:
+        return UnsupportedParameter(f"{self._param}{path}: {problem}", param=f"{self._param}{path}"[:300])
+
+
+def _children(schema: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    for name in ("properties", "$defs", "definitions"):
+        inner = schema.get(name)
+        if isinstance(inner, dict):
+            yield from ((f".{name}.{key[:64]}", value) for key, value in inner.items())
+    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        inner = schema.get(name)
+        if isinstance(inner, list):
+            yield from ((f".{name}[{n}]", value) for n, value in enumerate(inner))
+    for name in ("items", "additionalProperties"):
+        if isinstance(inner := schema.get(name), dict):
+            yield f".{name}", inner
+
+
+def _kinds(schema: Mapping[str, Any]) -> list[Any]:
+    given = schema.get("type")
+    return given if isinstance(given, list) else [given] if given is not None else []
+
+
+def _apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    kinds = [{"number" if kind == "integer" else str(kind) for kind in _kinds(schema)} for schema in (a, b)]
+    if kinds[0] and kinds[1] and not kinds[0] & kinds[1]:
+        return True
+    for name in set(a.get("required") or ()) & set(b.get("required") or ()):
+        values = [_constants((schema.get("properties") or {}).get(name)) for schema in (a, b)]
+        if values[0] and values[1] and not any(value in values[1] for value in values[0]):
+            return True
+    return False
+
+
+def _constants(schema: Any) -> list[Any]:
+    if not isinstance(schema, dict):
+        return []
+    if "const" in schema:
+        return [schema["const"]]
+    enum = schema.get("enum")
+    return enum if isinstance(enum, list) else []

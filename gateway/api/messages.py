@@ -1,0 +1,183 @@
+"""Parses the body of POST /v1/messages into a Request."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from backends.wire import Grammar, Sampling
+from gateway.api.body import BodyDecoder
+from gateway.api.call_order import check_call_order
+from gateway.api.format import read_format
+from gateway.api.messages_body import (
+    AssistantTurn,
+    ClaudeTool,
+    CountBody,
+    MessagesBody,
+    TextBlock,
+    ThinkingBlock,
+    ToolResult,
+    ToolUse,
+    UserTurn,
+)
+from gateway.api.offered_tools import OfferedTools, missing, refuse_kind
+from gateway.api.tool_choice import Offered, rule_for
+from gateway.errors import BadRequest, UnsupportedParameter
+from gateway.request import Message, Request, Tool, ToolCall
+
+REFUSED = ("context_management", "mcp_servers", "container", "inference_geo", "speed")
+ADVISORY = ("cache_control", "service_tier", "metadata")
+EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "xhigh"}
+
+_decode = BodyDecoder(MessagesBody).decode
+_decode_count = BodyDecoder(CountBody).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def parse_messages(body: bytes) -> Request:
+    """Raises BadRequest with the path of the field at fault in `param`, and nothing else."""
+    given = _decode(body)
+    offered = _offered(given)
+    user = given.metadata.user_id if given.metadata else None
+    if given.service_tier not in (None, "auto", "standard_only"):
+        raise UnsupportedParameter("service_tier is supported only as auto or standard_only", param="service_tier")
+    return Request(
+        model=given.model,
+        messages=_messages(given),
+        tools=offered.tools,
+        sampling=Sampling(
+            max_tokens=given.max_tokens,
+            temperature=given.temperature or 0.0,
+            top_k=max(given.top_k or 0, 0),
+            top_p=1.0 if given.top_p is None else given.top_p,
+            stop=given.stop_sequences or (),
+            grammar=_grammar(given),
+        ),
+        max_tokens_given=True,
+        stream=bool(given.stream),
+        include_usage=True,
+        advisory=_accepted(given),
+        hints=(("metadata.user_id", user),) if user else (),
+        calls=offered.calls,
+        reasoning_effort=_effort(given),
+        effort_param="thinking",
+    )
+
+
+def parse_count(body: bytes) -> Request:
+    """Of `count_tokens`: only the prompt matters."""
+    given = _decode_count(body)
+    _accepted(given)
+    return Request(
+        model=given.model,
+        messages=_messages(given),
+        tools=_offered(given).tools,
+        sampling=Sampling(max_tokens=1),
+        reasoning_effort=_effort(given),
+        effort_param="thinking",
+    )
+
+
+def _accepted(given: CountBody) -> tuple[str, ...]:
+    for name in REFUSED:
+        if getattr(given, name, None) is not None:
+            raise UnsupportedParameter(f"{name} is not supported: leave it out", param=name)
+    return tuple(name for name in ADVISORY if getattr(given, name, None) is not None)
+
+
+def _effort(given: CountBody) -> str | None:
+    """`budget_tokens` is how far reasoning may go, which `max_tokens` bounds as well."""
+    effort = given.output_config.effort if given.output_config else None
+    if given.thinking is None:
+        return EFFORTS[effort] if effort else None
+    if given.thinking.type == "disabled":
+        return "none"
+    return EFFORTS[effort or "medium"]
+
+
+def _grammar(given: MessagesBody) -> Grammar | None:
+    format = given.output_config.format if given.output_config else None
+    if format is None:
+        return None
+    if format.type != "json_schema":
+        param = "output_config.format.type"
+        raise UnsupportedParameter(f"{param}: '{format.type[:64]}' is not supported: use json_schema", param=param)
+    return read_format("json_schema", format.schema, None, param="output_config.format")
+
+
+def _offered(given: CountBody) -> Offered:
+    choice = given.tool_choice
+    tools = _tools(given.tools or ())
+    if choice is None:
+        return rule_for(tools, None, parallel=True)
+    parallel = not choice.disable_parallel_tool_use
+    match choice.type:
+        case "tool":
+            return rule_for(tools, {"type": "function", "name": choice.name or ""}, parallel=parallel)
+        case "any":
+            return rule_for(tools, "required", parallel=parallel)
+        case kind:
+            return rule_for(tools, kind, parallel=parallel)
+
+
+def _tools(given: Iterable[ClaudeTool]) -> tuple[Tool, ...]:
+    tools = OfferedTools()
+    for n, tool in enumerate(given):
+        path = f"tools[{n}]"
+        if tool.type not in (None, "custom"):
+            raise refuse_kind(tool.type, "custom", path=path)
+        if tool.input_schema is None:
+            raise missing("input_schema", path=path)
+        tools.add(tool.name, tool.description, tool.input_schema, strict=tool.strict, path=path, schema="input_schema")
+    return tools.all()
+
+
+def _messages(given: CountBody) -> tuple[Message, ...]:
+    if not given.messages:
+        raise BadRequest("messages is empty: send at least one message", param="messages")
+    messages: list[Message] = []
+    if given.system:
+        messages.append(Message(role="system", content=_text(given.system)))
+    for n, turn in enumerate(given.messages):
+        if isinstance(turn, UserTurn):
+            messages += _user(turn)
+        else:
+            messages.append(_assistant(turn, n))
+    check_call_order(messages, param="messages")
+    if messages[-1].role == "assistant":
+        message = "the last message is the assistant's: an answer cannot be begun for it, end with a user's message"
+        raise UnsupportedParameter(f"messages[{len(given.messages) - 1}]: {message}", param="messages")
+    return tuple(messages)
+
+
+def _user(turn: UserTurn) -> Iterable[Message]:
+    """Results first, as Anthropic wants them; what the user says beside them is a message of its own."""
+    if isinstance(turn.content, str):
+        yield Message(role="user", content=turn.content)
+        return
+    for block in turn.content:
+        if isinstance(block, ToolResult):
+            text = _text(block.content)
+            yield Message(role="tool", content=f"Error: {text}" if block.is_error else text, tool_call_id=block.tool_use_id)
+    texts = [block for block in turn.content if isinstance(block, TextBlock)]
+    if texts or not turn.content:
+        yield Message(role="user", content=_text(texts))
+
+
+def _assistant(turn: AssistantTurn, position: int) -> Message:
+    if isinstance(turn.content, str):
+        return Message(role="assistant", content=turn.content)
+    blocks = turn.content
+    return Message(
+        role="assistant",
+        content="".join(block.text for block in blocks if isinstance(block, TextBlock)),
+        reasoning="".join(block.thinking for block in blocks if isinstance(block, ThinkingBlock)),
+        tool_calls=tuple(
+            ToolCall(id=block.id, name=block.name, arguments=_encode(block.input).decode())
+            for block in blocks
+            if isinstance(block, ToolUse)
+        ),
+    )
+
+
+def _text(content: str | Sequence[TextBlock]) -> str:
+    return content if isinstance(content, str) else "\n".join(block.text for block in content)

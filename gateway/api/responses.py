@@ -1,0 +1,192 @@
+"""Parses the body of POST /v1/responses into a Request; a previous response puts its conversation in front."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from backends.wire import Sampling
+from gateway.api.body import BodyDecoder
+from gateway.api.call_order import check_call_order
+from gateway.api.format import read_format
+from gateway.api.offered_tools import OfferedTools, missing, refuse_kind
+from gateway.api.responses_body import (
+    FunctionCall,
+    FunctionOutput,
+    InputMessage,
+    InputPart,
+    ReasoningItem,
+    ResponsesBody,
+    ResponseTool,
+)
+from gateway.api.tool_choice import rule_for
+from gateway.errors import BadRequest, UnsupportedParameter
+from gateway.request import Message, Request, Role, Tool, ToolCall
+
+NO_OPS: Mapping[str, tuple[Any, ...]] = {
+    "truncation": ("disabled",),
+    "background": (False,),
+    "service_tier": ("auto", "default"),
+    "max_tool_calls": (),
+    "conversation": (),
+    "prompt": (),
+    "context_management": (),
+}
+ADVISORY = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+LOGPROBS = "message.output_text.logprobs"
+INCLUDE = (LOGPROBS, "reasoning.encrypted_content")
+ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+PARTS = ("input_text", "output_text", "text", "reasoning_text", "refusal")
+
+_decode = BodyDecoder(ResponsesBody).decode
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+
+class Parsed(NamedTuple):
+    """`said` is the conversation without instructions, which do not outlive their response."""
+
+    request: Request
+    given: ResponsesBody
+    said: tuple[Message, ...]
+
+
+def read_body(body: bytes) -> ResponsesBody:
+    return _decode(body)
+
+
+def parse_response(given: ResponsesBody, before: Sequence[Message], *, max_tokens_default: int) -> Parsed:
+    """Raises BadRequest with the path of the field at fault in `param`, and nothing else."""
+    advisory = _accepted(given)
+    said = (*before, *_input(given.input))
+    check_call_order(said, param="input")
+    messages = (Message(role="system", content=given.instructions), *said) if given.instructions else said
+    if not messages:
+        raise BadRequest("input is empty: send text or items", param="input")
+    parallel = given.parallel_tool_calls is not False
+    tools, calls = rule_for(_tools(given.tools or ()), given.tool_choice, parallel=parallel)
+    hints = [("prompt_cache_key", given.prompt_cache_key)] if given.prompt_cache_key else []
+    user = (given.metadata or {}).get("session_id")
+    request = Request(
+        model=given.model,
+        messages=messages,
+        tools=tools,
+        sampling=_sampling(given, max_tokens_default),
+        max_tokens_given=given.max_output_tokens is not None,
+        stream=bool(given.stream),
+        include_usage=True,
+        advisory=advisory,
+        hints=tuple(hints) + ((("metadata.session_id", user),) if isinstance(user, str) else ()),
+        calls=calls,
+        reasoning_effort=given.reasoning.effort if given.reasoning else None,
+        effort_param="reasoning.effort",
+    )
+    return Parsed(request, given, said)
+
+
+def _accepted(given: ResponsesBody) -> tuple[str, ...]:
+    names = [name for name in ADVISORY if getattr(given, name) is not None]
+    for name, harmless in NO_OPS.items():
+        value = getattr(given, name)
+        if value is None:
+            continue
+        if value not in harmless:
+            allowed = f" only as {' or '.join(map(str, harmless))}" if harmless else ""
+            raise UnsupportedParameter(f"{name} is {'' if harmless else 'not '}supported{allowed}: leave it out", param=name)
+        names.append(name)
+    for entry in given.include or ():
+        if entry not in INCLUDE:
+            raise UnsupportedParameter(f"include: '{entry[:64]}' is not supported: leave it out", param="include")
+    if given.text and given.text.verbosity not in (None, "medium"):
+        raise UnsupportedParameter("text.verbosity is supported only as medium: leave it out", param="text.verbosity")
+    return tuple(names)
+
+
+def _sampling(given: ResponsesBody, max_tokens_default: int) -> Sampling:
+    wanted = LOGPROBS in (given.include or ()) or bool(given.top_logprobs)
+    format = given.text.format if given.text else None
+    return Sampling(
+        max_tokens=given.max_output_tokens or max_tokens_default,
+        temperature=given.temperature or 0.0,
+        top_p=1.0 if given.top_p is None else given.top_p,
+        top_logprobs=given.top_logprobs or 0 if wanted else None,
+        grammar=read_format(format.type, format.schema, format.pattern, param="text.format") if format else None,
+    )
+
+
+def _tools(given: Sequence[ResponseTool]) -> tuple[Tool, ...]:
+    tools = OfferedTools()
+    for n, tool in enumerate(given):
+        if tool.type != "function":
+            raise refuse_kind(tool.type, "function", path=f"tools[{n}]")
+        if tool.name is None:
+            raise missing("name", path=f"tools[{n}]")
+        tools.add(tool.name, tool.description, tool.parameters, strict=tool.strict, path=f"tools[{n}]")
+    return tools.all()
+
+
+def _input(given: str | Sequence[dict[str, Any]]) -> tuple[Message, ...]:
+    """Reasoning, text and calls that follow each other are one message of the assistant."""
+    if isinstance(given, str):
+        return (Message(role="user", content=given),)
+    messages: list[Message] = []
+    for n, item in enumerate(given):
+        message = _item(item, f"input[{n}]")
+        last = messages[-1] if messages else None
+        if message.role == "assistant" and last is not None and last.role == "assistant":
+            messages[-1] = _joined(last, message)
+        else:
+            messages.append(message)
+    return tuple(messages)
+
+
+def _joined(first: Message, second: Message) -> Message:
+    return Message(
+        role="assistant",
+        content=first.content + second.content,
+        reasoning=first.reasoning + second.reasoning,
+        tool_calls=first.tool_calls + second.tool_calls,
+    )
+
+
+def _item(item: dict[str, Any], path: str) -> Message:
+    kind = item.get("type", "message")
+    match kind:
+        case "message":
+            said = _convert(item, InputMessage, path)
+            if said.role not in ROLES:
+                message = f"{path}.role: '{said.role[:64]}': use user, assistant, system or developer"
+                raise BadRequest(message, param=f"{path}.role")
+            return Message(role=ROLES[said.role], content=_text(said.content, f"{path}.content"))
+        case "function_call":
+            call = _convert(item, FunctionCall, path)
+            return Message(role="assistant", tool_calls=(ToolCall(id=call.call_id, name=call.name, arguments=call.arguments),))
+        case "function_call_output":
+            result = _convert(item, FunctionOutput, path)
+            return Message(role="tool", content=_text(result.output, f"{path}.output"), tool_call_id=result.call_id)
+        case "reasoning":
+            content = _convert(item, ReasoningItem, path).content or ()
+            return Message(role="assistant", reasoning=_text(content, f"{path}.content"))
+        case _:
+            message = f"{path}.type: '{str(kind)[:64]}' is not supported: use message, function_call or function_call_output"
+            raise UnsupportedParameter(message, param=f"{path}.type")
+
+
+def _text(content: str | Sequence[InputPart], path: str) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for n, part in enumerate(content):
+        if part.type not in PARTS:
+            message = f"{path}[{n}].type: parts of type '{part.type[:64]}' are not supported: send text parts"
+            raise UnsupportedParameter(message, param=f"{path}[{n}].type")
+        texts.append(part.text or part.refusal or "")
+    return "\n".join(texts)
+
+
+def _convert(item: dict[str, Any], kind: type[Kind], path: str) -> Kind:
+    try:
+        return msgspec.convert(item, kind)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$")
+        param = path + place.rstrip("`")
+        raise BadRequest(f"{param}: {problem[:200]}", param=param[:300]) from error

@@ -1,0 +1,79 @@
+"""Tells workers what the pages of chains are worth, when that has changed enough to change what goes first. Bounded.
+
+a turn comes     1, its pages stay until it runs
+it ends          P(return within H), then lower and lower as the pause goes on
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from gateway.runs.registry import Chain, Run
+from gateway.scheduling.retention import LEAST, Retention
+
+MAX_TOLD = 20_000
+LOOKED_AT = 1_000
+"""Pausing chains that one refresh looks at: a few milliseconds; the others come next time."""
+_CHANGED = 0.75
+_SETTLED = 0.02
+"""Below this nothing more is said: everything else goes later anyway."""
+
+Retain = Callable[[str, str, float], None]
+
+
+class Keeper:
+    """`retain` takes a worker, a chain and a score."""
+
+    def __init__(self, retention: Retention, retain: Retain) -> None:
+        self.retention = retention
+        self._retain = retain
+        self._told: OrderedDict[str, tuple[str, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def arrived(self, chain: Chain, now: float) -> None:
+        """A turn of this chain waits from now on."""
+        self.retention.arrived(chain.name, now)
+        worker, score = self._told.pop(chain.name, (chain.warm_worker, 0.0))
+        if worker is not None and score < 1.0:
+            self._retain(worker, chain.name, 1.0)
+
+    def finished(self, chain: Chain, now: float, *, finish: str, tool: str) -> None:
+        """Its turn was answered; the next one comes after a pause, if at all."""
+        self.retention.finished(chain.name, now, finish=finish, tool=tool)
+        if chain.warm_worker is not None:
+            self._tell(chain.warm_worker, chain.name, self.retention.score(chain.name, now))
+
+    def moved(self, chain: Chain, worker: str) -> None:
+        """It leaves the worker that holds its pages for another one."""
+        if chain.warm_worker is not None and chain.warm_worker != worker:
+            self._retain(chain.warm_worker, chain.name, LEAST)
+
+    def ended(self, run: Run) -> None:
+        """Nobody came back to it."""
+        for name in run.chains:
+            self.retention.ended(name)
+            self._told.pop(name, None)
+
+    def refresh(self, now: float) -> None:
+        """Looks at the chains that were not looked at for the longest."""
+        for _ in range(min(LOOKED_AT, len(self._told))):
+            name, (worker, told) = self._told.popitem(last=False)
+            score = self.retention.score(name, now)
+            if score < _CHANGED * told:
+                self._tell(worker, name, score)
+            elif told > _SETTLED:
+                self._told[name] = worker, told
+
+    def _tell(self, worker: str, chain: str, score: float) -> None:
+        self._retain(worker, chain, score)
+        self._told.pop(chain, None)
+        self._told[chain] = worker, score
+        if len(self._told) > MAX_TOLD:
+            self._told.popitem(last=False)
+
+    def check(self) -> None:
+        """Asserts the invariants; for tests."""
+        assert len(self._told) <= MAX_TOLD
+        assert all(0 < score <= 1 for _, score in self._told.values())
+        self.retention.check()

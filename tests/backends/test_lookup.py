@@ -1,0 +1,102 @@
+"""Guesses change nothing of what is said, only how many steps it takes; and they stop where they cost more than they save."""
+
+import random
+from array import array
+from pathlib import Path
+
+import pytest
+import torch
+
+from backends.engine import Engine
+from backends.limits import Limits
+from backends.linear import LinearChooser
+from backends.lookup import HOPED, MAX_DRAFTS, Lookup, best_count, gain, may_guess
+from backends.model import open_model
+from backends.runner import ModelRunner
+from backends.wire import Sampling, Submit
+from tests.backends.conftest import MakeCheckpoint
+from tests.backends.fakes import Ticks
+from tests.backends.test_llama import CharacterDecoder
+
+
+def test_what_followed_the_last_three_tokens_is_guessed() -> None:
+    lookup = Lookup()
+    assert lookup.guess([1, 2, 3], 4) == ()
+    assert lookup.guess([1, 2, 3, 4, 5, 1, 2, 3], 4) == (4, 5, 1, 2)
+    assert lookup.guess([1, 2, 3, 4, 5, 1, 2, 3, 9, 1, 2, 3], 2) == (9, 1)
+
+
+def test_the_gate_follows_measured_costs() -> None:
+    fixed, linear = (1e-2, 1e-4, 0.0, 0.0), (1e-4, 1e-3, 0.0, 0.0)
+    assert best_count(0.9, gain(fixed, 1, 100)) == MAX_DRAFTS
+    assert best_count(0.9, gain(linear, 1, 100)) == 0
+    assert best_count(0.5, gain(fixed, 1, 100)) > best_count(0.5, gain(fixed, 16, 100))
+    assert best_count(0.9, gain((0.0, 0.0, 0.0, 0.0), 1, 100)) == 0
+    assert best_count(0.0, gain(fixed, 1, 100)) == 0
+
+
+def test_a_chance_is_learned_and_a_lost_one_comes_back() -> None:
+    lookup = Lookup()
+    for _ in range(30):
+        lookup.learn(4, 0)
+    assert lookup.chance < 0.05
+    for _ in range(500):
+        lookup.forget()
+    assert lookup.chance == pytest.approx(HOPED, abs=0.01)
+    for _ in range(30):
+        lookup.learn(4, 4)
+    assert lookup.chance > 0.95
+
+
+def test_what_chooses_by_more_than_the_position_is_not_guessed_for() -> None:
+    assert may_guess(Sampling(max_tokens=3, temperature=0.7, top_p=0.9, seed=4, stop=("x",)))
+
+
+class Costly(Engine):
+    """Steps whose cost does not depend on their tokens: every guess is worth it."""
+
+    def step(self) -> None:
+        self.step_cost._fit = [1.0, 1e-6, 0.0, 1e-6, 0.0, 0.0]
+        super().step()
+
+
+def said(directory: Path, *, speculates: bool, temperature: float) -> tuple[dict[int, str], Engine, int]:
+    model = open_model(directory, LinearChooser("float32", torch.float32, "cpu"), dtype=torch.float32, device="cpu")
+    of = Limits(
+        max_context=200,
+        vocab_size=320,
+        num_pages=200,
+        page_size=4,
+        max_sequences=3,
+        prefill_tokens=64,
+        eos_tokens=frozenset({0}),
+        kv_bytes=1,
+        fingerprint="f",
+    )
+    kv = model.kv(num_pages=of.num_pages, page_size=4, dtype=torch.float32, device="cpu")
+    runner = ModelRunner(model.model, kv, dtype=torch.float32, device="cpu")
+    engine = Costly(runner, CharacterDecoder(), of, clock_ns=Ticks(), rng=random.Random(0), speculates=speculates)
+    rng, text, steps = random.Random(3), dict[int, str](), 0
+    for request in range(4):
+        # Whatever it says after three tokens, it has read that it follows them: pairs of every token.
+        prompt = array("I", rng.choices(range(1, 12), k=60))
+        sampling = Sampling(max_tokens=60, temperature=temperature, seed=request, ignore_eos=True)
+        engine.submit("me", Submit(request=request, prompt=prompt.tobytes(), sampling=sampling))
+    while engine.has_work:
+        engine.step()
+        engine.check()
+        steps += 1
+    for piece in engine.take_output().pieces["me"]:
+        text[piece.request] = text.get(piece.request, "") + piece.text
+    return text, engine, steps
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.4])
+def test_guessing_says_the_same_in_fewer_steps(make_checkpoint: MakeCheckpoint, temperature: float) -> None:
+    """A small initializer makes a model that repeats itself, as agents do."""
+    directory = make_checkpoint(initializer_range=0.05)
+    plain, _, plain_steps = said(directory, speculates=False, temperature=temperature)
+    guessed, engine, steps = said(directory, speculates=True, temperature=temperature)
+    assert guessed == plain and all(len(text) for text in plain.values())
+    assert engine.num_drafted >= engine.num_accepted > 0 or temperature
+    assert steps < plain_steps or temperature

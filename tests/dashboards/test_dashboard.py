@@ -1,0 +1,190 @@
+"""The embedded dashboard in a real browser: every view, with mouse and keys, light, dark and as wide as a phone."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.dashboards.browser import CHROMIUM, Page, browser
+from tests.dashboards.traffic import play
+from tests.served import Served, fake, serve
+
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+VIEWS = ("now", "runs", "money", "promises", "policy")
+KEYS = """
+tenants:
+  acme: {keys: [acme-key-1234567890]}
+  boss: {keys: [boss-key-1234567890], operator: true}
+"""
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+
+@asynccontextmanager
+async def shown(folder: Path, more: str = "", key: str = "") -> AsyncIterator[tuple[Served, Page]]:
+    workers = {"pico-0": fake("pico", step_s=0.002), "nano-0": fake("nano", step_s=0.004)}
+    async with serve(folder, workers=workers, more=more) as served:
+        await play(served.http, served.url, key=key)
+        for worker in workers.values():
+            worker.idle_s = 5.0
+        served.gateway.observe_devices()
+        served.gateway.tell_devices()
+        async with browser(folder) as page:
+            await page.look(width=1280, height=800, dark=False)
+            yield served, page
+
+
+async def go(page: Page, view: str) -> None:
+    await page.run(f"location.hash = '#/{view}'")
+    await page.until(f"document.title.toLowerCase().startsWith('{view}') && document.querySelector('.stamp')?.textContent")
+
+
+async def open_run(page: Page) -> None:
+    await go(page, "runs")
+    await page.click("#runs-list tbody tr a")
+    await page.until("document.querySelector('.waterfall .why')")
+    await page.click(".waterfall .why")
+    await page.until("document.querySelector('.detail:not([hidden]) table')")
+
+
+async def faults(page: Page) -> list[str]:
+    """What axe-core finds serious or critical."""
+    await page.run(AXE.read_text())
+    script = "axe.run(document, {resultTypes: ['violations']}).then(r => JSON.stringify(r.violations.map(v => ({id: v.id, impact: v.impact, nodes: v.nodes.map(n => n.html + ' ' + n.failureSummary)}))))"  # noqa: E501
+    found = json.loads(await page.run(script))
+    return [str(one) for one in found if one["impact"] in ("serious", "critical")]
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("width", "dark"), [(1280, False), (1280, True), (390, False), (390, True)], ids=["light", "dark", "phone", "phone-dark"]
+)
+async def test_every_view_opens_without_a_fault(tmp_path: Path, width: int, dark: bool) -> None:
+    async with shown(tmp_path) as (served, page):
+        await page.look(width=width, height=844, dark=dark)
+        await page.open(f"{served.url}/dashboard")
+        for view in (*VIEWS, "run"):
+            await (open_run(page) if view == "run" else go(page, view))
+            assert not await page.run("document.documentElement.scrollWidth > innerWidth"), f"{view} scrolls sideways"
+            assert await faults(page) == [], view
+        assert page.problems == []
+        assert {urlsplit(address).netloc for address in page.addresses} <= {urlsplit(served.url).netloc, ""}
+
+
+@needs_chromium
+async def test_a_run_leads_to_its_decision_by_keys_alone(tmp_path: Path) -> None:
+    async with shown(tmp_path) as (served, page):
+        await page.open(f"{served.url}/dashboard#/runs")
+        await page.until("document.querySelector('#runs-list tbody a')")
+        assert await page.run("document.querySelectorAll('#runs-list tbody tr').length") == 4
+        await page.run("document.querySelector('#runs-filter').focus()")
+        await page.write("agent-2")
+        await page.until("document.querySelectorAll('#runs-list tbody tr').length == 1")
+        for _ in range(30):
+            await page.key("Tab", 9)
+            if await page.run("document.activeElement.matches('tbody a')"):
+                break
+        await page.key("Enter", 13)
+        await page.until("document.querySelector('.waterfall .why')")
+        assert await page.run("document.querySelectorAll('.waterfall .why').length") == 5
+        assert await page.run("document.querySelectorAll('.waterfall .pause').length") >= 4
+        await page.run("document.querySelector('.waterfall .why').focus()")
+        await page.key("Enter", 13)
+        await page.until("document.querySelector('.detail:not([hidden]) table')")
+        said = await page.run("document.querySelector('.detail').innerText")
+        assert "chosen" in said and "Why not" in said
+        assert await page.run("document.querySelector('.waterfall .why').getAttribute('aria-expanded')") == "true"
+
+
+@needs_chromium
+async def test_money_is_shown_by_every_key_and_adds_up(tmp_path: Path) -> None:
+    async with shown(tmp_path) as (served, page):
+        await page.open(f"{served.url}/dashboard#/money")
+        for by, first in (("model", "nano"), ("tenant", "development"), ("run", "agent-"), ("day", "20")):
+            await page.until(f"document.querySelector('input[name=by][value={by}]')")
+            await page.run(f"document.querySelector('input[name=by][value={by}]').click()")
+            await page.until(f"document.querySelector('section[aria-label=Charged] tbody')?.innerText.includes('{first}')")
+        assert "idle" in (await page.run("document.body.innerText")).lower()
+
+
+@needs_chromium
+async def test_a_key_is_asked_for_and_kept_in_the_tab(tmp_path: Path) -> None:
+    async with shown(tmp_path, KEYS, "acme-key-1234567890") as (served, page):
+        await page.open(f"{served.url}/dashboard#/runs")
+        await page.until("document.querySelector('#key')?.open")
+        assert await faults(page) == []
+        await page.write("wrong")
+        await page.key("Enter", 13)
+        await page.until("document.querySelector('#key').open && document.querySelector('#key-problem').textContent")
+        await page.write("acme-key-1234567890")
+        await page.key("Enter", 13)
+        await page.until("document.querySelectorAll('#runs-list tbody tr').length == 4")
+        assert await page.run("document.querySelector('#who').textContent") == "acme"
+        assert await page.run("sessionStorage.getItem('headway.key') !== null && localStorage.length === 0")
+        await page.run("location.hash = '#/policy'")
+        await page.until("document.querySelector('.fault')?.textContent.includes('operator')")
+
+
+async def test_a_tenant_sees_its_own_and_an_operator_all(tmp_path: Path) -> None:
+    async with serve(tmp_path, more=KEYS) as served:
+        await play(served.http, served.url, runs=1, turns=1, key="acme-key-1234567890")
+        await play(served.http, served.url, runs=2, turns=1, key="boss-key-1234567890")
+
+        async def read(path: str, tenant: str) -> tuple[int, dict[str, object]]:
+            headers = {"authorization": f"Bearer {tenant}-key-1234567890"}
+            async with served.http.get(f"{served.url}/v1/headway/{path}", headers=headers) as answer:
+                return answer.status, await answer.json()
+
+        for path in ("me", "now", "history", "turns?run=agent-0", "money", "promises", "policy"):
+            async with served.http.get(f"{served.url}/v1/headway/{path}") as answer:
+                assert answer.status == 401, path
+        assert [len((await read("history", name))[1]["runs"]) for name in ("acme", "boss")] == [1, 3]  # type: ignore[arg-type]
+        theirs = (await read("turns?run=agent-0", "boss"))[1]["turns"][0]["decision"]  # type: ignore[index]
+        ours = (await read("turns?run=agent-0", "acme"))[1]["turns"][0]["decision"]  # type: ignore[index]
+        assert theirs != ours
+        assert (await read(f"decisions/{theirs}", "acme"))[0] == 404
+        assert (await read(f"decisions/{ours}", "boss"))[0] == (await read(f"decisions/{ours}", "acme"))[0] == 200
+        assert (await read("turns?run=agent-1&tenant=boss", "acme"))[0] == 404
+        assert (await read("turns?run=agent-0&tenant=acme", "boss"))[0] == 200
+        assert (await read("money?by=tenant", "acme"))[1]["idle"] == []
+        assert {line["key"] for line in (await read("money?by=tenant", "boss"))[1]["lines"]} == {"acme", "boss"}  # type: ignore[attr-defined]
+        assert (await read("policy", "acme"))[0] == 403
+        assert "boss-key" not in str((await read("policy", "boss"))[1])
+        assert (await read("money?by=colour", "boss"))[0] == (await read("runs?hours=-1", "boss"))[0] == 400
+
+
+async def test_the_files_are_served_under_a_strict_policy_and_nothing_else_is(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        for name in ("", "/", "/app.js", "/style.css", "/vendor/uplot/uPlot.esm.js"):
+            async with served.http.get(f"{served.url}/dashboard{name}") as answer:
+                assert answer.status == 200, name
+                assert "default-src 'none'" in answer.headers["content-security-policy"]
+                assert "unsafe" not in answer.headers["content-security-policy"]
+                etag = answer.headers["etag"]
+            async with served.http.get(f"{served.url}/dashboard{name}", headers={"if-none-match": etag}) as answer:
+                assert answer.status == 304
+        for name in ("/../../policies/default.yaml", "/%2e%2e/%2e%2e/pyproject.toml", "/nothing.js", "/vendor"):
+            async with served.http.get(f"{served.url}/dashboard{name}") as answer:
+                assert answer.status == 404, name
+
+
+def test_no_file_asks_for_anything_from_elsewhere() -> None:
+    web = Path(__file__).parents[2] / "dashboards" / "web"
+    for file in web.rglob("*"):
+        if file.is_file() and "vendor" not in file.parts and file.suffix in (".html", ".js", ".css"):
+            assert "//" not in file.read_text().replace("// ", "").replace("http://www.w3.org", ""), file
+    page = (web / "index.html").read_text()
+    assert page.count("<script") == page.count('<script type="module" src="/dashboard/')
+    assert "style=" not in page and "onclick=" not in page
+
+
+async def test_readings_of_an_empty_ledger_are_empty(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        await asyncio.sleep(0)
+        for path in ("now", "runs", "money", "promises", "policy", "me"):
+            async with served.http.get(f"{served.url}/v1/headway/{path}") as answer:
+                assert answer.status == 200, await answer.text()

@@ -1,0 +1,110 @@
+"""A small model's doubtful answer begins anew on the best tier, before the caller has seen a byte of it."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gateway.accounting.rows import RequestRow
+from gateway.policy.schema import Escalate
+from gateway.request import Message, Request
+from gateway.routing.decision import Escalating
+from gateway.routing.escalate import fit_escalation
+from gateway.routing.outcome import Outcome, TrainingError
+from gateway.routing.quality import Escalation
+from tests.served import Served, ask, fake, serve, until
+
+FITTED = Escalation(tokens=3, threshold=0.5, catch=0.8, alarm=0.1, kept=0.98, share=0.2, rows=100)
+
+
+def escalating(served: Served) -> None:
+    policy = served.gateway.policy
+    route = msgspec.structs.replace(policy.routes[0], escalate=Escalate())
+    served.gateway.apply(msgspec.structs.replace(policy, routes=(route,)))
+
+    def judge(request: Request) -> dict[str, float]:
+        return {"small": 0.95, "large": 1.0}
+
+    served.gateway.pipeline.judge = judge
+    served.gateway.pipeline.escalations = {"small": FITTED}
+    served.gateway.fleet.usd_per_s["nano-0"] *= 20
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_doubtful_answer_comes_from_the_best_tier_and_both_are_charged(tmp_path: Path, stream: bool) -> None:
+    pico, nano = fake("pico", confidence=0.2, step_s=0.002), fake("nano")
+    async with serve(tmp_path, workers={"pico-0": pico, "nano-0": nano}) as served:
+        escalating(served)
+        body = ask(max_tokens=500, stream=stream)
+        async with served.http.post(f"{served.url}/v1/chat/completions", json=body) as answer:
+            assert answer.status == 200
+            assert answer.headers["x-headway-model"] == "nano"
+            assert answer.headers["x-headway-reason"] == "escalated"
+            await answer.read()
+        await until(lambda: any(isinstance(row, RequestRow) for row in served.ledger.rows))
+        row = next(row for row in served.ledger.rows if isinstance(row, RequestRow))
+        assert row.model == "nano"
+        assert row.output_tokens == 500
+        assert row.device_s == pytest.approx(pico.attributed_s + nano.attributed_s)
+        assert pico.attributed_s > 0
+        assert pico.num_live == 0
+        assert pico.attributed_s < 0.1  # of 500 steps it made few
+        assert pico.submitted[0].sampling.confidence
+        assert not nano.submitted[0].sampling.confidence
+
+
+async def test_a_confident_answer_is_let_go(tmp_path: Path) -> None:
+    workers = {"pico-0": fake("pico", confidence=0.9), "nano-0": fake("nano")}
+    async with serve(tmp_path, workers=workers) as served:
+        escalating(served)
+        status, answer = await served.chat(ask(max_tokens=8))
+        assert status == 200
+        assert answer["model"] == "pico"
+        assert answer["usage"]["completion_tokens"] == 8
+        assert not workers["nano-0"].submitted
+
+
+async def test_without_the_best_tier_the_doubtful_answer_stands(tmp_path: Path) -> None:
+    pico, nano = fake("pico", confidence=0.2, step_s=0.01), fake("nano")
+    async with serve(tmp_path, workers={"pico-0": pico, "nano-0": nano}) as served:
+        escalating(served)
+        nano.drop_links()
+        nano.num_hang_ups = 1000
+        await until(lambda: not served.gateway.fleet.links["nano-0"].healthy)
+        status, answer = await served.chat(ask(max_tokens=8))
+        assert status == 200
+        assert answer["model"] == "pico"
+
+
+def test_the_chance_and_the_quality_after_follow_from_catch_and_alarm() -> None:
+    one = Escalating(tokens=8, threshold=0.5, catch=0.8, alarm=0.1)
+    assert one.chance(1.0) == pytest.approx(0.1)
+    assert one.chance(0.0) == pytest.approx(0.8)
+    assert one.quality_after(0.5) == pytest.approx(0.9)
+
+
+def rows(number: int = 100) -> list[Outcome]:
+    """Half of the answers are wrong, and those are the less confident half."""
+    return [
+        Outcome(
+            messages=(Message(role="user", content=f"q{i}"),),
+            outcomes={"small": float(i % 2), "large": 1.0},
+            confidence={"small": 0.9 - 0.001 * i if i % 2 else 0.3 + 0.001 * i},
+        )
+        for i in range(number)
+    ]
+
+
+def test_the_threshold_is_the_lowest_that_keeps_what_is_wanted() -> None:
+    found = fit_escalation(rows(), tier="small", top="large", keep=1.0, tokens=4)
+    assert 0.39 < found.threshold < 0.81
+    assert (found.catch, found.alarm, found.kept, found.share) == (1.0, 0.0, 1.0, 0.5)
+    half = fit_escalation(rows(), tier="small", top="large", keep=0.75, tokens=4)
+    assert half.threshold < found.threshold
+    assert half.share == 0.25
+    assert fit_escalation(rows(), tier="small", top="large", keep=0.5, tokens=4).share == 0.0
+
+
+def test_too_few_outcomes_with_confidence_are_refused() -> None:
+    with pytest.raises(TrainingError, match="50 or more"):
+        fit_escalation(rows(10), tier="small", top="large", keep=1.0, tokens=4)

@@ -1,0 +1,54 @@
+import random
+
+from gateway.scheduling.placement import BURST_S, Placement, Site
+
+
+def site(worker: str, **changes: object) -> Site:
+    return Site(worker, 0.0, 0, 1_000_000, 0.0, 10_000.0)._replace(**changes)  # type: ignore[arg-type]
+
+
+def test_a_run_stays_where_its_pages_are_while_waiting_costs_less_than_computing_them_anew() -> None:
+    placement = Placement()
+    there = site("home", wait_s=5.0, resident_tokens=90_000)
+    assert placement.choose([there, site("away")], 100_000, 0.0) == "home"
+    assert placement.choose([there._replace(wait_s=20.0), site("away")], 100_000, 0.0) == "away"
+
+
+def test_it_does_not_move_to_where_it_would_push_others_out() -> None:
+    there = site("home", wait_s=20.0, resident_tokens=90_000)
+    assert Placement().choose([there, site("away", footprint_tokens=950_000.0)], 100_000, 0.0) == "home"
+
+
+def test_a_new_run_goes_where_most_is_free_not_where_least_wait() -> None:
+    sites = [site("a", footprint_tokens=800_000.0), site("b", footprint_tokens=300_000.0, wait_s=2.0)]
+    assert Placement().choose(sites, 50_000, 0.0) == "b"
+
+
+def test_runs_that_begin_alike_go_together_while_the_burst_lasts_and_there_is_room() -> None:
+    placement = Placement()
+    sites = [site("a"), site("b", footprint_tokens=1000.0)]
+    assert placement.choose(sites, 10_000, 0.0, prefix=b"same") == "a"
+    fuller = [site("a", footprint_tokens=500_000.0), site("b")]
+    assert placement.choose(fuller, 10_000, 1.0, prefix=b"same") == "a"
+    assert placement.choose(fuller, 10_000, 1.0, prefix=b"other") == "b"
+    assert placement.choose(fuller, 10_000, 2 * BURST_S, prefix=b"same") == "b"
+    full = [site("a", footprint_tokens=999_000.0), site("b")]
+    assert placement.choose(full, 10_000, 2.0, prefix=b"same") == "b"
+
+
+def test_a_random_walk_stays_bounded_and_always_chooses_a_site() -> None:
+    rng, placement = random.Random(3), Placement(max_prefixes=8)
+    for step in range(2000):
+        sites = [
+            site(
+                name,
+                wait_s=rng.expovariate(0.2),
+                resident_tokens=rng.choice((0, rng.randrange(50_000))),
+                footprint_tokens=rng.uniform(0, 2e6),
+            )
+            for name in "abc"[: rng.randrange(1, 4)]
+        ]
+        chosen = placement.choose(sites, 50_000, step * 0.5, prefix=rng.choice((b"", bytes([rng.randrange(40)]))))
+        assert chosen in {one.worker for one in sites}
+        placement.check()
+    assert len(placement) == 8

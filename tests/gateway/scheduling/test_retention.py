@@ -1,0 +1,61 @@
+import random
+
+from gateway.scheduling.retention import WAITS_COLD, Retention
+
+
+def test_the_longer_a_chain_pauses_the_less_its_pages_are_worth() -> None:
+    retention = Retention()
+    retention.finished("a", 0.0, finish="tool_calls", tool="bash")
+    scores = [retention.score("a", at) for at in (10.0, 40.0, 160.0, 640.0)]
+    assert scores == sorted(scores, reverse=True)
+    assert 0 < scores[-1] < 0.25 < 0.5 < scores[0]
+
+
+def test_what_waits_is_kept_only_if_it_goes_soon() -> None:
+    retention = Retention()
+    retention.finished("a", 0.0, finish="tool_calls")
+    retention.arrived("a", 5.0)
+    assert retention.score("a", 6.0, waits=True) == 1.0
+    assert retention.score("a", 6.0, waits=True, resident=False) == WAITS_COLD
+
+
+def test_nothing_is_known_of_a_new_chain_and_it_is_kept() -> None:
+    assert Retention().score("new", 0.0) == 1.0
+
+
+def test_a_chain_that_pauses_long_is_let_go_sooner_the_next_time() -> None:
+    retention = Retention()
+    for number in range(60):
+        name, length = f"chain-{number}", 3.0 if number % 2 else 200.0
+        for turn in range(5):
+            retention.finished(name, turn * 300.0, finish="tool_calls")
+            retention.arrived(name, turn * 300.0 + length)
+        retention.finished(name, 1500.0, finish="tool_calls")
+    assert retention.score("chain-1", 1500.0) > 0.8
+    assert retention.score("chain-2", 1500.0) < 0.5
+
+
+def test_an_ended_chain_is_forgotten_and_counts_as_one_that_never_came_back() -> None:
+    retention = Retention()
+    for number in range(100):
+        retention.finished(f"{number}", 0.0, finish="stop")
+        retention.ended(f"{number}")
+    assert len(retention) == 0
+    retention.finished("next", 0.0, finish="stop")
+    assert retention.score("next", 0.0) < 0.4
+
+
+def test_a_random_walk_stays_bounded_with_scores_that_never_release() -> None:
+    rng, retention = random.Random(9), Retention(max_chains=20)
+    for step in range(3000):
+        chain, now = f"{rng.randrange(40)}", float(step)
+        match rng.randrange(4):
+            case 0:
+                retention.arrived(chain, now)
+            case 1:
+                retention.ended(chain)
+            case _:
+                retention.finished(chain, now, finish=rng.choice(("stop", "tool_calls")), tool=rng.choice(("", "bash")))
+        retention.check()
+        assert 0 < retention.score(chain, now + rng.uniform(0, 1000)) <= 1
+    assert 15 <= len(retention) <= 20
