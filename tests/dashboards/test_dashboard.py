@@ -154,7 +154,7 @@ async def test_a_tenant_sees_its_own_and_an_operator_all(tmp_path: Path) -> None
         assert {line["key"] for line in (await read("money?by=tenant", "boss"))[1]["lines"]} == {"acme", "boss"}  # type: ignore[attr-defined]
         assert (await read("policy", "acme"))[0] == 403
         assert "boss-key" not in str((await read("policy", "boss"))[1])
-        assert (await read("money?by=colour", "boss"))[0] == (await read("runs?hours=-1", "boss"))[0] == 400
+        assert (await read("money?by=colour", "boss"))[0] == (await read("history?hours=-1", "boss"))[0] == 400
 
 
 async def test_the_files_are_served_under_a_strict_policy_and_nothing_else_is(tmp_path: Path) -> None:
