@@ -71,7 +71,7 @@ def recall(rng: random.Random, level: int) -> Instance:
 
 
 def hops(rng: random.Random, level: int) -> Instance:
-    """Follow who reports to whom, one to three steps."""
+    """Follow who reports to whom, one to three steps; the hard half says everybody on the way."""
     num_people, num_hops = _HOPS[level]
     people = rng.sample(NAMES, num_people + 1)
     bosses = dict(pairwise(people))
@@ -79,7 +79,10 @@ def hops(rng: random.Random, level: int) -> Instance:
     lines = [f"{person} reports to {boss}." for person, boss in bosses.items()]
     rng.shuffle(lines)
     boss_of = "the boss of " * (num_hops - 1)
-    questions = [(f"Who is {boss_of}the boss of {people[s]}?", people[s + num_hops]) for s in starts]
+    everybody = " Name all on the way." if num_hops > 1 else ""
+    questions = [
+        (f"Who is {boss_of}the boss of {people[s]}?{everybody}", ", ".join(people[s + 1 : s + num_hops + 1])) for s in starts
+    ]
     return _about("hops", level, " ".join(lines), questions, separator=" ")
 
 
@@ -120,22 +123,23 @@ def json_format(rng: random.Random, level: int) -> Instance:
 
 
 def translate(rng: random.Random, level: int) -> Instance:
-    """Use a dictionary given in the question; the hard half through two dictionaries, one after the other."""
+    """Use a dictionary given in the question; the hard half through two dictionaries, saying what each word is in both."""
     num_entries, num_words = _TRANSLATE[level]
     source = rng.sample(NOUNS, num_entries)
     target = rng.sample(sorted({made_up(rng) for _ in range(3 * num_entries)}), num_entries)
     pairs = [f"{s} = {t}" for s, t in zip(source, target, strict=True)]
     rng.shuffle(pairs)
-    text, verb, answers = ", ".join(pairs), "Translate", target
+    text, verb, between, answers = ", ".join(pairs), "Translate", " ", target
     if level >= 3:
-        answers = rng.sample(COLORS, num_entries)
-        more = [f"{t} = {a}" for t, a in zip(target, answers, strict=True)]
+        last = rng.sample(COLORS, num_entries)
+        more = [f"{t} = {a}" for t, a in zip(target, last, strict=True)]
         rng.shuffle(more)
-        text, verb = f"{text}. {', '.join(more)}", "Translate twice"
+        text, verb, between = f"{text}. {', '.join(more)}", "Translate twice", ", "
+        answers = [f"{t} {a}" for t, a in zip(target, last, strict=True)]
     questions = []
     for _ in range(2):
         asked = rng.sample(range(num_entries), num_words)
-        questions.append((f"{verb}: {' '.join(source[i] for i in asked)}", " ".join(answers[i] for i in asked)))
+        questions.append((f"{verb}: {' '.join(source[i] for i in asked)}", between.join(answers[i] for i in asked)))
     return _about("translate", level, f"{text}.", questions, separator=" ")
 
 
