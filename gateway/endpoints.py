@@ -21,6 +21,7 @@ from gateway.call import Arrival
 from gateway.dashboard import dashboard_handlers
 from gateway.dashboard_readings import reading_handlers
 from gateway.errors import HeadwayError, MethodNotAllowed
+from gateway.outcomes import outcomes
 from gateway.policy.references import AUTO
 from gateway.policy.routes import may_use
 from gateway.reply import error_answer, send_error
@@ -53,6 +54,7 @@ def route_handlers(gateway: "Gateway") -> list[HTTPRouteHandler | ASGIRouteHandl
         asgi("/v1/messages/count_tokens", copy_scope=False)(_count_tokens(gateway)),
         *_responses(gateway),
         asgi("/v1/headway/explain", copy_scope=False)(_explain(gateway)),
+        asgi("/v1/headway/outcomes", copy_scope=False)(outcomes(gateway)),
         *_health(gateway),
         *_document(),
         *_readings(gateway),
