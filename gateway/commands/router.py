@@ -20,6 +20,9 @@ from gateway.routing.train import train
 
 
 def train_command(arguments: Namespace, env: Mapping[str, str]) -> int:
+    if not arguments.outcomes and not arguments.ledger:
+        print("nothing to learn from: name a file of outcomes, a --ledger, or both", file=sys.stderr)
+        return 1
     try:
         rows = list(read_outcomes(Path(arguments.outcomes))) if arguments.outcomes else []
         tiers = arguments.tiers.split(",") if arguments.tiers else list(rows[0].outcomes) if rows else []

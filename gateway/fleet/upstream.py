@@ -327,6 +327,8 @@ async def _failure(response: aiohttp.ClientResponse) -> Exception:
     said = error_text(await response.content.read(MAX_ERROR_BYTES))
     if status in (400, 413, 422):
         return _Refused(said)
+    if status in (401, 403):  # what it says may quote the key
+        return _Failed(f"status {status}: it does not take our key", None)
     again = status in (408, 409, 425, 429) or status >= 500
     after = response.headers.get("retry-after", "")
     retry_s = (float(after) if after.isdecimal() else 0.0) if again else None

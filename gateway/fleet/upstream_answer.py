@@ -7,6 +7,8 @@ import msgspec
 
 from gateway.text.events import CallArguments, CallStart, Event, ReasoningDelta, TextDelta
 
+MAX_LINE_BYTES = 4 * 1024 * 1024
+
 
 class Malformed(Exception):
     """It is no answer, or an error in the place of one."""
@@ -112,13 +114,15 @@ class Answer:
 
 
 class Lines:
-    """Server-sent events out of bytes, however they are cut: the data of each."""
+    """Server-sent events out of bytes, however they are cut: the data of each. Raises Malformed."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
         *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise Malformed(f"it sent a line of over {MAX_LINE_BYTES:,} bytes")
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
 
