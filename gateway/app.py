@@ -149,8 +149,7 @@ class Gateway:
     async def drain(self, grace_s: float) -> None:
         """Lets running answers end for so long, then drops the links: each gets its error event and its account."""
         await self._idle(grace_s)
-        for link in self.fleet.links.values():
-            await link.stop()
+        await self.fleet.disconnect()
         await self._idle(LAST_WORDS_S)
 
     async def _idle(self, at_most_s: float) -> None:

@@ -56,26 +56,24 @@ class Books:
         decision = call.ticket.decision
         assert decision
         worker = decision.chosen.worker
-        predictors, top = self.fleet.predictors, self._top
         paid = charge(
             finished,
-            rates=predictors[worker].rates,
-            usd_per_s=self.fleet.usd_per_s[worker],
-            large_rates=predictors[top].rates if top else None,
-            large_usd_per_s=self.fleet.usd_per_s[top] if top else 0.0,
+            self.fleet.tariff(worker),
+            large=self.fleet.tariff(self._top) if self._top else None,
             on_large=decision.chosen.tier == self.fleet.policy.tiers[-1],
         )
         call.finished, call.charge = finished, paid
         call.device_s += paid.device_s
         call.cost_usd += paid.usd
         call.saved_usd += paid.saved_by_cache_usd
-        call.counterfactual_usd += paid.all_large_usd
+        # Of the answering attempt alone: on the large tier from the beginning none of the others would have been.
+        all_large_usd, call.counterfactual_usd = paid.all_large_usd - call.counterfactual_usd, paid.all_large_usd
         self.runs.charged(
             call.identity.run,
             device_s=paid.device_s,
             usd=paid.usd,
             saved_usd=paid.saved_by_cache_usd,
-            all_large_usd=paid.all_large_usd,
+            all_large_usd=all_large_usd,
             prompt_tokens=finished.num_prompt_tokens,
             cached_tokens=finished.num_cached_tokens,
             output_tokens=finished.num_output_tokens,
@@ -84,7 +82,8 @@ class Books:
             self._learn(call, finished, worker)
 
     def _learn(self, call: Call, finished: Finished, worker: str) -> None:
-        hello = self.fleet.links[worker].hello
+        link = self.fleet.links.get(worker)
+        hello = link.hello if link else None
         if hello:
             self.fleet.residency.repair(
                 worker,

@@ -113,7 +113,8 @@ def _add_router(commands: "_Commands[ArgumentParser]") -> None:
         metavar="COMMAND", required=True
     )
     train = parts.add_parser("train", help="make an artefact from labelled outcomes")
-    train.add_argument("outcomes", metavar="OUTCOMES.jsonl")
+    train.add_argument("outcomes", metavar="OUTCOMES.jsonl", nargs="?")
+    train.add_argument("--ledger", metavar="FILE", help="also learn from the outcomes that were posted; needs --tiers")
     train.add_argument("--out", required=True, metavar="FILE", help="the artefact to write")
     train.add_argument("--tiers", help="from the cheapest to the best, by commas; by default as in the first line")
     train.set_defaults(run="gateway.commands.router:train_command")

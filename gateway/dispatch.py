@@ -14,6 +14,7 @@ from gateway.errors import HeadwayError, NoWorker, Overloaded
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.stream import Stream
 from gateway.prompts import Prompt
+from gateway.request import Request
 from gateway.routing.decide import decide
 from gateway.routing.decision import Decision, Question
 from gateway.scheduling.queue import Band, RunQueue, Waiting
@@ -51,6 +52,8 @@ class Ticket:
     grammars: dict[str, Grammar] = field(default_factory=dict)
     """By worker, where the form of an answer differs by model; elsewhere the sampling's own holds."""
     escalated: bool = False
+    request: Request | None = None
+    """What an upstream is sent; workers take the prompts."""
 
 
 class Dispatcher:
@@ -171,12 +174,12 @@ class Dispatcher:
 
     def _may_go(self, ticket: Ticket) -> bool:
         """A cheap look before deciding: some worker has a seat, or none is up, which is to be told."""
-        links = [self.fleet.links[worker] for worker in ticket.prompts if worker not in ticket.excluded]
+        links = [self.fleet.server(worker) for worker in ticket.prompts if worker not in ticket.excluded]
         return any(link.credits.num_free > 0 for link in links) or not any(link.healthy for link in links)
 
     def _has_room(self, ticket: Ticket, decision: Decision) -> bool:
         chosen = decision.chosen
-        return self.fleet.links[chosen.worker].credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
+        return self.fleet.server(chosen.worker).credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
 
     def _submit(self, ticket: Ticket, decision: Decision) -> Stream:
         worker = decision.chosen.worker
@@ -184,6 +187,15 @@ class Dispatcher:
         ticket.decision = decision
         ticket.residency_at = self.fleet.residency.sequence(worker)
         sampling = ticket.sampling
+        if worker in self.fleet.upstreams:
+            assert ticket.request
+            return self.fleet.upstreams[worker].submit(
+                ticket.request,
+                sampling,
+                prompt_tokens=decision.chosen.prompt_tokens,
+                chain=ticket.chain,
+                traceparent=ticket.traceparent,
+            )
         if grammar := ticket.grammars.get(worker):
             sampling = structs.replace(sampling, grammar=grammar)
         if decision.chosen.tier in ticket.question.escalations:

@@ -21,6 +21,7 @@ from gateway.call import Arrival
 from gateway.dashboard import dashboard_handlers
 from gateway.dashboard_readings import reading_handlers
 from gateway.errors import HeadwayError, MethodNotAllowed
+from gateway.outcomes import outcomes
 from gateway.policy.references import AUTO
 from gateway.policy.routes import may_use
 from gateway.reply import error_answer, send_error
@@ -53,6 +54,7 @@ def route_handlers(gateway: "Gateway") -> list[HTTPRouteHandler | ASGIRouteHandl
         asgi("/v1/messages/count_tokens", copy_scope=False)(_count_tokens(gateway)),
         *_responses(gateway),
         asgi("/v1/headway/explain", copy_scope=False)(_explain(gateway)),
+        asgi("/v1/headway/outcomes", copy_scope=False)(outcomes(gateway)),
         *_health(gateway),
         *_document(),
         *_readings(gateway),
@@ -100,14 +102,14 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
     def models(request: AnyRequest) -> dict[str, Any]:
         """`auto`, the tiers and the models that this key may ask for."""
         tenant = gateway.keys.tenant_of(request.scope["headers"])
-        names = [AUTO, *gateway.policy.tiers, *gateway.policy.models]
+        names = [AUTO, *gateway.policy.tiers, *gateway.policy.tier_by_model()]
         allowed = [name for name in names if name == AUTO or may_use(gateway.policy, tenant=tenant, name=name)]
         return {"object": "list", "data": [_model(gateway, name) for name in allowed]}
 
     @get("/v1/models/{name:str}", sync_to_thread=False)
     def model(request: AnyRequest, name: FromPath[str]) -> dict[str, Any]:
         tenant = gateway.keys.tenant_of(request.scope["headers"])
-        known = name in (AUTO, *gateway.policy.tiers, *gateway.policy.models)
+        known = name in (AUTO, *gateway.policy.tiers, *gateway.policy.tier_by_model())
         if not known or (name != AUTO and not may_use(gateway.policy, tenant=tenant, name=name)):
             raise NotFoundException(f'there is no model "{name}"')
         return _model(gateway, name)
@@ -131,7 +133,8 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
     @get("/v1/headway/workers", sync_to_thread=False)
     def workers(request: AnyRequest) -> dict[str, Any]:
         gateway.keys.tenant_of(request.scope["headers"])
-        return {"workers": [_worker(gateway, name) for name in gateway.fleet.links]}
+        upstreams = [upstream.health() for upstream in gateway.fleet.upstreams.values()]
+        return {"workers": [_worker(gateway, name) for name in gateway.fleet.links] + upstreams}
 
     return [models, model, runs, run, workers]
 
@@ -198,7 +201,7 @@ def _explain(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[N
 def _model(gateway: "Gateway", name: str) -> dict[str, Any]:
     policy = gateway.policy
     kind = "auto" if name == AUTO else "tier" if name in policy.tiers else "model"
-    tier = policy.models[name].tier if kind == "model" else None
+    tier = policy.tier_by_model()[name] if kind == "model" else None
     return {"id": name, "object": "model", "created": 0, "owned_by": "headway", "kind": kind, "tier": tier}
 
 

@@ -21,6 +21,7 @@ from gateway.dispatch import Dispatcher, Ticket
 from gateway.errors import BadRequest, ContextTooLong, HeadwayError, NoWorker, UnsupportedParameter, WorkerLost
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.stream import Stream
+from gateway.fleet.upstream import Upstream
 from gateway.forms import grammars_for
 from gateway.policy.references import AUTO
 from gateway.policy.routes import candidates_for, check_asked, find_route
@@ -87,6 +88,8 @@ class Pipeline:
 
     def family(self, worker: str) -> Family:
         """How the model of a worker writes, as the policy says or its chat template shows."""
+        if worker in self.fleet.upstreams:
+            return Family(calls="said")
         model = self.policy.models[self.policy.workers[worker].model]
         text = self.fleet.links[worker].text
         family = text.family if text else Family()
@@ -120,7 +123,8 @@ class Pipeline:
             decision_id=f"dec-{os.urandom(12).hex()}",
             question=question,
             route=route.name,
-            workers=tuple(self.policy.workers),
+            workers=tuple(self.policy.model_by_server()),
+            request=request,
             prompts=prompts,
             sampling=request.sampling,
             tenant=tenant,
@@ -130,33 +134,48 @@ class Pipeline:
             attained=attained,
             arrival=arrival.at,
             deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
-            grammars=grammars_for(request, {worker: self.family(worker) for worker in prompts}),
+            grammars=grammars_for(request, {worker: self.family(worker) for worker in prompts if worker in self.fleet.links}),
             slo=route.slo,
         )
         return ticket, slo
 
     async def _prompts(self, request: Request, chain: str, tenant: str) -> dict[str, Prompt]:
         """For every worker that might take it and is up."""
-        return await self.prompts.build(request, self._capable(request), chain=chain, salt=tenant)
+        upstreams = self._upstreams(request)
+        targets = self._capable(request, instead=bool(upstreams))
+        prompts = await self.prompts.build(request, targets, chain=chain, salt=tenant)
+        return prompts | {one.name: one.prompt(request, chain) for one in upstreams}
 
-    def _capable(self, request: Request) -> list[Target]:
-        """Raises UnsupportedParameter when none of those that are up can do what is asked."""
+    def _upstreams(self, request: Request) -> list[Upstream]:
+        """Those that can do what is asked."""
+        asked = [one for one in self.fleet.upstreams.values() if request.model in (AUTO, one.policy.model, one.policy.tier)]
+        able = [one for one in asked if one.lacks(request) is None]
+        if asked and not able and not self._targets(request.model):
+            param = asked[0].lacks(request)
+            raise UnsupportedParameter(
+                f"{param}: no upstream that you may be answered by can do this: leave it out", param=param
+            )
+        return able
+
+    def _capable(self, request: Request, *, instead: bool) -> list[Target]:
+        """Raises UnsupportedParameter when none of those that are up can do what is asked, and nobody is there `instead`."""
         targets = self._targets(request.model)
         if request.has_grammar:
             hellos = {target.worker: self.fleet.links[target.worker].hello for target in targets}
             param = request.calls.param if request.calls else "response_format"
-            targets = _those(targets, param, lambda t: (hello := hellos[t.worker]) is not None and hello.grammars)
+            able = [t for t in targets if (hello := hellos[t.worker]) is not None and hello.grammars]
+            targets = _those(targets, able, param, instead=instead)
         if request.reasoning_effort not in (None, "none"):
-            targets = _those(targets, request.effort_param, lambda t: t.text.family.has_effort)
+            able = [target for target in targets if target.text.family.has_effort]
+            targets = _those(targets, able, request.effort_param, instead=instead)
         return targets
 
     async def count(self, request: Request, tenant: str) -> int:
         """Prompt tokens, for the model that counts most of those that may answer. Raises BadRequest or NoWorker."""
         check_asked(self.policy, asked=request.model, tenant=tenant)
-        targets = self._capable(request)
-        if not targets:
+        prompts = await self._prompts(request, "", tenant)
+        if not prompts:
             raise NoWorker("no worker is up that could count: try again", retry_after_s=1.0)
-        prompts = await self.prompts.build(request, targets, chain="", salt=tenant)
         return max(prompt.num_tokens for prompt in prompts.values())
 
     def _targets(self, asked: str) -> list[Target]:
@@ -178,9 +197,10 @@ class Pipeline:
     ) -> Question:
         locked = chain.locked_model if chain and route.lock_tool_loop and in_tool_loop(request.messages) else None
         candidates = candidates_for(self.policy, route, tenant=tenant)
+        tiers = self.policy.tier_by_model()
         # A choice of one needs no judgement, and judging is the dearest part of deciding.
         undecided = request.model == AUTO and locked is None
-        undecided = undecided and len({self.policy.models[model].tier for model in candidates}) > 1
+        undecided = undecided and len({tiers[model] for model in candidates}) > 1
         return question_for(
             self.policy,
             route,
@@ -249,7 +269,7 @@ class Pipeline:
             await stream.wait()
         if stream.pieces:
             self.fleet.predictors[stream.worker].first_token(stream.request)
-            if (escalating := _escalating(ticket)) is not None:
+            if (escalating := _escalating(ticket)) is not None and stream.worker in self.fleet.links:
                 await self._hold_back(call, stream, escalating)
             call.first_at = time.monotonic()
         return stream
@@ -276,8 +296,8 @@ class Pipeline:
         lowest = question.quality.get(ticket.decision.chosen.tier, 0.0)
         better = {tier for tier, quality in question.quality.items() if quality > lowest}
         best = max(better, key=lambda tier: question.quality[tier], default=None)
-        models = self.policy.models
-        candidates = tuple(name for name in question.candidates if name in models and models[name].tier == best)
+        tiers = self.policy.tier_by_model()
+        candidates = tuple(name for name in question.candidates if tiers.get(name) == best)
         anew = msgspec.structs.replace(question, candidates=candidates, fallbacks=(), escalations={})
         ticket.question = anew
         try:
@@ -353,11 +373,10 @@ class Pipeline:
         return request, identity, self.dispatcher.decide(ticket)
 
 
-def _those(targets: list[Target], param: str, able: Callable[[Target], bool]) -> list[Target]:
-    found = [target for target in targets if able(target)]
-    if targets and not found:
+def _those(targets: list[Target], able: list[Target], param: str, *, instead: bool) -> list[Target]:
+    if targets and not able and not instead:
         raise UnsupportedParameter(f"{param}: no model that you may be answered by can do this: leave it out", param=param)
-    return found
+    return able
 
 
 def _again(ticket: Ticket, number: int) -> Ticket:

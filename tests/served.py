@@ -99,7 +99,7 @@ async def serve(
             stack.push_async_callback(worker.stop)
             lines.append(f"  {name}: {{model: {name.split('-')[0]}, device: cpu, url: '{listen}'}}")
         file = folder / "policy.yaml"
-        file.write_text(POLICY.format(pico=PICO, workers="\n".join(lines), more=more))
+        file.write_text(POLICY.format(pico=PICO, workers="\n".join(lines) or "  {}", more=more))
         policy = load_policy(file, {})
         ledger = MemoryLedger()
         fleet = Fleet(policy, env=env or {}, command=command, progress=lambda line: None)

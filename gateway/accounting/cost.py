@@ -5,10 +5,12 @@
 with idle as its own line. Savings and the counterfactual are estimates, and carry the name of their method.
 """
 
+from typing import NamedTuple, Protocol
+
 import msgspec
 
 from backends.wire import Finished
-from gateway.policy.schema import Policy
+from gateway.policy.schema import Policy, TokenPrices
 from gateway.scheduling.predict import Rates
 
 SAVED_METHOD = "reprefill/v1"
@@ -45,17 +47,61 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
     all_large_method: str = COUNTERFACTUAL_METHOD
 
 
-def charge(
-    finished: Finished, *, rates: Rates, usd_per_s: float, large_rates: Rates | None, large_usd_per_s: float, on_large: bool
-) -> Charge:
-    """The cost of a finished request on a worker with these rates and this price.
+class Tariff(Protocol):
+    """What a request costs somewhere, in dollars."""
 
-    `large_rates` are of the top tier's worker; None when there is none to compare with. On the large tier itself the
-    counterfactual is what was paid.
+    def paid(self, finished: Finished) -> float: ...
+
+    def saved(self, finished: Finished) -> float:
+        """By what was cached."""
+        ...
+
+    def expected(self, finished: Finished) -> float:
+        """Of the same tokens, equally cached, there."""
+        ...
+
+
+class ByTime(NamedTuple):
+    """On a worker with these rates and this price of a busy second."""
+
+    rates: Rates
+    usd_per_s: float
+
+    def paid(self, finished: Finished) -> float:
+        return usd(finished.device_s, self.usd_per_s)
+
+    def saved(self, finished: Finished) -> float:
+        return usd(finished.num_cached_tokens * self.rates.prefill_s_per_token, self.usd_per_s)
+
+    def expected(self, finished: Finished) -> float:
+        return usd(expected_device_s(finished, self.rates), self.usd_per_s)
+
+
+class ByToken(NamedTuple):
+    """At an upstream. What was not begun has no tokens, and costs nothing."""
+
+    prices: TokenPrices
+
+    def paid(self, finished: Finished) -> float:
+        uncached = finished.num_prompt_tokens - finished.num_cached_tokens
+        return self.prices.usd(uncached, finished.num_cached_tokens, finished.num_output_tokens)
+
+    def saved(self, finished: Finished) -> float:
+        cached = finished.num_cached_tokens
+        return self.prices.usd(cached, 0, 0) - self.prices.usd(0, cached, 0)
+
+    def expected(self, finished: Finished) -> float:
+        return self.paid(finished) if finished.num_output_tokens else 0.0
+
+
+def charge(finished: Finished, tariff: Tariff, *, large: Tariff | None, on_large: bool) -> Charge:
+    """The cost of a finished request under a tariff.
+
+    `large` is the top tier's; None when there is none to compare with. On the large tier itself the counterfactual is what
+    was paid.
     """
-    paid = usd(finished.device_s, usd_per_s)
-    saved = usd(finished.num_cached_tokens * rates.prefill_s_per_token, usd_per_s)
-    instead = paid if on_large or large_rates is None else usd(expected_device_s(finished, large_rates), large_usd_per_s)
+    paid, saved = tariff.paid(finished), tariff.saved(finished)
+    instead = paid if on_large or large is None else large.expected(finished)
     return Charge(device_s=finished.device_s, usd=paid, saved_by_cache_usd=saved, all_large_usd=instead)
 
 

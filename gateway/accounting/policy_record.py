@@ -25,6 +25,8 @@ def shown(policy: Policy) -> dict[str, Any]:
         # A socket's place says how this machine is laid out, a host's address is what an operator looks for.
         if (worker["url"] or "").startswith("unix://"):
             worker["url"] = f"unix://.../{Path(worker['url']).name}"
+    for upstream in plain["upstreams"].values():
+        upstream["key"] = "(not shown)" if upstream["key"] else None
     for model in plain["models"].values():
         model["path"] = Path(model["path"]).name
     plain["router"] = plain["router"] and Path(plain["router"]).name

@@ -93,8 +93,22 @@ class PolicyRow(msgspec.Struct, frozen=True, kw_only=True, tag="policies"):
     body: bytes
 
 
-Row = RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow
-KINDS: tuple[type[Row], ...] = (RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow)
+class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True, tag="outcomes"):
+    """How good one answer was, as somebody said afterwards. `body` is the Outcome as JSON, empty where no text came along."""
+
+    at: float
+    tenant: str
+    run: str
+    request: str
+    decision: str
+    model: str
+    tier: str
+    score: float
+    body: bytes = b""
+
+
+Row = RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow | OutcomeRow
+KINDS: tuple[type[Row], ...] = (RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow, OutcomeRow)
 
 
 def table(kind: type[Row]) -> str:

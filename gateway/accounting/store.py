@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.accounting.rows import KINDS, DecisionRow, DeviceRow, PolicyRow, RequestRow, Row, RunRow, table
+from gateway.accounting.rows import KINDS, DecisionRow, DeviceRow, OutcomeRow, PolicyRow, RequestRow, Row, RunRow, table
 
 Values = Sequence[str | int | float]
 
@@ -47,11 +47,19 @@ CREATE INDEX requests_by_decision ON requests (decision);
 CREATE INDEX decisions_by_time ON decisions (at);
 CREATE INDEX device_time_by_time ON device_time (at);
 """
-MIGRATIONS = (_V1, _V2)
+_V3 = """
+CREATE TABLE outcomes (
+    at REAL NOT NULL, tenant TEXT NOT NULL, run TEXT NOT NULL, request TEXT NOT NULL, decision TEXT NOT NULL,
+    model TEXT NOT NULL, tier TEXT NOT NULL, score REAL NOT NULL, body BLOB NOT NULL);
+CREATE INDEX outcomes_by_time ON outcomes (at);
+CREATE INDEX requests_by_request ON requests (request);
+"""
+MIGRATIONS = (_V1, _V2, _V3)
 """What brings a file from each version to the next; a file's `user_version` is how many of them it has seen."""
 
 _AGES: dict[type[Row], str] = {
-    RequestRow: "at", DecisionRow: "at", RunRow: "last_seen", DeviceRow: "at", PolicyRow: "at"
+    RequestRow: "at", DecisionRow: "at", RunRow: "last_seen", DeviceRow: "at", PolicyRow: "at",
+    OutcomeRow: "at",
 }  # fmt: skip
 _FORGET_ROWS = 5_000
 """A delete of so many rows takes milliseconds, and between two of them new rows are written."""

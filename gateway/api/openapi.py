@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gateway.accounting.labels import Labelled, OutcomeBody
 from gateway.api.chat_answer import Chunk, Completion, ErrorBody
 from gateway.api.chat_body import ChatBody
 from gateway.api.completions import CompletionsBody
@@ -44,6 +45,7 @@ OPERATIONS = (
     Operation("get", "/v1/models", "`auto`, the tiers and the models that this key may ask for."),
     Operation("get", "/v1/models/{name}", "One of them."),
     Operation("post", "/v1/headway/explain", "The decision that a chat request would get, without running it.", ChatBody),
+    Operation("post", "/v1/headway/outcomes", "Says how good an answer was.", OutcomeBody, Labelled),
     Operation("get", "/v1/headway/runs", "This tenant's live runs: what was understood, and from which field."),
     Operation("get", "/v1/headway/runs/{run_id}", "What a run of this tenant has cost so far."),
     Operation("get", "/v1/headway/workers", "Every worker: what it is, what it does, what it costs."),

@@ -4,29 +4,36 @@
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from gateway.accounting.labels import outcomes_of
 from gateway.commands.table import columns
 from gateway.routing.escalate import fit_escalation
 from gateway.routing.grade import Grade, grade
-from gateway.routing.outcome import TrainingError
+from gateway.routing.outcome import Outcome, TrainingError
 from gateway.routing.quality import Artefact, ArtefactError, Metrics, QualityModel, Reliability
 from gateway.routing.read_outcomes import read_outcomes
 from gateway.routing.train import train
 
 
 def train_command(arguments: Namespace, env: Mapping[str, str]) -> int:
+    if not arguments.outcomes and not arguments.ledger:
+        print("nothing to learn from: name a file of outcomes, a --ledger, or both", file=sys.stderr)
+        return 1
     try:
-        rows = list(read_outcomes(Path(arguments.outcomes)))
+        rows = list(read_outcomes(Path(arguments.outcomes))) if arguments.outcomes else []
         tiers = arguments.tiers.split(",") if arguments.tiers else list(rows[0].outcomes) if rows else []
-        command = shlex.join(["headway", "router", "train", Path(arguments.outcomes).name, "--tiers", ",".join(tiers)])
+        rows += _posted(arguments.ledger, tiers) if arguments.ledger else []
+        sources = [Path(arguments.outcomes).name] if arguments.outcomes else []
+        sources += ["--ledger", Path(arguments.ledger).name] if arguments.ledger else []
+        command = shlex.join(["headway", "router", "train", *sources, "--tiers", ",".join(tiers)])
         print(f"training on {len(rows):,} outcomes of {', '.join(tiers)} ...", file=sys.stderr)
         artefact = train(rows, tiers=tiers, command=command)
     except (OSError, TrainingError) as error:
-        print(f"{arguments.outcomes}: {error}", file=sys.stderr)
+        print(f"{arguments.outcomes or arguments.ledger}: {error}", file=sys.stderr)
         return 1
     size = _write(artefact, Path(arguments.out))
     for tier, model in artefact.tiers.items():
@@ -34,6 +41,16 @@ def train_command(arguments: Namespace, env: Mapping[str, str]) -> int:
             print(_metrics_text(tier, artefact.top, model.metrics, model.reliability))
     print(f"{arguments.out}: {size:,} bytes")
     return 0
+
+
+def _posted(ledger: str, tiers: Sequence[str]) -> list[Outcome]:
+    """Those that tell of every tier; the others cannot be compared. Raises TrainingError or OSError."""
+    if not tiers:
+        raise TrainingError("say which tiers the outcomes are compared by: --tiers small,large")
+    posted = list(outcomes_of(Path(ledger)))
+    whole = [one for one in posted if all(tier in one.outcomes for tier in tiers)]
+    print(f"{ledger}: {len(whole):,} of {len(posted):,} questions have an outcome for each tier", file=sys.stderr)
+    return whole
 
 
 def grade_command(arguments: Namespace, env: Mapping[str, str]) -> int:

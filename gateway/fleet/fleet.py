@@ -1,4 +1,4 @@
-"""All workers as the rest of the gateway sees them: links, what they hold, what they are expected to take."""
+"""All workers and upstreams as the rest of the gateway sees them: links, what they hold, what they are expected to take."""
 
 import shutil
 import tempfile
@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from backends import wire
-from gateway.accounting.cost import worker_usd_per_s
+from gateway.accounting.cost import ByTime, ByToken, Tariff, worker_usd_per_s
 from gateway.fleet.link import Link, LinkEvents
 from gateway.fleet.supervisor import Command, Supervisor, worker_command
+from gateway.fleet.upstream import Upstream
 from gateway.policy.schema import Policy
 from gateway.routing.decision import WorkerView
 from gateway.scheduling.predict import Predictor, Rates, cold_rates
@@ -47,6 +48,10 @@ class Fleet:
         )
         self.predictors = {name: Predictor(_prior(paths[worker.model])) for name, worker in policy.workers.items()}
         self.links = {name: self._link(name) for name in policy.workers}
+        self.upstreams = {
+            name: Upstream(name, one, changed=lambda: self.changed(), clock=clock) for name, one in policy.upstreams.items()
+        }
+        self.predictors |= {name: upstream.predictor for name, upstream in self.upstreams.items()}
 
     def _link(self, name: str) -> Link:
         worker = self.policy.workers[name]
@@ -56,25 +61,40 @@ class Fleet:
 
     def start(self) -> None:
         self.supervisor.start()
-        for link in self.links.values():
-            link.start()
+        for server in self.servers():
+            server.start()
+
+    async def disconnect(self) -> None:
+        """Whatever runs anywhere ends, with an error."""
+        for server in self.servers():
+            await server.stop()
 
     async def stop(self) -> None:
-        for link in self.links.values():
-            await link.stop()
+        await self.disconnect()
         await self.supervisor.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def missing(self) -> dict[str, str]:
         """Local workers that are not up, and why; remote ones only while nothing at all is up."""
         found = {}
-        if not any(link.healthy for link in self.links.values()):
+        if not any(server.healthy for server in self.servers()):
             found = {name: link.problem for name, link in self.links.items()}
         for name, local in self.supervisor.workers.items():
             link = self.links[name]
             if not link.healthy:
                 found[name] = local.problem or ("loading" if not local.ready else link.problem)
         return found
+
+    def servers(self) -> list[Link | Upstream]:
+        return [*self.links.values(), *self.upstreams.values()]
+
+    def server(self, name: str) -> Link | Upstream:
+        return self.links[name] if name in self.links else self.upstreams[name]
+
+    def tariff(self, name: str) -> Tariff:
+        if name in self.upstreams:
+            return ByToken(self.upstreams[name].policy.prices)
+        return ByTime(self.predictors[name].rates, self.usd_per_s[name])
 
     def retain(self, worker: str, chain: str, score: float) -> None:
         if worker in self.links:
@@ -86,6 +106,8 @@ class Fleet:
         return sum(1.0 / rates.prefill_s_per_token for rates in up)
 
     def cached_tokens(self, worker: str, names: Sequence[bytes]) -> int:
+        if worker in self.upstreams:
+            return self.upstreams[worker].cached_tokens(names[0])
         hello = self.links[worker].hello
         return self.residency.cached_tokens(worker, names, hello.page_size) if hello and names else 0
 
@@ -94,6 +116,8 @@ class Fleet:
         return [self._view(worker, queued_tokens.get(worker, 0), now) for worker in workers]
 
     def _view(self, name: str, queued_tokens: int, now: float) -> WorkerView:
+        if name in self.upstreams:
+            return self.upstreams[name].view(now)
         link = self.links[name]
         model = self.policy.workers[name].model
         return self.predictors[name].view(
@@ -110,9 +134,10 @@ class Fleet:
 
     def top_worker(self) -> str | None:
         """One that serves the best tier: what "all on the large tier" is priced by."""
+        tiers = self.policy.tier_by_model()
         for tier in reversed(self.policy.tiers):
-            for name, worker in self.policy.workers.items():
-                if self.policy.models[worker.model].tier == tier:
+            for name, model in self.policy.model_by_server().items():
+                if tiers[model] == tier:
                     return name
         return None
 

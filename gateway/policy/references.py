@@ -34,9 +34,22 @@ def _models(policy: Policy) -> Iterator[Found]:
         yield from _known(("models", name, "tier"), "tier", model.tier, policy.tiers)
 
 
+def _upstreams(policy: Policy) -> Iterator[Found]:
+    tiers = {name: model.tier for name, model in policy.models.items()}
+    for name, upstream in policy.upstreams.items():
+        at: Key = ("upstreams", name)
+        if name in policy.workers:
+            yield at, f'"{name}" is also a worker: name one of them otherwise'
+        if upstream.model in policy.tiers or upstream.model == AUTO:
+            yield (*at, "model"), f'"{upstream.model}" is also a tier or "auto": a caller could not say which is meant'
+        yield from _known((*at, "tier"), "tier", upstream.tier, policy.tiers)
+        if tiers.setdefault(upstream.model, upstream.tier) != upstream.tier:
+            yield (*at, "tier"), f'"{upstream.model}" is in tier "{tiers[upstream.model]}" elsewhere: a model has one'
+
+
 def _workers(policy: Policy) -> Iterator[Found]:
-    if not policy.workers:
-        yield ("workers",), "at least one worker is needed"
+    if not policy.workers and not policy.upstreams:
+        yield ("workers",), "at least one worker or upstream is needed"
     for name, worker in policy.workers.items():
         yield from _known(("workers", name, "model"), "model", worker.model, policy.models)
         yield from _known(("workers", name, "device"), "device", worker.device, policy.devices)
@@ -128,15 +141,16 @@ def _budgets(policy: Policy) -> Iterator[Found]:
 
 
 def _served(policy: Policy) -> Iterator[Found]:
-    models = {worker.model for worker in policy.workers.values()}
-    served = models | {policy.models[m].tier for m in models if m in policy.models}
+    tiers = policy.tier_by_model()
+    models = set(policy.model_by_server().values())
+    served = models | {tiers[model] for model in models if model in tiers}
     for index, route in enumerate(policy.routes):
         if route.candidates and not served.intersection(route.candidates):
             yield ("routes", index, "candidates"), "no worker serves any of them"
 
 
 def _offered(policy: Policy, key: Key, name: str, *, auto: bool) -> Iterator[Found]:
-    yield from _known(key, "tier or model", name, [*policy.tiers, *policy.models, *([AUTO] if auto else [])])
+    yield from _known(key, "tier or model", name, [*policy.tiers, *policy.tier_by_model(), *([AUTO] if auto else [])])
 
 
 def _known(key: Key, what: str, name: str, known: Iterable[str] | Mapping[str, object]) -> Iterator[Found]:
@@ -158,6 +172,7 @@ _CHECKS: tuple[Callable[[Policy], Iterator[Found]], ...] = (
     _tiers,
     _models,
     _workers,
+    _upstreams,
     _shares,
     _tenants,
     _listen,

@@ -14,7 +14,7 @@ from gateway.policy.difference import difference, policy_hash
 from gateway.policy.load import PolicyError, load_files
 from gateway.policy.schema import Policy
 
-FIXED = ("listen", "devices", "tiers", "models", "workers", "limits")
+FIXED = ("listen", "devices", "tiers", "models", "workers", "upstreams", "limits")
 
 log = logging.getLogger("headway.policy")
 

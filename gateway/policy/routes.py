@@ -55,8 +55,8 @@ def _arm_of(route: Route, run: str) -> Route:
 
 def check_asked(policy: Policy, *, asked: str, tenant: str) -> None:
     """Raises UnknownModel when there is no such tier or model, Forbidden when the tenant may not ask for it."""
-    if asked != AUTO and asked not in policy.tiers and asked not in policy.models:
-        known = ", ".join([AUTO, *policy.tiers, *policy.models])
+    if asked != AUTO and asked not in policy.tiers and asked not in policy.tier_by_model():
+        known = ", ".join([AUTO, *policy.tiers, *policy.tier_by_model()])
         raise UnknownModel(f'there is no model "{asked}": ask for one of {known}', param="model")
     if asked != AUTO and not may_use(policy, tenant=tenant, name=asked):
         raise Forbidden(f'this key may not use "{asked}"', param="model")
@@ -68,8 +68,7 @@ def may_use(policy: Policy, *, tenant: str, name: str) -> bool:
     allowed = known.models if known else ()
     if not allowed or AUTO in allowed or name in allowed:
         return True
-    model = policy.models.get(name)
-    return model is not None and model.tier in allowed
+    return policy.tier_by_model().get(name) in allowed
 
 
 def candidates_for(policy: Policy, route: Route, *, tenant: str) -> tuple[str, ...]:
@@ -85,8 +84,8 @@ def fallbacks_for(policy: Policy, route: Route, *, tenant: str) -> tuple[str, ..
 def _models_of(policy: Policy, names: tuple[str, ...], tenant: str) -> tuple[str, ...]:
     return tuple(
         name
-        for name, model in policy.models.items()
-        if (name in names or model.tier in names) and may_use(policy, tenant=tenant, name=name)
+        for name, tier in policy.tier_by_model().items()
+        if (name in names or tier in names) and may_use(policy, tenant=tenant, name=name)
     )
 
 

@@ -56,6 +56,50 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_sequences: Count = 32
 
 
+class TokenPrices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Dollars for a million tokens; cached ones cost as much as others where nothing is said."""
+
+    input: NotNegative
+    output: NotNegative
+    cached: NotNegative | None = None
+
+    def usd(self, uncached_tokens: float, cached_tokens: float, output_tokens: float) -> float:
+        cached = self.input if self.cached is None else self.cached
+        return (uncached_tokens * self.input + cached_tokens * cached + output_tokens * self.output) / 1e6
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds: to connect, to the first byte of an answer, between two pieces of it, and of the whole of it."""
+
+    connect_s: Positive = 5.0
+    first_s: Positive = 60.0
+    idle_s: Positive = 30.0
+    total_s: Positive = 600.0
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An OpenAI-compatible server that we do not host: `url` goes up to `/v1`. Callers ask for `model`, the server is asked
+    for `served_as` where that differs. Write `${NAME}` for its key.
+
+    Before the first byte it is tried `retries` times more. After `failures` in a row it is left alone for `cooldown_s`, and
+    then tried with one request. What it has cached of a chain is expected to be there for `cache_s`.
+    """
+
+    url: Annotated[str, Meta(pattern=r"^https?://")]
+    model: Name
+    tier: Name
+    prices: TokenPrices
+    served_as: str = ""
+    key: str | None = None
+    context_tokens: Count = 128_000
+    concurrency: Count = 64
+    timeouts: Timeouts = Timeouts()
+    retries: Annotated[int, Meta(ge=0, le=10)] = 2
+    failures: Count = 5
+    cooldown_s: Positive = 10.0
+    cache_s: NotNegative = 300.0
+
+
 class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Keys are secrets: write `${NAME}` to take one from the environment."""
 
@@ -153,10 +197,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     version: Literal[1]
     listen: Listen = Listen()
-    devices: dict[Name, Device]
+    devices: dict[Name, Device] = {}
     tiers: tuple[Name, ...]
-    models: dict[Name, Model]
-    workers: dict[Name, Worker]
+    models: dict[Name, Model] = {}
+    workers: dict[Name, Worker] = {}
+    upstreams: dict[Name, Upstream] = {}
     tenants: dict[Name, Tenant] = {}
     slo: dict[Name, Slo] = msgspec.field(default_factory=_slo_classes)
     budgets: dict[Name, Budget] = {}
@@ -166,3 +211,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limits: Limits = Limits()
     include: tuple[str, ...] = ()
     """Files (relative to this one) whose names and routes are added; what is written here stands before them."""
+
+    def tier_by_model(self) -> dict[str, str]:
+        """Of every model that a worker or an upstream may serve."""
+        tiers = {name: model.tier for name, model in self.models.items()}
+        return tiers | {upstream.model: upstream.tier for upstream in self.upstreams.values()}
+
+    def model_by_server(self) -> dict[str, str]:
+        """Of every worker and upstream."""
+        models = {name: worker.model for name, worker in self.workers.items()}
+        return models | {name: upstream.model for name, upstream in self.upstreams.items()}

@@ -6,7 +6,8 @@ changes the choice, and more cached tokens never make a worker less attractive. 
     uncached = prompt_tokens - cached_tokens, one at least
     ttft_s   = wait_s + overhead_s + uncached * prefill_s_per_token
     finish_s = ttft_s + expected_output_tokens * tpot_s
-    usd      = usd_per_s * (overhead_s + uncached * prefill_s_per_token + expected_output_tokens * decode_device_s_per_token)
+    usd      = usd_per_s * (overhead_s + uncached * prefill_s_per_token + expected_output_tokens * decode_device_s_per_token),
+               at an upstream the tokens by its prices
     switch   = min(1, expected_remaining_turns) * what the warm worker v will have to catch up with, when w is not v,
                and reading is no cheaper on w (from a dearer worker a run mostly leaves for good):
                usd_per_s(v) * (prompt_tokens - cached_tokens(v) + expected_output_tokens) * prefill_s_per_token(v)
@@ -135,8 +136,8 @@ def _score(question: Question, view: WorkerView, mistake_usd: float, warm: _Warm
     output = min(question.expected_output_tokens, question.max_output_tokens)
     ttft_s = view.wait_s + view.overhead_s + prefill_s
     finish_s = ttft_s + output * view.tpot_s
-    usd = view.usd_per_s * (view.overhead_s + prefill_s + output * view.decode_device_s_per_token)
-    leaves = warm is not None and warm.worker != view.worker and view.usd_per_s * view.prefill_s_per_token >= warm.token_usd
+    usd = view.usd(prompt - cached, cached, output)
+    leaves = warm is not None and warm.worker != view.worker and view.read_usd >= warm.token_usd
     switch = warm.missing_usd if warm is not None and leaves else 0.0
     missed = _missed(question, ttft_s, finish_s)
     doubt = 1.0 - question.quality.get(view.tier, 0.0)
@@ -164,7 +165,7 @@ def _warm(question: Question, fleet: Sequence[WorkerView]) -> _Warm | None:
         return None
     cached = question.cached_tokens.get(view.worker, 0)
     missing = question.prompt_tokens[view.worker] - cached + min(question.expected_output_tokens, question.max_output_tokens)
-    token_usd = view.usd_per_s * view.prefill_s_per_token
+    token_usd = view.read_usd
     return _Warm(view.worker, min(1.0, question.expected_remaining_turns) * max(0.0, missing) * token_usd, token_usd)
 
 
@@ -179,7 +180,7 @@ def _escalating(question: Question, open_: list[_Scored], mistake_usd: float) ->
     anew = min((scored for scored in open_ if scored.doubt == least), key=lambda scored: (scored.usd, scored.worker))
     return [
         _with_escalation(question, scored, question.escalations[scored.view.tier], anew, mistake_usd)
-        if scored.doubt > least and scored.view.tier in question.escalations
+        if scored.doubt > least and scored.view.tier in question.escalations and scored.view.prices is None
         else scored
         for scored in open_
     ]
@@ -191,7 +192,7 @@ def _with_escalation(question: Question, scored: _Scored, escalating: Escalating
     held = min(float(escalating.tokens), output)
     chance = escalating.chance(1.0 - scored.doubt)
     doubt = 1.0 - escalating.quality_after(1.0 - scored.doubt)
-    held_usd = scored.usd - view.usd_per_s * (output - held) * view.decode_device_s_per_token
+    held_usd = scored.usd - (output - held) * view.write_usd
     usd = (1.0 - chance) * scored.usd + chance * (held_usd + anew.usd)
     held_s = held * view.tpot_s
     finish_s = (1.0 - chance) * scored.finish_s + chance * (scored.ttft_s + held_s + anew.finish_s)
@@ -217,12 +218,7 @@ def _typical_usd(question: Question, fleet: Sequence[WorkerView]) -> float:
     if question.asked != AUTO or not known:
         return 0.0
     best = max(question.quality[view.tier] for view in known)
-    return min(
-        view.usd_per_s
-        * (view.overhead_s + _TYPICAL_PROMPT * view.prefill_s_per_token + _TYPICAL_OUTPUT * view.decode_device_s_per_token)
-        for view in known
-        if question.quality[view.tier] == best
-    )
+    return min(view.usd(_TYPICAL_PROMPT, 0, _TYPICAL_OUTPUT) for view in known if question.quality[view.tier] == best)
 
 
 def _open_fallbacks(question: Question, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> bool:

@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from gateway.policy.schema import TokenPrices
+
 Reason = Literal[
     "only_candidate",  # nothing else passed the hard filters
     "asked_by_name",  # the caller named the model
@@ -49,6 +51,24 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     prefill_s_per_token: float
     tpot_s: float
     decode_device_s_per_token: float
+    prices: TokenPrices | None = None
+    """Of an upstream, in the place of a price of its time."""
+
+    def usd(self, uncached_tokens: float, cached_tokens: float, output_tokens: float) -> float:
+        if self.prices is not None:
+            return self.prices.usd(uncached_tokens, cached_tokens, output_tokens)
+        prefill_s = uncached_tokens * self.prefill_s_per_token
+        return self.usd_per_s * (self.overhead_s + prefill_s + output_tokens * self.decode_device_s_per_token)
+
+    @property
+    def read_usd(self) -> float:
+        """Of one more uncached token."""
+        return self.prices.input / 1e6 if self.prices is not None else self.usd_per_s * self.prefill_s_per_token
+
+    @property
+    def write_usd(self) -> float:
+        """Of one more token of the answer."""
+        return self.prices.output / 1e6 if self.prices is not None else self.usd_per_s * self.decode_device_s_per_token
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,7 +54,12 @@ class _Line(msgspec.Struct, kw_only=True):
 def read_outcomes(path: Path) -> Iterator[Outcome]:
     """Raises TrainingError with the line's number, or OSError."""
     with path.open("rb") as lines:
-        yield from _joined(_decoded(lines))
+        yield from joined(_decoded(lines))
+
+
+def parse_outcome(line: bytes) -> Outcome:
+    """One line. Raises TrainingError or msgspec.DecodeError."""
+    return _outcome(msgspec.json.decode(line, type=_Line))
 
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[Outcome]:
@@ -68,7 +73,7 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[Outcome]:
             raise TrainingError(f"line {number}: {error}") from error
 
 
-def _joined(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+def joined(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     """Rows that tell of one model only wait for the others of the same question, in the order of their first."""
     waiting: dict[bytes, Outcome] = {}
     for one in outcomes:

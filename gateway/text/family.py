@@ -11,9 +11,10 @@ from gateway.text.hermes import hermes_parser
 from gateway.text.llama_json import llama_parser
 from gateway.text.mistral import mistral_parser
 from gateway.text.qwen_coder import qwen_coder_parser
+from gateway.text.said import SaidParser
 from gateway.text.think import TextParser, ThinkParser
 
-CallStyle = Literal["hermes", "qwen_coder", "llama_json", "mistral"]
+CallStyle = Literal["hermes", "qwen_coder", "llama_json", "mistral", "said"]
 Thinks = Literal["no", "opens", "inside"]
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
@@ -30,7 +31,7 @@ class Family(NamedTuple):
 
     def parser(self, calls: Calls, tools: Sequence[Tool]) -> Parser:
         """Calls are only looked for where tools were offered."""
-        answer = self._call_parser(calls, tools) if tools else TextParser()
+        answer = self._call_parser(calls, tools) if tools or self.calls == "said" else TextParser()
         return ThinkParser(answer, inside=self.thinks == "inside") if self.thinks != "no" else answer
 
     def _call_parser(self, calls: Calls, tools: Sequence[Tool]) -> Parser:
@@ -43,6 +44,8 @@ class Family(NamedTuple):
                 return llama_parser(calls)
             case "mistral":
                 return mistral_parser(calls)
+            case "said":
+                return SaidParser(calls)
 
     def grammar(self, tools: Sequence[Tool], *, param: str, required: bool, parallel: bool) -> Grammar:
         """Calls of these tools and no others."""
@@ -74,7 +77,7 @@ class Family(NamedTuple):
         name = json.dumps(tool.name)
         gap = "\n" if self.spaced else ""
         match self.calls:
-            case "hermes":
+            case "hermes" | "said":
                 begin = f'<tool_call>{gap}{{"name": {name}, "arguments": '
                 return CallForm(begin, schema, f"}}{gap}</tool_call>")
             case "llama_json":

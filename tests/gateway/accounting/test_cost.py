@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.wire import Finished
-from gateway.accounting.cost import DeviceTime, charge, worker_usd_per_s
+from gateway.accounting.cost import ByTime, DeviceTime, charge, worker_usd_per_s
 from gateway.policy.schema import Policy
 from gateway.scheduling.predict import Rates
 
@@ -46,22 +46,22 @@ def test_the_parts_of_a_device_are_its_price(shares: list[float | None]) -> None
 
 
 def test_a_charge_is_its_device_seconds() -> None:
-    paid = charge(DONE, rates=FAST, usd_per_s=2.0, large_rates=SLOW, large_usd_per_s=4.0, on_large=False)
+    paid = charge(DONE, ByTime(FAST, 2.0), large=ByTime(SLOW, 4.0), on_large=False)
     assert paid.usd == 1.0
     assert paid.saved_by_cache_usd == pytest.approx(60 * 1e-4 * 2.0)
     assert paid.all_large_usd == pytest.approx((0.01 + 40 * 1e-3 + 10 * 0.02) * 4.0)
 
 
 def test_on_the_large_tier_the_counterfactual_is_what_was_paid() -> None:
-    paid = charge(DONE, rates=SLOW, usd_per_s=2.0, large_rates=SLOW, large_usd_per_s=4.0, on_large=True)
+    paid = charge(DONE, ByTime(SLOW, 2.0), large=ByTime(SLOW, 4.0), on_large=True)
     assert paid.all_large_usd == paid.usd
-    alone = charge(DONE, rates=SLOW, usd_per_s=2.0, large_rates=None, large_usd_per_s=0.0, on_large=False)
+    alone = charge(DONE, ByTime(SLOW, 2.0), large=None, on_large=False)
     assert alone.all_large_usd == alone.usd
 
 
 def test_what_did_nothing_costs_nothing() -> None:
     refused = Finished(request=1, reason="refused", num_prompt_tokens=100)
-    paid = charge(refused, rates=FAST, usd_per_s=2.0, large_rates=SLOW, large_usd_per_s=4.0, on_large=False)
+    paid = charge(refused, ByTime(FAST, 2.0), large=ByTime(SLOW, 4.0), on_large=False)
     assert (paid.usd, paid.saved_by_cache_usd, paid.all_large_usd) == (0.0, 0.0, 0.0)
 
 

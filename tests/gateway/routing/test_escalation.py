@@ -46,6 +46,8 @@ async def test_a_doubtful_answer_comes_from_the_best_tier_and_both_are_charged(t
         assert row.model == "nano"
         assert row.output_tokens == 500
         assert row.device_s == pytest.approx(pico.attributed_s + nano.attributed_s)
+        assert row.all_large_usd == pytest.approx(nano.attributed_s * served.gateway.fleet.usd_per_s["nano-0"])
+        assert row.all_large_usd < row.usd  # what the lost attempt cost is no saving
         assert pico.attributed_s > 0
         assert pico.num_live == 0
         assert pico.attributed_s < 0.1  # of 500 steps it made few

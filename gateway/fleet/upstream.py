@@ -1,0 +1,335 @@
+"""One OpenAI-compatible server, seen as a worker is: submits give streams, and every stream gets exactly one `Finished`.
+
+Until something of an answer was given on, a try that failed is made again; after that the failure is the answer's end.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from msgspec import structs
+
+from backends.wire import Finished, FinishReason, Piece, Sampling
+from gateway.errors import WorkerLost
+from gateway.fleet.breaker import Breaker
+from gateway.fleet.credits import Credits
+from gateway.fleet.remote_cache import RemoteCache
+from gateway.fleet.stream import Stream
+from gateway.fleet.upstream_answer import Answer, Lines, Malformed, error_text
+from gateway.fleet.upstream_body import TokenCounts, body_of, lacks, num_chars
+from gateway.policy import schema
+from gateway.prompts import Prompt
+from gateway.request import Request
+from gateway.routing.decision import WorkerView
+from gateway.scheduling.predict import Predictor, Rates
+from gateway.text.events import CallStart, Event
+from gateway.text.said import line
+
+GUESS = Rates(overhead_s=0.5, prefill_s_per_token=5e-5, tpot_s=0.02, decode_device_s_per_token=0.02)
+FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
+"""A server that asks for a longer pause than the last is not waited for."""
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+ENOUGH_TOKENS = 2**62
+
+log = logging.getLogger("headway.upstream")
+
+
+class _Refused(Exception):
+    """The server says that the request is wrong."""
+
+
+class _Failed(Exception):
+    """The server cannot now; again after `retry_s`, or never where that is None."""
+
+    def __init__(self, message: str, retry_s: float | None) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One submit. `begun` from the first event that was given on."""
+
+    stream: Stream
+    body: bytes
+    chain: str
+    chars: int
+    prompt_tokens: int
+    traceparent: str
+    started_at: float
+    first_at: float | None = None
+    answering: bool = False
+    begun: bool = False
+    num_pieces: int = 0
+    aborted: bool = False
+    task: "asyncio.Task[Finished] | None" = None
+
+
+class Upstream:
+    """`changed` is called whenever it may have room again, or came up or went. Opened by `start`, closed by `stop`."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: schema.Upstream,
+        *,
+        changed: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.name, self.policy = name, policy
+        self.predictor = Predictor(GUESS)
+        self.breaker = Breaker(failures=policy.failures, cooldown_s=policy.cooldown_s)
+        self.cache = RemoteCache(policy.cache_s)
+        self.counts = TokenCounts()
+        self.credits = Credits()
+        self.credits.sequences, self.credits.tokens = policy.concurrency, ENOUGH_TOKENS
+        self.problem = "not started"
+        self._changed, self._clock, self._jitter = changed, clock, jitter
+        self._jobs: dict[int, _Job] = {}
+        self._next_request = 0
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def healthy(self) -> bool:
+        return self._session is not None and self.breaker.may_try(self._clock())
+
+    def start(self) -> None:
+        headers = {"authorization": f"Bearer {self.policy.key}"} if self.policy.key else {}
+        times = self.policy.timeouts
+        self._session = aiohttp.ClientSession(
+            headers={**headers, "content-type": "application/json"},
+            connector=aiohttp.TCPConnector(limit=self.policy.concurrency),
+            timeout=aiohttp.ClientTimeout(total=times.total_s, sock_connect=times.connect_s),
+        )
+        self.problem = ""
+
+    async def stop(self) -> None:
+        session, self._session, self.problem = self._session, None, "the gateway is stopping"
+        tasks = [job.task for job in self._jobs.values() if job.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if session:
+            await session.close()
+
+    def lacks(self, request: Request) -> str | None:
+        return lacks(request)
+
+    def prompt(self, request: Request, chain: str) -> Prompt:
+        """Its tokens are estimated; in the place of page names stands the chain, which is what residency is known by."""
+        return Prompt(b"", self.counts.count(num_chars(request)), [chain.encode()])
+
+    def cached_tokens(self, chain: bytes) -> int:
+        return self.cache.expect(chain.decode(), self._clock())
+
+    def view(self, now: float) -> WorkerView:
+        view = self.predictor.view(
+            worker=self.name,
+            model=self.policy.model,
+            tier=self.policy.tier,
+            healthy=self.healthy,
+            max_context=self.policy.context_tokens,
+            usd_per_s=0.0,
+            max_sequences=self.policy.concurrency,
+            now=now,
+        )
+        return structs.replace(view, prices=self.policy.prices)
+
+    def health(self) -> dict[str, Any]:
+        """As a worker's, with what only an upstream has. Its address is not for everybody."""
+        return {
+            "name": self.name,
+            "model": self.policy.model,
+            "tier": self.policy.tier,
+            "device": "upstream",
+            "up": self.healthy,
+            "problem": "" if self.healthy else self.problem,
+            "restarts": 0,
+            "usd_per_s": 0.0,
+            "hello": None,
+            "load": None,
+            "rates": self.predictor.rates._asdict(),
+            "running": len(self._jobs),
+            "breaker": self.breaker.state,
+            "failures": self.breaker.failures,
+            "cached_share": self.cache.share,
+            "prices": structs.asdict(self.policy.prices),
+        }
+
+    def submit(
+        self, request: Request, sampling: Sampling, *, prompt_tokens: int, chain: str = "", traceparent: str = ""
+    ) -> Stream:
+        """Raises WorkerLost when it is left alone."""
+        if not self.healthy:
+            raise WorkerLost(f"upstream {self.name} is left alone: {self.problem}")
+        self._next_request += 1
+        number = self._next_request
+        stream = Stream(self.name, number, self._abort)
+        body = body_of(request, self.policy.served_as or self.policy.model, sampling)
+        chars = num_chars(request)
+        job = self._jobs[number] = _Job(stream, body, chain, chars, prompt_tokens, traceparent, self._clock())
+        self.credits.submit(number, prompt_tokens)
+        self.predictor.submitted(number, 0)  # what others ask it delays nobody
+        self.breaker.trying()
+        job.task = asyncio.create_task(self._serve(job), name=f"upstream {self.name}")
+        job.task.add_done_callback(lambda task: self._finish(job, task))
+        return stream
+
+    def _abort(self, number: int) -> None:
+        if (job := self._jobs.get(number)) and job.task:
+            job.aborted = True
+            job.task.cancel()
+
+    def _finish(self, job: _Job, task: "asyncio.Task[Finished]") -> None:
+        """Whatever became of it: also when it was cancelled before it began."""
+        if task.cancelled():
+            self.breaker.gave_up()
+            finished = self._finished(job, "abort") if job.aborted else self._lost(job, self.problem)
+        elif error := task.exception():
+            log.error("upstream %s: a request broke", self.name, exc_info=error)
+            self.breaker.gave_up()
+            finished = self._lost(job, "something went wrong in the gateway")
+        else:
+            finished = task.result()
+        number = job.stream.request
+        del self._jobs[number]
+        self.credits.finish(number)
+        took_s = finished.prefill_s + finished.decode_s
+        self.predictor.observe_finished(structs.replace(finished, device_s=took_s, prefill_device_s=finished.prefill_s))
+        job.stream.end(finished)
+        self._changed()
+
+    async def _serve(self, job: _Job) -> Finished:
+        delay_s = FIRST_RETRY_S
+        for tries_left in range(self.policy.retries, -1, -1):
+            job.started_at = self._clock()
+            try:
+                answer = await self._try(job)
+            except _Refused as error:
+                self.breaker.succeeded()  # it is there, and says so
+                too_long = "context length" in str(error) or "context_length" in str(error)
+                code = "too_long" if too_long else "refused"
+                return self._finished(job, "refused", error=f"{self.name}: {error}", error_code=code)
+            except (_Failed, Malformed, aiohttp.ClientError, OSError, ValueError) as error:
+                problem = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+                self._failed(problem)
+                retry_s = error.retry_s if isinstance(error, _Failed) else 0.0
+                pause_s = None if retry_s is None else max(retry_s, delay_s * (0.5 + self._jitter()))
+                if job.begun or not tries_left or pause_s is None or pause_s > LAST_RETRY_S or not self.breaker_is_closed:
+                    return self._lost(job, problem)
+                await asyncio.sleep(pause_s)
+                delay_s *= 2
+            else:
+                self.breaker.succeeded()
+                self.problem = ""
+                return self._done(job, answer)
+        raise AssertionError("the last try ends it")
+
+    @property
+    def breaker_is_closed(self) -> bool:
+        return self.breaker.state == "closed"
+
+    def _failed(self, problem: str) -> None:
+        was_closed, self.problem = self.breaker_is_closed, problem
+        self.breaker.failed(self._clock())
+        if was_closed and not self.breaker_is_closed:
+            log.warning("upstream %s is left alone for %g s: %s", self.name, self.policy.cooldown_s, problem)
+            self._changed()
+
+    async def _try(self, job: _Job) -> Answer:
+        """Raises _Refused or _Failed for what the server says, Malformed for what it says wrong, TimeoutError."""
+        assert self._session
+        times, loop = self.policy.timeouts, asyncio.get_running_loop()
+        url = self.policy.url.rstrip("/") + "/chat/completions"
+        headers = {"traceparent": job.traceparent} if job.traceparent else {}
+        async with (
+            asyncio.timeout(times.connect_s + times.first_s) as until,
+            self._session.post(url, data=job.body, headers=headers, allow_redirects=False) as response,
+        ):
+            if response.status != 200:
+                raise await _failure(response)
+            job.answering = True
+            answer, lines, size, over = Answer(), Lines(), 0, False
+            streamed = response.content_type == "text/event-stream"
+            whole: list[bytes] = []
+            async for data in response.content.iter_any():
+                size += len(data)
+                if size > MAX_ANSWER_BYTES:
+                    raise Malformed(f"its answer is over {MAX_ANSWER_BYTES:,} bytes")
+                if not streamed:
+                    whole.append(data)
+                    continue
+                for one in lines.feed(data):
+                    over = over or one == b"[DONE]"
+                    if not over:
+                        self._give(job, answer.take(one))
+                if job.begun:
+                    until.reschedule(loop.time() + times.idle_s)
+                if over:
+                    break
+            if not streamed:
+                self._give(job, answer.take(b"".join(whole)))
+        if answer.finish is None:
+            raise Malformed("its answer was cut off")
+        return answer
+
+    def _give(self, job: _Job, events: list[Event]) -> None:
+        if not events:
+            return
+        if not job.begun:
+            job.begun, job.first_at = True, self._clock()
+        num_tokens = sum(not isinstance(event, CallStart) for event in events)
+        job.num_pieces += num_tokens
+        job.stream.push(Piece(job.stream.request, "".join(map(line, events)), num_tokens))
+
+    def _done(self, job: _Job, answer: Answer) -> Finished:
+        usage, reason = answer.usage, "length" if answer.finish == "length" else "stop"
+        if usage is None or not usage.prompt_tokens:
+            return self._finished(job, reason)  # type: ignore[arg-type]
+        self.counts.learn(job.chars, usage.prompt_tokens)
+        self.cache.learn(job.chain, prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached, now=self._clock())
+        return structs.replace(
+            self._finished(job, reason),  # type: ignore[arg-type]
+            num_prompt_tokens=usage.prompt_tokens,
+            num_cached_tokens=usage.cached,
+            num_output_tokens=usage.completion_tokens,
+        )
+
+    def _lost(self, job: _Job, problem: str) -> Finished:
+        error = f"upstream {self.name} failed: {problem}"
+        return self._finished(job, "error", error=error, error_code="worker_lost")
+
+    def _finished(self, job: _Job, reason: FinishReason, *, error: str = "", error_code: str = "") -> Finished:
+        """Where it did not say what it counted, our estimate; nothing for what it never began to answer."""
+        now = self._clock()
+        first_at = now if job.first_at is None else job.first_at
+        return Finished(
+            request=job.stream.request,
+            reason=reason,
+            error=error,
+            error_code=error_code,
+            num_prompt_tokens=job.prompt_tokens if job.answering else 0,
+            num_output_tokens=job.num_pieces,
+            prefill_s=max(0.0, first_at - job.started_at),
+            decode_s=max(0.0, now - first_at),
+        )
+
+
+async def _failure(response: aiohttp.ClientResponse) -> Exception:
+    status = response.status
+    said = error_text(await response.content.read(MAX_ERROR_BYTES))
+    if status in (400, 413, 422):
+        return _Refused(said)
+    if status in (401, 403):  # what it says may quote the key
+        return _Failed(f"status {status}: it does not take our key", None)
+    again = status in (408, 409, 425, 429) or status >= 500
+    after = response.headers.get("retry-after", "")
+    retry_s = (float(after) if after.isdecimal() else 0.0) if again else None
+    return _Failed(f"status {status}: {said}", retry_s)
