@@ -51,6 +51,7 @@ class Ticket:
     grammars: dict[str, Grammar] = field(default_factory=dict)
     """By worker, where the form of an answer differs by model; elsewhere the sampling's own holds."""
     escalated: bool = False
+    budgets: tuple[str, ...] = ()
 
 
 class Dispatcher:

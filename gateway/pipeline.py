@@ -13,6 +13,8 @@ from types import MappingProxyType
 import msgspec
 
 from backends.wire import Finished
+from gateway.accounting.budget_need import most_of
+from gateway.accounting.budgets import Hold, Payers
 from gateway.accounting.entry import LostAttempt
 from gateway.api.chat import parse_chat
 from gateway.books import Books
@@ -30,7 +32,7 @@ from gateway.request import Request
 from gateway.routing.decision import Decision, Escalating, Question
 from gateway.routing.quality import Escalation
 from gateway.routing.question import question_for
-from gateway.runs.identity import Identity, identify
+from gateway.runs.identity import Identity, identify, public_id
 from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Chain, Runs, in_tool_loop
 from gateway.scheduling.predict import OutputLengths
@@ -68,11 +70,13 @@ class Pipeline:
         self.secret = secrets.token_bytes(32)
 
     async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
-        """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden."""
+        """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden; or
+        OverBudget."""
         check_asked(self.policy, asked=request.model, tenant=tenant)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
+        holds = self._hold(ticket, request.num_choices, Payers(tenant, arrival.key_id, public_id(identity.run)), arrival)
         self.keeper.arrived(chain, arrival.at)
         if identity.source in ("new", "history", "text"):
             self.runs.sent(chain, request.messages, tenant=tenant)
@@ -82,8 +86,17 @@ class Pipeline:
         for call in calls:
             self.runs.opened(run)
             call.is_extra = call is not calls[0]
+            call.hold = holds.pop() if holds else None
             self.books.begin(call)
         return calls
+
+    def _hold(self, ticket: Ticket, num_choices: int, payers: Payers, arrival: Arrival) -> list[Hold]:
+        """One for each choice, where the route has budgets; a turn is one, however many its choices."""
+        if not ticket.budgets:
+            return []
+        views = self.fleet.views(ticket.workers, {})
+        wanted = [most_of(ticket.question, views, turns=turns) for turns in [0] * (num_choices - 1) + [1]]
+        return self.books.budgets.hold(ticket.budgets, payers, wanted, arrival.wall_ns / 1e9)
 
     def family(self, worker: str) -> Family:
         """How the model of a worker writes, as the policy says or its chat template shows."""
@@ -132,6 +145,7 @@ class Pipeline:
             deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
             grammars=grammars_for(request, {worker: self.family(worker) for worker in prompts}),
             slo=route.slo,
+            budgets=route.budgets,
         )
         return ticket, slo
 

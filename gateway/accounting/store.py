@@ -47,7 +47,10 @@ CREATE INDEX requests_by_decision ON requests (decision);
 CREATE INDEX decisions_by_time ON decisions (at);
 CREATE INDEX device_time_by_time ON device_time (at);
 """
-MIGRATIONS = (_V1, _V2)
+_V3 = """
+ALTER TABLE requests ADD COLUMN key_id TEXT NOT NULL DEFAULT '';
+"""
+MIGRATIONS = (_V1, _V2, _V3)
 """What brings a file from each version to the next; a file's `user_version` is how many of them it has seen."""
 
 _AGES: dict[type[Row], str] = {
