@@ -70,7 +70,13 @@ class Gateway:
         weights = {name: tenant.weight for name, tenant in policy.tenants.items()}
         # In time to be served before its wait is given up.
         cold_after_s = min(COLD_AFTER_S, 0.5 * limits.max_queue_s)
-        self.queue = RunQueue(limits.max_queued_requests, weights, cold_after_s=cold_after_s)
+        self.queue = RunQueue(
+            limits.max_queued_requests,
+            weights,
+            cold_after_s=cold_after_s,
+            max_tokens=limits.max_queued_tokens,
+            max_bytes=limits.max_queued_bytes,
+        )
         self.dispatcher = Dispatcher(fleet, self.queue, clock=time.monotonic)
         self.metrics = Metrics(self.gauges)
         self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)

@@ -24,6 +24,7 @@ from gateway.errors import BadRequest, ContextTooLong, HeadwayError, NoWorker, U
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.stream import Stream
 from gateway.forms import grammars_for
+from gateway.policy.promise import promise_of
 from gateway.policy.references import AUTO
 from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
@@ -127,8 +128,9 @@ class Pipeline:
             headers=arrival.headers,
             run=identity.run,
         )
-        slo = self.policy.slo[route.slo]
+        route, slo = promise_of(self.policy, route, tenant=tenant, headers=arrival.headers)
         question = self._question(request, chain, route, prompts, tenant)
+        question = msgspec.structs.replace(question, ttft_slo_s=slo.ttft_s)
         ticket = Ticket(
             decision_id=f"dec-{os.urandom(12).hex()}",
             question=question,
@@ -139,13 +141,15 @@ class Pipeline:
             tenant=tenant,
             run=identity.run,
             chain=identity.chain,
-            band=_band(route.slo, slo, chain, request),
+            band=_band(route.slo, self.policy.slo[route.slo], chain, request),
             attained=attained,
             arrival=arrival.at,
             deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
             grammars=grammars_for(request, {worker: self.family(worker) for worker in prompts}),
             slo=route.slo,
             budgets=route.budgets,
+            on_overload=route.on_overload,
+            admitted_run=(run := self.runs.get(identity.run)) is not None and run.turns > 0,
         )
         return ticket, slo
 
