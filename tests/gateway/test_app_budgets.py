@@ -78,8 +78,9 @@ async def test_what_an_abort_did_not_take_comes_back(tmp_path: Path) -> None:
         assert "are held for requests under way" in body["error"]["message"]
         assert (headers["retry-after"], headers["x-should-retry"]) == ("1", "true")
         asked.cancel()
+        await until(lambda: all(sequence.aborted for sequence in worker._running))
         worker.release()
-        await until(lambda: worker.num_live == 0 and len(served.ledger.rows) >= 2)
+        await until(lambda: any(isinstance(row, RequestRow) and row.outcome == "aborted" for row in served.ledger.rows))
         assert (await served_chat(served, ask(max_tokens=60), **RUN))[0] == 200
         served.gateway.budgets.check()
 
