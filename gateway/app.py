@@ -10,6 +10,8 @@ from pathlib import Path
 
 from litestar import Litestar
 
+from gateway.accounting.budget_history import restore
+from gateway.accounting.budgets import Budgets
 from gateway.accounting.device_time import DeviceTimes
 from gateway.accounting.ledger import Ledger, MemoryLedger, SqliteLedger
 from gateway.accounting.metrics import Gauge, Metrics
@@ -68,7 +70,13 @@ class Gateway:
         weights = {name: tenant.weight for name, tenant in policy.tenants.items()}
         # In time to be served before its wait is given up.
         cold_after_s = min(COLD_AFTER_S, 0.5 * limits.max_queue_s)
-        self.queue = RunQueue(limits.max_queued_requests, weights, cold_after_s=cold_after_s)
+        self.queue = RunQueue(
+            limits.max_queued_requests,
+            weights,
+            cold_after_s=cold_after_s,
+            max_tokens=limits.max_queued_tokens,
+            max_bytes=limits.max_queued_bytes,
+        )
         self.dispatcher = Dispatcher(fleet, self.queue, clock=time.monotonic)
         self.metrics = Metrics(self.gauges)
         self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)
@@ -76,7 +84,8 @@ class Gateway:
         self.prompts = Prompts()
         lengths = OutputLengths()
         capture = settings.capture_content
-        self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, capture=capture)
+        self.budgets = Budgets(policy.budgets)
+        self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, self.budgets, capture=capture)
         self.device_times = DeviceTimes(fleet.usd_per_s, {name: worker.model for name, worker in policy.workers.items()})
         self.live = Live(self.device_times)
         judge, escalations = _judge(policy)
@@ -111,12 +120,14 @@ class Gateway:
         self.policy = self.pipeline.policy = self.fleet.policy = policy
         self.pipeline.judge, self.pipeline.escalations = judge, escalations
         self.keys = keys
+        self.budgets.limit(policy.budgets)
         for endpoint in self.surfaces.values():
             endpoint.admit_with(keys)
         self.books.policy_in_force(policy, time.time())
         self.queue.weigh({name: tenant.weight for name, tenant in policy.tenants.items()})
 
     def start(self) -> None:
+        restore(self.budgets, self.policy, self.ledger.read, time.time())
         self.fleet.start()
         self.books.policy_in_force(self.policy, time.time())
         self._tidying = asyncio.create_task(self._tidy(), name="tidy")

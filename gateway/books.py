@@ -5,6 +5,7 @@ import time
 import msgspec
 
 from backends.wire import Finished
+from gateway.accounting.budgets import Amount, Budgets
 from gateway.accounting.content import content_of
 from gateway.accounting.cost import charge
 from gateway.accounting.entry import Entry, Outcome
@@ -33,11 +34,13 @@ class Books:
         metrics: Metrics,
         spans: SpanWriter,
         ledger: Ledger,
+        budgets: Budgets,
         *,
         capture: bool = False,
     ) -> None:
         self.fleet, self.runs, self.lengths = fleet, runs, lengths
         self.metrics, self.spans, self.ledger = metrics, spans, ledger
+        self.budgets = budgets
         self._capture = capture
         self._top = fleet.top_worker()
         self._encoder = msgspec.json.Encoder()
@@ -99,6 +102,7 @@ class Books:
         assert not call.closed, "a request was accounted twice"
         call.closed = True
         entry = _entry(call, outcome, status, error_code, time.monotonic())
+        self._settle(call, entry)
         if self._capture and entry.trace:
             entry = msgspec.structs.replace(
                 entry, content=content_of(call.request, call.answer, entry.finish_reason or error_code)
@@ -112,6 +116,13 @@ class Books:
             )
         if run := self.runs.closed(call.run, final=call.identity.final, now=time.monotonic()):
             self.run_ended(run)
+
+    def _settle(self, call: Call, entry: Entry) -> None:
+        """A request that no worker had spent nothing."""
+        if call.hold is not None:
+            turns = 1 if entry.decision and not call.is_extra else 0
+            spent = Amount(entry.cost_usd, entry.prompt_tokens + entry.output_tokens, turns)
+            self.budgets.settle(call.hold, spent)
 
     def run_ended(self, run: Run) -> None:
         """Its sums are kept, and its pages may go: nobody will come back for them."""
@@ -156,6 +167,7 @@ class Books:
             error_code=error.code,
             trace=self.spans.begin(arrival.headers),
             route=arrival.route,
+            key_id=arrival.key_id,
         )
         self.metrics.record(entry)
         self.spans.record(entry)
@@ -203,6 +215,7 @@ def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: floa
         lost=tuple(call.lost),
         trace=call.trace,
         route=call.arrival.route,
+        key_id=call.arrival.key_id,
     )
 
 
@@ -255,4 +268,5 @@ def _request_row(entry: Entry) -> RequestRow:
         mean_batch=entry.mean_batch,
         num_attempts=entry.num_attempts,
         trace=f"{entry.trace.trace_id:032x}" if entry.trace else "",
+        key_id=entry.key_id,
     )

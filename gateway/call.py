@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from backends.wire import Finished
+from gateway.accounting.budgets import Hold
 from gateway.accounting.cost import Charge
 from gateway.accounting.entry import LostAttempt
 from gateway.accounting.trace import Trace
@@ -30,6 +31,7 @@ class Arrival:
     at: float
     wall_ns: int
     route: str
+    key_id: str = ""
 
     @staticmethod
     def now(raw: list[tuple[bytes, bytes]], route: str) -> "Arrival":
@@ -52,6 +54,7 @@ class Call:
     chain: Chain
     slo: Slo
     ticket: Ticket
+    hold: Hold | None = None
     stream: Stream | None = None
     placed_at: float = 0.0
     submitted_at: float = 0.0

@@ -17,9 +17,11 @@ from gateway.prompts import Prompt
 from gateway.request import Request
 from gateway.routing.decide import decide
 from gateway.routing.decision import Decision, Question
+from gateway.scheduling.admission import OnOverload, Wait, judge
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 
 EXPIRE_EVERY_S = 0.5
+MIN_RETRY_S = 0.05
 MAX_DECISIONS_A_PUMP = 64
 """Bounds how long one pump holds the event loop; what is left is looked at when the next worker reports."""
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
@@ -54,6 +56,12 @@ class Ticket:
     escalated: bool = False
     request: Request | None = None
     """What an upstream is sent; workers take the prompts."""
+    budgets: tuple[str, ...] = ()
+    on_overload: OnOverload = "queue"
+    admitted_run: bool = False
+    """It continues a run that was let in, and is never refused for a promise."""
+    admitted: bool = False
+    degraded: bool = False
 
 
 class Dispatcher:
@@ -76,14 +84,51 @@ class Dispatcher:
         question = structs.replace(ticket.question, cached_tokens=cached, excluded_workers=ticket.excluded)
         views = self.fleet.views(ticket.workers, self._queued_tokens)
         decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route)
-        return structs.replace(decision, reason="escalated") if ticket.escalated else decision
+        if ticket.escalated or ticket.degraded:
+            return structs.replace(decision, reason="escalated" if ticket.escalated else "degraded")
+        return decision
 
     async def place(self, ticket: Ticket) -> Stream:
-        """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded after too long a wait."""
+        """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded: at once where the route sheds
+        what it cannot keep its promise to, or after too long a wait."""
         ticket.decision = self.decide(ticket)
+        if not ticket.admitted:
+            self._admit(ticket, ticket.decision)
         if not self._waiting and self._has_room(ticket, ticket.decision):
             return self._submit(ticket, ticket.decision)
         return await self._wait(ticket, ticket.decision)
+
+    def _admit(self, ticket: Ticket, decision: Decision) -> None:
+        ticket.admitted = True
+        if ticket.on_overload == "queue":
+            return
+        verdict = judge(
+            ticket.question,
+            decision,
+            self._waits(ticket),
+            on_overload=ticket.on_overload,
+            admitted_run=ticket.admitted_run,
+            waited_s=self._clock() - ticket.arrival,
+        )
+        if verdict.action == "shed":
+            raise Overloaded(f"{verdict.broken}: try again later", retry_after_s=max(MIN_RETRY_S, verdict.late_s))
+        if verdict.instead is not None:
+            ticket.degraded = True
+            question = ticket.question
+            ticket.question = structs.replace(
+                question, candidates=(verdict.instead.model,), fallbacks=question.candidates, escalations={}
+            )
+            ticket.decision = self.decide(ticket)
+
+    def _waits(self, ticket: Ticket) -> dict[str, Wait]:
+        ahead = Counter[str]()
+        for other in self._waiting.values():
+            if other.band <= ticket.band and other.decision:
+                ahead[other.decision.chosen.worker] += 1
+        return {
+            view.worker: Wait(view.wait_s, self.fleet.predictors[view.worker].seats_s(ahead[view.worker], view.max_sequences))
+            for view in self.fleet.views(ticket.workers, self._queued_tokens)
+        }
 
     async def _wait(self, ticket: Ticket, decision: Decision) -> Stream:
         number = next(self._numbers)
@@ -99,10 +144,13 @@ class Dispatcher:
             uncached_tokens=uncached,
             resident=2 * chosen.cached_tokens >= chosen.prompt_tokens,
             attained=ticket.attained,
+            num_bytes=sum(len(prompt.data) for prompt in ticket.prompts.values()),
+            admitted_run=ticket.admitted_run,
         )
-        if not self.queue.push(item):
+        if not self._push(item):
             raise Overloaded(
-                f"{len(self.queue):,} requests are waiting already, which is the limit: try again",
+                f"{len(self.queue):,} requests with {self.queue.uncached_tokens:,} tokens to read are waiting already, which is"
+                " the limit: try again",
                 retry_after_s=self._retry_after_s,
             )
         waiter = ticket.waiter = asyncio.get_running_loop().create_future()
@@ -122,6 +170,18 @@ class Dispatcher:
             self._queued_tokens[chosen.worker] -= uncached
             self._waiting.pop(number, None)
             self.queue.cancel(number)
+
+    def _push(self, item: Waiting) -> bool:
+        """Where the queue is full, what is no turn of an admitted run gives way to one that is."""
+        while not (pushed := self.queue.push(item)) and item.admitted_run:
+            last = self.queue.give_way()
+            if last is None:
+                break
+            waiter = self._waiting[last.request].waiter
+            if waiter and not waiter.done():
+                message = "the queue is full, and turns of runs that have begun go first: try again"
+                waiter.set_exception(Overloaded(message, retry_after_s=self._retry_after_s))
+        return pushed
 
     def changed(self) -> None:
         """A worker may have room: look once, after all frames at hand are read."""

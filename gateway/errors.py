@@ -12,6 +12,7 @@ HeadwayError
 ├── BodyTooSlow           408
 ├── BodyTooLarge          413
 ├── Overloaded            429   a promise cannot be kept: nothing was spent
+├── OverBudget            429   a budget has too little left: nothing was spent
 ├── NoWorker              503   nobody can take it now
 └── WorkerLost            502   the worker died while it ran
 """
@@ -76,6 +77,12 @@ class BodyTooLarge(HeadwayError):
 
 class Overloaded(HeadwayError):
     status, code, type, retryable = 429, "overloaded", "rate_limit_error", True
+
+
+class OverBudget(HeadwayError):
+    """Coming back sooner than `retry_after_s` is pointless; None says that no time helps."""
+
+    status, code, type = 429, "budget_exceeded", "insufficient_quota"
 
 
 class NoWorker(HeadwayError):

@@ -13,6 +13,8 @@ from types import MappingProxyType
 import msgspec
 
 from backends.wire import Finished
+from gateway.accounting.budget_need import most_of
+from gateway.accounting.budgets import Hold, Payers
 from gateway.accounting.entry import LostAttempt
 from gateway.api.chat import parse_chat
 from gateway.books import Books
@@ -23,6 +25,7 @@ from gateway.fleet.fleet import Fleet
 from gateway.fleet.stream import Stream
 from gateway.fleet.upstream import Upstream
 from gateway.forms import grammars_for
+from gateway.policy.promise import promise_of
 from gateway.policy.references import AUTO
 from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
@@ -31,7 +34,7 @@ from gateway.request import Request
 from gateway.routing.decision import Decision, Escalating, Question
 from gateway.routing.quality import Escalation
 from gateway.routing.question import question_for
-from gateway.runs.identity import Identity, identify
+from gateway.runs.identity import Identity, identify, public_id
 from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Chain, Runs, in_tool_loop
 from gateway.scheduling.predict import OutputLengths
@@ -69,11 +72,13 @@ class Pipeline:
         self.secret = secrets.token_bytes(32)
 
     async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
-        """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden."""
+        """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden; or
+        OverBudget."""
         check_asked(self.policy, asked=request.model, tenant=tenant)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
+        holds = self._hold(ticket, request.num_choices, Payers(tenant, arrival.key_id, public_id(identity.run)), arrival)
         self.keeper.arrived(chain, arrival.at)
         if identity.source in ("new", "history", "text"):
             self.runs.sent(chain, request.messages, tenant=tenant)
@@ -83,8 +88,17 @@ class Pipeline:
         for call in calls:
             self.runs.opened(run)
             call.is_extra = call is not calls[0]
+            call.hold = holds.pop() if holds else None
             self.books.begin(call)
         return calls
+
+    def _hold(self, ticket: Ticket, num_choices: int, payers: Payers, arrival: Arrival) -> list[Hold]:
+        """One for each choice, where the route has budgets; a turn is one, however many its choices."""
+        if not ticket.budgets:
+            return []
+        views = self.fleet.views(ticket.workers, {})
+        wanted = [most_of(ticket.question, views, turns=turns) for turns in [0] * (num_choices - 1) + [1]]
+        return self.books.budgets.hold(ticket.budgets, payers, wanted, arrival.wall_ns / 1e9)
 
     def family(self, worker: str) -> Family:
         """How the model of a worker writes, as the policy says or its chat template shows."""
@@ -117,8 +131,9 @@ class Pipeline:
             headers=arrival.headers,
             run=identity.run,
         )
-        slo = self.policy.slo[route.slo]
+        route, slo = promise_of(self.policy, route, tenant=tenant, headers=arrival.headers)
         question = self._question(request, chain, route, prompts, tenant)
+        question = msgspec.structs.replace(question, ttft_slo_s=slo.ttft_s)
         ticket = Ticket(
             decision_id=f"dec-{os.urandom(12).hex()}",
             question=question,
@@ -130,12 +145,15 @@ class Pipeline:
             tenant=tenant,
             run=identity.run,
             chain=identity.chain,
-            band=_band(route.slo, slo, chain, request),
+            band=_band(route.slo, self.policy.slo[route.slo], chain, request),
             attained=attained,
             arrival=arrival.at,
             deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
             grammars=grammars_for(request, {worker: self.family(worker) for worker in prompts if worker in self.fleet.links}),
             slo=route.slo,
+            budgets=route.budgets,
+            on_overload=route.on_overload,
+            admitted_run=(run := self.runs.get(identity.run)) is not None and run.turns > 0,
         )
         return ticket, slo
 

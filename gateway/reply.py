@@ -14,6 +14,9 @@ from gateway.runs.identity import public_id
 FIRST_COMMENT_S = 10.0
 """A stream that has waited this long gets its 200 and a comment, so that proxies do not cut it; then again at each interval."""
 
+MAX_RETRY_S = 60.0
+"""The official clients wait no longer than this before they try again."""
+
 OPENAI = ChatDialect()
 Headers = list[tuple[bytes, bytes]]
 
@@ -24,6 +27,10 @@ def error_answer(error: HeadwayError, dialect: Dialect = OPENAI) -> tuple[int, b
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
         headers.append((b"retry-after-ms", b"%d" % round(1000 * error.retry_after_s)))
+    if error.status == 429:
+        # Clients that know it do not come back sooner than it helps.
+        soon = error.retry_after_s is not None and error.retry_after_s <= MAX_RETRY_S
+        headers.append((b"x-should-retry", b"true" if soon else b"false"))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.status == 405:

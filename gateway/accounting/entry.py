@@ -77,3 +77,4 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     trace: Trace | None = None
     content: Content | None = None
     route: str = "/v1/chat/completions"
+    key_id: str = ""

@@ -7,7 +7,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True, tag="requests"):
     """One request, also one that was turned away: then without model, worker and decision, and with nothing spent.
 
     `at` is Unix time; `status` a finish reason or an error code; `run` as the client knows it; `slo_met` means something
-    only where `slo_counted`: what the caller got wrong breaks no promise.
+    only where `slo_counted`: what the caller got wrong breaks no promise. `key_id` names the key and is not it.
     """
 
     decision: str
@@ -44,6 +44,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True, tag="requests"):
     mean_batch: float = 0.0
     num_attempts: int = 1
     trace: str = ""
+    key_id: str = ""
 
 
 class DecisionRow(msgspec.Struct, frozen=True, kw_only=True, tag="decisions"):

@@ -54,7 +54,10 @@ CREATE TABLE outcomes (
 CREATE INDEX outcomes_by_time ON outcomes (at);
 CREATE INDEX requests_by_request ON requests (request);
 """
-MIGRATIONS = (_V1, _V2, _V3)
+_V4 = """
+ALTER TABLE requests ADD COLUMN key_id TEXT NOT NULL DEFAULT '';
+"""
+MIGRATIONS = (_V1, _V2, _V3, _V4)
 """What brings a file from each version to the next; a file's `user_version` is how many of them it has seen."""
 
 _AGES: dict[type[Row], str] = {

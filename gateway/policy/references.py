@@ -90,6 +90,8 @@ def _tenants(policy: Policy) -> Iterator[Found]:
             owner.setdefault(key, name)
         for index, model in enumerate(tenant.models):
             yield from _offered(policy, ("tenants", name, "models", index), model, auto=True)
+        for index, slo in enumerate(tenant.slo):
+            yield from _known(("tenants", name, "slo", index), "SLO class", slo, policy.slo)
 
 
 def _listen(policy: Policy) -> Iterator[Found]:

@@ -107,6 +107,8 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weight: Positive = 1.0
     models: tuple[str, ...] = ()
     """Models and tiers it may ask for; none listed means all."""
+    slo: tuple[Name, ...] = ()
+    """SLO classes it may ask for by `x-headway-slo` though they are stricter than the route's."""
     operator: bool = False
     """Its keys see every tenant's runs and dollars, the idle time and the policy on the dashboard; others see their own."""
 
@@ -156,7 +158,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """`candidates` are tiers or models, any order; `fallbacks` are asked when none of them is up. `quality_bar` is the least
     calibrated chance of an answer as good as the top tier's; `lock_tool_loop` keeps the model inside a tool loop.
     `mistake_cost` is what a worse answer costs over the bar, in typical requests (256 tokens in, 32 out) of the top tier: with
-    it a doubtful answer has to save enough dollars. `split` names parts of the runs that are treated differently."""
+    it a doubtful answer has to save enough dollars. `split` names parts of the runs that are treated differently.
+    `on_overload` is what becomes of a request whose promise waiting would break."""
 
     name: Name
     match: Match = Match()
@@ -183,6 +186,8 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: Count = 10_000_000
     max_queued_requests: Count = 1024
+    max_queued_tokens: Count = 50_000_000
+    max_queued_bytes: Count = 1_000_000_000
     max_queue_s: Positive = 300.0
     run_idle_s: Positive = 900.0
     max_runs: Count = 100_000

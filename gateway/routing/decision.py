@@ -12,6 +12,7 @@ Reason = Literal[
     "cheapest_good_enough",  # least expected dollars among those over the bar
     "best_quality",  # none was over the bar: the best of them
     "locked_tool_loop",  # the run is inside a tool loop on this model
+    "degraded",  # waiting for the better one would have broken the promise
     "escalated",  # the small answer's own confidence was too low
     "fallback",  # none of the candidates is up
     "failover",  # the chosen worker was lost before it began

@@ -161,6 +161,10 @@ class Predictor:
         seat_s = self._service.value * over / max_sequences if over > 0 else 0.0
         return tokens * rates.prefill_s_per_token + seat_s
 
+    def seats_s(self, num_ahead: int, max_sequences: int) -> float:
+        """Until so many requests that wait before it have had a seat."""
+        return self._service.value * num_ahead / max_sequences
+
     def view(
         self,
         *,

@@ -6,6 +6,7 @@ in a band the tenant with the least uncached work per weight, then runs by (not 
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 
@@ -39,10 +40,15 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     uncached_tokens: int
     resident: bool = False
     attained: float = 0.0
+    num_bytes: int = 0
+    admitted_run: bool = False
+    """It continues a run, and does not give way."""
 
 
 class RunQueue:
-    """At most `max_waiting` requests; `weights` of tenants default to one. `cold_share` is of the prefill rate."""
+    """At most `max_waiting` requests, `max_tokens` of them uncached and `max_bytes`; one alone may be larger.
+
+    `weights` of tenants default to one. `cold_share` is of the prefill rate."""
 
     def __init__(
         self,
@@ -51,15 +57,17 @@ class RunQueue:
         *,
         cold_after_s: float = COLD_AFTER_S,
         cold_share: float = COLD_SHARE,
+        max_tokens: float = math.inf,
+        max_bytes: float = math.inf,
     ) -> None:
-        self._max_waiting = max_waiting
+        self._max_waiting, self._max_tokens, self._max_bytes = max_waiting, max_tokens, max_bytes
         self._cold_after_s, self._cold_share = cold_after_s, cold_share
         self._cold_budget, self._cold_at = 0.0, 0.0
         self._weights = weights or {}
         self._waiting: dict[int, Waiting] = {}
         self._work: dict[str, float] = {}
         self._per_tenant: dict[str, int] = {}
-        self._uncached = 0
+        self._uncached = self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -76,7 +84,7 @@ class RunQueue:
     def push(self, item: Waiting) -> bool:
         """False when the queue is full. A request that is already there is replaced and keeps its arrival."""
         old = self._waiting.get(item.request)
-        if old is None and len(self._waiting) >= self._max_waiting:
+        if old is None and self._is_full_for(item):
             return False
         if old is not None:
             self._take(old)
@@ -89,7 +97,23 @@ class RunQueue:
         self._per_tenant[item.tenant] = self._per_tenant.get(item.tenant, 0) + 1
         self._waiting[item.request] = item
         self._uncached += item.uncached_tokens
+        self._bytes += item.num_bytes
         return True
+
+    def give_way(self) -> Waiting | None:
+        """Takes out the last that came of the lowest band, for a turn of a run that was admitted."""
+        others = (item for item in self._waiting.values() if not item.admitted_run)
+        last = max(others, key=lambda item: (item.band, item.arrival, item.request), default=None)
+        if last is not None:
+            self._take(last)
+        return last
+
+    def _is_full_for(self, item: Waiting) -> bool:
+        if not self._waiting:
+            return self._max_waiting < 1
+        too_many = len(self._waiting) >= self._max_waiting
+        too_long = self._uncached + item.uncached_tokens > self._max_tokens
+        return too_many or too_long or self._bytes + item.num_bytes > self._max_bytes
 
     def pop(
         self, ready: Callable[[Waiting], bool] = lambda _: True, *, now: float = 0.0, prefill_rate: float = 0.0
@@ -181,6 +205,7 @@ class RunQueue:
     def _take(self, item: Waiting) -> None:
         del self._waiting[item.request]
         self._uncached -= item.uncached_tokens
+        self._bytes -= item.num_bytes
         self._per_tenant[item.tenant] -= 1
         if not self._per_tenant[item.tenant]:
             del self._per_tenant[item.tenant]
@@ -189,5 +214,6 @@ class RunQueue:
         """Asserts the invariants; for tests."""
         assert len(self._waiting) <= self._max_waiting
         assert self._uncached == sum(item.uncached_tokens for item in self._waiting.values())
+        assert self._bytes == sum(item.num_bytes for item in self._waiting.values())
         assert sum(self._per_tenant.values()) == len(self._waiting)
         assert self._per_tenant.keys() <= self._work.keys()

@@ -1,0 +1,63 @@
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.routing.decide import decide
+from gateway.routing.decision import WorkerView
+from gateway.scheduling.admission import ADMIT, Verdict, Wait, judge
+from tests.gateway.routing.test_decide import ask, view
+
+# Both read 100 tokens in 11 ms; 20 tokens out take 40 ms.
+LARGE, SMALL = view("l", tier="large", wait_s=1.0), view("s")
+QUALITY = {"small": 0.5, "large": 1.0}
+WAITS = {"l": Wait(1.0, 0.5), "s": Wait(0.0, 0.0)}
+
+
+def verdict(on_overload: str, fleet: tuple[WorkerView, ...] = (LARGE, SMALL), **changes: object) -> Verdict:
+    waited_s = changes.pop("waited_s", 0.0)
+    admitted_run = changes.pop("admitted_run", False)
+    question = ask(list(fleet), **{"quality": QUALITY, "ttft_slo_s": 0.2, **changes})
+    decision = decide(question, fleet, decision_id="d")
+    return judge(question, decision, WAITS, on_overload=on_overload, admitted_run=admitted_run, waited_s=waited_s)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("on_overload", ["queue", "degrade", "shed"])
+def test_what_can_be_kept_is_admitted(on_overload: str) -> None:
+    assert verdict(on_overload, ttft_slo_s=2.0) == verdict(on_overload, ttft_slo_s=None, deadline_s=5.0) == ADMIT
+
+
+def test_what_cannot_waits_or_is_told_which_promise_and_by_how_much() -> None:
+    assert verdict("queue").action == "queue"
+    shed = verdict("shed")
+    assert (shed.action, shed.broken) == ("shed", "a first token within 0.2 s would take 1.51 s")
+    assert shed.late_s == pytest.approx(1.311)
+    assert verdict("shed", ttft_slo_s=None, deadline_s=1.0).broken == "an end within 1 s would take 1.55 s"
+
+
+def test_time_that_has_passed_counts() -> None:
+    assert verdict("shed", ttft_slo_s=2.0, waited_s=1.0).action == "shed"
+
+
+def test_a_turn_of_an_admitted_run_is_never_refused() -> None:
+    assert verdict("shed", admitted_run=True).action == "queue"
+
+
+def test_a_prompt_that_no_idle_worker_reads_in_time_is_not_refused_for_it() -> None:
+    slow = msgspec.structs.replace(LARGE, wait_s=0.0, prefill_s_per_token=0.1)
+    question = ask([slow], quality=QUALITY, ttft_slo_s=0.2)
+    decision = decide(question, [slow], decision_id="d")
+    assert judge(question, decision, {}, on_overload="shed") == ADMIT
+    assert judge(question, decision, {"l": Wait(0.0, 31.0)}, on_overload="shed").action == "shed"
+
+
+def test_another_tier_takes_it_where_that_keeps_the_promise() -> None:
+    degraded = verdict("degrade")
+    assert degraded.action == "degrade"
+    assert degraded.instead and degraded.instead.worker == "s"
+    assert verdict("degrade", fleet=(LARGE,)).action == "queue"
+
+
+@pytest.mark.parametrize("fixed", [{"asked": "large"}, {"locked_model": "model-large"}])
+def test_what_was_asked_for_or_begun_is_not_degraded(fixed: dict[str, Any]) -> None:
+    assert verdict("degrade", **fixed).action == "queue"

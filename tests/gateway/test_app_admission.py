@@ -1,0 +1,127 @@
+"""Promises over HTTP: a worker that is held makes all wait; each route says what becomes of who would wait too long."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.served import POLICY, Served, ask, fake, serve, until
+
+SLO = "slo: {interactive: {ttft_s: 0.2}, agent: {ttft_s: 0.4}, batch: {deadline_s: 3600}}"
+
+
+@pytest.fixture(params=["shed"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only route, with `on_overload`."""
+    plain = "candidates: [small, large]"
+    monkeypatch.setattr("tests.served.POLICY", POLICY.replace(plain, f"{plain}, on_overload: {request.param}"))
+
+
+async def post(served: Served, body: dict[str, Any], **headers: str) -> tuple[int, dict[str, Any], Mapping[str, str]]:
+    async with served.http.post(f"{served.url}/v1/chat/completions", json=body, headers=headers) as answer:
+        return answer.status, await answer.json(), answer.headers
+
+
+async def busy(served: Served, name: str) -> "asyncio.Task[Any]":
+    """One request that does not end on a worker whose requests take ten seconds."""
+    predictor = served.gateway.fleet.predictors[name]
+    predictor._service.observe(10.0, 1e6)
+    served.workers[name].hold()
+    task = asyncio.create_task(post(served, ask("first", model=name.split("-")[0])))
+    await until(lambda: served.workers[name].num_live == 1)
+    return task
+
+
+@pytest.mark.usefixtures("route")
+async def test_who_would_wait_too_long_is_told_at_once_and_runs_that_began_go_on(tmp_path: Path) -> None:
+    async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=1)}, more=SLO) as served:
+        run = {"x-headway-run-id": "begun"}
+        assert (await post(served, ask("turn 1"), **run))[0] == 200
+        first = await busy(served, "nano-0")
+        status, body, headers = await post(served, ask("second"))
+        assert (status, body["error"]["code"]) == (429, "overloaded")
+        assert "a first token within 0.2 s would take 10" in body["error"]["message"]
+        assert 9 <= int(headers["retry-after"]) <= 11
+        assert 9_000 <= int(headers["retry-after-ms"]) <= 11_000
+        assert served.ledger.rows[-1].usd == 0  # type: ignore[union-attr]
+        patient = asyncio.create_task(post(served, ask("third"), **{"x-headway-slo": "batch"}))
+        late = asyncio.create_task(post(served, ask("fourth"), **{"x-llm-d-slo-ttft-ms": "60000"}))
+        turn = asyncio.create_task(post(served, ask("turn 2"), **run))
+        await until(lambda: len(served.gateway.queue) == 3)
+        served.workers["nano-0"].release()
+        assert [status for status, *_ in await asyncio.gather(first, patient, late, turn)] == [200] * 4
+
+
+@pytest.mark.usefixtures("route")
+async def test_no_worker_is_another_answer(tmp_path: Path) -> None:
+    async with serve(tmp_path, workers={"nano-0": fake("nano")}, more=SLO) as served:
+        await served.workers["nano-0"].stop()
+        await until(lambda: not served.gateway.fleet.links["nano-0"].healthy)
+        status, body, _ = await post(served, ask())
+        assert (status, body["error"]["code"]) == (503, "no_worker")
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("route", ["degrade"], indirect=True)
+async def test_another_tier_answers_where_the_route_says_so(tmp_path: Path) -> None:
+    workers = {"pico-0": fake("pico"), "nano-0": fake("nano", max_sequences=1)}
+    async with serve(tmp_path, workers=workers, more=SLO) as served:
+        assert (await post(served, ask("before")))[1]["usage"]["headway"]["tier"] == "large"
+        first = await busy(served, "nano-0")
+        status, body, headers = await post(served, ask("second"))
+        assert (status, body["usage"]["headway"]["tier"]) == (200, "small")
+        assert headers["x-headway-reason"] == "degraded"
+        workers["nano-0"].release()
+        assert (await first)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "said"),
+    [
+        ({"x-headway-slo": "batch"}, 200, ""),
+        ({"x-headway-slo": "express"}, 403, "stricter"),
+        ({"x-headway-slo": "agent"}, 200, ""),
+        ({"x-headway-slo": "soon"}, 400, "there is no SLO class"),
+        ({"x-llm-d-slo-ttft-ms": "-1"}, 400, "milliseconds"),
+        ({"x-llm-d-slo-ttft-ms": "soon"}, 400, "milliseconds"),
+    ],
+)
+async def test_a_stricter_class_needs_a_right(tmp_path: Path, headers: dict[str, str], status: int, said: str) -> None:
+    slo = "slo: {express: {ttft_s: 0.05}, interactive: {ttft_s: 0.2}, agent: {ttft_s: 0.4}, batch: {deadline_s: 3600}}"
+    more = f"{slo}\ntenants: {{acme: {{keys: [one]}}, right: {{keys: [two], slo: [express]}}}}"
+    async with serve(tmp_path, more=more) as served:
+        got, body, _ = await post(served, ask(), authorization="Bearer one", **headers)
+        assert got == status
+        assert said in body.get("error", {}).get("message", "")
+        if status == 403:
+            assert (await post(served, ask(), authorization="Bearer two", **headers))[0] == 200
+
+
+async def test_a_full_queue_makes_room_for_a_run_that_began(tmp_path: Path) -> None:
+    worker = fake("nano", max_sequences=1)
+    async with serve(tmp_path, workers={"nano-0": worker}, more="limits: {max_queued_requests: 1}") as served:
+        run = {"x-headway-run-id": "begun"}
+        assert (await post(served, ask("turn 1"), **run))[0] == 200
+        first = await busy(served, "nano-0")
+        waiting = asyncio.create_task(post(served, ask("new")))
+        await until(lambda: len(served.gateway.queue) == 1)
+        turn = asyncio.create_task(post(served, ask("turn 2"), **run))
+        status, body, _ = await waiting
+        assert (status, "go first" in body["error"]["message"]) == (429, True)
+        worker.release()
+        assert [status for status, *_ in await asyncio.gather(first, turn)] == [200, 200]
+
+
+@pytest.mark.parametrize("limit", ["max_queued_tokens: 5", "max_queued_bytes: 20"])
+async def test_the_queue_is_bounded_in_tokens_and_bytes(tmp_path: Path, limit: str) -> None:
+    worker = fake("nano", max_sequences=1)
+    async with serve(tmp_path, workers={"nano-0": worker}, more=f"limits: {{{limit}}}") as served:
+        first = await busy(served, "nano-0")
+        waiting = asyncio.create_task(post(served, ask("one that fits")))
+        await until(lambda: len(served.gateway.queue) == 1)
+        status, body, _ = await post(served, ask("one more"))
+        assert (status, "which is the limit" in body["error"]["message"]) == (429, True)
+        worker.release()
+        assert [status for status, *_ in await asyncio.gather(first, waiting)] == [200, 200]
