@@ -3,8 +3,7 @@ a worker has room. A worker never gets more than its credits."""
 
 import asyncio
 import itertools
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from msgspec import structs
@@ -32,7 +31,6 @@ class Ticket:
     decision_id: str
     question: Question
     route: str
-    workers: Sequence[str]
     prompts: dict[str, Prompt]
     sampling: Sampling
     tenant: str
@@ -61,7 +59,6 @@ class Dispatcher:
         self._retry_after_s = retry_after_s
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Ticket] = {}
-        self._queued_tokens: Counter[str] = Counter()
         self._pump_planned = False
         self._refreshed_at = 0.0
         self._expiry: asyncio.TimerHandle | None = None
@@ -71,8 +68,8 @@ class Dispatcher:
         """The choice as the world is now. Raises UnknownModel, ContextTooLong or NoWorker."""
         cached = {worker: self.fleet.cached_tokens(worker, prompt.names) for worker, prompt in ticket.prompts.items()}
         question = structs.replace(ticket.question, cached_tokens=cached, excluded_workers=ticket.excluded)
-        views = self.fleet.views(ticket.workers, self._queued_tokens)
-        decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route)
+        views, whole = self.fleet.candidates(question)
+        decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route, whole=whole)
         return structs.replace(decision, reason="escalated") if ticket.escalated else decision
 
     async def place(self, ticket: Ticket) -> Stream:
@@ -104,7 +101,7 @@ class Dispatcher:
             )
         waiter = ticket.waiter = asyncio.get_running_loop().create_future()
         self._waiting[number] = ticket
-        self._queued_tokens[chosen.worker] += uncached
+        self.fleet.queue(chosen.worker, uncached)
         self._plan_expiry()
         self.changed()
         try:
@@ -116,7 +113,7 @@ class Dispatcher:
                 waiter.result().abort()
             raise
         finally:
-            self._queued_tokens[chosen.worker] -= uncached
+            self.fleet.queue(chosen.worker, -uncached)
             self._waiting.pop(number, None)
             self.queue.cancel(number)
 

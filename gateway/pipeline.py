@@ -120,7 +120,6 @@ class Pipeline:
             decision_id=f"dec-{os.urandom(12).hex()}",
             question=question,
             route=route.name,
-            workers=tuple(self.policy.workers),
             prompts=prompts,
             sampling=request.sampling,
             tenant=tenant,
