@@ -49,6 +49,11 @@ class Ticket:
     grammars: dict[str, Grammar] = field(default_factory=dict)
     """By worker, where the form of an answer differs by model; elsewhere the sampling's own holds."""
     escalated: bool = False
+    names: list[list[bytes]] = field(init=False)
+    """Of the prompt's pages, once for each way in which some model's tokenizer reads it."""
+
+    def __post_init__(self) -> None:
+        self.names = list({id(prompt.names): prompt.names for prompt in self.prompts.values()}.values())
 
 
 class Dispatcher:
@@ -66,7 +71,9 @@ class Dispatcher:
 
     def decide(self, ticket: Ticket) -> Decision:
         """The choice as the world is now. Raises UnknownModel, ContextTooLong or NoWorker."""
-        cached = {worker: self.fleet.cached_tokens(worker, prompt.names) for worker, prompt in ticket.prompts.items()}
+        cached: dict[str, int] = {}
+        for names in ticket.names:
+            cached |= self.fleet.holders(names)
         question = structs.replace(ticket.question, cached_tokens=cached, excluded_workers=ticket.excluded)
         views, whole = self.fleet.candidates(question)
         decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route, whole=whole)

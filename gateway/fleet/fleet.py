@@ -104,6 +104,12 @@ class Fleet:
         hello = self.links[worker].hello
         return self.residency.cached_tokens(worker, names, hello.page_size) if hello and names else 0
 
+    def holders(self, names: Sequence[bytes]) -> dict[str, int]:
+        """The workers that hold most of a prompt, and how many of its tokens."""
+        pages = self.residency.holders(names)
+        hellos = ((worker, count, self.links[worker].hello) for worker, count in pages.items())
+        return {worker: count * hello.page_size for worker, count, hello in hellos if hello}
+
     def take_policy(self, policy: Policy) -> None:
         """After a reload, which changes no workers."""
         self.policy = policy

@@ -25,7 +25,7 @@ that saves much like one that saves little; `risk` is the price that tells them 
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.errors import ContextTooLong, NoWorker, UnknownModel
@@ -77,7 +77,7 @@ class Whole(NamedTuple):
     """What a short list does not show of the fleet that it was taken from."""
 
     num_open: int
-    rejected_by_reason: dict[RejectReason, int]
+    rejected_by_reason: dict[str, int]
 
 
 def decide(
@@ -112,13 +112,13 @@ def decide(
     judged = not locked and question.asked == AUTO and bool(question.quality)
     bar = question.quality_bar if judged else 0.0
     chosen, reason_chosen = _choose(bar, contenders, closed)
-    counted: dict[str, int] = {**(whole.rejected_by_reason if whole else Counter(reason for _, reason in closed))}
+    counted: Mapping[str, int] = whole.rejected_by_reason if whole else Counter(reason for _, reason in closed)
     return Decision(
         id=decision_id,
         reason=_reason(question, "fallback" if fallback else reason_chosen, num_open=num_open, locked=locked),
         chosen=_option(chosen, question),
         rejected=_best_rejected(question, closed),
-        rejected_by_reason=counted,
+        rejected_by_reason=dict(counted),
         route=route,
         quality_bar=question.quality_bar,
         typical_usd=typical,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.decide import AUTO, SAME_COST, Whole, typical_usd
-from gateway.routing.decision import MAX_REJECTED, Question, RejectReason, WorkerView
+from gateway.routing.decision import MAX_REJECTED, Question, WorkerView
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -95,7 +95,7 @@ class Shortlist:
             below = contenders & ~pool
         (chosen,) = _best(scores, np.flatnonzero(pool), 1)
         rows += [chosen, *_best(scores, np.arange(len(self)), MAX_REJECTED + 1)]
-        counts: dict[RejectReason, int] = {
+        counts: dict[str, int] = {
             "not_allowed": int(np.count_nonzero(~offered)),
             "context_too_long": int(np.count_nonzero(offered & ~fits)),
             "not_healthy": int(np.count_nonzero(offered & fits & ~up)),
@@ -226,7 +226,7 @@ def _best(scores: _Scores, rows: Rows, count: int) -> list[int]:
     return found
 
 
-def _why_not(scores: _Scores, rows: Rows, chosen: int) -> dict[RejectReason, int]:
+def _why_not(scores: _Scores, rows: Rows, chosen: int) -> dict[str, int]:
     score, risk = scores.score[rows], scores.risk[rows]
     chosen_usd, chosen_risk = scores.score[chosen], scores.risk[chosen]
     same = score - chosen_usd <= SAME_COST * abs(chosen_usd)
