@@ -19,7 +19,8 @@ from gateway.routing.shortlist import Short
 from gateway.scheduling.predict import LOAD_IS_FRESH_S, Predictor, Rates, cold_rates
 from gateway.scheduling.residency import Residency
 
-MAX_PAGES = 4_000_000
+MAX_PAGES = 2_000_000
+"""Names in the residency index: about half a GB when full."""
 UNKNOWN_CONTEXT = 2**31
 """Of a worker that has not said hello: it must be refused as not healthy, not for its length."""
 

@@ -37,12 +37,13 @@ class Standing:
 
     def candidates(self, question: Question, now: float) -> Short:
         """Those among which deciding gives what it would give among all."""
-        self._refresh(now)
+        self.refresh(now)
         if self._shortlist is None:
             return Short([self._views[worker] for worker in self._workers], None)
         return self._shortlist.take(question)
 
-    def _refresh(self, now: float) -> None:
+    def refresh(self, now: float) -> None:
+        """Takes in what changed."""
         while self._reports and now - self._reports[oldest := next(iter(self._reports))] > self._fresh_s:
             del self._reports[oldest]
             self._touched.add(oldest)

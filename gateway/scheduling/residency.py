@@ -62,15 +62,15 @@ class Residency:
         """The workers that hold most of a prompt, and how many of its leading pages. Those that hold less than `most`
         others do may be left out."""
         found: dict[str, int] = {}
-        sparse = max(self._sparse.values(), default=1)
+        sparse, high = max(self._sparse.values(), default=1), len(names)
         while len(found) < most:
-            depth = _deepest(names, sparse, lambda name: self._num_holders(name) > len(found))
+            depth = _deepest(names, sparse, lambda name: self._num_holders(name) > len(found), high)
             if depth == 0:
                 break
             holders = self._holders[names[depth - 1]]
             for worker in (holders,) if isinstance(holders, str) else holders:
                 found.setdefault(worker, depth)
-            names = names[: depth - 1]
+            high = depth - 1
         return found
 
     def repair(
@@ -104,19 +104,18 @@ class Residency:
     def _store(self, worker: str, names: Sequence[bytes], sequence: int) -> None:
         pages, sparse = self._pages[worker], self._sparse.get(worker, 1)
         for name in names:
-            if not _is_kept(name, sparse):
-                continue
-            if name not in pages:
-                self._a_holder(name, worker)
-            pages[name] = sequence
+            if sparse == 1 or _is_kept(name, sparse):
+                if name not in pages:
+                    self._a_holder(name, worker)
+                pages[name] = sequence
         while self._num_pages > self._max_pages:
             self._thin(max(self._pages, key=lambda each: len(self._pages[each])))
 
     def _thin(self, worker: str) -> None:
         sparse = self._sparse[worker] = 2 * self._sparse.get(worker, 1)
         pages = self._pages[worker]
-        for name in [name for name in pages if not _is_kept(name, sparse)]:
-            del pages[name]
+        self._pages[worker] = {name: stored for name, stored in pages.items() if _is_kept(name, sparse)}  # a smaller table
+        for name in pages.keys() - self._pages[worker].keys():
             self._no_holder(name, worker)
 
     def _num_holders(self, name: bytes) -> int:
@@ -155,10 +154,11 @@ def _is_kept(name: bytes, sparse: int) -> bool:
     return int.from_bytes(name[-2:]) & (sparse - 1) == 0
 
 
-def _deepest(names: Sequence[bytes], sparse: int, holds: Callable[[bytes], bool]) -> int:
-    """How many leading pages are held, as far as kept names tell. `holds` is true of some first names and of none behind."""
-    low, high = 0, len(names)  # names before `low` are held; none from `high` on is
-    if sparse == 1 and names and not holds(names[0]):
+def _deepest(names: Sequence[bytes], sparse: int, holds: Callable[[bytes], bool], high: int | None = None) -> int:
+    """How many leading pages are held, as far as kept names tell. `holds` is true of some first names and of none behind,
+    nor of any from `high` on."""
+    low, high = 0, len(names) if high is None else high  # names before `low` are held; none from `high` on is
+    if sparse == 1 and high and not holds(names[0]):
         return 0
     while low < high:
         middle = at = (low + high) // 2
