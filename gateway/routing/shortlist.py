@@ -3,6 +3,7 @@ rejected ones, and how many the others are by reason. Pure; the views are kept a
 row at a time. A test holds it equal to deciding among all, number for number: every line here has its twin in `decide`.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,13 +40,15 @@ class _Scores(NamedTuple):
 
 
 class Shortlist:
-    """The views of a fleet. Rows keep the order of names, so that the row settles what is equal as the name does."""
+    """The views of a fleet, which has workers. Rows keep the order of names, so that the row settles what is equal as the name does."""
 
     def __init__(self, views: Iterable[WorkerView]) -> None:
         self._views = sorted(views, key=lambda view: view.worker)
         self._row = {view.worker: row for row, view in enumerate(self._views)}
         self._names = list(self._row)
         size = len(self._views)
+        self._all = np.arange(size)
+        self._of_each = operator.itemgetter(*self._names, self._names[0])  # by one more, so that it is never a bare value
         self._numbers = np.zeros((len(_NUMBERS), size))
         self._healthy = np.zeros(size, dtype=bool)
         self._typical = np.zeros(size)
@@ -94,7 +97,7 @@ class Shortlist:
             pool = contenders & (scores.doubt == scores.doubt[contenders].min())
             below = contenders & ~pool
         (chosen,) = _best(scores, np.flatnonzero(pool), 1)
-        rows += [chosen, *_best(scores, np.arange(len(self)), MAX_REJECTED + 1)]
+        rows += [chosen, *_best(scores, self._all, MAX_REJECTED + 1)]
         counts: dict[str, int] = {
             "not_allowed": int(np.count_nonzero(~offered)),
             "context_too_long": int(np.count_nonzero(offered & ~fits)),
@@ -108,8 +111,11 @@ class Shortlist:
 
     def _prompt(self, prompt_tokens: Mapping[str, int]) -> Floats:
         """By row; -1 for a worker that the prompt was not made for."""
-        values = set(prompt_tokens.values())
-        if len(values) == 1 and len(prompt_tokens) == len(self) and prompt_tokens.keys() == self._row.keys():
+        try:
+            values = set(self._of_each(prompt_tokens))
+        except KeyError:
+            values = set()
+        if len(values) == 1:
             return np.full(len(self), float(values.pop()))
         return np.array([prompt_tokens.get(name, -1) for name in self._names], dtype=np.float64)
 
