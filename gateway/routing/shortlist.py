@@ -40,7 +40,7 @@ class _Scores(NamedTuple):
 
 
 class Shortlist:
-    """The views of a fleet, which has workers. Rows keep the order of names, so that the row settles what is equal as the name does."""
+    """The views of a fleet that has workers. Rows keep the order of names: the row settles what is equal, as the name does."""
 
     def __init__(self, views: Iterable[WorkerView]) -> None:
         self._views = sorted(views, key=lambda view: view.worker)
