@@ -247,17 +247,17 @@ def decode_up(frame: bytes) -> Up:
     return message
 
 
-def page_names(prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: str) -> list[bytes]:
+def page_names(prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: str, known: Sequence[bytes] = ()) -> list[bytes]:
     """Names of the full pages of a prompt (uint32 little-endian ids), each chained to the page before it.
 
     Keyed BLAKE2b over the model's fingerprint and the salt, so that equal names mean equal KV and nobody can guess them
-    across salts.
+    across salts. `known` are the names of its first pages where they were made before.
     """
     key = hashlib.blake2b(f"{fingerprint}\0{cache_salt}".encode(), digest_size=32).digest()
     width = page_size * 4
-    names: list[bytes] = []
-    parent = b""
-    for start in range(0, len(prompt) - len(prompt) % width, width):
+    names = list(known)
+    parent = names[-1] if names else b""
+    for start in range(len(names) * width, len(prompt) - len(prompt) % width, width):
         block = parent + prompt[start : start + width]
         parent = hashlib.blake2b(block, digest_size=PAGE_NAME_BYTES, key=key).digest()
         names.append(parent)

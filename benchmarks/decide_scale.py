@@ -2,10 +2,12 @@
 
 Method: one core, 1,000 workers of two models, 20,000 live runs of 100,000 tokens; each turn 650 tokens more; random runs.
 Parts: `identity` finds the run by its header and keeps its books; `tokenize` encodes the text of the new part with nano's
-tokenizer; `names` hashes its pages; `residency` asks what the warm worker holds of the prompt (a walk over all names);
-`views` makes the view of every worker; `decide` chooses among all; `queue` pushes and pops one behind 256 others. Verifying
-the old part is not inside. Of 64 runs the pages are real, the others' are not kept. Memory is what registry, retention and
-keeper hold of an idle run; page names of a prompt and of the residency index come on top and are told apart.
+tokenizer; `names` hashes its pages; `residency` finds the workers that hold most of the prompt; `views` makes those anew of
+which something changed (three a turn); `shortlist` chooses whom to look at, `decide` among those; `queue` pushes and pops
+one behind 256 others. `full_scan` is deciding among all, on every tenth turn and outside the sum, and must give the same.
+Times are processor time of the process, as the machine may do other work. Verifying the old part, and the gateway's tables
+by worker (which prompt goes to which), are not inside. Memory is what registry, retention, keeper and the residency index
+hold of an idle run whose pages are on one worker; page names of chains' last prompts are bounded apart, by their text.
 """
 
 import random
@@ -13,18 +15,21 @@ import time
 import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from backends.prefix import Namer
 from backends.wire import PAGE_NAME_BYTES, Cache
 from backends.zoo.words import sentence
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
+from gateway.fleet.fleet import MAX_PAGES
+from gateway.fleet.standing import Standing
 from gateway.routing.decide import decide
 from gateway.routing.decision import Question, WorkerView
 from gateway.runs.identity import identify
 from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Runs
-from gateway.scheduling.predict import Predictor
+from gateway.scheduling.predict import LOAD_IS_FRESH_S, Predictor
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 from gateway.scheduling.residency import Residency
 from gateway.scheduling.retention import Retention
@@ -45,13 +50,14 @@ class Stopwatch:
         self.parts: dict[str, list[float]] = defaultdict(list)
 
     def time(self, part: str, work: Callable[[], Result]) -> Result:
-        start = time.perf_counter_ns()
+        start = time.process_time_ns()
         result = work()
-        self.parts[part].append((time.perf_counter_ns() - start) / 1000)
+        self.parts[part].append((time.process_time_ns() - start) / 1000)
         return result
 
     def totals(self) -> list[float]:
-        return [sum(turn) for turn in zip(*self.parts.values(), strict=True)]
+        counted = [values for name, values in self.parts.items() if name != "full_scan"]
+        return [sum(turn) for turn in zip(*counted, strict=True)]
 
 
 class World:
@@ -60,20 +66,42 @@ class World:
     def __init__(self, num_workers: int, num_runs: int, num_real: int, rng: random.Random) -> None:
         self.rng = rng
         self.workers = [f"w{number}" for number in range(num_workers)]
-        self.predictors = {worker: Predictor() for worker in self.workers}
+        self.predictors = {worker: Predictor(changed=partial(self.touch, worker)) for worker in self.workers}
         self.runs, self.keeper = Runs(num_runs + 1, 900.0), Keeper(Retention(), lambda worker, chain, score: None)
-        self.residency, self.queue = Residency(REAL_RUNS * (PROMPT // PAGE) + 1), RunQueue(WAITING + 1)
+        self.residency, self.queue = Residency(MAX_PAGES), RunQueue(WAITING + 1)
+        self.standing = Standing(self.workers, self.view, LOAD_IS_FRESH_S)
         self.names: dict[int, list[bytes]] = {}
         for number in range(num_runs):
             self.pause(number)
         for number in range(num_real):
             self.names[number] = [rng.randbytes(PAGE_NAME_BYTES) for _ in range(PROMPT // PAGE)]
-            self.residency.apply(self.warm(number), Cache(sequence=0, stored=b"".join(self.names[number]), reset=True))
+            self.store(number, self.names[number])
         for number in range(WAITING):
             self.queue.push(_waiting(-1 - number, rng.randrange(1000)))
 
     def warm(self, number: int) -> str:
         return self.workers[number % len(self.workers)]
+
+    def store(self, number: int, names: list[bytes]) -> None:
+        worker = self.warm(number)
+        sequence = self.residency.sequence(worker) + 1
+        self.residency.apply(worker, Cache(sequence=sequence, stored=b"".join(names), reset=sequence == 0))
+
+    def touch(self, worker: str) -> None:
+        self.standing.touch(worker)
+
+    def view(self, worker: str, now: float) -> WorkerView:
+        tier = "small" if int(worker[1:]) % 2 else "large"
+        return self.predictors[worker].view(
+            worker=worker,
+            model=tier,
+            tier=tier,
+            healthy=True,
+            max_context=200_000,
+            usd_per_s=0.001,
+            max_sequences=64,
+            now=now,
+        )
 
     def pause(self, number: int) -> None:
         """A turn of this run comes and is answered."""
@@ -95,19 +123,28 @@ def main() -> None:
     before = tracemalloc.get_traced_memory()[0]
     idle = World(1, runs, 0, rng)
     per_run = (tracemalloc.get_traced_memory()[0] - before) / runs
-    tracemalloc.stop()
     del idle
+    before = tracemalloc.get_traced_memory()[0]
+    residency = Residency(MAX_PAGES // 100)
+    for number in range(100):
+        joined = rng.randbytes(PROMPT // PAGE * PAGE_NAME_BYTES)
+        residency.apply(f"w{number}", Cache(sequence=0, stored=joined, reset=True))
+    of_index = (tracemalloc.get_traced_memory()[0] - before) / len(residency) * MAX_PAGES / runs
+    tracemalloc.stop()
+    del residency
+    per_run += of_index
     progress(f"{per_run:,.0f} bytes an idle run")
     watch = Stopwatch()
     world, text = World(workers, runs, REAL_RUNS, rng), ModelText.from_directory(ROOT / "backends" / "zoo" / "nano")
-    for _ in range(turns):
-        _turn(world, text, watch)
+    for turn in range(turns):
+        _turn(world, text, watch, turn)
     parts = {name: _quantiles(values) for name, values in (*watch.parts.items(), ("all", watch.totals()))}
     print(table(("part", "p50 us", "p99 us"), [(name, *values) for name, values in parts.items()]))
     results = {
         "us": {name: {"p50": p50, "p99": p99} for name, (p50, p99) in parts.items()},
         "bytes_per_idle_run": per_run,
-        "bytes_of_page_names_per_run": PROMPT // PAGE * (33 + PAGE_NAME_BYTES),
+        "bytes_of_index_per_run": of_index,
+        "bytes_of_kept_names_per_run": PROMPT // PAGE * (41 + PAGE_NAME_BYTES),
         "workers": workers,
         "runs": runs,
     }
@@ -119,7 +156,7 @@ def main() -> None:
     finish("decide_scale", results, targets)
 
 
-def _turn(world: World, text: ModelText, watch: Stopwatch) -> None:
+def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int) -> None:
     number = world.rng.choice(list(world.names))
     names, warm = world.names[number], world.warm(number)
     new_text = ""
@@ -128,13 +165,14 @@ def _turn(world: World, text: ModelText, watch: Stopwatch) -> None:
     watch.time("identity", lambda: world.pause(number))
     ids = watch.time("tokenize", lambda: text.encode(new_text))
     watch.time("names", lambda: _name(names[-1], ids.tobytes()))
-    cached = watch.time("residency", lambda: world.residency.cached_tokens(warm, names, PAGE))
-    prompt = cached + GROWTH
+    holders = watch.time("residency", lambda: world.residency.holders(names))
+    cached = {worker: pages * PAGE for worker, pages in holders.items()}
+    assert cached[warm] > PROMPT - 64 * PAGE
     question = Question(
         asked="auto",
         candidates=("small", "large"),
-        prompt_tokens=dict.fromkeys(world.workers, prompt),
-        cached_tokens={warm: cached},
+        prompt_tokens=dict.fromkeys(world.workers, PROMPT + GROWTH),
+        cached_tokens=cached,
         max_output_tokens=512,
         expected_output_tokens=128.0,
         quality={"small": 0.5, "large": 1.0},
@@ -143,23 +181,16 @@ def _turn(world: World, text: ModelText, watch: Stopwatch) -> None:
         warm_worker=warm,
         expected_remaining_turns=10.0,
     )
-    views = watch.time("views", lambda: [_view(world, number, worker) for number, worker in enumerate(world.workers)])
-    watch.time("decide", lambda: decide(question, views, decision_id="d"))
+    for worker in (warm, *world.rng.sample(world.workers, 2)):
+        world.predictors[worker].submitted(turn, GROWTH)
+        world.predictors[worker].first_token(turn)
+    watch.time("views", lambda: world.standing.refresh(0.0))
+    views, whole = watch.time("shortlist", lambda: world.standing.candidates(question, 0.0))
+    decision = watch.time("decide", lambda: decide(question, views, decision_id="d", whole=whole))
     watch.time("queue", lambda: _through(world.queue))
-
-
-def _view(world: World, number: int, worker: str) -> WorkerView:
-    tier = "small" if number % 2 else "large"
-    return world.predictors[worker].view(
-        worker=worker,
-        model=tier,
-        tier=tier,
-        healthy=True,
-        max_context=200_000,
-        usd_per_s=0.001,
-        max_sequences=64,
-        now=0.0,
-    )
+    if turn % 10 == 0:
+        everyone = [world.view(worker, 0.0) for worker in world.workers]
+        assert watch.time("full_scan", lambda: decide(question, everyone, decision_id="d")) == decision
 
 
 def _through(queue: RunQueue) -> None:

@@ -117,7 +117,8 @@ class Gateway:
         keys = Keys(policy)
         if not keys.required and self.keys.required:
             raise ValueError("the policy has no API keys any more: that needs a restart")
-        self.policy = self.pipeline.policy = self.fleet.policy = policy
+        self.policy = self.pipeline.policy = policy
+        self.fleet.take_policy(policy)
         self.pipeline.judge, self.pipeline.escalations = judge, escalations
         self.keys = keys
         self.budgets.limit(policy.budgets)

@@ -4,7 +4,7 @@ a worker has room. A worker never gets more than its credits."""
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from msgspec import structs
@@ -35,7 +35,6 @@ class Ticket:
     decision_id: str
     question: Question
     route: str
-    workers: Sequence[str]
     prompts: dict[str, Prompt]
     sampling: Sampling
     tenant: str
@@ -62,6 +61,11 @@ class Ticket:
     """It continues a run that was let in, and is never refused for a promise."""
     admitted: bool = False
     degraded: bool = False
+    names: list[list[bytes]] = field(init=False)
+    """Of the prompt's pages, once for each way in which some model's tokenizer reads it."""
+
+    def __post_init__(self) -> None:
+        self.names = list({id(prompt.names): prompt.names for prompt in self.prompts.values()}.values())
 
 
 class Dispatcher:
@@ -72,7 +76,6 @@ class Dispatcher:
         self._retry_after_s = retry_after_s
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Ticket] = {}
-        self._queued_tokens: Counter[str] = Counter()
         self._pump_planned = False
         self._refreshed_at = 0.0
         self._expiry: asyncio.TimerHandle | None = None
@@ -80,10 +83,15 @@ class Dispatcher:
 
     def decide(self, ticket: Ticket) -> Decision:
         """The choice as the world is now. Raises UnknownModel, ContextTooLong or NoWorker."""
-        cached = {worker: self.fleet.cached_tokens(worker, prompt.names) for worker, prompt in ticket.prompts.items()}
+        cached: dict[str, int] = {}
+        for names in ticket.names:
+            cached |= self.fleet.holders(names)
+        for name, upstream in self.fleet.upstreams.items():
+            if prompt := ticket.prompts.get(name):
+                cached[name] = upstream.cached_tokens(prompt.names[0])
         question = structs.replace(ticket.question, cached_tokens=cached, excluded_workers=ticket.excluded)
-        views = self.fleet.views(ticket.workers, self._queued_tokens)
-        decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route)
+        views, whole = self.fleet.candidates(question)
+        decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route, whole=whole)
         if ticket.escalated or ticket.degraded:
             return structs.replace(decision, reason="escalated" if ticket.escalated else "degraded")
         return decision
@@ -127,7 +135,7 @@ class Dispatcher:
                 ahead[other.decision.chosen.worker] += 1
         return {
             view.worker: Wait(view.wait_s, self.fleet.predictors[view.worker].seats_s(ahead[view.worker], view.max_sequences))
-            for view in self.fleet.views(ticket.workers, self._queued_tokens)
+            for view in self.fleet.views()
         }
 
     async def _wait(self, ticket: Ticket, decision: Decision) -> Stream:
@@ -155,7 +163,7 @@ class Dispatcher:
             )
         waiter = ticket.waiter = asyncio.get_running_loop().create_future()
         self._waiting[number] = ticket
-        self._queued_tokens[chosen.worker] += uncached
+        self.fleet.queue(chosen.worker, uncached)
         self._plan_expiry()
         self.changed()
         try:
@@ -167,7 +175,7 @@ class Dispatcher:
                 waiter.result().abort()
             raise
         finally:
-            self._queued_tokens[chosen.worker] -= uncached
+            self.fleet.queue(chosen.worker, -uncached)
             self._waiting.pop(number, None)
             self.queue.cancel(number)
 

@@ -96,7 +96,7 @@ class Pipeline:
         """One for each choice, where the route has budgets; a turn is one, however many its choices."""
         if not ticket.budgets:
             return []
-        views = self.fleet.views(ticket.workers, {})
+        views = self.fleet.views()
         wanted = [most_of(ticket.question, views, turns=turns) for turns in [0] * (num_choices - 1) + [1]]
         return self.books.budgets.hold(ticket.budgets, payers, wanted, arrival.wall_ns / 1e9)
 
@@ -138,7 +138,6 @@ class Pipeline:
             decision_id=f"dec-{os.urandom(12).hex()}",
             question=question,
             route=route.name,
-            workers=tuple(self.policy.model_by_server()),
             request=request,
             prompts=prompts,
             sampling=request.sampling,

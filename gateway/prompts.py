@@ -12,6 +12,7 @@ import msgspec
 from backends import wire
 from gateway.fleet.link import Link
 from gateway.request import Message, Request, Tool
+from gateway.text.anchors import common_prefix
 from gateway.text.model_text import Encoded, ModelText
 
 MAX_INLINE_CHARS = 8_000
@@ -30,6 +31,18 @@ class Prompt(NamedTuple):
     data: bytes
     num_tokens: int
     names: list[bytes]
+
+
+class _Kept(NamedTuple):
+    """What a chain last sent, as one tokenizer reads it; page names by fingerprint of weights, page size and salt."""
+
+    encoded: Encoded
+    data: bytes
+    names: dict[tuple[str, int, str], list[bytes]]
+
+    def num_known(self, data: bytes, page_size: int) -> int:
+        """Leading pages that a further prompt shares with it."""
+        return common_prefix(self.data, data) // (4 * page_size)
 
 
 class Target(NamedTuple):
@@ -53,7 +66,7 @@ class Prompts:
 
     def __init__(self, clock: Callable[[], datetime] = datetime.now) -> None:
         self._clock = clock
-        self._kept: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
         self._kept_chars = 0
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
@@ -65,11 +78,11 @@ class Prompts:
         texts = {target.text.fingerprint: target.text for target in targets}
         previous = {fingerprint: self._kept.get((chain, fingerprint)) for fingerprint in texts}
         if _is_short(request, previous):
-            encoded, prompts = self._encode(request, targets, texts, previous, salt)
+            kept, prompts = self._encode(request, targets, texts, previous, salt)
         else:
             loop = asyncio.get_running_loop()
-            encoded, prompts = await loop.run_in_executor(self._threads, self._encode, request, targets, texts, previous, salt)
-        for fingerprint, one in encoded.items() if request.text is None else ():
+            kept, prompts = await loop.run_in_executor(self._threads, self._encode, request, targets, texts, previous, salt)
+        for fingerprint, one in kept.items() if request.text is None else ():
             self._keep((chain, fingerprint), one)
         return prompts
 
@@ -78,30 +91,35 @@ class Prompts:
         request: Request,
         targets: Sequence[Target],
         texts: Mapping[str, ModelText],
-        previous: Mapping[str, Encoded | None],
+        previous: Mapping[str, _Kept | None],
         salt: str,
-    ) -> tuple[dict[str, Encoded], dict[str, Prompt]]:
+    ) -> tuple[dict[str, _Kept], dict[str, Prompt]]:
         now = self._clock()
-        encoded = {fingerprint: _encode(text, request, now, previous[fingerprint]) for fingerprint, text in texts.items()}
-        data = {fingerprint: one.ids.tobytes() for fingerprint, one in encoded.items()}
-        names: dict[tuple[str, str, int], list[bytes]] = {}
+        kept: dict[str, _Kept] = {}
+        for fingerprint, text in texts.items():
+            before = previous[fingerprint]
+            encoded = _encode(text, request, now, before.encoded if before else None)
+            kept[fingerprint] = _Kept(encoded, encoded.ids.tobytes(), {})
         prompts: dict[str, Prompt] = {}
         for worker, text, fingerprint, page_size in targets:
-            ids = data[text.fingerprint]
-            key = (text.fingerprint, fingerprint, page_size)
-            if key not in names:
-                names[key] = wire.page_names(ids, page_size=page_size, fingerprint=fingerprint, cache_salt=salt)
-            prompts[worker] = Prompt(ids, len(ids) // 4, names[key])
-        return encoded, prompts
+            one, before = kept[text.fingerprint], previous[text.fingerprint]
+            key = (fingerprint, page_size, salt)
+            if key not in one.names:
+                known = before.names.get(key, [])[: before.num_known(one.data, page_size)] if before else []
+                one.names[key] = wire.page_names(
+                    one.data, page_size=page_size, fingerprint=fingerprint, cache_salt=salt, known=known
+                )
+            prompts[worker] = Prompt(one.data, len(one.data) // 4, one.names[key])
+        return kept, prompts
 
-    def _keep(self, key: tuple[str, str], encoded: Encoded) -> None:
+    def _keep(self, key: tuple[str, str], kept: _Kept) -> None:
         if (old := self._kept.pop(key, None)) is not None:
-            self._kept_chars -= len(old.text)
-        self._kept[key] = encoded
-        self._kept_chars += len(encoded.text)
+            self._kept_chars -= len(old.encoded.text)
+        self._kept[key] = kept
+        self._kept_chars += len(kept.encoded.text)
         while self._kept and (self._kept_chars > MAX_KEPT_CHARS or len(self._kept) > MAX_KEPT_CHAINS):
             _, dropped = self._kept.popitem(last=False)
-            self._kept_chars -= len(dropped.text)
+            self._kept_chars -= len(dropped.encoded.text)
 
 
 def _encode(text: ModelText, request: Request, now: datetime, previous: Encoded | None) -> Encoded:
@@ -111,11 +129,11 @@ def _encode(text: ModelText, request: Request, now: datetime, previous: Encoded 
     return text.prompt(request.messages, request.tools, now=now, previous=previous, effort=effort)
 
 
-def _is_short(request: Request, previous: Mapping[str, Encoded | None]) -> bool:
+def _is_short(request: Request, previous: Mapping[str, _Kept | None]) -> bool:
     total = len(request.text or "") + sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
     if total > MAX_INLINE_TOTAL_CHARS:
         return False
-    known = min((len(encoded.text) if encoded else 0 for encoded in previous.values()), default=0)
+    known = min((len(kept.encoded.text) if kept else 0 for kept in previous.values()), default=0)
     return total - known <= MAX_INLINE_CHARS
 
 

@@ -3,20 +3,25 @@
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from backends import wire
 from gateway.accounting.cost import ByTime, ByToken, Tariff, worker_usd_per_s
 from gateway.fleet.link import Link, LinkEvents
+from gateway.fleet.standing import Standing
 from gateway.fleet.supervisor import Command, Supervisor, worker_command
 from gateway.fleet.upstream import Upstream
 from gateway.policy.schema import Policy
-from gateway.routing.decision import WorkerView
-from gateway.scheduling.predict import Predictor, Rates, cold_rates
+from gateway.routing.decision import Question, WorkerView
+from gateway.routing.shortlist import Short
+from gateway.scheduling.predict import LOAD_IS_FRESH_S, Predictor, Rates, cold_rates
 from gateway.scheduling.residency import Residency
 
-MAX_PAGES = 4_000_000
+MAX_PAGES = 2_000_000
+"""Names in the residency index: about half a GB when full."""
 UNKNOWN_CONTEXT = 2**31
 """Of a worker that has not said hello: it must be refused as not healthy, not for its length."""
 
@@ -37,6 +42,8 @@ class Fleet:
         self.policy = policy
         self.usd_per_s = worker_usd_per_s(policy)
         self.residency = Residency(MAX_PAGES)
+        self.queued_tokens: Counter[str] = Counter()
+        """Uncached tokens that wait in the gateway for a worker."""
         self.changed: Callable[[], None] = lambda: None
         self.lost: Callable[[str], None] = lambda worker: None
         self._clock = clock
@@ -46,7 +53,11 @@ class Fleet:
         self.supervisor = Supervisor(
             policy.workers, paths, self._folder, env=env, command=command, progress=progress, cores=cores
         )
-        self.predictors = {name: Predictor(_prior(paths[worker.model])) for name, worker in policy.workers.items()}
+        self.standing = Standing(policy.workers, self._view, LOAD_IS_FRESH_S)
+        self.predictors = {
+            name: Predictor(_prior(paths[worker.model]), changed=partial(self.standing.touch, name))
+            for name, worker in policy.workers.items()
+        }
         self.links = {name: self._link(name) for name in policy.workers}
         self.upstreams = {
             name: Upstream(name, one, changed=lambda: self.changed(), clock=clock) for name, one in policy.upstreams.items()
@@ -105,19 +116,40 @@ class Fleet:
         up = (self.predictors[name].rates for name, link in self.links.items() if link.healthy)
         return sum(1.0 / rates.prefill_s_per_token for rates in up)
 
+    def queue(self, worker: str, tokens: int) -> None:
+        """So many uncached tokens more, or less, wait for this worker."""
+        self.queued_tokens[worker] += tokens
+        self.standing.touch(worker)
+
     def cached_tokens(self, worker: str, names: Sequence[bytes]) -> int:
         if worker in self.upstreams:
             return self.upstreams[worker].cached_tokens(names[0])
         hello = self.links[worker].hello
         return self.residency.cached_tokens(worker, names, hello.page_size) if hello and names else 0
 
-    def views(self, workers: Sequence[str], queued_tokens: Mapping[str, int]) -> list[WorkerView]:
-        now = self._clock()
-        return [self._view(worker, queued_tokens.get(worker, 0), now) for worker in workers]
+    def holders(self, names: Sequence[bytes]) -> dict[str, int]:
+        """The workers that hold most of a prompt, and how many of its tokens."""
+        pages = self.residency.holders(names)
+        hellos = ((worker, count, self.links[worker].hello) for worker, count in pages.items())
+        return {worker: count * hello.page_size for worker, count, hello in hellos if hello}
 
-    def _view(self, name: str, queued_tokens: int, now: float) -> WorkerView:
-        if name in self.upstreams:
-            return self.upstreams[name].view(now)
+    def take_policy(self, policy: Policy) -> None:
+        """After a reload, which changes no workers."""
+        self.policy = policy
+        self.standing.touch_all()
+
+    def candidates(self, question: Question) -> Short:
+        """Those among which to decide, as they are now: beside upstreams, whose views are made anew each time, all."""
+        if self.upstreams:
+            return Short(self.views(), None)
+        return self.standing.candidates(question, self._clock())
+
+    def views(self) -> list[WorkerView]:
+        """Of every worker and upstream."""
+        now = self._clock()
+        return [*self.standing.views(now), *(upstream.view(now) for upstream in self.upstreams.values())]
+
+    def _view(self, name: str, now: float) -> WorkerView:
         link = self.links[name]
         model = self.policy.workers[name].model
         return self.predictors[name].view(
@@ -129,7 +161,7 @@ class Fleet:
             usd_per_s=self.usd_per_s[name],
             max_sequences=link.hello.max_sequences if link.hello else 1,
             now=now,
-            queued_tokens=queued_tokens,
+            queued_tokens=self.queued_tokens[name],
         )
 
     def top_worker(self) -> str | None:
@@ -142,7 +174,9 @@ class Fleet:
         return None
 
     def _loaded(self, worker: str, load: wire.Load) -> None:
-        self.predictors[worker].observe_load(load, self._clock())
+        now = self._clock()
+        self.predictors[worker].observe_load(load, now)
+        self.standing.loaded(worker, now)
         self.changed()
 
     def _finished(self, worker: str, finished: wire.Finished) -> None:
@@ -153,6 +187,7 @@ class Fleet:
             self.predictors[worker].lost()
             self.residency.forget(worker)
             self.lost(worker)
+        self.standing.touch(worker)
         self.changed()
 
 

@@ -25,9 +25,8 @@ that saves much like one that saves little; `risk` is the price that tells them 
 """
 
 import heapq
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.errors import ContextTooLong, NoWorker, UnknownModel
@@ -44,9 +43,7 @@ from gateway.routing.decision import (
 )
 
 AUTO = "auto"
-_MISS_STEEPNESS = 4.0
-"""How fast doubt becomes certainty: predicted at half of what was promised is a 6 % chance to miss, at twice 94 %."""
-_SAME_COST = 1e-9
+SAME_COST = 1e-9
 _TYPICAL_PROMPT, _TYPICAL_OUTPUT = 256, 32
 """Tokens of the request that a mistake is priced in: a scale that goes with the machine's speed and price."""
 
@@ -77,16 +74,25 @@ class _Warm(NamedTuple):
     token_usd: float
 
 
-def decide(question: Question, fleet: Sequence[WorkerView], *, decision_id: str, route: str = "") -> Decision:
-    """The best candidate for a question among the workers of the fleet.
+class Whole(NamedTuple):
+    """What a short list does not show of the fleet that it was taken from."""
+
+    num_open: int
+    rejected_by_reason: dict[str, int]
+
+
+def decide(
+    question: Question, fleet: Sequence[WorkerView], *, decision_id: str, route: str = "", whole: Whole | None = None
+) -> Decision:
+    """The best candidate for a question among the workers of the fleet, or of a short list of a `whole` fleet.
 
     Raises UnknownModel when no worker is of what was asked and offered, ContextTooLong when the prompt fits none that is,
     and NoWorker when those it fits are down or were lost.
     """
     open_: list[_Scored] = []
     closed: list[tuple[_Scored, RejectReason]] = []
-    typical_usd = _typical_usd(question, fleet)
-    mistake_usd = question.mistake_cost * typical_usd
+    typical = _typical_usd(question, fleet)
+    mistake_usd = question.mistake_cost * typical
     warm = _warm(question, fleet)
     for view in fleet:
         scored = _score(question, view, mistake_usd, warm)
@@ -98,7 +104,7 @@ def decide(question: Question, fleet: Sequence[WorkerView], *, decision_id: str,
     fallback = not open_ and _open_fallbacks(question, open_, closed)
     if not open_:
         raise _nobody(question, closed)
-    num_open = len(open_)
+    num_open = whole.num_open if whole else len(open_)
     if question.escalations and question.asked == AUTO and question.locked_model is None:
         open_ = _escalating(question, open_, mistake_usd)
     contenders = _locked(question, open_, closed)
@@ -107,26 +113,32 @@ def decide(question: Question, fleet: Sequence[WorkerView], *, decision_id: str,
     judged = not locked and question.asked == AUTO and bool(question.quality)
     bar = question.quality_bar if judged else 0.0
     chosen, reason_chosen = _choose(bar, contenders, closed)
+    counted: Mapping[str, int] = whole.rejected_by_reason if whole else Counter(reason for _, reason in closed)
     return Decision(
         id=decision_id,
         reason=_reason(question, "fallback" if fallback else reason_chosen, num_open=num_open, locked=locked),
         chosen=_option(chosen, question),
         rejected=_best_rejected(question, closed),
-        rejected_by_reason=dict(Counter(reason for _, reason in closed)),
+        rejected_by_reason=dict(counted),
         route=route,
         quality_bar=question.quality_bar,
-        typical_usd=typical_usd,
+        typical_usd=typical,
         has_tools=question.has_tools,
     )
 
 
 def miss_probability(predicted_s: float, promised_s: float | None) -> float:
-    """The chance that a promise is broken: a logistic on log(predicted / promised), one half where they are equal."""
+    """The chance that a promise is broken: a logistic on 4 log(predicted / promised), one half where they are equal.
+
+    Predicted at half of what was promised is a 6 % chance to miss, at twice 94 %.
+    """
     if promised_s is None or predicted_s <= 0:
         return 0.0
     if promised_s <= 0:
         return 1.0
-    return 1.0 / (1.0 + math.pow(min(promised_s / predicted_s, 1e6), _MISS_STEEPNESS))
+    ratio = min(promised_s / predicted_s, 1e6)
+    square = ratio * ratio
+    return 1.0 / (1.0 + square * square)
 
 
 def _score(question: Question, view: WorkerView, mistake_usd: float, warm: _Warm | None) -> _Scored:
@@ -218,7 +230,12 @@ def _typical_usd(question: Question, fleet: Sequence[WorkerView]) -> float:
     if question.asked != AUTO or not known:
         return 0.0
     best = max(question.quality[view.tier] for view in known)
-    return min(view.usd(_TYPICAL_PROMPT, 0, _TYPICAL_OUTPUT) for view in known if question.quality[view.tier] == best)
+    return min(typical_usd(view) for view in known if question.quality[view.tier] == best)
+
+
+def typical_usd(view: WorkerView) -> float:
+    """Dollars of a typical request on this worker."""
+    return view.usd(_TYPICAL_PROMPT, 0, _TYPICAL_OUTPUT)
 
 
 def _open_fallbacks(question: Question, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> bool:
@@ -272,7 +289,7 @@ def _choose(bar: float, contenders: list[_Scored], closed: list[tuple[_Scored, R
 
 
 def _why_not(scored: _Scored, chosen: _Scored) -> RejectReason:
-    if scored.score_usd - chosen.score_usd <= _SAME_COST * abs(chosen.score_usd):
+    if scored.score_usd - chosen.score_usd <= SAME_COST * abs(chosen.score_usd):
         return "slower_same_cost"
     without_risk = scored.score_usd - scored.risk_usd < chosen.score_usd - chosen.risk_usd
     return "too_risky" if without_risk else "costs_more"

@@ -3,6 +3,7 @@
 Pure: time is an argument. Starts from the step model in the worker's first `Load`, or from a guess that any report overrules.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from backends.wire import Finished, Load
@@ -11,7 +12,7 @@ from gateway.routing.decision import WorkerView
 _FORGET = 0.98
 """Weight that a finished request keeps when the next one comes: about the last 50 count."""
 _PRIOR_WEIGHT = 0.02
-_LOAD_IS_FRESH_S = 5.0
+LOAD_IS_FRESH_S = 5.0
 
 
 class Rates(NamedTuple):
@@ -91,10 +92,11 @@ class Predictor:
     """One worker's rates and backlog.
 
     The backlog is kept by the gateway's own counters (`submitted`, `observe_finished`); a fresh `Load` can only raise it,
-    which is how another gateway's work shows, and a stale one is left out.
+    which is how another gateway's work shows, and a stale one is left out. `changed` is called whenever its view may have.
     """
 
-    def __init__(self, prior: Rates | None = None) -> None:
+    def __init__(self, prior: Rates | None = None, *, changed: Callable[[], None] = lambda: None) -> None:
+        self._changed = changed
         self._informed = prior is not None
         self._start(prior or COLD)
         self._service = _Mean(0.0)
@@ -118,19 +120,23 @@ class Predictor:
 
     def submitted(self, request: int, uncached_tokens: int) -> None:
         self._pending[request] = uncached_tokens
+        self._changed()
 
     def first_token(self, request: int) -> None:
         """Its prefill is done and delays nobody any more."""
         if request in self._pending:
             self._pending[request] = 0
+            self._changed()
 
     def lost(self) -> None:
         """The link dropped: nothing of ours runs there."""
         self._pending.clear()
         self._load = None
+        self._changed()
 
     def observe_finished(self, finished: Finished) -> None:
         self._pending.pop(finished.request, None)
+        self._changed()
         if finished.reason not in ("stop", "length") or finished.device_s <= 0:
             return
         self._informed = True
@@ -146,6 +152,7 @@ class Predictor:
 
     def observe_load(self, load: Load, now: float) -> None:
         self._load, self._load_at = load, now
+        self._changed()
         step_s, token_s, *_ = load.step_cost
         if not self._informed and token_s > 0:
             self._start(Rates(max(step_s, 0.0), token_s, step_s + token_s, step_s + token_s))
@@ -154,7 +161,7 @@ class Predictor:
         """Until a new request's prefill begins: the prefills before it, and a turn at a seat when all are taken."""
         rates = self.rates
         running, waiting = len(self._pending), 0
-        if self._load is not None and now - self._load_at <= _LOAD_IS_FRESH_S:
+        if self._load is not None and now - self._load_at <= LOAD_IS_FRESH_S:
             running, waiting = max(running, self._load.running), self._load.waiting
         tokens = queued_tokens + sum(self._pending.values())
         over = running + waiting - max_sequences + 1

@@ -7,7 +7,7 @@ added token contains it or begins in front of it and ends inside it.
 
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import AnyStr, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -63,8 +63,8 @@ def _stands_alone(token: AddedToken) -> bool:
     return bool(content) and not (token.lstrip or token.single_word or content[0].isspace() or "\0" in content)
 
 
-def common_prefix(a: str, b: str) -> int:
-    """How many leading characters two texts share: by halving, so that whole slices are compared at a time."""
+def common_prefix(a: AnyStr, b: AnyStr) -> int:
+    """How many leading characters or bytes two texts share: by halving, so that whole slices are compared at a time."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high

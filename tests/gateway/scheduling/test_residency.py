@@ -56,15 +56,44 @@ def test_a_reset_replaces_what_was_known() -> None:
     assert len(residency) == 1
 
 
-def test_the_bound_takes_the_oldest_of_the_largest_worker() -> None:
-    residency = Residency(4)
-    residency.apply("a", frame(0, (1, 2, 3), reset=True))
-    residency.apply("b", frame(0, (9,), reset=True))
-    residency.apply("a", frame(1, (4, 5)))
+def test_when_full_the_largest_worker_is_known_by_every_second_page() -> None:
+    residency = Residency(40)
+    residency.apply("a", frame(0, tuple(range(1, 31)), reset=True))
+    residency.apply("b", frame(0, (99,), reset=True))
+    residency.apply("a", frame(1, tuple(range(31, 61))))
     residency.check()
-    assert residency.cached_tokens("b", names(9), 16) == 16
-    assert residency.num_pages("a") == 3
-    assert residency.cached_tokens("a", names(3, 4, 5), 16) == 48
+    assert residency.num_pages("a") == 30
+    assert residency.cached_tokens("b", names(99), 16) == 16
+    prompt = names(*range(1, 100))
+    assert residency.cached_tokens("a", prompt, 1) == 60
+    residency.apply("a", frame(2, (), tuple(range(51, 61))))
+    assert residency.cached_tokens("a", prompt, 1) == 50
+    residency.apply("a", frame(3, (), (50,)))
+    assert residency.cached_tokens("a", prompt, 1) == 48
+
+
+def test_the_length_of_a_long_prefix_is_found_wherever_it_ends() -> None:
+    for held in range(40):
+        residency = Residency(100)
+        residency.apply("w", frame(0, tuple(range(held)), reset=True))
+        assert residency.cached_tokens("w", names(*range(40)), 1) == held
+
+
+def test_holders_of_a_prefix_are_those_that_hold_most_of_it() -> None:
+    rng = random.Random(2)
+    for _ in range(200):
+        residency = Residency(rng.choice((10_000, 150)))
+        held = {f"w{number}": rng.randrange(50) for number in range(20)}
+        for worker, pages in held.items():
+            residency.apply(worker, frame(0, tuple(range(pages)), reset=True))
+        residency.check()
+        prompt, most = names(*range(50)), rng.randint(1, 25)
+        found = residency.holders(prompt, most)
+        known = {worker: residency.cached_tokens(worker, prompt, 1) for worker in held}
+        assert all(known[worker] - 8 <= pages <= known[worker] <= held[worker] for worker, pages in found.items())
+        left_out = [known[worker] for worker in held if worker not in found]
+        assert len(found) >= most or max(left_out, default=0) < 8
+        assert max(left_out, default=0) < min(found.values(), default=0) + 8
 
 
 def test_repair_learns_what_was_cached_and_drops_what_was_claimed() -> None:
