@@ -15,7 +15,6 @@ from backends.attention import PagedKV, Spans, attend
 from backends.checkpoint import Checkpoint
 from backends.linear import Linear, LinearChooser
 from backends.rope import interleave, rotations
-from backends.shape import Shape
 from backends.weight import Weight, stack
 
 Progress = Callable[[int, int], None]
@@ -159,17 +158,3 @@ class _Loader:
         if module.endswith(("q_proj", "k_proj")):
             weight = weight.rows(lambda part: interleave(part, self._checkpoint.shape.head_dim))
         return weight.to(self._device)
-
-
-def kv_for(
-    shape: Shape, *, num_pages: int, page_size: int, dtype: torch.dtype, device: str, kind: type[PagedKV] = PagedKV
-) -> PagedKV:
-    return kind(
-        layers=shape.num_layers,
-        num_pages=num_pages,
-        page_size=page_size,
-        kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        dtype=dtype,
-        device=device,
-    )

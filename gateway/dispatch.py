@@ -86,9 +86,9 @@ class Dispatcher:
         cached: dict[str, int] = {}
         for names in ticket.names:
             cached |= self.fleet.holders(names)
-        for name, upstream in self.fleet.upstreams.items():
+        for name in self.fleet.upstreams:
             if prompt := ticket.prompts.get(name):
-                cached[name] = upstream.cached_tokens(prompt.names[0])
+                cached[name] = self.fleet.cached_tokens(name, prompt.names)
         question = structs.replace(ticket.question, cached_tokens=cached, excluded_workers=ticket.excluded)
         views, whole = self.fleet.candidates(question)
         decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route, whole=whole)

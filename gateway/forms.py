@@ -1,6 +1,6 @@
 """The form that an answer must have, as each worker's model writes it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 
 from msgspec import structs
 
@@ -9,11 +9,12 @@ from gateway.request import Request
 from gateway.text.family import Family
 
 
-def grammars_for(request: Request, families: Mapping[str, Family]) -> dict[str, Grammar]:
-    """By worker; empty where the sampling says it all. With tools and a format, either is an answer."""
+def grammars_for(request: Request, workers: Iterable[str], family: Callable[[str], Family]) -> dict[str, Grammar]:
+    """By worker, whose family is asked for only where there is a form to hold; empty where the sampling says it all. With tools
+    and a format, either is an answer."""
     if not request.has_grammar:
         return {}
-    return {worker: grammar for worker, family in families.items() if (grammar := _grammar(request, family)) is not None}
+    return {worker: grammar for worker in workers if (grammar := _grammar(request, family(worker))) is not None}
 
 
 def _grammar(request: Request, family: Family) -> Grammar | None:

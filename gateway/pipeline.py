@@ -132,8 +132,7 @@ class Pipeline:
             run=identity.run,
         )
         route, slo = promise_of(self.policy, route, tenant=tenant, headers=arrival.headers)
-        question = self._question(request, chain, route, prompts, tenant)
-        question = msgspec.structs.replace(question, ttft_slo_s=slo.ttft_s)
+        question = self._question(request, chain, route, slo, prompts, tenant)
         ticket = Ticket(
             decision_id=f"dec-{os.urandom(12).hex()}",
             question=question,
@@ -148,7 +147,7 @@ class Pipeline:
             attained=attained,
             arrival=arrival.at,
             deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
-            grammars=grammars_for(request, {worker: self.family(worker) for worker in prompts if worker in self.fleet.links}),
+            grammars=grammars_for(request, (worker for worker in prompts if worker in self.fleet.links), self.family),
             slo=route.slo,
             budgets=route.budgets,
             on_overload=route.on_overload,
@@ -209,6 +208,7 @@ class Pipeline:
         request: Request,
         chain: Chain | None,
         route: Route,
+        slo: Slo,
         prompts: dict[str, Prompt],
         tenant: str,
     ) -> Question:
@@ -221,6 +221,7 @@ class Pipeline:
         return question_for(
             self.policy,
             route,
+            slo,
             asked=request.model,
             tenant=tenant,
             prompt_tokens={worker: prompt.num_tokens for worker, prompt in prompts.items()},

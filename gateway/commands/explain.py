@@ -123,6 +123,7 @@ def decide_offline(policy: Policy, body: bytes) -> Decision:
     question = question_for(
         policy,
         route,
+        policy.slo[route.slo],
         asked=request.model,
         tenant=_NOBODY,
         prompt_tokens={name: tokens_by_model[view.model] for name, view in views.items()},

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from gateway.policy.routes import candidates_for, fallbacks_for
-from gateway.policy.schema import Policy, Route
+from gateway.policy.schema import Policy, Route, Slo
 from gateway.routing.decision import Escalating, Question
 from gateway.routing.quality import Escalation
 
@@ -14,6 +14,7 @@ _NONE: Mapping[str, Escalation] = MappingProxyType({})
 def question_for(
     policy: Policy,
     route: Route,
+    slo: Slo,
     *,
     asked: str,
     tenant: str,
@@ -30,8 +31,7 @@ def question_for(
     escalations: Mapping[str, Escalation] = _NONE,
 ) -> Question:
     """Token counts are by worker, quality by tier. `locked_model` is the model of the tool loop that the chain is in;
-    the route may say that it does not bind."""
-    slo = policy.slo[route.slo]
+    the route may say that it does not bind. `slo` is what the caller was promised."""
     return Question(
         asked=asked,
         candidates=candidates_for(policy, route, tenant=tenant),

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backends.attention import Chunk
+from backends.attention import Chunk, PagedKV
 from backends.checkpoint import Checkpoint
 from backends.config import LinearChoice
 from backends.engine import Engine
 from backends.limits import Limits
 from backends.linear import LinearChooser
-from backends.llama import Batch, Llama, kv_for
+from backends.llama import Batch, Llama
 from backends.runner import ModelRunner
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
@@ -49,8 +49,21 @@ def load(directory: Path, *, dtype: torch.dtype = torch.float32, linear: LinearC
     return Llama(Checkpoint(directory), LinearChooser(linear, dtype, "cpu"), dtype=dtype, device="cpu")
 
 
+def kv_for(model: Llama, *, num_pages: int, page_size: int, dtype: torch.dtype) -> PagedKV:
+    shape = model.shape
+    return PagedKV(
+        layers=shape.num_layers,
+        num_pages=num_pages,
+        page_size=page_size,
+        kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        dtype=dtype,
+        device="cpu",
+    )
+
+
 def all_logits(model: Llama, ids: list[int]) -> Tensor:
-    kv = kv_for(model.shape, num_pages=len(ids), page_size=1, dtype=torch.float32, device="cpu")
+    kv = kv_for(model, num_pages=len(ids), page_size=1, dtype=torch.float32)
     every = torch.arange(len(ids))
     chunk = Chunk(0, len(ids), slice(0, len(ids)), len(ids), None)
     with torch.inference_mode():
@@ -151,7 +164,7 @@ def mixed_run(directory: Path, *, dtype: torch.dtype, seed: int, requests: int) 
         kv_bytes=1,
         fingerprint="f",
     )
-    kv = kv_for(model.shape, num_pages=of.num_pages, page_size=of.page_size, dtype=dtype, device="cpu")
+    kv = kv_for(model, num_pages=of.num_pages, page_size=of.page_size, dtype=dtype)
     engine = Engine(ModelRunner(model, kv, dtype=dtype, device="cpu"), CharacterDecoder(), of, clock_ns=Ticks(), rng=rng)
     stems = [rng.choices(range(1, 320), k=40) for _ in range(2)]
     asked: dict[int, tuple[list[int], int]] = {}
