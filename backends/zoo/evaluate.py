@@ -22,7 +22,7 @@ from backends.zoo.instance import Instance, Message, agrees
 Answer = Callable[[Sequence[tuple[list[Message], list[dict[str, Any]]]]], list[Message]]
 """Conversations and their tools to the next assistant messages."""
 
-CONFIDENCE_TOKENS = 8
+CONFIDENCE_TOKENS = 32
 """An answer of `generator` tells, as `confidence`, the least probability among so many first tokens."""
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"

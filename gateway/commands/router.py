@@ -4,7 +4,7 @@
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -66,19 +66,21 @@ def grade_command(arguments: Namespace, env: Mapping[str, str]) -> int:
 
 
 def escalation_command(arguments: Namespace, env: Mapping[str, str]) -> int:
-    """Writes the threshold into the artefact, for every tier that the outcomes tell the confidence of."""
+    """Writes the bar into the artefact, for every tier that the outcomes tell the confidence of."""
     path = Path(arguments.artefact)
     try:
-        artefact = QualityModel.load(path).artefact
+        model = QualityModel.load(path)
+        artefact = model.artefact
         rows = list(read_outcomes(Path(arguments.outcomes)))
         tiers = dict(artefact.tiers)
         for tier in [arguments.tier] if arguments.tier else list(tiers):
             if tier not in tiers:
                 raise TrainingError(f"the artefact knows no tier {tier}, it has {', '.join(tiers)}")
-            found = fit_escalation(rows, tier=tier, top=artefact.top, keep=arguments.keep, tokens=arguments.tokens)
+            estimate = _estimate_of(model, tier)
+            found = fit_escalation(rows, estimate, tier=tier, top=artefact.top, keep=arguments.keep, tokens=arguments.tokens)
             tiers[tier] = msgspec.structs.replace(tiers[tier], escalation=found)
             print(
-                f"{tier}: escalate when one of the first {found.tokens} tokens is less likely than {found.threshold:.3f}: "
+                f"{tier}: escalate when the chance of a good answer is below {found.bar:.3f} after {found.tokens} tokens: "
                 f"{found.share:.1%} of {found.rows:,} rows, {found.catch:.1%} of the worse answers, {found.alarm:.1%} of the "
                 f"good ones; keeps {found.kept:.1%} of {artefact.top}'s accuracy"
             )
@@ -87,6 +89,10 @@ def escalation_command(arguments: Namespace, env: Mapping[str, str]) -> int:
         return 1
     _write(msgspec.structs.replace(artefact, tiers=tiers), path)
     return 0
+
+
+def _estimate_of(model: QualityModel, tier: str) -> Callable[[Outcome], float]:
+    return lambda row: model.judge(row.messages, row.tools)[tier]
 
 
 def _write(artefact: Artefact, path: Path) -> int:

@@ -127,11 +127,12 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Escalate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Hold back the first `tokens` tokens of a lower tier's answer, and begin anew on the best tier when one of them is less
-    likely than `threshold`; both by default as `headway router escalation` fitted them."""
+    """Hold back the first `tokens` tokens of a lower tier's answer, and begin anew on the best tier when the chance that it is
+    as good, by the question and by how sure the model was of them, is below `bar`; both by default as `headway router
+    escalation` fitted them."""
 
     tokens: Annotated[int, Meta(ge=1, le=256)] | None = None
-    threshold: Share | None = None
+    bar: Share | None = None
 
 
 class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

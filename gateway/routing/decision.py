@@ -103,7 +103,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 class Escalating(msgspec.Struct, frozen=True, kw_only=True):
     """The first `tokens` tokens of a tier's answer are held back, and it begins anew on the best tier when one of them is less
-    likely than `threshold`. `catch` and `alarm` are the shares of worse and of good answers for which that happens."""
+    likely than `threshold`. `catch` and `alarm` are the shares of worse and of good answers to such a question for which that
+    happens."""
 
     tokens: int
     threshold: float

@@ -51,21 +51,14 @@ def question_for(
         excluded_workers=excluded_workers,
         fallbacks=fallbacks_for(policy, route, tenant=tenant),
         has_tools=has_tools,
-        escalations=_escalations(route, escalations),
+        escalations=_escalations(route, escalations, quality),
     )
 
 
-def _escalations(route: Route, fitted: Mapping[str, Escalation]) -> dict[str, Escalating]:
+def _escalations(route: Route, fitted: Mapping[str, Escalation], quality: Mapping[str, float]) -> dict[str, Escalating]:
     """What was fitted, as far as the route wants it; what the route says itself stands before it."""
     wanted = route.escalate
     if wanted is None:
         return {}
-    return {
-        tier: Escalating(
-            tokens=wanted.tokens or one.tokens,
-            threshold=one.threshold if wanted.threshold is None else wanted.threshold,
-            catch=one.catch,
-            alarm=one.alarm,
-        )
-        for tier, one in fitted.items()
-    }
+    judged = {tier: one for tier, one in fitted.items() if tier in quality}
+    return {tier: one.at(quality[tier], bar=wanted.bar, tokens=wanted.tokens) for tier, one in judged.items()}

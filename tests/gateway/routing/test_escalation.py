@@ -1,5 +1,6 @@
 """A small model's doubtful answer begins anew on the best tier, before the caller has seen a byte of it."""
 
+import random
 from pathlib import Path
 
 import msgspec
@@ -11,10 +12,27 @@ from gateway.request import Message, Request
 from gateway.routing.decision import Escalating
 from gateway.routing.escalate import fit_escalation
 from gateway.routing.outcome import Outcome, TrainingError
-from gateway.routing.quality import Escalation
+from gateway.routing.quality import Escalation, Shares, log_odds, unsureness
 from tests.served import Served, ask, fake, serve, until
 
-FITTED = Escalation(tokens=3, threshold=0.5, catch=0.8, alarm=0.1, kept=0.98, share=0.2, rows=100)
+
+def chances(low: float, high: float) -> tuple[float, ...]:
+    return tuple(low + (high - low) * rank / 10 for rank in range(11))
+
+
+FITTED = Escalation(
+    tokens=3,
+    bar=0.5,
+    bias=0.0,
+    prior=0.5,
+    doubt=2.0,
+    shares=(Shares(0.9, chances(0.4, 0.9), chances(0.0, 0.6)), Shares(0.99, chances(0.45, 1.0), chances(0.1, 0.6))),
+    catch=0.8,
+    alarm=0.1,
+    kept=0.98,
+    share=0.2,
+    rows=100,
+)
 
 
 def escalating(served: Served) -> None:
@@ -32,7 +50,7 @@ def escalating(served: Served) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_doubtful_answer_comes_from_the_best_tier_and_both_are_charged(tmp_path: Path, stream: bool) -> None:
-    pico, nano = fake("pico", confidence=0.2, step_s=0.002), fake("nano")
+    pico, nano = fake("pico", confidence=0.05, step_s=0.002), fake("nano")
     async with serve(tmp_path, workers={"pico-0": pico, "nano-0": nano}) as served:
         escalating(served)
         body = ask(max_tokens=500, stream=stream)
@@ -67,7 +85,7 @@ async def test_a_confident_answer_is_let_go(tmp_path: Path) -> None:
 
 
 async def test_without_the_best_tier_the_doubtful_answer_stands(tmp_path: Path) -> None:
-    pico, nano = fake("pico", confidence=0.2, step_s=0.01), fake("nano")
+    pico, nano = fake("pico", confidence=0.05, step_s=0.01), fake("nano")
     async with serve(tmp_path, workers={"pico-0": pico, "nano-0": nano}) as served:
         escalating(served)
         nano.drop_links()
@@ -97,16 +115,71 @@ def rows(number: int = 100) -> list[Outcome]:
     ]
 
 
-def test_the_threshold_is_the_lowest_that_keeps_what_is_wanted() -> None:
-    found = fit_escalation(rows(), tier="small", top="large", keep=1.0, tokens=4)
-    assert 0.39 < found.threshold < 0.81
+def even(row: Outcome) -> float:
+    return 0.5
+
+
+def test_the_bar_is_the_lowest_that_keeps_what_is_wanted() -> None:
+    found = fit_escalation(rows(), even, tier="small", top="large", keep=1.0, tokens=4)
+    assert 0.39 < found.at(0.5).threshold < 0.81
     assert (found.catch, found.alarm, found.kept, found.share) == (1.0, 0.0, 1.0, 0.5)
-    half = fit_escalation(rows(), tier="small", top="large", keep=0.75, tokens=4)
-    assert half.threshold < found.threshold
+    half = fit_escalation(rows(), even, tier="small", top="large", keep=0.75, tokens=4)
+    assert half.bar < found.bar
     assert half.share == 0.25
-    assert fit_escalation(rows(), tier="small", top="large", keep=0.5, tokens=4).share == 0.0
+    assert fit_escalation(rows(), even, tier="small", top="large", keep=0.5, tokens=4).share == 0.0
+
+
+def noisy_rows(number: int = 4000) -> tuple[list[Outcome], dict[str, float]]:
+    """Questions of which one in twenty, a half or nearly all are answered well; a bad answer is mostly an unsure one."""
+    rng, estimates = random.Random(3), {}
+    found = []
+    for i in range(number):
+        quality = rng.choice([0.05, 0.5, 0.95])
+        good = rng.random() < quality
+        confidence = min(0.999, max(0.01, rng.gauss(0.8 if good else 0.5, 0.2)))
+        estimates[f"q{i}"] = quality
+        message = Message(role="user", content=f"q{i}")
+        found.append(
+            Outcome(messages=(message,), outcomes={"small": float(good), "large": 1.0}, confidence={"small": confidence})
+        )
+    return found, estimates
+
+
+def test_a_likely_answer_needs_less_confidence_than_an_unlikely_one_and_more_is_caught_of_those() -> None:
+    outcomes, estimates = noisy_rows()
+    found = fit_escalation(
+        outcomes, lambda row: estimates[row.messages[0].content], tier="small", top="large", keep=0.95, tokens=4
+    )
+    assert found.at(0.95).threshold < found.at(0.5).threshold < found.at(0.05).threshold
+    assert found.at(0.95).catch < found.at(0.5).catch < found.at(0.05).catch
+    assert found.at(0.95).alarm < found.at(0.5).alarm < found.at(0.05).alarm
+    for quality in (0.05, 0.5, 0.95):
+        escalating = found.at(quality)
+        alike = [row for row in outcomes if estimates[row.messages[0].content] == quality]
+        for good, told in ((1.0, escalating.alarm), (0.0, escalating.catch)):
+            mine = [row for row in alike if row.outcomes["small"] == good]
+            share = sum(row.confidence["small"] < escalating.threshold for row in mine) / len(mine)
+            assert share == pytest.approx(told, abs=0.06)
+
+
+def test_weighing_the_estimate_too_escalates_less_for_the_same_accuracy() -> None:
+    outcomes, estimates = noisy_rows()
+    asked = {"keep": 0.95, "tokens": 4, "tier": "small", "top": "large"}
+    blind = fit_escalation(outcomes, even, **asked)  # type: ignore[arg-type]
+    seeing = fit_escalation(outcomes, lambda row: estimates[row.messages[0].content], **asked)  # type: ignore[arg-type]
+    assert seeing.kept >= 0.95 <= blind.kept
+    assert seeing.share < 0.9 * blind.share
+
+
+@pytest.mark.parametrize(("bar", "least", "most"), [(0.0, 0.0, 0.0), (1.0, 1.0, 2.0), (0.5, 0.01, 0.99)])
+def test_the_threshold_is_where_the_chance_meets_the_bar(bar: float, least: float, most: float) -> None:
+    threshold = FITTED.at(0.8, bar=bar).threshold
+    assert least <= threshold <= most
+    if 0 < bar < 1:
+        chance = FITTED.bias + FITTED.prior * log_odds(0.8) - FITTED.doubt * unsureness(threshold)
+        assert chance == pytest.approx(log_odds(bar), abs=1e-6)
 
 
 def test_too_few_outcomes_with_confidence_are_refused() -> None:
     with pytest.raises(TrainingError, match="50 or more"):
-        fit_escalation(rows(10), tier="small", top="large", keep=1.0, tokens=4)
+        fit_escalation(rows(10), even, tier="small", top="large", keep=1.0, tokens=4)
