@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
-from benchmarks.served import free_port, gateway, wait_ready
+from benchmarks.served import default_policy, free_port, gateway, wait_ready
 
 CONNECTIONS = 16
 _SCRIPT = """
@@ -167,9 +167,7 @@ def _headway() -> Iterator[str]:
             process = stack.enter_context(subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL))
             stack.callback(process.terminate)
             workers.append(f"  {name}-0: {{model: {name}, device: cpu, url: 'unix://{socket}'}}")
-        text = (ROOT / "policies" / "default.yaml").read_text().replace("../backends", str(ROOT / "backends"))
-        text = text.replace("router: quality.json", f"router: {ROOT / 'policies' / 'quality.json'}")
-        text = re.sub(r"workers:\n(  .*\n)+", "workers:\n" + "\n".join(workers) + "\n", text)
+        text = re.sub(r"workers:\n(  .*\n)+", "workers:\n" + "\n".join(workers) + "\n", default_policy())
         policy = Path(folder) / "policy.yaml"
         policy.write_text(text)
         environment = {"HEADWAY_SPANS": f"file:{folder}/spans.jsonl", "HEADWAY_LEDGER": f"{folder}/ledger.sqlite"}

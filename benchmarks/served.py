@@ -17,6 +17,12 @@ from benchmarks.report import ROOT, progress
 _START_S = 180.0
 
 
+def default_policy() -> str:
+    """The text of `policies/default.yaml`, with paths that hold from any folder."""
+    text = (ROOT / "policies" / "default.yaml").read_text().replace("../backends", str(ROOT / "backends"))
+    return text.replace("router: quality.json", f"router: {ROOT / 'policies' / 'quality.json'}")
+
+
 @contextmanager
 def gateway(
     policy: Path = ROOT / "policies" / "default.yaml", environment: Mapping[str, str] = MappingProxyType({})
