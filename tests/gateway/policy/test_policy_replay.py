@@ -14,7 +14,7 @@ from gateway.policy.schema import Policy
 from gateway.routing.decision import Decision, Option, Rejected
 
 ROOT = Path(__file__).parents[3]
-ENV = {"RESEARCH_KEY": "a", "PRODUCT_KEY": "b", "NIGHTLY_KEY": "c"}
+ENV = {"RESEARCH_KEY": "a", "PRODUCT_KEY": "b", "NIGHTLY_KEY": "c", "VENDOR_KEY": "d"}
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "policies").glob("*.yaml")), ids=lambda file: file.name)
