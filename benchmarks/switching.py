@@ -2,14 +2,16 @@
 
 Method: a simulation of runs of 4 to 12 turns whose context grows, with one to three hard turns in the middle; the gateway's
 own `decide` and `Residency` choose the worker, at the rates that a gateway assumes of pico and nano before it has measured
-them. The small tier answers easy turns right at 97 % and hard ones at 25 %, the large one at 98 and 95 %; the estimate of
-quality is noisy. A worker keeps a run's pages and loses them between two turns with a chance of 5 %. Dollars are of what is
+them. The small tier answers easy turns right at 97 % and hard ones at 25 %, the large one at 98 and 95 %. Of a turn one noisy
+number is seen (easy and hard overlap: AUC .93); the estimate of quality is the chance that follows from it, as calibrated as
+the gateway's are. A worker keeps a run's pages and loses them between two turns with a chance of 5 %. Dollars are of what is
 really computed. Peers, over the same runs and the same luck: blind (every turn as if nothing were held anywhere) and sticky
 (the first turn's model until a better one is chosen, then that), each at all prices of a mistake. Targets: against the more
 accurate peer at a price of 1, ours at the cheapest price that is no less accurate; and dollars at equal accuracy, as a mean
 over the accuracies that both reach. Interval: bootstrap over runs.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,6 +33,9 @@ _LOST = 0.05
 POLICIES = ("aware", "blind", "sticky")
 PRICES = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 _BAR = 0.3
+_SEEN = {False: 3.2, True: -1.0}
+_SEEN_DEVIATION = 2.0
+_HARD_SHARE = 0.25
 
 
 class Turn(NamedTuple):
@@ -102,13 +107,21 @@ def _run(rng: random.Random) -> list[Turn]:
     found = []
     for number in range(turns):
         is_hard = number in hard
-        middle = -1.0 if is_hard else 3.2
-        quality = 1.0 / (1.0 + np.exp(-rng.gauss(middle, 0.9)))
+        quality = _calibrated(rng.gauss(_SEEN[is_hard], _SEEN_DEVIATION))
         output = rng.randint(8, 80)
         lost = tuple(tier for tier in ("small", "large") if rng.random() < _LOST)
-        found.append(Turn(prompt, output, is_hard, float(quality), rng.random(), lost))
+        found.append(Turn(prompt, output, is_hard, quality, rng.random(), lost))
         prompt += output + rng.randint(20, 300)
     return found
+
+
+def _calibrated(seen: float) -> float:
+    """The chance that the small tier is as good as the large one, by Bayes."""
+    odds = {hard: math.exp(-0.5 * ((seen - middle) / _SEEN_DEVIATION) ** 2) for hard, middle in _SEEN.items()}
+    hard = _HARD_SHARE * odds[True] / (_HARD_SHARE * odds[True] + (1 - _HARD_SHARE) * odds[False])
+    # Both answer by the same luck: worse only where it lies between the two chances.
+    worse = {kind: _RIGHT["large", kind] - _RIGHT["small", kind] for kind in (False, True)}
+    return 1.0 - hard * worse[True] - (1.0 - hard) * worse[False]
 
 
 def _play(run: Sequence[Turn], policy: str, mistake_cost: float) -> Total:
