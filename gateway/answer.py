@@ -67,7 +67,7 @@ class AnswerEndpoint:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed("ask with POST")
-            tenant, arrival.key_id = self._keys.caller_of(headers)
+            tenant, arrival.key_id, _ = self._keys.caller_of(headers)
             body = await read_body(headers, receive, max_bytes=self._max_body)
             asked = self._dialect.parse(body, tenant)
             calls = await self._pipeline.open(asked.request, arrival, tenant, id_prefix=self._dialect.id_prefix)

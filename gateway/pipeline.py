@@ -129,6 +129,7 @@ class Pipeline:
             has_tools=bool(request.tools),
             prompt_tokens=longest,
             headers=arrival.headers,
+            key_id=arrival.key_id,
             run=identity.run,
         )
         route, slo = promise_of(self.policy, route, tenant=tenant, headers=arrival.headers)
