@@ -17,6 +17,7 @@ from gateway.accounting.device_time import DeviceTimes
 from gateway.accounting.key_store import last_change, stored_keys
 from gateway.accounting.ledger import Ledger, MemoryLedger, SqliteLedger
 from gateway.accounting.metrics import Gauge, Metrics
+from gateway.accounting.rates import Rates
 from gateway.accounting.rows import KeyRow, KeyUseRow
 from gateway.accounting.span_export import open_spans
 from gateway.accounting.spans import SpanWriter
@@ -91,7 +92,10 @@ class Gateway:
         lengths = OutputLengths()
         capture = settings.capture_content
         self.budgets = Budgets(policy.budgets)
-        self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, self.budgets, capture=capture)
+        self.rates = Rates()
+        self.books = Books(
+            fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, self.budgets, self.rates, capture=capture
+        )
         self.device_times = DeviceTimes(fleet.usd_per_s, {name: worker.model for name, worker in policy.workers.items()})
         self.live = Live(self.device_times)
         judge, escalations = _judge(policy)

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from gateway.accounting.key_store import limits_of
+from gateway.accounting.rates import NO_LIMITS, Limited
 from gateway.accounting.rows import KeyRow
 from gateway.errors import Unauthorized
 from gateway.policy.references import is_loopback, requires_key
-from gateway.policy.schema import Policy
+from gateway.policy.schema import Policy, RateLimits
 
 DEVELOPMENT_TENANT = "development"
 MAX_KEY_BYTES = 512
@@ -26,6 +28,8 @@ class Caller(NamedTuple):
     tenant: str
     key_id: str = ""
     in_store: bool = False
+    limited: tuple[Limited, ...] = ()
+    """Whose limits its requests count towards: the key's, and its tenant's."""
 
 
 class KeylessBindError(ValueError):
@@ -43,15 +47,18 @@ class Keys:
         self._used_at: dict[str, float] = {}
         self._callers: dict[bytes, Caller] = {}
         self.required = requires_key(policy)
+        of_tenant = {name: _limited("tenant", name, tenant.limits) for name, tenant in policy.tenants.items()}
         for name, tenant in policy.tenants.items():
             for key in tenant.keys:
-                self._add(_sha256(key.encode()), Caller(name, key_id_of(key.encode())))
+                self._add(_sha256(key.encode()), Caller(name, key_id_of(key.encode()), limited=of_tenant[name]))
         for id, hashed in policy.keys.items():
-            self._add(bytes.fromhex(hashed.hash.removeprefix("sha256:")), Caller(hashed.tenant, id))
+            limited = _limited("key", id, hashed.limits) + of_tenant[hashed.tenant]
+            self._add(bytes.fromhex(hashed.hash.removeprefix("sha256:")), Caller(hashed.tenant, id, limited=limited))
         for row in stored:
             self.required = True
             if not row.revoked_at and row.tenant in policy.tenants:
-                self._add(row.digest, Caller(row.tenant, row.id, in_store=True))
+                limited = _limited("key", row.id, limits_of(row)) + of_tenant[row.tenant]
+                self._add(row.digest, Caller(row.tenant, row.id, True, limited))
 
     def tenant_of(self, headers: Headers) -> str:
         """Raises Unauthorized."""
@@ -82,6 +89,10 @@ class Keys:
 
     def _place(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, digest_size=32, key=self._secret).digest()
+
+
+def _limited(kind: str, name: str, limits: RateLimits) -> tuple[Limited, ...]:
+    return () if limits == NO_LIMITS else (Limited(f'{kind} "{name}"', limits),)
 
 
 def key_id_of(key: bytes) -> str:
