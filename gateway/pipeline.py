@@ -145,7 +145,7 @@ class Pipeline:
             key_id=arrival.key_id,
             run=identity.run,
         )
-        route, slo = promise_of(self.policy, route, tenant=tenant, headers=arrival.headers)
+        route, slo = promise_of(self.policy, route, tenant=tenant, headers=arrival.headers, service_tier=request.service_tier)
         question = self._question(request, chain, route, slo, prompts, tenant)
         ticket = Ticket(
             decision_id=f"dec-{os.urandom(12).hex()}",

@@ -148,6 +148,11 @@ def _split(policy: Policy, at: Key, route: Route) -> Iterator[Found]:
             yield from _offered(policy, (*at, name, "candidates", i), candidate, auto=False)
 
 
+def _service_tiers(policy: Policy) -> Iterator[Found]:
+    for tier, slo in policy.service_tiers.items():
+        yield from _known(("service_tiers", tier), "SLO class", slo, policy.slo)
+
+
 def _budgets(policy: Policy) -> Iterator[Found]:
     for name, budget in policy.budgets.items():
         if budget.usd is None and budget.tokens is None and budget.turns is None:
@@ -197,6 +202,7 @@ _CHECKS: tuple[Callable[[Policy], Iterator[Found]], ...] = (
     _keys,
     _listen,
     _routes,
+    _service_tiers,
     _budgets,
     _served,
 )

@@ -13,6 +13,8 @@ Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
+ServiceTier = Literal["auto", "default", "flex", "priority"]
+"""What OpenAI's clients may ask for."""
 
 
 class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,7 +131,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     models: tuple[str, ...] = ()
     """Models and tiers it may ask for; none listed means all."""
     slo: tuple[Name, ...] = ()
-    """SLO classes it may ask for by `x-headway-slo` though they are stricter than the route's."""
+    """SLO classes it may ask for by `x-headway-slo` or `service_tier` though they are stricter than the route's."""
     limits: RateLimits = RateLimits()
     operator: bool = False
     """Its keys see every tenant's runs and dollars, the idle time and the policy on the dashboard; others see their own."""
@@ -233,6 +235,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tenants: dict[Name, Tenant] = {}
     keys: dict[Name, ApiKey] = {}
     slo: dict[Name, Slo] = msgspec.field(default_factory=_slo_classes)
+    service_tiers: dict[ServiceTier, Name] = {}
+    """The SLO class that a request's `service_tier` asks for; `auto` and `default` mean the route's where they are not here."""
     budgets: dict[Name, Budget] = {}
     routes: tuple[Route, ...]
     router: str | None = None
