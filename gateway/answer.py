@@ -4,7 +4,7 @@ and the first frame is there before the response begins."""
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from backends.wire import TokenLogprob
@@ -14,7 +14,7 @@ from gateway.auth import Keys
 from gateway.call import Arrival, Call, ClientGone
 from gateway.errors import HeadwayError, MethodNotAllowed
 from gateway.pipeline import Pipeline, failure_of
-from gateway.reply import FIRST_COMMENT_S, Comments, Reply, decision_headers, send_error
+from gateway.reply import FIRST_COMMENT_S, Comments, Headers, Reply, decision_headers, send_error
 from gateway.runs.identity import mint_call_id, public_id
 from gateway.text.family import Family
 from gateway.transcript import Transcript, message_of
@@ -63,17 +63,28 @@ class AnswerEndpoint:
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
         arrival = Arrival.now(headers, self._route)
-        tenant = ""
+        tenant, calls = "", list[Call]()
+        rates = self._pipeline.books.rates
+        failure: HeadwayError | None = None
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed("ask with POST")
-            tenant, arrival.key_id = self._keys.caller_of(headers)
+            caller = self._keys.caller_of(headers)
+            tenant, arrival.key_id, arrival.limited = caller.tenant, caller.key_id, caller.limited
+            if caller.limited:
+                send = _saying(send, lambda: rates.headers(caller.limited, time.monotonic()))
+            arrival.passed = rates.enter(caller.limited, arrival.at)
             body = await read_body(headers, receive, max_bytes=self._max_body)
             asked = self._dialect.parse(body, tenant)
             calls = await self._pipeline.open(asked.request, arrival, tenant, id_prefix=self._dialect.id_prefix)
         except HeadwayError as error:
-            self._pipeline.books.turned_away(arrival, error, tenant)
-            await send_error(send, error, self._dialect)
+            failure = error
+        finally:
+            if arrival.passed and not calls:
+                rates.leave(arrival.passed, time.monotonic())
+        if failure:
+            self._pipeline.books.turned_away(arrival, failure, tenant)
+            await send_error(send, failure, self._dialect)
             return
         with self._answers:
             await self._answer(asked, calls, receive, Reply(send, self._dialect))
@@ -256,7 +267,18 @@ def _begun(call: Call) -> Begun:
     return Begun(call.id, created, chosen.model, call.request, chosen.prompt_tokens, chosen.cached_tokens)
 
 
-def _early_headers(call: Call) -> list[tuple[bytes, bytes]]:
+def _saying(send: Send, headers: Callable[[], Headers]) -> Send:
+    """Adds headers to the response, whichever it becomes."""
+
+    async def sends(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] += headers()
+        await send(message)
+
+    return sends
+
+
+def _early_headers(call: Call) -> Headers:
     """Of a stream that still waits: the choice may change, so only what holds is said."""
     run = public_id(call.identity.run).encode("latin-1", "replace")
     return [(b"x-headway-decision-id", call.ticket.decision_id.encode()), (b"x-headway-run-id", run)]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -13,8 +14,11 @@ from litestar import Litestar
 from gateway.accounting.budget_history import restore
 from gateway.accounting.budgets import Budgets
 from gateway.accounting.device_time import DeviceTimes
+from gateway.accounting.key_store import last_change, stored_keys
 from gateway.accounting.ledger import Ledger, MemoryLedger, SqliteLedger
 from gateway.accounting.metrics import Gauge, Metrics
+from gateway.accounting.rates import Rates
+from gateway.accounting.rows import KeyRow, KeyUseRow
 from gateway.accounting.span_export import open_spans
 from gateway.accounting.spans import SpanWriter
 from gateway.answer import AnswerEndpoint, OpenAnswers
@@ -44,6 +48,8 @@ from gateway.settings import Settings
 
 TIDY_EVERY_S = 5.0
 DEVICE_ROWS_EVERY_S = 30.0
+KEYS_EVERY_S = 1.0
+"""How often the key store is asked for a change: a revoked key is refused that soon."""
 LAST_WORDS_S = 1.0
 """What answers get to say that they were cut off: more only where a client does not read."""
 
@@ -64,6 +70,7 @@ class Gateway:
     ) -> None:
         self.policy, self.settings, self.fleet = policy, settings, fleet
         self.keys = Keys(policy)
+        self._stored_keys: list[KeyRow] = []
         limits = policy.limits
         self.runs = Runs(limits.max_runs, limits.run_idle_s)
         self.keeper = Keeper(Retention(limits.max_runs), fleet.retain)
@@ -85,7 +92,10 @@ class Gateway:
         lengths = OutputLengths()
         capture = settings.capture_content
         self.budgets = Budgets(policy.budgets)
-        self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, self.budgets, capture=capture)
+        self.rates = Rates()
+        self.books = Books(
+            fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, self.budgets, self.rates, capture=capture
+        )
         self.device_times = DeviceTimes(fleet.usd_per_s, {name: worker.model for name, worker in policy.workers.items()})
         self.live = Live(self.device_times)
         judge, escalations = _judge(policy)
@@ -102,7 +112,7 @@ class Gateway:
         }
         self.surfaces = {route: self._endpoint(dialect, route) for route, dialect in dialects.items()}
         self.chat = self.surfaces["/v1/chat/completions"]
-        self._tidying: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         fleet.lost = self.runs.worker_lost
 
     def _endpoint(self, dialect: Dialect, route: str) -> AnswerEndpoint:
@@ -114,16 +124,14 @@ class Gateway:
         Raises ArtefactError, and then nothing has changed. What workers run must be the same.
         """
         judge, escalations = _judge(policy)
-        keys = Keys(policy)
+        keys = Keys(policy, self._stored_keys)
         if not keys.required and self.keys.required:
             raise ValueError("the policy has no API keys any more: that needs a restart")
         self.policy = self.pipeline.policy = policy
         self.fleet.take_policy(policy)
         self.pipeline.judge, self.pipeline.escalations = judge, escalations
-        self.keys = keys
+        self._admit_with(keys)
         self.budgets.limit(policy.budgets)
-        for endpoint in self.surfaces.values():
-            endpoint.admit_with(keys)
         self.books.policy_in_force(policy, time.time())
         self.queue.weigh({name: tenant.weight for name, tenant in policy.tenants.items()})
 
@@ -131,7 +139,36 @@ class Gateway:
         restore(self.budgets, self.policy, self.ledger.read, time.time())
         self.fleet.start()
         self.books.policy_in_force(self.policy, time.time())
-        self._tidying = asyncio.create_task(self._tidy(), name="tidy")
+        self._tasks.append(asyncio.create_task(self._tidy(), name="tidy"))
+        if isinstance(self.ledger, SqliteLedger):  # nobody else can write into one in memory
+            self._take_keys(stored_keys(self.ledger.read))
+            self._tasks.append(asyncio.create_task(self._follow_keys(), name="keys"))
+
+    def _admit_with(self, keys: Keys) -> None:
+        self._tell_uses()
+        self.keys = keys
+        for endpoint in self.surfaces.values():
+            endpoint.admit_with(keys)
+
+    def _take_keys(self, stored: list[KeyRow]) -> None:
+        self._stored_keys = stored
+        self._admit_with(Keys(self.policy, stored))
+
+    async def _follow_keys(self) -> None:
+        """What `headway keys` changes in the store while we run."""
+        changed = max((row.changed for row in self._stored_keys), default=0)
+        while True:
+            await asyncio.sleep(KEYS_EVERY_S)
+            try:
+                if (now := await asyncio.to_thread(last_change, self.ledger.read)) != changed:
+                    self._take_keys(await asyncio.to_thread(stored_keys, self.ledger.read))
+                    changed = now
+            except sqlite3.Error as error:
+                log.error("the key store cannot be read, so that the keys are those of before: %s", error)
+
+    def _tell_uses(self) -> None:
+        for id, at in self.keys.take_uses().items():
+            self.ledger.record(KeyUseRow(id=id, at=at))
 
     async def _tidy(self) -> None:
         """Runs that nobody came back to are over; the longer a chain pauses, the less its pages are worth."""
@@ -143,6 +180,7 @@ class Gateway:
                 self.books.run_ended(run)
             self.keeper.refresh(time.monotonic())
             self.observe_devices()
+            self._tell_uses()
             self.live.sample(time.time(), self)
             if (now := time.monotonic()) >= told_at + DEVICE_ROWS_EVERY_S:
                 told_at = now
@@ -170,8 +208,9 @@ class Gateway:
 
     async def stop(self) -> None:
         """Ends what still runs: its sequences are aborted with their links, and accounted."""
-        if self._tidying:
-            self._tidying.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._tell_uses()
         self.observe_devices()
         self.tell_devices()
         await self.fleet.stop()

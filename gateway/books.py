@@ -12,6 +12,7 @@ from gateway.accounting.entry import Entry, Outcome
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.metrics import Metrics
 from gateway.accounting.policy_record import policy_row
+from gateway.accounting.rates import Rates
 from gateway.accounting.rows import DecisionRow, RequestRow, RunRow
 from gateway.accounting.spans import SpanWriter
 from gateway.call import Arrival, Call
@@ -35,12 +36,13 @@ class Books:
         spans: SpanWriter,
         ledger: Ledger,
         budgets: Budgets,
+        rates: Rates,
         *,
         capture: bool = False,
     ) -> None:
         self.fleet, self.runs, self.lengths = fleet, runs, lengths
         self.metrics, self.spans, self.ledger = metrics, spans, ledger
-        self.budgets = budgets
+        self.budgets, self.rates = budgets, rates
         self._capture = capture
         self._top = fleet.top_worker()
         self._encoder = msgspec.json.Encoder()
@@ -119,10 +121,12 @@ class Books:
 
     def _settle(self, call: Call, entry: Entry) -> None:
         """A request that no worker had spent nothing."""
+        tokens = entry.prompt_tokens + entry.output_tokens
+        if call.arrival.passed is not None:
+            self.rates.settle(call.arrival.passed, call.held_tokens, tokens, time.monotonic())
         if call.hold is not None:
             turns = 1 if entry.decision and not call.is_extra else 0
-            spent = Amount(entry.cost_usd, entry.prompt_tokens + entry.output_tokens, turns)
-            self.budgets.settle(call.hold, spent)
+            self.budgets.settle(call.hold, Amount(entry.cost_usd, tokens, turns))
 
     def run_ended(self, run: Run) -> None:
         """Its sums are kept, and its pages may go: nobody will come back for them."""

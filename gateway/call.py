@@ -7,6 +7,7 @@ from backends.wire import Finished
 from gateway.accounting.budgets import Hold
 from gateway.accounting.cost import Charge
 from gateway.accounting.entry import LostAttempt
+from gateway.accounting.rates import Limited, Pass
 from gateway.accounting.trace import Trace
 from gateway.dispatch import Ticket
 from gateway.errors import HeadwayError
@@ -32,6 +33,9 @@ class Arrival:
     wall_ns: int
     route: str
     key_id: str = ""
+    limited: tuple[Limited, ...] = ()
+    passed: Pass | None = None
+    """Once it was let in."""
 
     @staticmethod
     def now(raw: list[tuple[bytes, bytes]], route: str) -> "Arrival":
@@ -55,6 +59,8 @@ class Call:
     slo: Slo
     ticket: Ticket
     hold: Hold | None = None
+    held_tokens: int = 0
+    """Of the limits on tokens a minute."""
     stream: Stream | None = None
     placed_at: float = 0.0
     submitted_at: float = 0.0

@@ -37,6 +37,7 @@ def build_parser() -> ArgumentParser:
     _add_demo(commands)
     _add_explain(commands)
     _add_cost(commands)
+    _add_keys(commands)
     _add_policy(commands)
     _add_router(commands)
     _add_evaluate(commands)
@@ -84,6 +85,32 @@ def _add_cost(commands: "_Commands[ArgumentParser]") -> None:
     cost.add_argument("--csv", action="store_true", help="FOCUS columns, for a cost tool")
     cost.add_argument("--ledger", metavar="FILE", help="default: HEADWAY_LEDGER")
     cost.set_defaults(run="gateway.commands.cost:cost")
+
+
+def _add_keys(commands: "_Commands[ArgumentParser]") -> None:
+    parts = commands.add_parser("keys", help="make, list and revoke API keys, also while a gateway runs").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    create = parts.add_parser("create", help="make a key, and print it this once")
+    create.add_argument("--tenant", required=True, metavar="NAME", help="whose it is: a tenant of the policy")
+    create.add_argument("--requests-per-minute", type=_count, metavar="N")
+    create.add_argument("--tokens-per-minute", type=_count, metavar="N", help="of prompts and answers")
+    create.add_argument("--concurrent-requests", type=_count, metavar="N")
+    _add_policy_option(create)
+    create.set_defaults(run="gateway.commands.keys:create_command")
+    shown = parts.add_parser("list", help="show every key: whose it is, how it begins, when it was last used, its limits")
+    shown.set_defaults(run="gateway.commands.keys:list_command")
+    revoke = parts.add_parser("revoke", help="let nobody in with a key any more")
+    revoke.add_argument("key", metavar="ID", help="its id, or how it begins")
+    revoke.set_defaults(run="gateway.commands.keys:revoke_command")
+    for part in (create, shown, revoke):
+        part.add_argument("--ledger", metavar="FILE", help="the ledger that the gateway runs on; default: HEADWAY_LEDGER")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def _add_policy(commands: "_Commands[ArgumentParser]") -> None:

@@ -1,7 +1,9 @@
 """Every route but the chat itself, and the one shape of every error, the framework's included."""
 
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from gateway.api.messages_dialect import MessagesDialect
 from gateway.api.openapi import openapi_document
 from gateway.api.openapi_page import openapi_page
 from gateway.asgi import Receive, Send, read_body, respond
+from gateway.auth import Caller
 from gateway.call import Arrival
 from gateway.dashboard import dashboard_handlers
 from gateway.dashboard_readings import reading_handlers
@@ -164,9 +167,10 @@ def _count_tokens(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaita
             if scope["method"] != "POST":  # type: ignore[typeddict-item]
                 raise MethodNotAllowed("ask with POST and the body of a message")
             headers = list(scope["headers"])
-            tenant = gateway.keys.tenant_of(headers)
-            body = await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
-            count = await gateway.pipeline.count(parse_count(body), tenant)
+            caller = gateway.keys.caller_of(headers)
+            with _admitted(gateway, caller):
+                body = await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
+                count = await gateway.pipeline.count(parse_count(body), caller.tenant)
             await respond(send, 200, msgspec.json.encode({"input_tokens": count}), [])
         except HeadwayError as error:
             await send_error(send, error, dialect)
@@ -181,10 +185,12 @@ def _explain(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[N
             if scope["method"] != "POST":  # type: ignore[typeddict-item]
                 raise MethodNotAllowed("ask with POST and the body of a chat completion")
             headers = list(scope["headers"])
-            tenant = gateway.keys.tenant_of(headers)
-            body = await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
-            arrival = Arrival.now(headers, "/v1/headway/explain")
-            request, identity, decision = await gateway.pipeline.explain(body, arrival, tenant)
+            caller = gateway.keys.caller_of(headers)
+            with _admitted(gateway, caller):
+                body = await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
+                arrival = Arrival.now(headers, "/v1/headway/explain")
+                arrival.key_id = caller.key_id
+                request, identity, decision = await gateway.pipeline.explain(body, arrival, caller.tenant)
             explained = Explained(
                 decision=decision,
                 run_id=identity.run.partition(":")[2],
@@ -196,6 +202,16 @@ def _explain(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[N
             await send_error(send, error)
 
     return explain
+
+
+@contextmanager
+def _admitted(gateway: "Gateway", caller: Caller) -> Iterator[None]:
+    """What reads a prompt is work as well, and counts as a request. Raises RateLimited."""
+    passed = gateway.rates.enter(caller.limited, time.monotonic())
+    try:
+        yield
+    finally:
+        gateway.rates.leave(passed, time.monotonic())
 
 
 def _model(gateway: "Gateway", name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ HeadwayError
 ├── BodyTooLarge          413
 ├── Overloaded            429   a promise cannot be kept: nothing was spent
 ├── OverBudget            429   a budget has too little left: nothing was spent
+├── RateLimited           429   a key or its tenant asks too fast: nothing was spent
 ├── NoWorker              503   nobody can take it now
 └── WorkerLost            502   the worker died while it ran
 """
@@ -83,6 +84,12 @@ class OverBudget(HeadwayError):
     """Coming back sooner than `retry_after_s` is pointless; None says that no time helps."""
 
     status, code, type = 429, "budget_exceeded", "insufficient_quota"
+
+
+class RateLimited(HeadwayError):
+    """Without `retry_after_s` no time helps: the request alone is more than the limit."""
+
+    status, code, type, retryable = 429, "rate_limit_exceeded", "rate_limit_error", True
 
 
 class NoWorker(HeadwayError):

@@ -3,6 +3,7 @@
 What is here knows no HTTP: the answer is written elsewhere, from the stream of the call that `start` leaves running.
 """
 
+import math
 import os
 import secrets
 import time
@@ -73,11 +74,12 @@ class Pipeline:
 
     async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
         """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden; or
-        OverBudget."""
+        OverBudget or RateLimited."""
         check_asked(self.policy, asked=request.model, tenant=tenant)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
+        tokens = self._hold_tokens(ticket, request, arrival)
         holds = self._hold(ticket, request.num_choices, Payers(tenant, arrival.key_id, public_id(identity.run)), arrival)
         self.keeper.arrived(chain, arrival.at)
         if identity.source in ("new", "history", "text"):
@@ -88,7 +90,7 @@ class Pipeline:
         for call in calls:
             self.runs.opened(run)
             call.is_extra = call is not calls[0]
-            call.hold = holds.pop() if holds else None
+            call.hold, call.held_tokens = holds.pop() if holds else None, tokens
             self.books.begin(call)
         return calls
 
@@ -99,6 +101,17 @@ class Pipeline:
         views = self.fleet.views()
         wanted = [most_of(ticket.question, views, turns=turns) for turns in [0] * (num_choices - 1) + [1]]
         return self.books.budgets.hold(ticket.budgets, payers, wanted, arrival.wall_ns / 1e9)
+
+    def _hold_tokens(self, ticket: Ticket, request: Request, arrival: Arrival) -> int:
+        """Of what its key and tenant may take a minute, for each choice: the prompt, and the answer as it was asked for or else
+        as it is expected."""
+        if arrival.passed is None:
+            return 0
+        question = ticket.question
+        output = question.max_output_tokens if request.max_tokens_given else math.ceil(question.expected_output_tokens)
+        tokens = max(question.prompt_tokens.values(), default=0) + output
+        self.books.rates.hold(arrival.passed, arrival.limited, [tokens] * request.num_choices, time.monotonic())
+        return tokens
 
     def family(self, worker: str) -> Family:
         """How the model of a worker writes, as the policy says or its chat template shows."""
@@ -129,9 +142,10 @@ class Pipeline:
             has_tools=bool(request.tools),
             prompt_tokens=longest,
             headers=arrival.headers,
+            key_id=arrival.key_id,
             run=identity.run,
         )
-        route, slo = promise_of(self.policy, route, tenant=tenant, headers=arrival.headers)
+        route, slo = promise_of(self.policy, route, tenant=tenant, headers=arrival.headers, service_tier=request.service_tier)
         question = self._question(request, chain, route, slo, prompts, tenant)
         ticket = Ticket(
             decision_id=f"dec-{os.urandom(12).hex()}",

@@ -1,6 +1,7 @@
 """One response on its way out: headers once, then a body, or events, or an error in whichever form is still possible."""
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from gateway.api.chat_dialect import ChatDialect
@@ -25,8 +26,8 @@ def error_answer(error: HeadwayError, dialect: Dialect = OPENAI) -> tuple[int, b
     """In the words of a dialect."""
     headers: Headers = []
     if error.retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
-        headers.append((b"retry-after-ms", b"%d" % round(1000 * error.retry_after_s)))
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+        headers.append((b"retry-after-ms", b"%d" % math.ceil(1000 * error.retry_after_s)))
     if error.status == 429:
         # Clients that know it do not come back sooner than it helps.
         soon = error.retry_after_s is not None and error.retry_after_s <= MAX_RETRY_S

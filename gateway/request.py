@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from backends.wire import Sampling
+from gateway.policy.schema import ServiceTier
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -66,8 +67,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
     num_choices: int = 1
     calls: CallRule | None = None
+    service_tier: ServiceTier | None = None
     reasoning_effort: str | None = None
     effort_param: str = "reasoning_effort"
+
+    @property
+    def served_tier(self) -> Literal["default", "flex", "priority"] | None:
+        """What an answer says of `service_tier`; None where nobody asked."""
+        return "default" if self.service_tier == "auto" else self.service_tier
 
     @property
     def has_grammar(self) -> bool:

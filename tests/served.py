@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from openai import AsyncOpenAI
 
-from gateway.accounting.ledger import MemoryLedger
+from gateway.accounting.ledger import MemoryLedger, SqliteLedger
 from gateway.accounting.spans import SpanWriter
 from gateway.app import Gateway
 from gateway.fleet.fleet import Fleet
@@ -88,8 +88,10 @@ async def serve(
     env: dict[str, str] | None = None,
     spans: SpanWriter | None = None,
     wait_for_local: bool = True,
+    ledger: SqliteLedger | None = None,
 ) -> AsyncIterator[Served]:
-    """`workers` are fakes reached by URL, called `MODEL-N`; `local` are started by the gateway, as `NAME: MODEL`."""
+    """`workers` are fakes reached by URL, called `MODEL-N`; `local` are started by the gateway, as `NAME: MODEL`. The gateway
+    closes the `ledger` that it is given."""
     workers = {"pico-0": fake("pico"), "nano-0": fake("nano")} if workers is None and local is None else workers or {}
     lines = [f"  {name}: {{model: {model}, device: cpu, threads: 1}}" for name, model in (local or {}).items()]
     async with AsyncExitStack() as stack:
@@ -101,9 +103,9 @@ async def serve(
         file = folder / "policy.yaml"
         file.write_text(POLICY.format(pico=PICO, workers="\n".join(lines) or "  {}", more=more))
         policy = load_policy(file, {})
-        ledger = MemoryLedger()
+        memory = MemoryLedger()
         fleet = Fleet(policy, env=env or {}, command=command, progress=lambda line: None)
-        gateway = Gateway(policy, Settings(), fleet, ledger=ledger, spans=spans)
+        gateway = Gateway(policy, Settings(), fleet, ledger=ledger or memory, spans=spans)
         port = free_port()
         server = make_server(gateway, "127.0.0.1", port)
         serving = asyncio.create_task(server.serve())
@@ -112,7 +114,7 @@ async def serve(
             names = [*workers, *(local or {} if wait_for_local else {})]
             await until(lambda: serving.done() or all(fleet.links[name].healthy for name in names), 100)
             await until(lambda: _listens(port))
-            yield Served(f"http://127.0.0.1:{port}", gateway, ledger, http, workers)
+            yield Served(f"http://127.0.0.1:{port}", gateway, memory, http, workers)
         finally:
             server.stop()  # type: ignore[no-untyped-call]
             await serving

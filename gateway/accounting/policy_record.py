@@ -20,6 +20,8 @@ def shown(policy: Policy) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(policy)
     for tenant in plain["tenants"].values():
         tenant["keys"] = [f"({len(tenant['keys'])} not shown)"] if tenant["keys"] else []
+    for key in plain["keys"].values():
+        key["hash"] = "(not shown)"
     for worker in plain["workers"].values():
         worker["token"] = "(not shown)" if worker["token"] else None
         # A socket's place says how this machine is laid out, a host's address is what an operator looks for.

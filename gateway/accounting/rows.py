@@ -108,8 +108,33 @@ class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True, tag="outcomes"):
     body: bytes = b""
 
 
-Row = RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow | OutcomeRow
-KINDS: tuple[type[Row], ...] = (RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow, OutcomeRow)
+class KeyRow(msgspec.Struct, frozen=True, kw_only=True, tag="api_keys"):
+    """An API key in the key store: `digest` is its SHA-256, `prefix` how it begins, so that people can tell keys apart. A limit
+    of 0 is none, and so is a time of 0; `changed` counts the store's changes up to this key's last one."""
+
+    id: str
+    tenant: str
+    prefix: str
+    digest: bytes
+    created_at: float
+    requests_per_minute: int
+    tokens_per_minute: int
+    concurrent_requests: int
+    changed: int
+    revoked_at: float = 0.0
+
+
+class KeyUseRow(msgspec.Struct, frozen=True, kw_only=True, tag="key_uses"):
+    """When a key of the store was last used; a later row replaces it."""
+
+    id: str
+    at: float
+
+
+Row = RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow | OutcomeRow | KeyRow | KeyUseRow
+KINDS: tuple[type[Row], ...] = (
+    RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow, OutcomeRow, KeyRow, KeyUseRow,
+)  # fmt: skip
 
 
 def table(kind: type[Row]) -> str:

@@ -6,7 +6,19 @@ from typing import Any
 
 import msgspec
 
-from gateway.accounting.rows import KINDS, DecisionRow, DeviceRow, OutcomeRow, PolicyRow, RequestRow, Row, RunRow, table
+from gateway.accounting.rows import (
+    KINDS,
+    DecisionRow,
+    DeviceRow,
+    KeyRow,
+    KeyUseRow,
+    OutcomeRow,
+    PolicyRow,
+    RequestRow,
+    Row,
+    RunRow,
+    table,
+)
 
 Values = Sequence[str | int | float]
 
@@ -57,13 +69,28 @@ CREATE INDEX requests_by_request ON requests (request);
 _V4 = """
 ALTER TABLE requests ADD COLUMN key_id TEXT NOT NULL DEFAULT '';
 """
-MIGRATIONS = (_V1, _V2, _V3, _V4)
+_V5 = """
+CREATE TABLE api_keys (
+    id TEXT NOT NULL, tenant TEXT NOT NULL, prefix TEXT NOT NULL, digest BLOB NOT NULL, created_at REAL NOT NULL,
+    requests_per_minute INTEGER NOT NULL, tokens_per_minute INTEGER NOT NULL, concurrent_requests INTEGER NOT NULL,
+    changed INTEGER NOT NULL, revoked_at REAL NOT NULL, PRIMARY KEY (id), UNIQUE (digest));
+CREATE TABLE key_uses (id TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (id));
+CREATE INDEX api_keys_by_change ON api_keys (changed);
+"""
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5)
 """What brings a file from each version to the next; a file's `user_version` is how many of them it has seen."""
 
 _AGES: dict[type[Row], str] = {
     RequestRow: "at", DecisionRow: "at", RunRow: "last_seen", DeviceRow: "at", PolicyRow: "at",
-    OutcomeRow: "at",
+    OutcomeRow: "at", KeyRow: "revoked_at", KeyUseRow: "at",
 }  # fmt: skip
+_MAY_GO: dict[type[Row], str] = {
+    # The policy in force stays, however old.
+    PolicyRow: "at < (SELECT max(at) FROM policies)",
+    # So do keys in force, and one row in any case: a store that had keys lets nobody in without one.
+    KeyRow: "revoked_at > 0 AND changed < (SELECT max(changed) FROM api_keys)",
+    KeyUseRow: "id NOT IN (SELECT id FROM api_keys)",
+}
 _FORGET_ROWS = 5_000
 """A delete of so many rows takes milliseconds, and between two of them new rows are written."""
 
@@ -98,9 +125,7 @@ class Store:
         deleted = 0
         for kind in kinds:
             name, age = table(kind), _AGES[kind]
-            # The policy in force stays, however old.
-            kept = " AND at < (SELECT max(at) FROM policies)" if kind is PolicyRow else ""
-            query = f"SELECT rowid FROM {name} WHERE {age} < ?{kept} LIMIT {_FORGET_ROWS}"
+            query = f"SELECT rowid FROM {name} WHERE {age} < ? AND {_MAY_GO.get(kind, '1')} LIMIT {_FORGET_ROWS}"
             deleted += self.connection.execute(f"DELETE FROM {name} WHERE rowid IN ({query})", (before,)).rowcount
         if deleted:
             self.connection.execute("PRAGMA incremental_vacuum")

@@ -18,7 +18,6 @@ from gateway.request import Request
 
 NO_OPS: Mapping[str, tuple[Any, ...]] = {
     "store": (False,),
-    "service_tier": ("auto", "default"),
     "modalities": (("text",),),
     "functions": (),
     "function_call": (),
@@ -61,6 +60,7 @@ def parse_chat(body: bytes, *, max_tokens_default: int) -> Request:
         hints=_hints(given),
         num_choices=given.n or 1,
         calls=calls,
+        service_tier=given.service_tier,
         reasoning_effort=given.reasoning_effort,
     )
 

@@ -74,6 +74,7 @@ class Completion(msgspec.Struct, frozen=True):
     model: str
     choices: list[Choice]
     usage: Usage
+    service_tier: str | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -97,6 +98,7 @@ class Chunk(msgspec.Struct, frozen=True):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    service_tier: str | UnsetType = UNSET
 
 
 class Error(msgspec.Struct, frozen=True):

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.policy.schema import ServiceTier
+
 MAX_STOP_CHARS = 512
 """Stop strings travel with every submit and text is held back by their length: a bound of ours, OpenAI names none."""
 
@@ -153,7 +155,7 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     logit_bias: dict[str, Bias] | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None
-    service_tier: str | None = None
+    service_tier: ServiceTier | None = None
     modalities: tuple[str, ...] | None = None
 
     user: str | None = None

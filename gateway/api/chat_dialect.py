@@ -44,6 +44,7 @@ class ChatWriter:
                 model=begun.model,
                 include_usage=begun.request.include_usage,
                 index=index,
+                service_tier=begun.request.served_tier,
             )
             for index in range(begun.request.num_choices if begun.request.stream else 0)
         ]
@@ -75,7 +76,14 @@ class ChatWriter:
 
     def whole(self, choices: Sequence[Choice], spent: Spent) -> bytes:
         begun = self._begun
-        return render_completion(id=begun.id, created=begun.created, model=begun.model, choices=choices, usage=_usage(spent))
+        return render_completion(
+            id=begun.id,
+            created=begun.created,
+            model=begun.model,
+            choices=choices,
+            usage=_usage(spent),
+            service_tier=begun.request.served_tier,
+        )
 
 
 def _usage(spent: Spent) -> Usage:

@@ -65,10 +65,11 @@ def render_completion(
     model: str,
     choices: Sequence[Answered],
     usage: Usage,
+    service_tier: str | None = None,
 ) -> bytes:
     """The whole answer as JSON. `created` in seconds since 1970."""
     rendered = [_choice(index, choice) for index, choice in enumerate(choices)]
-    return _encode(Completion(id, "chat.completion", created, model, rendered, usage))
+    return _encode(Completion(id, "chat.completion", created, model, rendered, usage, service_tier or UNSET))
 
 
 def _choice(index: int, choice: Answered) -> Choice:
@@ -98,8 +99,11 @@ def render_error_event(error: HeadwayError) -> bytes:
 class ChunkRenderer:
     """One stream's chunks, each as the bytes of an event: `open`, then text and calls, then `finish`, `usage`, `DONE`."""
 
-    def __init__(self, *, id: str, created: int, model: str, include_usage: bool, index: int = 0) -> None:
+    def __init__(
+        self, *, id: str, created: int, model: str, include_usage: bool, index: int = 0, service_tier: str | None = None
+    ) -> None:
         self._id, self._created, self._model, self._index = id, created, model, index
+        self._service_tier = service_tier or UNSET
         self._usage: UnsetType | None = None if include_usage else UNSET
         # Text chunks differ in one string: the rest is encoded once, around a content that no other field can hold.
         blank = self._chunk(Delta(content="")).partition(b'"delta":{"content":""')
@@ -132,14 +136,20 @@ class ChunkRenderer:
 
     def usage(self, usage: Usage) -> bytes:
         """The last chunk, for clients that asked for usage. It has no choices."""
-        return _event(_encode(Chunk(self._id, "chat.completion.chunk", self._created, self._model, [], usage)))
+        return _event(
+            _encode(Chunk(self._id, "chat.completion.chunk", self._created, self._model, [], usage, self._service_tier))
+        )
 
     def _call(self, call: Call) -> bytes:
         return self._chunk(Delta(tool_calls=[call]))
 
     def _chunk(self, delta: Delta, *, logprobs: Logprobs | None = None, finish: Finish | None = None) -> bytes:
         choice = ChunkChoice(self._index, delta, logprobs, finish)
-        return _event(_encode(Chunk(self._id, "chat.completion.chunk", self._created, self._model, [choice], self._usage)))
+        return _event(
+            _encode(
+                Chunk(self._id, "chat.completion.chunk", self._created, self._model, [choice], self._usage, self._service_tier)
+            )
+        )
 
 
 def _event(data: bytes) -> bytes:

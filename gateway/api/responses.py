@@ -26,7 +26,6 @@ from gateway.request import Message, Request, Role, Tool, ToolCall
 NO_OPS: Mapping[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
     "background": (False,),
-    "service_tier": ("auto", "default"),
     "max_tool_calls": (),
     "conversation": (),
     "prompt": (),
@@ -77,6 +76,7 @@ def parse_response(given: ResponsesBody, before: Sequence[Message], *, max_token
         advisory=advisory,
         hints=tuple(hints) + ((("metadata.session_id", user),) if isinstance(user, str) else ()),
         calls=calls,
+        service_tier=given.service_tier,
         reasoning_effort=given.reasoning.effort if given.reasoning else None,
         effort_param="reasoning.effort",
     )

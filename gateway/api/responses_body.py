@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from gateway.api.chat_body import Count, Effort, FunctionName, Label, Temperature, Text, TopLogprobs, TopP
+from gateway.policy.schema import ServiceTier
 
 
 class InputPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +110,7 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    service_tier: str | None = None
+    service_tier: ServiceTier | None = None
     truncation: str | None = None
     background: bool | None = None
     max_tool_calls: Any = None

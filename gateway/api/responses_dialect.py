@@ -165,6 +165,7 @@ class ResponsesWriter:
             "parallel_tool_calls": given.parallel_tool_calls is not False,
             "previous_response_id": given.previous_response_id,
             "reasoning": given.reasoning or {"effort": None, "summary": None},
+            "service_tier": begun.request.served_tier or "default",
             "store": given.store is not False,
             "temperature": given.temperature or 0.0,
             "text": given.text or {"format": {"type": "text"}},

@@ -9,6 +9,7 @@ import msgspec
 from gateway.policy.schema import Policy
 
 _SECRET = ("keys", "key", "token", "api_key")
+"""The policy's own `keys` are hashes, names and limits."""
 _NAMED = ("routes",)
 """Lists whose items go by their name, so that an item put before them changes nothing else."""
 
@@ -45,7 +46,7 @@ def difference(old: Policy, new: Policy) -> list[Change]:
 def _flat(value: Any, path: str, *, secret: bool) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _flat(inner, f"{path}.{name}" if path else name, secret=secret or name in _SECRET)
+            yield from _flat(inner, f"{path}.{name}" if path else name, secret=secret or (bool(path) and name in _SECRET))
     elif path in _NAMED and isinstance(value, list | tuple):
         yield f"{path} in order", ", ".join(item["name"] for item in value)
         for item in value:

@@ -94,9 +94,21 @@ def _tenants(policy: Policy) -> Iterator[Found]:
             yield from _known(("tenants", name, "slo", index), "SLO class", slo, policy.slo)
 
 
+def _keys(policy: Policy) -> Iterator[Found]:
+    owner: dict[str, str] = {}
+    for name, key in policy.keys.items():
+        yield from _known(("keys", name, "tenant"), "tenant", key.tenant, policy.tenants)
+        if key.hash in owner:
+            yield ("keys", name, "hash"), f'this key is also "{owner[key.hash]}"'
+        owner.setdefault(key.hash, name)
+
+
 def _listen(policy: Policy) -> Iterator[Found]:
-    if not any(tenant.keys for tenant in policy.tenants.values()) and not is_loopback(policy.listen.host):
-        yield ("listen", "host"), "without any tenant's key only this machine may be listened on: add keys or use 127.0.0.1"
+    if not requires_key(policy) and not is_loopback(policy.listen.host):
+        yield (
+            ("listen", "host"),
+            "without any key only this machine may be listened on: add keys, set `require_key`, or use 127.0.0.1",
+        )
 
 
 def _routes(policy: Policy) -> Iterator[Found]:
@@ -136,6 +148,11 @@ def _split(policy: Policy, at: Key, route: Route) -> Iterator[Found]:
             yield from _offered(policy, (*at, name, "candidates", i), candidate, auto=False)
 
 
+def _service_tiers(policy: Policy) -> Iterator[Found]:
+    for tier, slo in policy.service_tiers.items():
+        yield from _known(("service_tiers", tier), "SLO class", slo, policy.slo)
+
+
 def _budgets(policy: Policy) -> Iterator[Found]:
     for name, budget in policy.budgets.items():
         if budget.usd is None and budget.tokens is None and budget.turns is None:
@@ -161,6 +178,11 @@ def _known(key: Key, what: str, name: str, known: Iterable[str] | Mapping[str, o
         yield key, f'there is no {what} "{name}"{did_you_mean(name, names)}'
 
 
+def requires_key(policy: Policy) -> bool:
+    """Whatever is in the key store."""
+    return policy.listen.require_key or bool(policy.keys) or any(tenant.keys for tenant in policy.tenants.values())
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -177,8 +199,10 @@ _CHECKS: tuple[Callable[[Policy], Iterator[Found]], ...] = (
     _upstreams,
     _shares,
     _tenants,
+    _keys,
     _listen,
     _routes,
+    _service_tiers,
     _budgets,
     _served,
 )

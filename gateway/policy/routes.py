@@ -23,13 +23,14 @@ def find_route(
     has_tools: bool,
     prompt_tokens: int,
     headers: Mapping[str, str] = _NO_HEADERS,
+    key_id: str = "",
     run: str = "",
 ) -> Route:
     """`prompt_tokens` is the longest count among the tokenizers; `headers` have names in lower case. Where the route is split,
     what comes back is the arm as a route, called `ROUTE/ARM`. Raises UnknownModel, or Forbidden when nothing matches."""
     check_asked(policy, asked=asked, tenant=tenant)
     for route in policy.routes:
-        if _holds(route.match, asked, tenant, has_tools, prompt_tokens, headers):
+        if _holds(route.match, asked, tenant, has_tools, prompt_tokens, headers, key_id):
             return _arm_of(route, run) if route.split else route
     raise Forbidden("no route of the policy takes this request: add one without `match` as the last", param="model")
 
@@ -89,7 +90,9 @@ def _models_of(policy: Policy, names: tuple[str, ...], tenant: str) -> tuple[str
     )
 
 
-def _holds(match: Match, asked: str, tenant: str, has_tools: bool, prompt_tokens: int, headers: Mapping[str, str]) -> bool:
+def _holds(
+    match: Match, asked: str, tenant: str, has_tools: bool, prompt_tokens: int, headers: Mapping[str, str], key_id: str
+) -> bool:
     return (
         (not match.model or asked in match.model)
         and (not match.tenant or tenant in match.tenant)
@@ -97,7 +100,7 @@ def _holds(match: Match, asked: str, tenant: str, has_tools: bool, prompt_tokens
         and (match.min_prompt_tokens is None or prompt_tokens >= match.min_prompt_tokens)
         and (match.max_prompt_tokens is None or prompt_tokens <= match.max_prompt_tokens)
         and all(fnmatchcase(headers.get(name.lower(), "\0"), pattern) for name, pattern in match.headers.items())
-        and (not match.key or _sent_key_in(match.key, headers))
+        and (not match.key or (key_id != "" and key_id in match.key) or _sent_key_in(match.key, headers))
     )
 
 

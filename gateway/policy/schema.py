@@ -13,11 +13,16 @@ Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
+ServiceTier = Literal["auto", "default", "flex", "priority"]
+"""What OpenAI's clients may ask for."""
 
 
 class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`require_key`: nobody is let in without a key, though the policy may list none and the key store be empty."""
+
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    require_key: bool = False
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,22 +105,42 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cache_s: NotNegative = 300.0
 
 
+class RateLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may be asked in a minute, and at the same time; tokens are those of prompts and answers. Not given is no limit."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_requests: Count | None = None
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key of a tenant of which only the SHA-256 is known, as `sha256:` and 64 hex digits. The key must be random and long,
+    as `headway keys create` makes them: nothing slow stands between this hash and somebody who guesses."""
+
+    tenant: Name
+    hash: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$", description="sha256: and 64 lower-case hex digits")]
+    limits: RateLimits = RateLimits()
+
+
 class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Keys are secrets: write `${NAME}` to take one from the environment."""
+    """Keys are secrets: write `${NAME}` to take one from the environment, or list their hashes under the policy's `keys`.
+    `limits` are of all its keys together."""
 
     keys: tuple[str, ...] = ()
     weight: Positive = 1.0
     models: tuple[str, ...] = ()
     """Models and tiers it may ask for; none listed means all."""
     slo: tuple[Name, ...] = ()
-    """SLO classes it may ask for by `x-headway-slo` though they are stricter than the route's."""
+    """SLO classes it may ask for by `x-headway-slo` or `service_tier` though they are stricter than the route's."""
+    limits: RateLimits = RateLimits()
     operator: bool = False
     """Its keys see every tenant's runs and dollars, the idle time and the policy on the dashboard; others see their own."""
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that is given must hold; what is not given holds always. `key` lists API keys (write `${NAME}`); `headers` maps a
-    header to a pattern with `*` and `?`, and one that is not sent matches nothing."""
+    header to a pattern with `*` and `?`, and one that is not sent matches nothing. A key that is known by its hash goes by its
+    name under `keys`, or by its id in the key store."""
 
     model: tuple[str, ...] = ()
     tenant: tuple[Name, ...] = ()
@@ -209,7 +234,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     workers: dict[Name, Worker] = {}
     upstreams: dict[Name, Upstream] = {}
     tenants: dict[Name, Tenant] = {}
+    keys: dict[Name, ApiKey] = {}
     slo: dict[Name, Slo] = msgspec.field(default_factory=_slo_classes)
+    service_tiers: dict[ServiceTier, Name] = {}
+    """The SLO class that a request's `service_tier` asks for; `auto` and `default` mean the route's where they are not here."""
     budgets: dict[Name, Budget] = {}
     routes: tuple[Route, ...]
     router: str | None = None

@@ -125,3 +125,42 @@ async def test_the_queue_is_bounded_in_tokens_and_bytes(tmp_path: Path, limit: s
         assert (status, "which is the limit" in body["error"]["message"]) == (429, True)
         worker.release()
         assert [status for status, *_ in await asyncio.gather(first, waiting)] == [200, 200]
+
+
+async def test_a_service_tier_asks_for_the_class_that_the_policy_gives_it(tmp_path: Path) -> None:
+    slo = "slo: {express: {ttft_s: 0.05}, interactive: {ttft_s: 0.2}, batch: {deadline_s: 3600}}"
+    tiers = "service_tiers: {flex: batch, priority: express}"
+    more = f"{slo}\n{tiers}\ntenants: {{acme: {{keys: [one]}}, right: {{keys: [two], slo: [express]}}}}"
+    async with serve(tmp_path, more=more) as served:
+
+        async def tried(tier: str, key: str = "one", **headers: str) -> tuple[int, dict[str, Any], str]:
+            status, body, _ = await post(served, ask(service_tier=tier), authorization=f"Bearer {key}", **headers)
+            return status, body, served.ledger.rows[-2].slo if status == 200 else ""  # type: ignore[union-attr]
+
+        status, body, slo_class = await tried("flex")
+        assert (status, body["service_tier"], slo_class) == (200, "flex", "batch")
+        for tier in ("auto", "default"):
+            status, body, slo_class = await tried(tier)
+            assert (status, body["service_tier"], slo_class) == (200, "default", "interactive")
+        status, body, _ = await tried("priority")
+        assert (status, body["error"]["code"], body["error"]["param"]) == (403, "not_allowed", "service_tier")
+        assert '"priority", which here is the class "express" and stricter than "interactive"' in body["error"]["message"]
+        status, body, slo_class = await tried("priority", "two")
+        assert (status, body["service_tier"], slo_class) == (200, "priority", "express")
+        assert (await tried("priority", **{"x-headway-slo": "batch"}))[2] == "batch"
+        assert (await tried("scale"))[0] == 400
+        assert "service_tier" not in (await post(served, ask(), authorization="Bearer one"))[1]
+        async with served.client("two") as client:
+            stream = await client.chat.completions.create(**ask(service_tier="flex", stream=True))
+            assert {chunk.service_tier async for chunk in stream} == {"flex"}
+            response = await client.responses.create(model="auto", input="hi", max_output_tokens=4, service_tier="flex")
+            assert response.service_tier == "flex"
+            response = await client.responses.create(model="auto", input="hi", max_output_tokens=4)
+            assert response.service_tier == "default"
+
+
+async def test_a_service_tier_that_the_policy_does_not_know_is_refused(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        status, body, _ = await post(served, ask(service_tier="flex"))
+        assert (status, body["error"]["code"], body["error"]["param"]) == (400, "unsupported_parameter", "service_tier")
+        assert "ask for auto, default" in body["error"]["message"]

@@ -97,7 +97,7 @@ def test_tools_are_shown_unless_the_client_forbids_calls() -> None:
 
 def test_what_changes_nothing_is_accepted_and_listed() -> None:
     fields = {
-        "store": False, "service_tier": "auto", "modalities": ["text"], "user": "me",
+        "store": False, "modalities": ["text"], "user": "me",
         "metadata": {"any": ["thing"]}, "safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h",
     }  # fmt: skip
     request = parse(**fields)
@@ -118,7 +118,7 @@ def test_hints_say_which_run_it_is() -> None:
 
 
 UNSUPPORTED: dict[str, Any] = {
-    "store": True, "service_tier": "flex", "modalities": ["text", "audio"], "functions": [], "function_call": "auto",
+    "store": True, "modalities": ["text", "audio"], "functions": [], "function_call": "auto",
     "audio": {}, "prediction": {}, "verbosity": "low", "web_search_options": {},
 }  # fmt: skip
 

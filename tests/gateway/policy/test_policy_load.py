@@ -155,6 +155,8 @@ def test_a_number_where_a_word_belongs_is_told_to_be_quoted(tmp_path: Path) -> N
     [
         ("tiers: [small, large]", "tiers: [small, large, small]", "tiers[2]"),
         ("keys: [key-b]", "keys: [key-a]", "tenants.globex.keys[0]"),
+        ("tenants:\n", f"keys: {{ci: {{tenant: nobody, hash: 'sha256:{64 * '0'}'}}}}\ntenants:\n", "keys.ci.tenant"),
+        ("tenants:\n", "keys: {ci: {tenant: acme, hash: 'sha256:0'}}\ntenants:\n", "keys.ci.hash"),
         ("name: long", "name: tools", "routes[1].name"),
         ("  nano: {path", "  large: {path", "models.large"),
         ("min_prompt_tokens: 1000", "min_prompt_tokens: 9, max_prompt_tokens: 3", "routes[1].match.min_prompt_tokens"),
@@ -174,6 +176,7 @@ def test_without_keys_only_loopback_may_be_listened_on(tmp_path: Path) -> None:
     assert load(tmp_path, keyless + "listen: {host: '::1'}\n")
     assert load(tmp_path, GOOD + "listen: {host: 0.0.0.0}\n")
     assert [path for _, path, _ in problems(tmp_path, keyless + "listen: {host: 0.0.0.0}\n")] == ["listen.host"]
+    assert load(tmp_path, keyless + "listen: {host: 0.0.0.0, require_key: true}\n")
 
 
 def test_the_json_schema_is_strict_and_current() -> None:
