@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -25,11 +25,15 @@ def default_policy() -> str:
 
 @contextmanager
 def gateway(
-    policy: Path = ROOT / "policies" / "default.yaml", environment: Mapping[str, str] = MappingProxyType({})
+    policy: Path = ROOT / "policies" / "default.yaml",
+    environment: Mapping[str, str] = MappingProxyType({}),
+    *,
+    command: Sequence[str] = (),
 ) -> Iterator[str]:
-    """The base URL of a ready gateway on a free loopback port; it and its workers are gone afterwards."""
+    """The base URL of a ready gateway on a free loopback port; it and its workers are gone afterwards. `command` serves
+    something else than the policy."""
     port = free_port()
-    command = [sys.executable, "-m", "gateway.cli", "serve", "--policy", str(policy)]
+    command = command or [sys.executable, "-m", "gateway.cli", "serve", "--policy", str(policy)]
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"HEADWAY_PORT": str(port)} | dict(environment)) as process:
         try:
             url = f"http://127.0.0.1:{port}"

@@ -227,6 +227,11 @@ class Gateway:
         dropped = getattr(self.ledger, "dropped", 0)
         yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, dropped, counts=True)
         yield Gauge("headway_residency_pages", "Pages whose place is known.", {}, len(self.fleet.residency))
+        now = time.monotonic()
+        for (name, is_batch), lateness in self.dispatcher.lateness.items():
+            labels = {"worker": name, "kind": "batch" if is_batch else "promised"}
+            margin = lateness.margin(now)
+            yield Gauge("headway_ttft_margin", "Share by which predictions to a first token are stretched.", labels, margin)
         self.observe_devices()
         for name, link in self.fleet.links.items():
             labels = {"worker": name, "model": self.policy.workers[name].model}

@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
@@ -42,6 +43,7 @@ def build_parser() -> ArgumentParser:
     _add_router(commands)
     _add_evaluate(commands)
     _add_runs(commands)
+    _add_load(commands)
     shown = commands.add_parser("version", help="print the version")
     shown.set_defaults(run="gateway.cli:print_version")
     return parser
@@ -177,6 +179,41 @@ def _add_runs(commands: "_Commands[ArgumentParser]") -> None:
     runs.add_argument("--url", help="a running gateway; by default the one at the policy's address")
     _add_policy_option(runs)
     runs.set_defaults(run="gateway.commands.runs:runs")
+
+
+def _add_load(commands: "_Commands[ArgumentParser]") -> None:
+    load = commands.add_parser("load", help="send a trace or a rate to any OpenAI chat endpoint, and measure it")
+    load.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8080; the key is HEADWAY_API_KEY or OPENAI_API_KEY")
+    load.add_argument("--model", default="auto", help="default: %(default)s")
+    load.add_argument("--trace", metavar="FILE", help="times and lengths: Azure's CSV or Mooncake's JSON lines, also gzipped")
+    load.add_argument("--rate", type=_positive, metavar="N", help="requests a second; a trace without it keeps its own speed")
+    load.add_argument(
+        "--arrivals", choices=("poisson", "constant"), default="poisson", help="without a trace; default: %(default)s"
+    )
+    load.add_argument("--duration", type=_positive, default=30.0, metavar="S", help="default: %(default)s")
+    load.add_argument("--prompt-tokens", type=_count, default=256, metavar="N", help="without a trace; default: %(default)s")
+    load.add_argument("--output-tokens", type=_count, default=64, metavar="N", help="without a trace; default: %(default)s")
+    load.add_argument("--max-prompt-tokens", type=_count, metavar="N", help="cut longer prompts of a trace")
+    load.add_argument("--slo-ttft-ms", type=_positive, metavar="MS", help="promise: the first token within")
+    load.add_argument("--slo-tpot-ms", type=_positive, metavar="MS", help="promise: every further token within, on the average")
+    load.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help="of one request; default: %(default)s")
+    load.add_argument("--seed", type=int, default=0, metavar="N", help="of arrivals and texts; default: %(default)s")
+    load.add_argument("--json", metavar="FILE", help="write the figures there too")
+    load.set_defaults(run="gateway.commands.load:load")
+
+
+def _positive(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number over 0")
+
+
+def _count(text: str) -> int:
+    with suppress(ValueError):
+        if (value := int(text)) >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
 
 
 def _add_policy_option(parser: ArgumentParser) -> None:

@@ -3,7 +3,8 @@ a worker has room. A worker never gets more than its credits."""
 
 import asyncio
 import itertools
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,13 +18,15 @@ from gateway.prompts import Prompt
 from gateway.request import Request
 from gateway.routing.decide import decide
 from gateway.routing.decision import Decision, Question
-from gateway.scheduling.admission import OnOverload, Wait, judge
+from gateway.scheduling.admission import DUE_SHARE, OnOverload, Wait, judge, predicted_s, promised_s
+from gateway.scheduling.lateness import Lateness
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
 MAX_DECISIONS_A_PUMP = 64
 """Bounds how long one pump holds the event loop; what is left is looked at when the next worker reports."""
+KEPT_SEATS = 1 / 8
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
@@ -60,6 +63,10 @@ class Ticket:
     admitted_run: bool = False
     """It continues a run that was let in, and is never refused for a promise."""
     admitted: bool = False
+    promised_s: float = math.inf
+    """How long after its arrival its first token may come, where that was judged."""
+    predicted: tuple[str, float] | None = None
+    """The worker that was expected to take it, and how long after its arrival its first token was expected; until it came."""
     degraded: bool = False
     names: list[list[bytes]] = field(init=False)
     """Of the prompt's pages, once for each way in which some model's tokenizer reads it."""
@@ -79,6 +86,8 @@ class Dispatcher:
         self._pump_planned = False
         self._refreshed_at = 0.0
         self._expiry: asyncio.TimerHandle | None = None
+        self.lateness: defaultdict[tuple[str, bool], Lateness] = defaultdict(Lateness)
+        """By worker, and whether it is batch work."""
         fleet.changed = self.changed
 
     def decide(self, ticket: Ticket) -> Decision:
@@ -110,13 +119,14 @@ class Dispatcher:
         ticket.admitted = True
         if ticket.on_overload == "queue":
             return
+        waits, waited_s = self._waits(ticket), self._clock() - ticket.arrival
         verdict = judge(
             ticket.question,
             decision,
-            self._waits(ticket),
+            waits,
             on_overload=ticket.on_overload,
             admitted_run=ticket.admitted_run,
-            waited_s=self._clock() - ticket.arrival,
+            waited_s=waited_s,
         )
         if verdict.action == "shed":
             raise Overloaded(f"{verdict.broken}: try again later", retry_after_s=max(MIN_RETRY_S, verdict.late_s))
@@ -126,17 +136,48 @@ class Dispatcher:
             ticket.question = structs.replace(
                 question, candidates=(verdict.instead.model,), fallbacks=question.candidates, escalations={}
             )
-            ticket.decision = self.decide(ticket)
+            decision = ticket.decision = self.decide(ticket)
+        chosen = decision.chosen
+        wait = waits[chosen.worker]
+        ticket.promised_s = promised_s(ticket.question, chosen, wait)
+        ticket.predicted = chosen.worker, waited_s + predicted_s(chosen, wait)
 
     def _waits(self, ticket: Ticket) -> dict[str, Wait]:
-        ahead = Counter[str]()
+        now, is_batch = self._clock(), ticket.band is Band.BATCH
+        ahead = self._ahead(ticket)
+        waits = {}
+        for view in self.fleet.views():
+            predictor = self.fleet.predictors[view.worker]
+            running_s = predictor.wait_s(max_sequences=view.max_sequences, queued_tokens=0, now=now)
+            turns_s = predictor.turns_s(ahead.get(view.worker, 0.0))
+            margin = self.lateness[view.worker, is_batch].margin(now)
+            idle = not predictor.running and not turns_s
+            waits[view.worker] = Wait(view.wait_s, running_s + turns_s, margin, idle)
+        return waits
+
+    def _ahead(self, ticket: Ticket) -> dict[str, float]:
+        """How many of those that wait for each worker count as before it. Batch work goes after the rest. Among the rest also
+        those that it would overtake count: they hold promises too. Another tenant's go first only in turns with its own."""
+        is_batch = ticket.band is Band.BATCH
+        waiting: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for other in self._waiting.values():
-            if other.band <= ticket.band and other.decision:
-                ahead[other.decision.chosen.worker] += 1
-        return {
-            view.worker: Wait(view.wait_s, self.fleet.predictors[view.worker].seats_s(ahead[view.worker], view.max_sequences))
-            for view in self.fleet.views()
-        }
+            if other.decision and (is_batch or other.band is not Band.BATCH):
+                waiting[other.decision.chosen.worker][other.tenant] += 1
+        mine = self.queue.weight(ticket.tenant)
+        ahead = {}
+        for worker, tenants in waiting.items():
+            turns = (tenants[ticket.tenant] + 1) / mine
+            ahead[worker] = tenants[ticket.tenant] + sum(
+                min(count, turns * self.queue.weight(tenant)) for tenant, count in tenants.items() if tenant != ticket.tenant
+            )
+        return ahead
+
+    def began(self, ticket: Ticket, ttft_s: float) -> None:
+        """Its first token came so long after its arrival: predictions learn from it."""
+        if ticket.predicted is not None:
+            worker, predicted = ticket.predicted
+            ticket.predicted = None
+            self.lateness[worker, ticket.band is Band.BATCH].observe(predicted, ttft_s, self._clock())
 
     async def _wait(self, ticket: Ticket, decision: Decision) -> Stream:
         number = next(self._numbers)
@@ -154,6 +195,8 @@ class Dispatcher:
             attained=ticket.attained,
             num_bytes=sum(len(prompt.data) for prompt in ticket.prompts.values()),
             admitted_run=ticket.admitted_run,
+            due=ticket.arrival + DUE_SHARE * ticket.promised_s,
+            broken=ticket.arrival + ticket.promised_s,
         )
         if not self._push(item):
             raise Overloaded(
@@ -163,7 +206,9 @@ class Dispatcher:
             )
         waiter = ticket.waiter = asyncio.get_running_loop().create_future()
         self._waiting[number] = ticket
-        self.fleet.queue(chosen.worker, uncached)
+        # Batch work goes after the rest, which does not wait for it.
+        queued = 0 if ticket.band is Band.BATCH else uncached
+        self.fleet.queue(chosen.worker, queued)
         self._plan_expiry()
         self.changed()
         try:
@@ -175,19 +220,21 @@ class Dispatcher:
                 waiter.result().abort()
             raise
         finally:
-            self.fleet.queue(chosen.worker, -uncached)
+            self.fleet.queue(chosen.worker, -queued)
             self._waiting.pop(number, None)
             self.queue.cancel(number)
 
     def _push(self, item: Waiting) -> bool:
-        """Where the queue is full, what is no turn of an admitted run gives way to one that is."""
-        while not (pushed := self.queue.push(item)) and item.admitted_run:
-            last = self.queue.give_way()
+        """Where the queue is full, what is no turn of an admitted run gives way to one that is, and a tenant that fills the
+        queue to one that does not."""
+        while not (pushed := self.queue.push(item)):
+            last = self.queue.give_way(item)
             if last is None:
                 break
             waiter = self._waiting[last.request].waiter
             if waiter and not waiter.done():
-                message = "the queue is full, and turns of runs that have begun go first: try again"
+                first = "turns of runs that have begun go" if item.admitted_run else "tenants with less in it go"
+                message = f"the queue is full, and {first} first: try again"
                 waiter.set_exception(Overloaded(message, retry_after_s=self._retry_after_s))
         return pushed
 
@@ -246,8 +293,14 @@ class Dispatcher:
         return any(link.credits.num_free > 0 for link in links) or not any(link.healthy for link in links)
 
     def _has_room(self, ticket: Ticket, decision: Decision) -> bool:
+        """Where promises are judged, batch work leaves a share of the seats to those who were promised a soon first token."""
         chosen = decision.chosen
-        return self.fleet.server(chosen.worker).credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
+        credits = self.fleet.server(chosen.worker).credits
+        if ticket.band is Band.BATCH and ticket.on_overload != "queue":
+            hello = self.fleet.links[chosen.worker].hello if chosen.worker in self.fleet.links else None
+            if hello and credits.live and credits.num_free <= hello.max_sequences * KEPT_SEATS:
+                return False
+        return credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
 
     def _submit(self, ticket: Ticket, decision: Decision) -> Stream:
         worker = decision.chosen.worker
@@ -291,6 +344,7 @@ class Dispatcher:
             ticket = self._waiting.pop(item.request)
             if ticket.waiter and not ticket.waiter.done():
                 waited = now - item.arrival
+                self.began(ticket, waited)  # if not later
                 ticket.waiter.set_exception(
                     Overloaded(
                         f"no worker had room for {waited:.0f} s, the longest that this policy lets a request wait: try again",

@@ -304,6 +304,7 @@ class Pipeline:
             if (escalating := _escalating(ticket)) is not None and stream.worker in self.fleet.links:
                 await self._hold_back(call, stream, escalating)
             call.first_at = time.monotonic()
+            self.dispatcher.began(ticket, call.first_at - call.arrival.at)
         return stream
 
     async def _hold_back(self, call: Call, stream: Stream, escalating: Escalating) -> None:

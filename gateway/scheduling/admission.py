@@ -1,15 +1,18 @@
 """What becomes of a request whose promise waiting would break: it waits, goes to another tier, or is told so at once. Pure.
 
-A promise is kept when waited + predicted TTFT <= max(its TTFT, 4 * TTFT of an idle worker), and waited + predicted finish <=
-its deadline. What no idle worker could keep is not broken by load, so it is never refused for its TTFT. A turn of a run that
-was admitted is never refused: what was begun is worth more than what was not.
+A promise is kept when waited + predicted TTFT, and the margin by which predictions are late, <= max(its TTFT, 4 * TTFT of an
+idle worker), and waited + predicted finish <= its deadline, where waiting counts twice: what comes later may go first. What no
+idle worker could keep is not broken by load, so it is never refused for its TTFT. A turn of a run that was admitted is never
+refused: what was begun is worth more than what was not.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from gateway.routing.decide import AUTO
 from gateway.routing.decision import Decision, Option, Question, RejectReason
+from gateway.scheduling.lateness import FLOOR_S
 
 OnOverload = Literal["queue", "degrade", "shed"]
 ISOLATED_TIMES = 4.0
@@ -17,11 +20,20 @@ ISOLATED_TIMES = 4.0
 _GOOD_BUT_NOT_BEST: frozenset[RejectReason] = frozenset({"below_quality_bar", "costs_more", "too_risky", "slower_same_cost"})
 
 
+OVERTAKEN = 2.0
+"""Times that what has only a deadline may wait for what goes before it now."""
+DUE_SHARE = 0.5
+"""Of the time that a promise leaves: who has waited so long goes before those who have not."""
+
+
 class Wait(NamedTuple):
-    """For one worker: what the decision knew of it, and of those in the gateway that go before. Seconds."""
+    """For one worker, in seconds: what the decision counted, and what is expected until a request of this kind begins. `margin`
+    is how much too short predictions are (lateness.py); an `idle` worker breaks no promise."""
 
     in_decision_s: float
-    for_seats_s: float
+    until_begun_s: float
+    margin: float = 0.0
+    idle: bool = False
 
 
 class Verdict(NamedTuple):
@@ -34,7 +46,7 @@ class Verdict(NamedTuple):
 
 
 ADMIT = Verdict("admit")
-_NO_WAIT = Wait(0.0, 0.0)
+_NO_WAIT = Wait(0.0, 0.0, idle=True)
 
 
 def judge(
@@ -58,17 +70,34 @@ def judge(
     return Verdict("queue", broken, late_s)
 
 
+def promised_s(question: Question, option: Option, wait: Wait) -> float:
+    """Seconds after its arrival until which a first token may take for the promise to hold; infinite where none is promised."""
+    alone_s = option.ttft_s - wait.in_decision_s
+    ttft_s = math.inf if question.ttft_slo_s is None else max(question.ttft_slo_s, ISOLATED_TIMES * alone_s)
+    deadline_s = math.inf if question.deadline_s is None else question.deadline_s - (option.finish_s - option.ttft_s)
+    return min(ttft_s, deadline_s)
+
+
+def predicted_s(option: Option, wait: Wait) -> float:
+    """From now until the first token, without any margin."""
+    return option.ttft_s - wait.in_decision_s + wait.until_begun_s
+
+
 def _broken(question: Question, option: Option, waits: Mapping[str, Wait], waited_s: float) -> tuple[str, float]:
     """The promise that would be broken, with both numbers; "" when none would."""
     wait = waits.get(option.worker, _NO_WAIT)
-    ttft_s = waited_s + wait.for_seats_s + option.ttft_s
-    finish_s = waited_s + wait.for_seats_s + option.finish_s
-    if question.ttft_slo_s is not None:
-        promised_s = max(question.ttft_slo_s, ISOLATED_TIMES * (option.ttft_s - wait.in_decision_s))
-        if ttft_s > promised_s:
-            return f"a first token within {promised_s:.3g} s would take {ttft_s:.3g} s", ttft_s - promised_s
-    if question.deadline_s is not None and finish_s > question.deadline_s:
-        return f"an end within {question.deadline_s:.3g} s would take {finish_s:.3g} s", finish_s - question.deadline_s
+    if question.ttft_slo_s is not None and not wait.idle:
+        allowed_s = max(question.ttft_slo_s, ISOLATED_TIMES * (option.ttft_s - wait.in_decision_s))
+        first_s = predicted_s(option, wait)
+        expected_s, bound_s = waited_s + first_s, waited_s + first_s + wait.margin * (first_s + FLOOR_S)
+        if expected_s > allowed_s:
+            return f"a first token within {allowed_s:.3g} s would take {expected_s:.3g} s", expected_s - allowed_s
+        if bound_s > allowed_s:
+            return f"a first token within {allowed_s:.3g} s may take {bound_s:.3g} s", bound_s - allowed_s
+    if question.deadline_s is not None:
+        finish_s = waited_s + option.finish_s - wait.in_decision_s + OVERTAKEN * wait.until_begun_s
+        if finish_s > question.deadline_s:
+            return f"an end within {question.deadline_s:.3g} s would take {finish_s:.3g} s", finish_s - question.deadline_s
     return "", 0.0
 
 

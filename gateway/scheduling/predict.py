@@ -168,9 +168,10 @@ class Predictor:
         seat_s = self._service.value * over / max_sequences if over > 0 else 0.0
         return tokens * rates.prefill_s_per_token + seat_s
 
-    def seats_s(self, num_ahead: int, max_sequences: int) -> float:
-        """Until so many requests that wait before it have had a seat."""
-        return self._service.value * num_ahead / max_sequences
+    def turns_s(self, num_ahead: float) -> float:
+        """Until so many requests that wait before it have begun: while some wait, they begin as fast as others end, which by
+        Little's law is how many run over how long each takes."""
+        return self._service.value * num_ahead / max(1, len(self._pending))
 
     def view(
         self,

@@ -1,6 +1,7 @@
 """Requests that wait for a worker, and which goes next. Pure and bounded; the order is made when one is taken, not before.
 
 overdue   a cold one that has waited too long, the first come first, while a bounded share of all prefill work lasts
+due       one whose promise is half used up and can still be kept: the tenant with the least work, then who is due first
 band      interactive > agent turn > new run > batch
 in a band the tenant with the least uncached work per weight, then runs by (not resident, attained service, arrival)
 """
@@ -43,6 +44,9 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     num_bytes: int = 0
     admitted_run: bool = False
     """It continues a run, and does not give way."""
+    due: float = math.inf
+    broken: float = math.inf
+    """From `due` on it goes before what is not, until `broken`, when its promise is."""
 
 
 class RunQueue:
@@ -76,6 +80,9 @@ class RunQueue:
         """Shares from now on; work that was charged stays charged."""
         self._weights = weights
 
+    def weight(self, tenant: str) -> float:
+        return self._weights.get(tenant, 1.0)
+
     @property
     def uncached_tokens(self) -> int:
         """Of all that wait."""
@@ -100,13 +107,21 @@ class RunQueue:
         self._bytes += item.num_bytes
         return True
 
-    def give_way(self) -> Waiting | None:
-        """Takes out the last that came of the lowest band, for a turn of a run that was admitted."""
-        others = (item for item in self._waiting.values() if not item.admitted_run)
+    def give_way(self, newcomer: Waiting) -> Waiting | None:
+        """Takes out the last that came of the lowest band, for a turn of a run that was admitted; for anything else only one of
+        the tenant with most in the queue for its weight, where that is not the newcomer's own."""
+        others = [item for item in self._waiting.values() if not item.admitted_run]
+        if not newcomer.admitted_run:
+            heaviest = max(self._per_tenant, key=self._crowd, default=newcomer.tenant)
+            mine = (self._per_tenant.get(newcomer.tenant, 0) + 1) / self.weight(newcomer.tenant)
+            others = [item for item in others if item.tenant == heaviest] if self._crowd(heaviest) > mine else []
         last = max(others, key=lambda item: (item.band, item.arrival, item.request), default=None)
         if last is not None:
             self._take(last)
         return last
+
+    def _crowd(self, tenant: str) -> float:
+        return self._per_tenant.get(tenant, 0) / self.weight(tenant)
 
     def _is_full_for(self, item: Waiting) -> bool:
         if not self._waiting:
@@ -127,7 +142,7 @@ class RunQueue:
             if ready(item):
                 self._cold_budget -= item.uncached_tokens
                 return self._charge(item)
-        for item in self._in_order():
+        for item in (*self._due(now), *self._in_order()):
             if ready(item):
                 return self._charge(item)
         return None
@@ -143,6 +158,10 @@ class RunQueue:
         late = (one for one in self._waiting.values() if not one.resident and now - one.arrival >= self._cold_after_s)
         return sorted(late, key=lambda one: (one.arrival, one.request))
 
+    def _due(self, now: float) -> list[Waiting]:
+        due = (one for one in self._waiting.values() if one.due <= now < one.broken)
+        return sorted(due, key=lambda one: (self._work[one.tenant], one.due, one.request))
+
     def _in_order(self) -> Iterator[Waiting]:
         """Lazily: mostly the first is taken."""
         heap = [(self._order(item), item.request) for item in self._waiting.values()]
@@ -151,7 +170,7 @@ class RunQueue:
             yield self._waiting[heapq.heappop(heap)[1]]
 
     def _charge(self, item: Waiting) -> Waiting:
-        self._work[item.tenant] += max(1, item.uncached_tokens) / self._weights.get(item.tenant, 1.0)
+        self._work[item.tenant] += max(1, item.uncached_tokens) / self.weight(item.tenant)
         self._take(item)
         return item
 

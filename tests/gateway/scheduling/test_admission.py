@@ -5,13 +5,13 @@ import pytest
 
 from gateway.routing.decide import decide
 from gateway.routing.decision import WorkerView
-from gateway.scheduling.admission import ADMIT, Verdict, Wait, judge
+from gateway.scheduling.admission import ADMIT, Verdict, Wait, judge, predicted_s, promised_s
 from tests.gateway.routing.test_decide import ask, view
 
 # Both read 100 tokens in 11 ms; 20 tokens out take 40 ms.
 LARGE, SMALL = view("l", tier="large", wait_s=1.0), view("s")
 QUALITY = {"small": 0.5, "large": 1.0}
-WAITS = {"l": Wait(1.0, 0.5), "s": Wait(0.0, 0.0)}
+WAITS = {"l": Wait(1.0, 1.5), "s": Wait(0.0, 0.0)}
 
 
 def verdict(on_overload: str, fleet: tuple[WorkerView, ...] = (LARGE, SMALL), **changes: object) -> Verdict:
@@ -32,7 +32,28 @@ def test_what_cannot_waits_or_is_told_which_promise_and_by_how_much() -> None:
     shed = verdict("shed")
     assert (shed.action, shed.broken) == ("shed", "a first token within 0.2 s would take 1.51 s")
     assert shed.late_s == pytest.approx(1.311)
-    assert verdict("shed", ttft_slo_s=None, deadline_s=1.0).broken == "an end within 1 s would take 1.55 s"
+    assert verdict("shed", ttft_slo_s=None, deadline_s=1.0).broken == "an end within 1 s would take 3.05 s"  # waits count twice
+
+
+def test_predictions_that_come_late_count_with_their_margin() -> None:
+    question = ask([LARGE], quality=QUALITY, ttft_slo_s=2.0)
+    decision = decide(question, [LARGE], decision_id="d")
+    assert judge(question, decision, {"l": Wait(1.0, 1.5, margin=0.2)}, on_overload="shed") == ADMIT
+    assert judge(question, decision, {"l": Wait(1.0, 1.5, margin=0.4)}, on_overload="shed").action == "shed"
+    assert judge(question, decision, {"l": Wait(1.0, 1.5, margin=0.4, idle=True)}, on_overload="shed") == ADMIT
+
+
+def test_a_promise_ends_with_the_class_or_four_times_what_it_takes_alone_or_in_time_for_its_end() -> None:
+    option = decide(ask([LARGE], quality=QUALITY), [LARGE], decision_id="d").chosen
+    alone = option.ttft_s - 1.0
+    for changes, promised in (
+        ({"ttft_slo_s": 2.0}, 2.0),
+        ({"ttft_slo_s": alone}, 4 * alone),
+        ({"ttft_slo_s": None, "deadline_s": 3.0}, 3.0 - (option.finish_s - option.ttft_s)),
+        ({"ttft_slo_s": None}, float("inf")),
+    ):
+        assert promised_s(ask([LARGE], **changes), option, WAITS["l"]) == pytest.approx(promised)
+    assert predicted_s(option, WAITS["l"]) == pytest.approx(alone + 1.5)
 
 
 def test_time_that_has_passed_counts() -> None:

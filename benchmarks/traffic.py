@@ -1,0 +1,109 @@
+"""Mixed traffic for a live gateway: single questions, agent runs of several turns, and long batch work, lengths as in a trace.
+
+Every answer has a given length (`ignore_eos`), so that the same item is the same work each time; a number in front of each
+prompt keeps one from finding another's pages.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import aiohttp
+
+from backends.zoo.words import sentence
+from gateway.load.client import Seen, chat
+from gateway.load.schedule import Planned, read_trace
+
+Kind = Literal["interactive", "agent", "batch"]
+KINDS: tuple[Kind, ...] = ("interactive", "agent", "batch")
+_SHARES = {"interactive": 0.7, "agent": 0.1, "batch": 0.2}
+"""Of what arrives; a run is one arrival and several requests."""
+TRACE = "azure2023_conv.csv.gz"
+TURNS, PAUSE_S = 4, 0.3
+_SHORTER = {"interactive": 4, "agent": 4, "batch": 2}
+"""The trace's lengths are for models that take more than ours."""
+_MAX_PROMPT, _MAX_OUTPUT = 1200, 96
+_TOKENS_A_SENTENCE = 10.5
+
+
+class Item(NamedTuple):
+    """What arrives at once: one text for each turn, the answers as long as said."""
+
+    kind: Kind
+    texts: tuple[str, ...]
+    output_tokens: int
+    pause_s: float = 0.0
+
+
+class Played(NamedTuple):
+    """One item and what became of its turns; fewer than it has where one failed."""
+
+    item: int
+    seen: tuple[Seen, ...]
+
+
+def trace_of(data: Path) -> list[Planned]:
+    """Raises OSError when the data is not there."""
+    return read_trace(data / "traces" / TRACE)
+
+
+def pool(trace: Sequence[Planned], size: int, seed: int) -> list[Item]:
+    """So many items, each kind in its share."""
+    rng = random.Random(seed)
+    kinds = [kind for kind in KINDS for _ in range(max(1, round(_SHARES[kind] * size)))]
+    rng.shuffle(kinds)
+    return [_item(kind, trace[rng.randrange(len(trace))], rng) for kind in kinds]
+
+
+def _item(kind: Kind, like: Planned, rng: random.Random) -> Item:
+    prompt = min(_MAX_PROMPT, max(32, like.prompt_tokens // _SHORTER[kind]))
+    output = min(_MAX_OUTPUT, max(4, like.output_tokens // _SHORTER[kind]))
+    if kind != "agent":
+        return Item(kind, (_text(rng, prompt),), output)
+    texts = (_text(rng, prompt), *(_text(rng, rng.randint(20, 80)) for _ in range(TURNS - 1)))
+    return Item(kind, texts, max(4, output // 2), PAUSE_S)
+
+
+def _text(rng: random.Random, tokens: int) -> str:
+    return " ".join(sentence(rng) for _ in range(max(1, round(tokens / _TOKENS_A_SENTENCE)))) + " What comes next?"
+
+
+async def play(
+    http: aiohttp.ClientSession,
+    url: str,
+    item: Item,
+    number: int,
+    *,
+    index: int,
+    name: str,
+    due: float | None = None,
+    promised: bool = True,
+    pauses: bool = True,
+    model: str = "auto",
+    headers: Mapping[str, str] | None = None,
+) -> Played:
+    """`name` and `number` make its prompts and its run unlike any other; `index` is kept. Without `promised` no class is asked
+    for. A run ends with its last turn, or with the first that fails."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": f"Case {name} {number}."}]
+    said = {**(headers or {}), **({"x-headway-slo": item.kind} if promised else {})}
+    if item.kind == "agent":
+        said["x-headway-run-id"] = f"{name}-{number}"
+    seen: list[Seen] = []
+    for turn, text in enumerate(item.texts):
+        if turn and pauses:
+            await asyncio.sleep(item.pause_s)
+        messages.append({"role": "user", "content": text})
+        if item.kind == "agent" and turn == len(item.texts) - 1:
+            said["x-headway-run-final"] = "true"
+        body = {"model": model, "messages": messages, "max_tokens": item.output_tokens, "temperature": 0, "ignore_eos": True}
+        one = await chat(
+            http, f"{url}/v1/chat/completions", body, said, due=time.perf_counter() if turn or due is None else due
+        )
+        seen.append(one)
+        if not one.ok:
+            break
+        messages.append({"role": "assistant", "content": one.text})
+    return Played(index, tuple(seen))

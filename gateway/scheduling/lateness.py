@@ -1,0 +1,34 @@
+"""How far predicted times to a first token fall short of what comes, learned per kind of request. Pure: time is an argument.
+
+What is promised is held against a bound that one request in fifty exceeds, not against the prediction itself, which is
+exceeded by half of them.
+"""
+
+FLOOR_S = 0.05
+"""Errors of short predictions are mostly the machine's jitter, which does not shrink with them."""
+SHARE = 0.98
+_STEP = 0.25
+_FIRST, _MOST = 0.5, 20.0
+_HALF_LIFE_S = 60.0
+"""Without news the margin shrinks: whoever refuses everybody would never learn that they were wrong."""
+
+
+class Lateness:
+    """`margin` is the quantile SHARE of (came - predicted) / (predicted + FLOOR_S), never below zero."""
+
+    def __init__(self) -> None:
+        self._margin, self._at = _FIRST, 0.0
+
+    def margin(self, now: float) -> float:
+        return float(self._margin * 0.5 ** (max(0.0, now - self._at) / _HALF_LIFE_S))
+
+    def bound_s(self, predicted_s: float, now: float) -> float:
+        """What is exceeded by few."""
+        return predicted_s + self.margin(now) * (predicted_s + FLOOR_S)
+
+    def observe(self, predicted_s: float, came_s: float, now: float) -> None:
+        """One step of stochastic approximation: up by much when late, down by little when not."""
+        margin = self.margin(now)
+        late = came_s > predicted_s + margin * (predicted_s + FLOOR_S)
+        self._margin = min(_MOST, max(0.0, margin + _STEP * (SHARE - (not late))))
+        self._at = now
