@@ -4,22 +4,28 @@ Method: one core, 1,000 workers of two models, 20,000 live runs of 100,000 token
 Parts: `identity` finds the run by its header and keeps its books; `tokenize` encodes the text of the new part with nano's
 tokenizer; `names` hashes its pages; `residency` finds the workers that hold most of the prompt; `views` makes those anew of
 which something changed (three a turn); `shortlist` chooses whom to look at, `decide` among those; `queue` pushes and pops
-one behind 256 others. `full_scan` is deciding among all, on every tenth turn and outside the sum, and must give the same.
+one behind 256 others. Outside the sum: `full_scan` is deciding among all, on every tenth turn, and must give the same;
+`tokenizer_alone` is the library's quickest call for the same text, the floor of whoever does not remember words. The text is
+prose of few words, soon all known; `tokenize_code` and `tokenizer_alone_code` are pieces of 2,600 characters of public agents'
+messages, each read for the first time.
 Times are processor time of the process, as the machine may do other work. Verifying the old part, and the gateway's tables
 by worker (which prompt goes to which), are not inside. Memory is what registry, retention, keeper and the residency index
 hold of an idle run whose pages are on one worker; page names of chains' last prompts are bounded apart, by their text.
 """
 
+import gzip
+import json
 import random
 import time
 import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
-from backends.prefix import Namer
-from backends.wire import PAGE_NAME_BYTES, Cache
+from backends.wire import PAGE_NAME_BYTES, Cache, page_names
 from backends.zoo.words import sentence
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from gateway.fleet.fleet import MAX_PAGES
@@ -37,8 +43,11 @@ from gateway.text.model_text import ModelText
 
 PAGE, PROMPT, GROWTH = 16, 100_000, 650
 REAL_RUNS, WAITING = 64, 256
+OUTSIDE = ("full_scan", "tokenizer_alone", "tokenize_code", "tokenizer_alone_code")
+"""Shown beside the sum."""
 TENANT = "benchmark"
 _CHARS_A_TOKEN = 4
+_PIECE_CHARS = 2_600
 
 Result = TypeVar("Result")
 
@@ -56,7 +65,7 @@ class Stopwatch:
         return result
 
     def totals(self) -> list[float]:
-        counted = [values for name, values in self.parts.items() if name != "full_scan"]
+        counted = [values for name, values in self.parts.items() if name not in OUTSIDE]
         return [sum(turn) for turn in zip(*counted, strict=True)]
 
 
@@ -138,6 +147,7 @@ def main() -> None:
     world, text = World(workers, runs, REAL_RUNS, rng), ModelText.from_directory(ROOT / "backends" / "zoo" / "nano")
     for turn in range(turns):
         _turn(world, text, watch, turn)
+    _read_code(args.data / "traces" / "swe_agent_text.jsonl.gz", text, watch, most=turns)
     parts = {name: _quantiles(values) for name, values in (*watch.parts.items(), ("all", watch.totals()))}
     print(table(("part", "p50 us", "p99 us"), [(name, *values) for name, values in parts.items()]))
     results = {
@@ -159,12 +169,12 @@ def main() -> None:
 def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int) -> None:
     number = world.rng.choice(list(world.names))
     names, warm = world.names[number], world.warm(number)
-    new_text = ""
-    while len(new_text) < GROWTH * _CHARS_A_TOKEN:
-        new_text += sentence(world.rng) + " "
+    new_text = _new_text(text, world.rng)
     watch.time("identity", lambda: world.pause(number))
     ids = watch.time("tokenize", lambda: text.encode(new_text))
-    watch.time("names", lambda: _name(names[-1], ids.tobytes()))
+    # The names of the old part are known: those of the new one go on from the last of them.
+    prompt = bytes(4 * PAGE * len(names)) + ids.tobytes()
+    watch.time("names", lambda: page_names(prompt, page_size=PAGE, fingerprint="fingerprint", cache_salt=TENANT, known=names))
     holders = watch.time("residency", lambda: world.residency.holders(names))
     cached = {worker: pages * PAGE for worker, pages in holders.items()}
     assert cached[warm] > PROMPT - 64 * PAGE
@@ -188,6 +198,7 @@ def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int) -> None:
     views, whole = watch.time("shortlist", lambda: world.standing.candidates(question, 0.0))
     decision = watch.time("decide", lambda: decide(question, views, decision_id="d", whole=whole))
     watch.time("queue", lambda: _through(world.queue))
+    assert watch.time("tokenizer_alone", lambda: alone(text, new_text)) == list(ids)
     if turn % 10 == 0:
         everyone = [world.view(worker, 0.0) for worker in world.workers]
         assert watch.time("full_scan", lambda: decide(question, everyone, decision_id="d")) == decision
@@ -212,11 +223,34 @@ def _waiting(request: int, uncached: int) -> Waiting:
     )
 
 
-def _name(parent: bytes, tokens: bytes) -> bytes:
-    namer = Namer("fingerprint", TENANT)
-    for start in range(0, len(tokens) - 4 * PAGE + 1, 4 * PAGE):
-        parent = namer.after(parent, tokens[start : start + 4 * PAGE])
-    return parent
+def _read_code(path: Path, text: ModelText, watch: Stopwatch, *, most: int) -> None:
+    """What each public message adds to the one before it in its session, a piece of each."""
+    if not path.exists():
+        return
+    sent: dict[str, str] = {}
+    with gzip.open(path, "rt") as lines:
+        for line in islice(lines, most):
+            call = json.loads(line)
+            before, now = sent.get(call["session_id"], ""), call["input"]
+            piece = now[len(before) :][:_PIECE_CHARS] if now.startswith(before) else now[:_PIECE_CHARS]
+            sent[call["session_id"]] = now + call["output"]
+            ids = watch.time("tokenize_code", partial(text.encode, piece))
+            assert watch.time("tokenizer_alone_code", partial(alone, text, piece)) == list(ids)
+
+
+def alone(text: ModelText, new_text: str) -> list[int]:
+    """What the library `tokenizers` takes by itself, in its quickest call."""
+    return list(text.tokenizer.encode_batch_fast([new_text], add_special_tokens=False)[0].ids)
+
+
+def _new_text(text: ModelText, rng: random.Random) -> str:
+    """Sentences of at least GROWTH tokens, words with single spaces between them."""
+    said = sentence(rng)
+    while len(said) < GROWTH * _CHARS_A_TOKEN:
+        said += " " + sentence(rng)
+    while len(alone(text, said)) < GROWTH:
+        said += " " + sentence(rng)
+    return said
 
 
 def _quantiles(values: list[float]) -> tuple[float, float]:

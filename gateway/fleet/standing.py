@@ -58,4 +58,4 @@ class Standing:
                 self._shortlist.put(view)
         self._touched.clear()
         if self._shortlist is None and len(self._workers) > FEW:
-            self._shortlist = Shortlist(self._views.values())
+            self._shortlist = Shortlist(self._views[worker] for worker in self._workers)

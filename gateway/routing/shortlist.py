@@ -3,7 +3,6 @@ rejected ones, and how many the others are by reason. Pure; the views are kept a
 row at a time. A test holds it equal to deciding among all, number for number: every line here has its twin in `decide`.
 """
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -43,12 +42,13 @@ class Shortlist:
     """The views of a fleet that has workers. Rows keep the order of names: the row settles what is equal, as the name does."""
 
     def __init__(self, views: Iterable[WorkerView]) -> None:
-        self._views = sorted(views, key=lambda view: view.worker)
+        given = list(views)
+        self._views = sorted(given, key=lambda view: view.worker)
         self._row = {view.worker: row for row, view in enumerate(self._views)}
         self._names = list(self._row)
         size = len(self._views)
         self._all = np.arange(size)
-        self._of_each = operator.itemgetter(*self._names, self._names[0])  # by one more, so that it is never a bare value
+        self._given = [view.worker for view in given]
         self._numbers = np.zeros((len(_NUMBERS), size))
         self._healthy = np.zeros(size, dtype=bool)
         self._typical = np.zeros(size)
@@ -87,35 +87,37 @@ class Shortlist:
         if question.escalations and question.asked == AUTO and question.locked_model is None:
             scores, anew = self._escalated(question, scores, open_)
             rows.append(anew)
-        inside = open_ & self._by_kind(lambda model, _: model == question.locked_model)
-        locked = question.locked_model is not None and bool(inside.any())
-        contenders = inside if locked else open_
+        contenders, locked = open_, False
+        if question.locked_model is not None:
+            inside = open_ & self._by_kind(lambda model, _: model == question.locked_model)
+            if inside.any():
+                contenders, locked = inside, True
         bar = question.quality_bar if not locked and question.asked == AUTO and question.quality else 0.0
         below = contenders & (1.0 - scores.doubt < bar)
         pool = contenders & ~below
         if not pool.any():
             pool = contenders & (scores.doubt == scores.doubt[contenders].min())
             below = contenders & ~pool
-        (chosen,) = _best(scores, np.flatnonzero(pool), 1)
-        rows += [chosen, *_best(scores, self._all, MAX_REJECTED + 1)]
+        best = _best(scores, self._all, MAX_REJECTED + 1)
+        # Whoever is not among the best is behind all of them, so the best of the pool is among them if any of it is.
+        (chosen,) = _best(scores, np.array([row for row in best if pool[row]], dtype=np.intp), 1) or _best(
+            scores, np.flatnonzero(pool), 1
+        )
+        rows += [chosen, *best]
         counts: dict[str, int] = {
             "not_allowed": int(np.count_nonzero(~offered)),
             "context_too_long": int(np.count_nonzero(offered & ~fits)),
             "not_healthy": int(np.count_nonzero(offered & fits & ~up)),
-            "locked_elsewhere": int(np.count_nonzero(open_ & ~contenders)),
+            "locked_elsewhere": num_open - int(np.count_nonzero(contenders)),
             "below_quality_bar": int(np.count_nonzero(below)),
         }
-        counts |= _why_not(scores, np.flatnonzero(contenders & ~below), chosen)
+        counts |= _why_not(scores, np.flatnonzero(pool), chosen)
         whole = Whole(num_open, {reason: count for reason, count in counts.items() if count})
         return Short([self._views[row] for row in dict.fromkeys(rows)], whole)
 
     def _prompt(self, prompt_tokens: Mapping[str, int]) -> Floats:
         """By row; -1 for a worker that the prompt was not made for."""
-        try:
-            values = set(self._of_each(prompt_tokens))
-        except KeyError:
-            values = set()
-        if len(values) == 1:
+        if list(prompt_tokens) == self._given and len(values := set(prompt_tokens.values())) == 1:
             return np.full(len(self), float(values.pop()))
         return np.array([prompt_tokens.get(name, -1) for name in self._names], dtype=np.float64)
 
@@ -224,8 +226,12 @@ def _best(scores: _Scores, rows: Rows, count: int) -> list[int]:
         wanted = count - len(found)
         if len(rows) <= wanted:
             break
-        values = column[rows]
+        values = column[rows] if len(rows) < len(column) else column
         last = np.partition(values, wanted - 1)[wanted - 1]
+        within = values <= last
+        rows, values = rows[within], values[within]
+        if len(rows) == wanted:
+            break
         found += rows[values < last].tolist()
         rows = rows[values == last]
     found += rows[: count - len(found)].tolist()

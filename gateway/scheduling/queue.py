@@ -1,13 +1,15 @@
-"""Requests that wait for a worker, and which goes next. Pure and bounded; the order is made when one is taken, not before.
+"""Requests that wait for a worker, and which goes next. Pure and bounded.
 
 overdue   a cold one that has waited too long, the first come first, while a bounded share of all prefill work lasts
 due       one whose promise is half used up and can still be kept: the tenant with the least work, then who is due first
 band      interactive > agent turn > new run > batch
 in a band the tenant with the least uncached work per weight, then runs by (not resident, attained service, arrival)
+
+Each tenant's requests of a band are kept in order; the order of tenants, which every request changes, is made at the taking.
 """
 
-import heapq
 import math
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 
@@ -49,6 +51,14 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     """From `due` on it goes before what is not, until `broken`, when its promise is."""
 
 
+_Place = tuple[bool, float, float, int]
+"""Within its tenant and band."""
+
+
+def _place(item: Waiting) -> _Place:
+    return (not item.resident, item.attained, item.arrival, item.request)
+
+
 class RunQueue:
     """At most `max_waiting` requests, `max_tokens` of them uncached and `max_bytes`; one alone may be larger.
 
@@ -71,6 +81,9 @@ class RunQueue:
         self._waiting: dict[int, Waiting] = {}
         self._work: dict[str, float] = {}
         self._per_tenant: dict[str, int] = {}
+        self._lines: dict[tuple[Band, str], list[_Place]] = {}
+        self._cold: list[tuple[float, int]] = []
+        """Those that are not resident, by arrival."""
         self._uncached = self._bytes = 0
 
     def __len__(self) -> int:
@@ -103,6 +116,7 @@ class RunQueue:
             }
         self._per_tenant[item.tenant] = self._per_tenant.get(item.tenant, 0) + 1
         self._waiting[item.request] = item
+        self._line_up(item)
         self._uncached += item.uncached_tokens
         self._bytes += item.num_bytes
         return True
@@ -153,21 +167,38 @@ class RunQueue:
         self._cold_at = now
 
     def _overdue(self, now: float) -> list[Waiting]:
-        if self._cold_budget <= 0:
+        if self._cold_budget <= 0 or not self._cold or now - self._cold[0][0] < self._cold_after_s:
             return []
-        late = (one for one in self._waiting.values() if not one.resident and now - one.arrival >= self._cold_after_s)
-        return sorted(late, key=lambda one: (one.arrival, one.request))
+        return [self._waiting[request] for arrival, request in self._cold if now - arrival >= self._cold_after_s]
 
     def _due(self, now: float) -> list[Waiting]:
         due = (one for one in self._waiting.values() if one.due <= now < one.broken)
         return sorted(due, key=lambda one: (self._work[one.tenant], one.due, one.request))
 
     def _in_order(self) -> Iterator[Waiting]:
-        """Lazily: mostly the first is taken."""
-        heap = [(self._order(item), item.request) for item in self._waiting.values()]
-        heapq.heapify(heap)
-        while heap:
-            yield self._waiting[heapq.heappop(heap)[1]]
+        """Lazily: mostly the first is taken, and then no more is asked for."""
+        for _, _, _, line in sorted((band, self._work[tenant], tenant, line) for (band, tenant), line in self._lines.items()):
+            for place in line:
+                yield self._waiting[place[-1]]
+
+    def _line_up(self, item: Waiting) -> None:
+        insort(self._lines.setdefault((item.band, item.tenant), []), _place(item))
+        if not item.resident:
+            insort(self._cold, (item.arrival, item.request))
+
+    def _step_out(self, item: Waiting) -> None:
+        line = self._lines[item.band, item.tenant]
+        del line[bisect_left(line, _place(item))]
+        if not line:
+            del self._lines[item.band, item.tenant]
+        if not item.resident:
+            del self._cold[bisect_left(self._cold, (item.arrival, item.request))]
+
+    def _put(self, item: Waiting) -> None:
+        """In the place of what waits under its number."""
+        self._step_out(self._waiting[item.request])
+        self._waiting[item.request] = item
+        self._line_up(item)
 
     def _charge(self, item: Waiting) -> Waiting:
         self._work[item.tenant] += max(1, item.uncached_tokens) / self.weight(item.tenant)
@@ -183,13 +214,13 @@ class RunQueue:
         item = self._waiting.get(request)
         if item is not None and (item.uncached_tokens, item.resident) != (uncached_tokens, resident):
             self._uncached += uncached_tokens - item.uncached_tokens
-            self._waiting[request] = msgspec.structs.replace(item, uncached_tokens=uncached_tokens, resident=resident)
+            self._put(msgspec.structs.replace(item, uncached_tokens=uncached_tokens, resident=resident))
 
     def reprioritize(self, request: int, band: Band) -> bool:
         """False when it does not wait (any more)."""
         item = self._waiting.get(request)
         if item is not None:
-            self._waiting[request] = msgspec.structs.replace(item, band=band)
+            self._put(msgspec.structs.replace(item, band=band))
         return item is not None
 
     def cancel(self, request: int) -> bool:
@@ -217,11 +248,11 @@ class RunQueue:
         mine = self._order(item)
         return sum(self._order(other) < mine for other in self._waiting.values())
 
-    def _order(self, item: Waiting) -> tuple[int, float, str, bool, float, float, int]:
-        work = self._work[item.tenant]
-        return (item.band, work, item.tenant, not item.resident, item.attained, item.arrival, item.request)
+    def _order(self, item: Waiting) -> tuple[int, float, str, _Place]:
+        return (item.band, self._work[item.tenant], item.tenant, _place(item))
 
     def _take(self, item: Waiting) -> None:
+        self._step_out(item)
         del self._waiting[item.request]
         self._uncached -= item.uncached_tokens
         self._bytes -= item.num_bytes
@@ -236,3 +267,8 @@ class RunQueue:
         assert self._bytes == sum(item.num_bytes for item in self._waiting.values())
         assert sum(self._per_tenant.values()) == len(self._waiting)
         assert self._per_tenant.keys() <= self._work.keys()
+        lined_up = [(line, self._waiting[place[-1]]) for line, places in self._lines.items() for place in places]
+        assert {item.request for _, item in lined_up} == self._waiting.keys() and len(lined_up) == len(self._waiting)
+        assert all(line == (item.band, item.tenant) for line, item in lined_up)
+        assert all(line == sorted(line) for line in self._lines.values())
+        assert self._cold == sorted((item.arrival, item.request) for item in self._waiting.values() if not item.resident)

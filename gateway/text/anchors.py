@@ -35,6 +35,10 @@ class Anchors:
             and not any(token.content[:end] in overlapping for end in range(1, len(token.content) + 1))
         }
 
+    @property
+    def contents(self) -> frozenset[str]:
+        return frozenset(self._content_by_id.values())
+
     def length(self, token_id: int) -> int:
         """In characters."""
         return len(self._content_by_id[token_id])

@@ -1,6 +1,6 @@
 """What one model makes of a conversation: its text and its token ids, equal to what `transformers` gives.
 
-Tokenizing releases the interpreter lock and may run on a thread; nothing here changes after construction.
+Tokenizing releases the interpreter lock and may run on a thread; nothing but the memory of words changes after construction.
 """
 
 from array import array
@@ -16,6 +16,7 @@ from gateway.text.anchors import Anchors, Places, common_prefix
 from gateway.text.family import family_of
 from gateway.text.model_files import ModelFiles, parse_files, read_directory
 from gateway.text.template import ChatTemplate
+from gateway.text.words import Words
 
 
 class Encoded(NamedTuple):
@@ -32,9 +33,10 @@ class ModelText:
 
     def __init__(self, files: ModelFiles) -> None:
         self.fingerprint = files.fingerprint
-        self._tokenizer = files.tokenizer
+        self.tokenizer = files.tokenizer
         self._template = ChatTemplate(files.templates, files.special_tokens)
         self._anchors = Anchors(files.tokenizer)
+        self._words = Words.of(files.tokenizer, self._anchors.contents)
         self.family = family_of(files.templates, self._probe())
 
     @classmethod
@@ -59,11 +61,14 @@ class ModelText:
 
     def encode(self, text: str) -> "array[int]":
         """Token ids (uint32) of a text as it stands: nothing is added, special tokens in it are recognised."""
-        return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        ids = self._words.encode(text) if self._words is not None else None
+        if ids is None:
+            ids = array("I", self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        return ids
 
     def plain(self, text: str) -> Encoded:
         """A text that is no conversation, with the special tokens that the tokenizer itself puts around one."""
-        ids = array("I", self._tokenizer.encode(text, add_special_tokens=True).ids)
+        ids = array("I", self.tokenizer.encode(text, add_special_tokens=True).ids)
         return Encoded(text, ids, Places(array("I"), array("I")), self.fingerprint)
 
     def prompt(
