@@ -5,6 +5,7 @@ python -m benchmarks.fcfs POLICY
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from gateway import app
@@ -15,8 +16,14 @@ from gateway.settings import read_settings
 
 
 class FirstCome(RunQueue):
-    def _order(self, item: Waiting) -> tuple[int, float, str, bool, float, float, int]:
-        return (0, 0.0, "", False, 0.0, item.arrival, item.request)
+    def _overdue(self, now: float) -> list[Waiting]:
+        return []
+
+    def _due(self, now: float) -> list[Waiting]:
+        return []
+
+    def _in_order(self) -> Iterator[Waiting]:
+        return iter(sorted(self._waiting.values(), key=lambda one: (one.arrival, one.request)))
 
 
 def main() -> None:

@@ -109,12 +109,6 @@ def _add_keys(commands: "_Commands[ArgumentParser]") -> None:
         part.add_argument("--ledger", metavar="FILE", help="the ledger that the gateway runs on; default: HEADWAY_LEDGER")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
-
-
 def _add_policy(commands: "_Commands[ArgumentParser]") -> None:
     parts = commands.add_parser("policy", help="check, compare and replay policy files").add_subparsers(
         metavar="COMMAND", required=True

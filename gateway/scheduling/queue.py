@@ -12,6 +12,7 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
+from itertools import chain
 
 import msgspec
 
@@ -156,7 +157,7 @@ class RunQueue:
             if ready(item):
                 self._cold_budget -= item.uncached_tokens
                 return self._charge(item)
-        for item in (*self._due(now), *self._in_order()):
+        for item in chain(self._due(now), self._in_order()):
             if ready(item):
                 return self._charge(item)
         return None
