@@ -215,7 +215,7 @@ def _waiting(request: int, uncached: int) -> Waiting:
 def _name(parent: bytes, tokens: bytes) -> bytes:
     namer = Namer("fingerprint", TENANT)
     for start in range(0, len(tokens) - 4 * PAGE + 1, 4 * PAGE):
-        parent = namer.after(parent, tokens[start : start + 4 * PAGE])
+        parent = namer.after(parent, tokens[start : start + 4 * PAGE], start // (4 * PAGE))
     return parent
 
 
