@@ -202,7 +202,7 @@ class Engine:
             priority=submit.priority,
             arrival=self._arrivals,
             chain=submit.chain,
-            namer=Namer(self.limits.fingerprint, submit.cache_salt),
+            namer=Namer(self.limits.fingerprint, submit.cache_salt, submit.shared_tokens // self.limits.page_size),
             detokenizer=Detokenizer(self._decoder),
             stops=StopFilter(sampling.stop),
             charge=Charge(self.clock_ns()),

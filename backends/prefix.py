@@ -11,21 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from backends.pages import PagePool
-from backends.wire import PAGE_NAME_BYTES
+from backends.wire import PAGE_NAME_BYTES, SHARED_SALT, page_key
 
 DEFAULT_SCORE = 1.0
 MAX_SCORES, MAX_CHAINS_PER_PAGE = 65_536, 4
 
 
 class Namer:
-    """Names pages one after the other as `wire.page_names` does all at once."""
+    """Names pages one after the other as `wire.page_names` does all at once; the first `num_shared` for everybody."""
 
-    def __init__(self, fingerprint: str, cache_salt: str) -> None:
-        self._key = hashlib.blake2b(f"{fingerprint}\0{cache_salt}".encode(), digest_size=32).digest()
+    def __init__(self, fingerprint: str, cache_salt: str, num_shared: int = 0) -> None:
+        self._key, self._shared_key = page_key(fingerprint, cache_salt), page_key(fingerprint, SHARED_SALT)
+        self._num_shared = num_shared
 
-    def after(self, parent: bytes, tokens: bytes) -> bytes:
-        """The name of the page of `tokens` (uint32 little-endian) behind the page `parent` (empty: at the start)."""
-        return hashlib.blake2b(parent + tokens, digest_size=PAGE_NAME_BYTES, key=self._key).digest()
+    def after(self, parent: bytes, tokens: bytes, page: int) -> bytes:
+        """The name of page number `page`, of `tokens` (uint32 little-endian), behind `parent` (empty: at the start)."""
+        key = self._shared_key if page < self._num_shared else self._key
+        return hashlib.blake2b(parent + tokens, digest_size=PAGE_NAME_BYTES, key=key).digest()
 
 
 @dataclass(slots=True)

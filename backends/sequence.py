@@ -83,4 +83,5 @@ class Sequence:
         while len(self.names) < count:
             start = len(self.names) * page_size
             block = self.tokens[start : start + page_size]
-            self.names.append(self.namer.after(self.names[-1] if self.names else b"", block.tobytes()))
+            parent = self.names[-1] if self.names else b""
+            self.names.append(self.namer.after(parent, block.tobytes(), len(self.names)))

@@ -16,6 +16,8 @@ ASSET_CHUNK_BYTES = 1024 * 1024
 CACHE_CHUNK_PAGES = 16_384
 PAGE_NAME_BYTES = 16
 PROTOCOL = 1
+SHARED_SALT = "\0shared"
+"""No tenant's: a name has no zero in it."""
 
 FinishReason = Literal["stop", "length", "abort", "refused", "error"]
 
@@ -79,8 +81,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="submit"):
     """Run one sequence. `prompt` is uint32 little-endian token ids; lower `priority` runs first.
 
-    `cache_salt` names who may share the pages: prompts with different salts never share any. `traceparent` is the W3C
-    context of the span that the work belongs under.
+    `cache_salt` names who may share the pages: prompts with different salts share none, but for those that lie whole within
+    the first `shared_tokens` tokens. `traceparent` is the W3C context of the span that the work belongs under.
     """
 
     request: int
@@ -90,6 +92,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     cache_salt: str = ""
     chain: str = ""
     traceparent: str = ""
+    shared_tokens: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -247,19 +250,29 @@ def decode_up(frame: bytes) -> Up:
     return message
 
 
-def page_names(prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: str, known: Sequence[bytes] = ()) -> list[bytes]:
+def page_key(fingerprint: str, cache_salt: str) -> bytes:
+    """Under which pages are named. BLAKE2b over the model's fingerprint and the salt."""
+    return hashlib.blake2b(f"{fingerprint}\0{cache_salt}".encode(), digest_size=32).digest()
+
+
+def page_names(
+    prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: str, known: Sequence[bytes] = (), shared_tokens: int = 0
+) -> list[bytes]:
     """Names of the full pages of a prompt (uint32 little-endian ids), each chained to the page before it.
 
-    Keyed BLAKE2b over the model's fingerprint and the salt, so that equal names mean equal KV and nobody can guess them
-    across salts. `known` are the names of its first pages where they were made before.
+    Keyed with the model's fingerprint and the salt, so that equal names mean equal KV and nobody can guess them across salts.
+    The salt enters behind the pages that are whole within `shared_tokens`. `known` are the names of its first pages where
+    they were made before, with the same `shared_tokens`.
     """
-    key = hashlib.blake2b(f"{fingerprint}\0{cache_salt}".encode(), digest_size=32).digest()
+    key, shared_key = page_key(fingerprint, cache_salt), page_key(fingerprint, SHARED_SALT)
+    num_shared = shared_tokens // page_size
     width = page_size * 4
     names = list(known)
     parent = names[-1] if names else b""
     for start in range(len(names) * width, len(prompt) - len(prompt) % width, width):
         block = parent + prompt[start : start + width]
-        parent = hashlib.blake2b(block, digest_size=PAGE_NAME_BYTES, key=key).digest()
+        under = shared_key if len(names) < num_shared else key
+        parent = hashlib.blake2b(block, digest_size=PAGE_NAME_BYTES, key=under).digest()
         names.append(parent)
     return names
 

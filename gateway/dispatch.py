@@ -324,6 +324,7 @@ class Dispatcher:
         stream = self.fleet.links[worker].submit(
             ticket.prompts[worker].data,
             sampling,
+            shared_tokens=ticket.prompts[worker].shared_tokens,
             uncached_tokens=uncached,
             priority=int(ticket.band),
             salt=ticket.tenant,

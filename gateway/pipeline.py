@@ -173,7 +173,9 @@ class Pipeline:
         """For every worker that might take it and is up."""
         upstreams = self._upstreams(request)
         targets = self._capable(request, instead=bool(upstreams))
-        prompts = await self.prompts.build(request, targets, chain=chain, salt=tenant)
+        known = self.policy.tenants.get(tenant)
+        shares = known is not None and known.share_prefix == "system"
+        prompts = await self.prompts.build(request, targets, chain=chain, salt=tenant, shares_system=shares)
         return prompts | {one.name: one.prompt(request, chain) for one in upstreams}
 
     def _upstreams(self, request: Request) -> list[Upstream]:

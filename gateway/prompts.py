@@ -26,19 +26,23 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 class Prompt(NamedTuple):
-    """`data` is uint32 little-endian ids; `names` those of its full pages on the worker that it is for."""
+    """`data` is uint32 little-endian ids; `names` those of its full pages on the worker that it is for. Pages within the first
+    `shared_tokens` are named for all tenants that share."""
 
     data: bytes
     num_tokens: int
     names: list[bytes]
+    shared_tokens: int = 0
 
 
 class _Kept(NamedTuple):
-    """What a chain last sent, as one tokenizer reads it; page names by fingerprint of weights, page size and salt."""
+    """What a chain last sent, as one tokenizer reads it; page names by fingerprint of weights, page size, salt and shared
+    tokens."""
 
     encoded: Encoded
     data: bytes
-    names: dict[tuple[str, int, str], list[bytes]]
+    names: dict[tuple[str, int, str, int], list[bytes]]
+    shared_tokens: int
 
     def num_known(self, data: bytes, page_size: int) -> int:
         """Leading pages that a further prompt shares with it."""
@@ -73,15 +77,20 @@ class Prompts:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def build(self, request: Request, targets: Sequence[Target], *, chain: str, salt: str) -> dict[str, Prompt]:
-        """By worker. Raises BadRequest when a template does not take the messages."""
+    async def build(
+        self, request: Request, targets: Sequence[Target], *, chain: str, salt: str, shares_system: bool = False
+    ) -> dict[str, Prompt]:
+        """By worker. With `shares_system` the salt enters behind what only the system prompt and the tools say. Raises
+        BadRequest when a template does not take the messages."""
         texts = {target.text.fingerprint: target.text for target in targets}
         previous = {fingerprint: self._kept.get((chain, fingerprint)) for fingerprint in texts}
         if _is_short(request, previous):
-            kept, prompts = self._encode(request, targets, texts, previous, salt)
+            kept, prompts = self._encode(request, targets, texts, previous, salt, shares_system)
         else:
             loop = asyncio.get_running_loop()
-            kept, prompts = await loop.run_in_executor(self._threads, self._encode, request, targets, texts, previous, salt)
+            kept, prompts = await loop.run_in_executor(
+                self._threads, self._encode, request, targets, texts, previous, salt, shares_system
+            )
         for fingerprint, one in kept.items() if request.text is None else ():
             self._keep((chain, fingerprint), one)
         return prompts
@@ -93,23 +102,30 @@ class Prompts:
         texts: Mapping[str, ModelText],
         previous: Mapping[str, _Kept | None],
         salt: str,
+        shares_system: bool,
     ) -> tuple[dict[str, _Kept], dict[str, Prompt]]:
         now = self._clock()
         kept: dict[str, _Kept] = {}
         for fingerprint, text in texts.items():
             before = previous[fingerprint]
             encoded = _encode(text, request, now, before.encoded if before else None)
-            kept[fingerprint] = _Kept(encoded, encoded.ids.tobytes(), {})
+            shared = _shared_tokens(text, encoded, request, now) if shares_system else 0
+            kept[fingerprint] = _Kept(encoded, encoded.ids.tobytes(), {}, shared)
         prompts: dict[str, Prompt] = {}
         for worker, text, fingerprint, page_size in targets:
             one, before = kept[text.fingerprint], previous[text.fingerprint]
-            key = (fingerprint, page_size, salt)
+            key = (fingerprint, page_size, salt, one.shared_tokens)
             if key not in one.names:
                 known = before.names.get(key, [])[: before.num_known(one.data, page_size)] if before else []
                 one.names[key] = wire.page_names(
-                    one.data, page_size=page_size, fingerprint=fingerprint, cache_salt=salt, known=known
+                    one.data,
+                    page_size=page_size,
+                    fingerprint=fingerprint,
+                    cache_salt=salt,
+                    known=known,
+                    shared_tokens=one.shared_tokens,
                 )
-            prompts[worker] = Prompt(one.data, len(one.data) // 4, one.names[key])
+            prompts[worker] = Prompt(one.data, len(one.data) // 4, one.names[key], one.shared_tokens)
         return kept, prompts
 
     def _keep(self, key: tuple[str, str], kept: _Kept) -> None:
@@ -127,6 +143,12 @@ def _encode(text: ModelText, request: Request, now: datetime, previous: Encoded 
         return text.plain(request.text)
     effort = request.reasoning_effort
     return text.prompt(request.messages, request.tools, now=now, previous=previous, effort=effort)
+
+
+def _shared_tokens(text: ModelText, encoded: Encoded, request: Request, now: datetime) -> int:
+    if request.text is not None:
+        return 0
+    return text.num_system_tokens(encoded, request.messages, request.tools, now=now, effort=request.reasoning_effort)
 
 
 def _is_short(request: Request, previous: Mapping[str, _Kept | None]) -> bool:

@@ -227,6 +227,7 @@ class FakeWorker:
             page_size=self.hello.page_size,
             fingerprint=self.hello.fingerprint,
             cache_salt=submit.cache_salt,
+            shared_tokens=submit.shared_tokens,
         )
         cached = 0
         for name in names[: (num_prompt - 1) // self.hello.page_size]:

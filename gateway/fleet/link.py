@@ -87,6 +87,7 @@ class Link:
         salt: str = "",
         chain: str = "",
         traceparent: str = "",
+        shared_tokens: int = 0,
     ) -> Stream:
         """`prompt` is uint32 little-endian ids. Raises WorkerLost when there is no link."""
         if not self.healthy:
@@ -104,6 +105,7 @@ class Link:
                 cache_salt=salt,
                 chain=chain,
                 traceparent=traceparent,
+                shared_tokens=shared_tokens,
             )
         )
         return stream

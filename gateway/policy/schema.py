@@ -133,6 +133,9 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     slo: tuple[Name, ...] = ()
     """SLO classes it may ask for by `x-headway-slo` or `service_tier` though they are stricter than the route's."""
     limits: RateLimits = RateLimits()
+    share_prefix: Literal["none", "system"] = "none"
+    """`system`: its system prompts and tools may be cached together with those of other tenants that say so, and a tenant can
+    then tell by the time whether another has sent the same ones. What users say is never shared."""
     operator: bool = False
     """Its keys see every tenant's runs and dollars, the idle time and the policy on the dashboard; others see their own."""
 

@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -85,6 +86,21 @@ class ModelText:
         Raises BadRequest when the template refuses.
         """
         return self.continue_from(previous, self.render(messages, tools, now=now, effort=effort))
+
+    def num_system_tokens(
+        self, encoded: Encoded, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime, effort: str | None = None
+    ) -> int:
+        """Leading tokens of a conversation's prompt that are the same whatever is said after its system messages: up to the
+        last anchor before that. 0 where the template takes no such conversation, or puts the system messages elsewhere."""
+        system = list(takewhile(lambda message: message.role == "system", messages))
+        try:
+            one, other = (
+                self.render([*system, Message(role="user", content=said)], tools, now=now, effort=effort) for said in "ab"
+            )
+        except BadRequest:
+            return 0
+        kept = self._num_kept_anchors(encoded, min(common_prefix(one, other), common_prefix(one, encoded.text)))
+        return encoded.anchors.tokens[kept - 1] + 1 if kept else 0
 
     def continue_from(self, previous: Encoded | None, text: str) -> Encoded:
         """Encodes `text` from the last anchor that lies wholly in what it shares with `previous`."""

@@ -360,3 +360,15 @@ def test_logprobs_of_silent_tokens_leave_in_many_frames() -> None:
         rig.engine.step()
         frames += [len(piece.logprobs) for piece in rig.engine.take_output().pieces.get("me", [])]
     assert frames == [MAX_HELD_LOGPROBS, count - MAX_HELD_LOGPROBS]
+
+
+def test_what_is_shared_is_cached_across_salts_and_nothing_behind_it() -> None:
+    rig = Rig(limits())
+    prompt = array("I", range(3, 43)).tobytes()
+    for number, (salt, shared) in enumerate([("one", 18), ("two", 18), ("three", 0), ("two", 18)]):
+        sampling = Sampling(max_tokens=2)
+        rig.engine.submit("me", Submit(request=number, prompt=prompt, sampling=sampling, cache_salt=salt, shared_tokens=shared))
+        rig.collect()
+        rig.run()
+    cached = [rig.finished[number].num_cached_tokens for number in range(4)]
+    assert cached == [0, 16, 0, 36]

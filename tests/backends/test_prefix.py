@@ -12,13 +12,17 @@ from backends.prefix import Namer, PrefixIndex
 from backends.wire import page_names
 
 
-@given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.integers(1, 9), st.text(max_size=5))
-def test_pages_named_one_by_one_have_the_names_of_the_wire(ids: list[int], page_size: int, salt: str) -> None:
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.integers(1, 9), st.text(max_size=5), st.integers(0, 40))
+def test_pages_named_one_by_one_have_the_names_of_the_wire(ids: list[int], page_size: int, salt: str, shared: int) -> None:
     tokens = array("I", ids)
-    namer, names = Namer("weights", salt), list[bytes]()
+    namer, names = Namer("weights", salt, shared // page_size), list[bytes]()
     for start in range(0, len(ids) - len(ids) % page_size, page_size):
-        names.append(namer.after(names[-1] if names else b"", tokens[start : start + page_size].tobytes()))
-    assert names == page_names(tokens.tobytes(), page_size=page_size, fingerprint="weights", cache_salt=salt)
+        names.append(namer.after(names[-1] if names else b"", tokens[start : start + page_size].tobytes(), len(names)))
+    named = {"page_size": page_size, "fingerprint": "weights", "shared_tokens": shared}
+    assert names == page_names(tokens.tobytes(), cache_salt=salt, **named)  # type: ignore[arg-type]
+    other = page_names(tokens.tobytes(), cache_salt=f"{salt}2", **named)  # type: ignore[arg-type]
+    common = min(len(names), shared // page_size)
+    assert names[:common] == other[:common] and not set(names[common:]) & set(other[common:])
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -33,3 +33,27 @@ def test_names_of_a_growing_and_rewritten_chain_are_those_of_its_ids() -> None:
             named = page_names(prompt.data, page_size=page_size, fingerprint=fingerprint, cache_salt="t")
             assert prompt.names == named
     prompts.close()
+
+
+def test_only_what_no_user_said_is_named_for_all_who_share() -> None:
+    text = ModelText.from_directory(ROOT / "backends" / "zoo" / "pico")
+    targets, prompts = [Target("a", text, "one", 4)], Prompts()
+
+    def built(tenant: str, said: str, *, system: str = "Answer in one word. " * 20, shares: bool = True) -> Prompt:
+        words = (Message(role="system", content=system), Message(role="user", content=said), Message(role="user", content="x"))
+        request = Request(model="auto", messages=words if system else words[1:], sampling=Sampling(max_tokens=1))
+        return asyncio.run(prompts.build(request, targets, chain=tenant, salt=tenant, shares_system=shares))["a"]
+
+    def common(one: Prompt, other: Prompt) -> int:
+        return sum(name in other.names for name in one.names)
+
+    one, same, other = built("t", "the same " * 20), built("u", "the same " * 20), built("u", "another")
+    assert one.data == same.data
+    assert one.shared_tokens == same.shared_tokens == other.shared_tokens
+    assert 0 < common(one, same) == common(one, other) == one.shared_tokens // 4 < len(one.names)
+    assert common(one, built("t", "the same " * 20)) == len(one.names)
+    assert common(one, built("u", "the same " * 20, shares=False)) == 0
+    assert common(built("t", "the same " * 20, shares=False), built("u", "the same " * 20, shares=False)) == 0
+    assert common(built("t", "a", system="Answer."), built("u", "b", system="Never answer. " * 20)) < 4
+    assert built("t", "a " * 99, system="").shared_tokens <= 8
+    prompts.close()
