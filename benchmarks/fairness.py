@@ -7,7 +7,6 @@ times as many. Last, all four at 0.5, 0.75, 1 and 2 times the capacity at once, 
 Jain's index over the output tokens that each was given while all were sending, (sum x)^2 / (n sum x^2).
 """
 
-import asyncio
 import random
 import time
 from collections import Counter
