@@ -159,7 +159,9 @@ class Gateway:
             self.ledger.record(row)
 
     async def drain(self, grace_s: float) -> None:
-        """Lets running answers end for so long, then drops the links: each gets its error event and its account."""
+        """Takes nothing new and lets running answers end for so long, then drops the links: each gets its error event and its
+        account."""
+        self.pipeline.stopping = True
         await self._idle(grace_s)
         await self.fleet.disconnect()
         await self._idle(LAST_WORDS_S)

@@ -108,8 +108,23 @@ class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True, tag="outcomes"):
     body: bytes = b""
 
 
-Row = RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow | OutcomeRow
-KINDS: tuple[type[Row], ...] = (RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow, OutcomeRow)
+class HoldRow(msgspec.Struct, frozen=True, kw_only=True, tag="holds"):
+    """The most that a request under way may take of its budgets. It goes when the request's row comes; one that a start finds
+    was in flight when a gateway was killed."""
+
+    request: str
+    at: float
+    route: str
+    tenant: str
+    key_id: str
+    run: str
+    usd: float
+    tokens: int
+    turns: int
+
+
+Row = HoldRow | RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow | OutcomeRow
+KINDS: tuple[type[Row], ...] = (HoldRow, RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow, OutcomeRow)
 
 
 def table(kind: type[Row]) -> str:

@@ -6,7 +6,18 @@ from typing import Any
 
 import msgspec
 
-from gateway.accounting.rows import KINDS, DecisionRow, DeviceRow, OutcomeRow, PolicyRow, RequestRow, Row, RunRow, table
+from gateway.accounting.rows import (
+    KINDS,
+    DecisionRow,
+    DeviceRow,
+    HoldRow,
+    OutcomeRow,
+    PolicyRow,
+    RequestRow,
+    Row,
+    RunRow,
+    table,
+)
 
 Values = Sequence[str | int | float]
 
@@ -57,11 +68,16 @@ CREATE INDEX requests_by_request ON requests (request);
 _V4 = """
 ALTER TABLE requests ADD COLUMN key_id TEXT NOT NULL DEFAULT '';
 """
-MIGRATIONS = (_V1, _V2, _V3, _V4)
+_V5 = """
+CREATE TABLE holds (
+    request TEXT NOT NULL, at REAL NOT NULL, route TEXT NOT NULL, tenant TEXT NOT NULL, key_id TEXT NOT NULL,
+    run TEXT NOT NULL, usd REAL NOT NULL, tokens INTEGER NOT NULL, turns INTEGER NOT NULL, PRIMARY KEY (request));
+"""
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5)
 """What brings a file from each version to the next; a file's `user_version` is how many of them it has seen."""
 
 _AGES: dict[type[Row], str] = {
-    RequestRow: "at", DecisionRow: "at", RunRow: "last_seen", DeviceRow: "at", PolicyRow: "at",
+    HoldRow: "at", RequestRow: "at", DecisionRow: "at", RunRow: "last_seen", DeviceRow: "at", PolicyRow: "at",
     OutcomeRow: "at",
 }  # fmt: skip
 _FORGET_ROWS = 5_000
@@ -81,13 +97,16 @@ class Store:
             raise
 
     def insert(self, rows: Sequence[Row]) -> None:
-        """All or none. Raises sqlite3.Error."""
+        """All or none; what a request held goes as its row comes. Raises sqlite3.Error."""
+        ended = {row.request for row in rows if isinstance(row, RequestRow) and row.request}
+        rows = [row for row in rows if not isinstance(row, HoldRow) or row.request not in ended]
         try:
             self.connection.execute("BEGIN")
             for kind in KINDS:
                 values = [msgspec.structs.astuple(row) for row in rows if isinstance(row, kind)]
                 if values:
                     self.connection.executemany(_INSERT[kind], values)
+            self.connection.executemany("DELETE FROM holds WHERE request = ?", [(request,) for request in ended])
             self.connection.execute("COMMIT")
         finally:
             if self.connection.in_transaction:
