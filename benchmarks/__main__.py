@@ -21,6 +21,9 @@ BENCHMARKS = (
     "route_public",
     "classify",
     "switching",
+    "overload",
+    "fairness",
+    "soak",
 )
 
 

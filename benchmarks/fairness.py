@@ -7,7 +7,6 @@ times as many. Last, all four at 0.5, 0.75, 1 and 2 times the capacity at once, 
 Jain's index over the output tokens that each was given while all were sending, (sum x)^2 / (n sum x^2).
 """
 
-import asyncio
 import random
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ import uvloop
 
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from benchmarks.served import gateway
-from benchmarks.traffic import Item, play, pool, trace_of
+from benchmarks.traffic import Item, capacity, play, pool, trace_of
 from gateway.load.client import Seen, open_loop, open_session
 from gateway.load.figures import percentile
 from gateway.load.schedule import steady
@@ -28,7 +27,6 @@ TENANTS = ("ash", "birch", "cedar", "oak")
 SMALL_SHARE, TIMES = 0.1, 20
 SHARES = {"ash": 0.5, "birch": 0.75, "cedar": 1.0, "oak": 2.0}
 """Of the capacity; each is at least twice a quarter."""
-CALLERS = 32
 _TIMEOUT_S = 900.0
 
 
@@ -49,11 +47,11 @@ def main() -> None:
     keys = {f"{tenant.upper()}_KEY": f"key-of-{tenant}" for tenant in TENANTS}
     with gateway(POLICY, {**keys, "HEADWAY_LOG_LEVEL": "ERROR"}) as url:
         uvloop.run(_warm(url, items))
-        capacity = uvloop.run(_capacity(url, items, 5.0 if args.quick else 20.0))
-        small = {"ash": SMALL_SHARE * capacity}
+        carried = uvloop.run(_capacity(url, items, 5.0 if args.quick else 20.0))
+        small = {"ash": SMALL_SHARE * carried}
         alone = uvloop.run(_send(url, items, small, seconds, "alone"))
         flooded = uvloop.run(_send(url, items, {**small, "oak": TIMES * small["ash"]}, seconds, "flood"))
-        together = uvloop.run(_send(url, items, {name: share * capacity for name, share in SHARES.items()}, seconds, "all"))
+        together = uvloop.run(_send(url, items, {name: share * carried for name, share in SHARES.items()}, seconds, "all"))
     p95 = {name: 1000 * _ttft(answers, "ash", 0.95) for name, answers in (("alone", alone), ("flooded", flooded))}
     p50 = {name: 1000 * _ttft(answers, "ash", 0.5) for name, answers in (("alone", alone), ("flooded", flooded))}
     given = _given(together, seconds)
@@ -63,7 +61,7 @@ def main() -> None:
     ]))  # fmt: skip
     print(table(("tenant", "sent, of the capacity", "output tokens"), [(name, SHARES[name], given[name]) for name in TENANTS]))
     results = {
-        "capacity_per_s": capacity,
+        "capacity_per_s": carried,
         "seconds_a_part": seconds,
         "ash_ttft_p50_ms": p50,
         "ash_ttft_p95_ms": p95,
@@ -90,25 +88,10 @@ async def _warm(url: str, items: Sequence[Item]) -> None:
 
 
 async def _capacity(url: str, items: Sequence[Item], seconds: float) -> float:
-    """The first fifth of the time is not counted."""
-    began = time.perf_counter()
-    counts_from, until = began + 0.2 * seconds, began + seconds
-    done = 0
-
     async with open_session(_TIMEOUT_S) as http:
-
-        async def ask_on(caller: int) -> None:
-            nonlocal done
-            rng, number = random.Random(caller), 0
-            while time.perf_counter() < until:
-                item = items[rng.randrange(len(items))]
-                await play(http, url, item, number, index=0, name=f"c{caller}", promised=False, headers=_key("cedar"))
-                number += 1
-                done += counts_from <= time.perf_counter() < until
-
-        await asyncio.gather(*map(ask_on, range(CALLERS)))
-    progress(f"capacity: {done / (until - counts_from):.1f} questions a second")
-    return done / (until - counts_from)
+        carried = await capacity(http, url, items, seconds, _key("cedar"))
+    progress(f"capacity: {carried:.2f} questions a second")
+    return carried
 
 
 async def _send(url: str, items: Sequence[Item], rates: Mapping[str, float], seconds: float, name: str) -> list[Answered]:

@@ -14,17 +14,15 @@ import asyncio
 import os
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import aiohttp
 import uvloop
 
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from benchmarks.served import gateway
-from benchmarks.traffic import Item, Played, play, pool, trace_of
+from benchmarks.traffic import Item, Played, capacity, play, pool, trace_of
 from gateway.load.client import Seen, open_loop, open_session
 from gateway.load.figures import Figures, Promise, figures, percentile
 from gateway.load.schedule import Planned, scaled
@@ -33,7 +31,6 @@ POLICY, FIRST_COME = ROOT / "benchmarks" / "overload.yaml", ROOT / "benchmarks" 
 LEVELS = (0.5, 1.0, 1.5, 2.0, 3.0)
 CLASSES = {"interactive": Promise(ttft_s=0.2), "agent": Promise(ttft_s=0.4), "batch": Promise(end_s=60.0)}
 ISOLATED_TIMES = 4.0
-CALLERS = 32
 _TIMEOUT_S = 900.0
 
 
@@ -92,37 +89,15 @@ async def _prepare(url: str, trace: list[Planned], items: list[Item], seconds: f
             played = await play(http, url, item, number, index=number, name="alone", promised=False, pauses=False)
             isolated.append(tuple(_first(seen) for seen in played.seen))
         progress(f"alone: {1000 * percentile(sorted(one[0] for one in isolated), 0.5):.0f} ms to the first token in the middle")
-        capacity = await _capacity(http, url, items, seconds)
-    return Setup(trace, items, isolated, capacity)
+        carried = await capacity(http, url, items, seconds)
+        progress(f"capacity: {carried:.2f} items a second")
+    return Setup(trace, items, isolated, carried)
 
 
 def _first(seen: Seen) -> float:
     if not seen.ok or seen.first_s is None:
         raise RuntimeError(f"a question alone was not answered: {seen.status} {seen.error}")
     return seen.first_s
-
-
-async def _capacity(http: aiohttp.ClientSession, url: str, items: list[Item], seconds: float) -> float:
-    """The first fifth of the time is not counted: the batches fill."""
-    began = time.perf_counter()
-    counts_from, until = began + 0.2 * seconds, began + seconds
-    done = 0
-
-    async def ask_on(caller: int) -> None:
-        nonlocal done
-        rng = random.Random(caller)
-        number = 0
-        while time.perf_counter() < until:
-            index = rng.randrange(len(items))
-            name = f"closed-{caller}"
-            await play(http, url, items[index], number, index=index, name=name, promised=False, pauses=False)
-            number += 1
-            done += counts_from <= time.perf_counter() < until
-
-    await asyncio.gather(*map(ask_on, range(CALLERS)))
-    capacity = done / (until - counts_from)
-    progress(f"capacity: {capacity:.1f} items a second")
-    return capacity
 
 
 async def _all(url: str, setup: Setup, times: Sequence[float], seconds: float) -> list[Level]:

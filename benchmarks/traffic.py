@@ -23,6 +23,7 @@ _SHARES = {"interactive": 0.7, "agent": 0.1, "batch": 0.2}
 """Of what arrives; a run is one arrival and several requests."""
 TRACE = "azure2023_conv.csv.gz"
 TURNS, PAUSE_S = 4, 0.3
+CALLERS = 32
 _SHORTER = {"interactive": 4, "agent": 4, "batch": 2}
 """The trace's lengths are for models that take more than ours."""
 _MAX_PROMPT, _MAX_OUTPUT = 1200, 96
@@ -90,7 +91,7 @@ async def play(
     messages: list[dict[str, Any]] = [{"role": "system", "content": f"Case {name} {number}."}]
     said = {**(headers or {}), **({"x-headway-slo": item.kind} if promised else {})}
     if item.kind == "agent":
-        said["x-headway-run-id"] = f"{name}-{number}"
+        said.setdefault("x-headway-run-id", f"{name}-{number}")
     seen: list[Seen] = []
     for turn, text in enumerate(item.texts):
         if turn and pauses:
@@ -107,3 +108,27 @@ async def play(
             break
         messages.append({"role": "assistant", "content": one.text})
     return Played(index, tuple(seen))
+
+
+async def capacity(
+    http: aiohttp.ClientSession, url: str, items: Sequence[Item], seconds: float, headers: Mapping[str, str] | None = None
+) -> float:
+    """Items a second that CALLERS get through who ask again at once, for so long or until each has had one. The first fifth of
+    the time is not counted, in which the batches fill."""
+    began = time.perf_counter()
+    counts_from, until = began + 0.2 * seconds, began + seconds
+    done: list[float] = []
+
+    async def ask_on(caller: int) -> None:
+        rng, number = random.Random(caller), 0
+        while time.perf_counter() < until or number == 0:
+            index = rng.randrange(len(items))
+            await play(
+                http, url, items[index], number, index=index, name=f"c{caller}", promised=False, pauses=False, headers=headers
+            )
+            number += 1
+            done.append(time.perf_counter())
+
+    await asyncio.gather(*map(ask_on, range(CALLERS)))
+    ended = max(until, sorted(done)[CALLERS // 2])
+    return sum(counts_from <= at <= ended for at in done) / (ended - counts_from)

@@ -197,7 +197,9 @@ class Gateway:
             self.ledger.record(row)
 
     async def drain(self, grace_s: float) -> None:
-        """Lets running answers end for so long, then drops the links: each gets its error event and its account."""
+        """Takes nothing new and lets running answers end for so long, then drops the links: each gets its error event and its
+        account."""
+        self.pipeline.stopping = True
         await self._idle(grace_s)
         await self.fleet.disconnect()
         await self._idle(LAST_WORDS_S)
@@ -227,6 +229,10 @@ class Gateway:
         dropped = getattr(self.ledger, "dropped", 0)
         yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, dropped, counts=True)
         yield Gauge("headway_residency_pages", "Pages whose place is known.", {}, len(self.fleet.residency))
+        yield Gauge("headway_budget_holds", "Requests under way that hold of a budget.", {}, self.budgets.num_holds)
+        settled = self.budgets.settled
+        yield Gauge("headway_budget_settled_tokens", "Tokens charged to budgets.", {}, settled.tokens, counts=True)
+        yield Gauge("headway_budget_settled_usd", "Dollars charged to budgets.", {}, settled.usd, counts=True)
         now = time.monotonic()
         for (name, is_batch), lateness in self.dispatcher.lateness.items():
             labels = {"worker": name, "kind": "batch" if is_batch else "promised"}

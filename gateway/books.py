@@ -1,11 +1,12 @@
 """Where a request's costs are added up and told, exactly once: to its run, the metrics, the spans and the ledger."""
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 
 from backends.wire import Finished
-from gateway.accounting.budgets import Amount, Budgets
+from gateway.accounting.budgets import NOTHING, Amount, Budgets, Hold, Payers
 from gateway.accounting.content import content_of
 from gateway.accounting.cost import charge
 from gateway.accounting.entry import Entry, Outcome
@@ -13,7 +14,7 @@ from gateway.accounting.ledger import Ledger
 from gateway.accounting.metrics import Metrics
 from gateway.accounting.policy_record import policy_row
 from gateway.accounting.rates import Rates
-from gateway.accounting.rows import DecisionRow, RequestRow, RunRow
+from gateway.accounting.rows import DecisionRow, HoldRow, RequestRow, RunRow
 from gateway.accounting.spans import SpanWriter
 from gateway.call import Arrival, Call
 from gateway.errors import HeadwayError
@@ -55,6 +56,25 @@ class Books:
         """Before anything is sent to a worker: the ids of the request's spans, which the worker is told."""
         call.trace = self.spans.begin(call.arrival.headers)
         call.ticket.traceparent = call.trace.traceparent if call.trace else call.arrival.headers.get("traceparent", "")
+
+    def held(self, request: str, route: str, payers: Payers, holds: Sequence[Hold], at: float) -> None:
+        """Before it is dispatched: should this process be killed, the next one knows what may have been spent."""
+        together = NOTHING
+        for hold in holds:
+            together = together.plus(hold.most)
+        self.ledger.record(
+            HoldRow(
+                request=request,
+                at=at,
+                route=route,
+                tenant=payers.tenant,
+                key_id=payers.key,
+                run=payers.run,
+                usd=together.usd,
+                tokens=together.tokens,
+                turns=together.turns,
+            )
+        )
 
     def attempt_ended(self, call: Call, finished: Finished) -> None:
         """Charges one attempt, before anybody reads its end."""

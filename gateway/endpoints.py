@@ -73,8 +73,8 @@ def _health(gateway: "Gateway") -> list[HTTPRouteHandler]:
 
     @get("/readyz", media_type=MediaType.JSON, sync_to_thread=False)
     def readyz() -> Response[dict[str, Any]]:
-        """503 until every local worker is up."""
-        missing = gateway.fleet.missing()
+        """503 until every local worker is up, and while the gateway stops."""
+        missing = {"gateway": "stopping"} if gateway.pipeline.stopping else gateway.fleet.missing()
         body = {"status": "not ready", "missing": missing} if missing else {"status": "ready"}
         return Response(body, status_code=503 if missing else 200)
 

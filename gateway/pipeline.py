@@ -71,21 +71,26 @@ class Pipeline:
         self.policy, self.fleet, self.dispatcher, self.runs = policy, fleet, dispatcher, runs
         self.keeper, self.prompts, self.books, self.lengths, self.judge = keeper, prompts, books, lengths, judge
         self.secret = secrets.token_bytes(32)
+        self.stopping = False
 
     async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
         """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden; or
-        OverBudget or RateLimited."""
+        OverBudget or RateLimited; or NoWorker while the gateway stops."""
+        if self.stopping:
+            raise NoWorker("this gateway is stopping: try again", retry_after_s=1.0)
         check_asked(self.policy, asked=request.model, tenant=tenant)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
         tokens = self._hold_tokens(ticket, request, arrival)
-        holds = self._hold(ticket, request.num_choices, Payers(tenant, arrival.key_id, public_id(identity.run)), arrival)
+        id = id_prefix + os.urandom(12).hex()
+        payers = Payers(tenant, arrival.key_id, public_id(identity.run))
+        if holds := self._hold(ticket, request.num_choices, payers, arrival):
+            self.books.held(id, ticket.route, payers, holds, arrival.wall_ns / 1e9)
         self.keeper.arrived(chain, arrival.at)
         if identity.source in ("new", "history", "text"):
             self.runs.sent(chain, request.messages, tenant=tenant)
         tickets = [ticket, *(_again(ticket, n) for n in range(1, request.num_choices))]
-        id = id_prefix + os.urandom(12).hex()
         calls = [Call(id, arrival, tenant, request, identity, run, chain, slo, one) for one in tickets]
         for call in calls:
             self.runs.opened(run)

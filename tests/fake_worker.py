@@ -168,6 +168,10 @@ class FakeWorker:
             if transport:
                 transport.abort()
 
+    async def send_garbage(self, frame: bytes) -> None:
+        for link in tuple(self._links):
+            await link.socket.send_bytes(frame)
+
     def hold(self) -> None:
         self._go.clear()
 

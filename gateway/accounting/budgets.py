@@ -63,6 +63,10 @@ class Budgets:
         self._budgets = budgets
         self._max_accounts = max_accounts
         self._accounts: OrderedDict[tuple[str, Payers], _Account] = OrderedDict()
+        self.num_holds = 0
+        """Of requests under way."""
+        self.settled = NOTHING
+        """By all that have ended since the start, each counted once whatever the number of its budgets."""
 
     def __len__(self) -> int:
         return len(self._accounts)
@@ -86,10 +90,13 @@ class Budgets:
         for account in accounts:
             account.held = account.held.plus(together)
             account.num_holds += len(wanted)
+        self.num_holds += len(wanted)
         return [Hold(tuple(accounts), most) for most in wanted]
 
     def settle(self, hold: Hold, spent: Amount) -> None:
         """What was taken in the end stands for what was held."""
+        self.num_holds -= 1
+        self.settled = self.settled.plus(spent)
         for account in hold.accounts:
             account.num_holds -= 1
             account.held = account.held.plus(hold.most, -1) if account.num_holds else NOTHING
@@ -105,6 +112,7 @@ class Budgets:
 
     def check(self) -> None:
         """Holds are neither lost nor settled twice."""
+        assert self.num_holds >= 0
         for account in self._accounts.values():
             assert account.num_holds >= 0
             assert account.num_holds or account.held == NOTHING

@@ -131,9 +131,24 @@ class KeyUseRow(msgspec.Struct, frozen=True, kw_only=True, tag="key_uses"):
     at: float
 
 
-Row = RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow | OutcomeRow | KeyRow | KeyUseRow
+class HoldRow(msgspec.Struct, frozen=True, kw_only=True, tag="holds"):
+    """The most that a request under way may take of its budgets. It goes when the request's row comes; one that a start finds
+    was in flight when a gateway was killed."""
+
+    request: str
+    at: float
+    route: str
+    tenant: str
+    key_id: str
+    run: str
+    usd: float
+    tokens: int
+    turns: int
+
+
+Row = HoldRow | RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow | OutcomeRow | KeyRow | KeyUseRow
 KINDS: tuple[type[Row], ...] = (
-    RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow, OutcomeRow, KeyRow, KeyUseRow,
+    HoldRow, RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow, OutcomeRow, KeyRow, KeyUseRow,
 )  # fmt: skip
 
 

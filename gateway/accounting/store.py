@@ -10,6 +10,7 @@ from gateway.accounting.rows import (
     KINDS,
     DecisionRow,
     DeviceRow,
+    HoldRow,
     KeyRow,
     KeyUseRow,
     OutcomeRow,
@@ -77,11 +78,16 @@ CREATE TABLE api_keys (
 CREATE TABLE key_uses (id TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (id));
 CREATE INDEX api_keys_by_change ON api_keys (changed);
 """
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5)
+_V6 = """
+CREATE TABLE holds (
+    request TEXT NOT NULL, at REAL NOT NULL, route TEXT NOT NULL, tenant TEXT NOT NULL, key_id TEXT NOT NULL,
+    run TEXT NOT NULL, usd REAL NOT NULL, tokens INTEGER NOT NULL, turns INTEGER NOT NULL, PRIMARY KEY (request));
+"""
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6)
 """What brings a file from each version to the next; a file's `user_version` is how many of them it has seen."""
 
 _AGES: dict[type[Row], str] = {
-    RequestRow: "at", DecisionRow: "at", RunRow: "last_seen", DeviceRow: "at", PolicyRow: "at",
+    HoldRow: "at", RequestRow: "at", DecisionRow: "at", RunRow: "last_seen", DeviceRow: "at", PolicyRow: "at",
     OutcomeRow: "at", KeyRow: "revoked_at", KeyUseRow: "at",
 }  # fmt: skip
 _MAY_GO: dict[type[Row], str] = {
@@ -108,13 +114,16 @@ class Store:
             raise
 
     def insert(self, rows: Sequence[Row]) -> None:
-        """All or none. Raises sqlite3.Error."""
+        """All or none; what a request held goes as its row comes. Raises sqlite3.Error."""
+        ended = {row.request for row in rows if isinstance(row, RequestRow) and row.request}
+        rows = [row for row in rows if not isinstance(row, HoldRow) or row.request not in ended]
         try:
             self.connection.execute("BEGIN")
             for kind in KINDS:
                 values = [msgspec.structs.astuple(row) for row in rows if isinstance(row, kind)]
                 if values:
                     self.connection.executemany(_INSERT[kind], values)
+            self.connection.executemany("DELETE FROM holds WHERE request = ?", [(request,) for request in ended])
             self.connection.execute("COMMIT")
         finally:
             if self.connection.in_transaction:

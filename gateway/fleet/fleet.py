@@ -67,8 +67,14 @@ class Fleet:
     def _link(self, name: str) -> Link:
         worker = self.policy.workers[name]
         url = worker.url or f"unix://{self.supervisor.sockets[name]}"
-        events = LinkEvents(cache=self.residency.apply, load=self._loaded, finished=self._finished, state=self._state_changed)
-        return Link(name, url, events, token=worker.token)
+        events = LinkEvents(
+            cache=self.residency.apply,
+            load=self._loaded,
+            finished=self._finished,
+            state=self._state_changed,
+            stalled=self.supervisor.kill,
+        )
+        return Link(name, url, events, token=worker.token, max_silence_s=self.policy.limits.max_silence_s)
 
     def start(self) -> None:
         self.supervisor.start()

@@ -1,6 +1,7 @@
 """One worker's connection. Every submit gets exactly one `Finished`: the worker's, or ours when the link drops.
 
-It reconnects for ever. Reading never waits for a reader of a stream, so one slow client cannot hold up the others.
+It reconnects for ever. A worker that says nothing while it runs something is taken for dead. Reading never waits for a reader
+of a stream, so one slow client cannot hold up the others.
 """
 
 import asyncio
@@ -21,6 +22,9 @@ from gateway.text.model_text import ModelText
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 1.0
 HEARTBEAT_S = 30.0
+MAX_SILENCE_S = 120.0
+"""A busy worker reports every step; on a slow machine one step of a large model takes this long."""
+CLOSE_S = 2.0
 MAX_WAITING_SCORES = 1_000
 MAX_ASSET_BYTES = 256 * 1024 * 1024
 
@@ -34,6 +38,8 @@ class LinkEvents(msgspec.Struct, frozen=True, kw_only=True):
     load: Callable[[str, wire.Load], None]
     finished: Callable[[str, wire.Finished], None]
     state: Callable[[str], None]
+    stalled: Callable[[str], None] = lambda worker: None
+    """It made no step for too long, and is about to be lost."""
 
 
 class Link:
@@ -47,6 +53,7 @@ class Link:
         *,
         token: str | None = None,
         read_text: Callable[[Mapping[str, bytes]], ModelText] = ModelText.from_files,
+        max_silence_s: float = MAX_SILENCE_S,
     ) -> None:
         self.worker = worker
         self.url = url
@@ -59,6 +66,8 @@ class Link:
         self._events = events
         self._token = token
         self._read_text = read_text
+        self._max_silence_s = max_silence_s
+        self._heard_at = 0.0
         self._next_request = 0
         self._outbox: deque[bytes] = deque()
         self._outgoing = asyncio.Event()
@@ -92,6 +101,8 @@ class Link:
         """`prompt` is uint32 little-endian ids. Raises WorkerLost when there is no link."""
         if not self.healthy:
             raise WorkerLost(f"worker {self.worker} is not connected: {self.problem}")
+        if not self.streams:
+            self._heard_at = asyncio.get_running_loop().time()
         self._next_request += 1
         request = self._next_request
         stream = self.streams[request] = Stream(self.worker, request, self._abort)
@@ -143,15 +154,29 @@ class Link:
         async with (
             aiohttp.ClientSession(connector=connector, headers=headers) as session,
             session.ws_connect(
-                address, max_msg_size=wire.MAX_FRAME_BYTES, heartbeat=HEARTBEAT_S, compress=0, autoping=True
+                address,
+                max_msg_size=wire.MAX_FRAME_BYTES,
+                heartbeat=HEARTBEAT_S,
+                compress=0,
+                autoping=True,
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
             ) as socket,
         ):
             await self._greet(socket)
-            writer = asyncio.create_task(self._write(socket), name=f"link writer {self.worker}")
+            reader = asyncio.create_task(self._read(socket), name=f"link reader {self.worker}")
+            others = (
+                asyncio.create_task(self._write(socket), name=f"link writer {self.worker}"),
+                asyncio.create_task(self._watch(), name=f"link watch {self.worker}"),
+            )
             try:
-                await self._read(socket)
+                await asyncio.wait((reader, *others), return_when=asyncio.FIRST_COMPLETED)
+                for task in (*others, reader):
+                    if task.done():
+                        task.result()
             finally:
-                writer.cancel()
+                for task in (reader, *others):
+                    task.cancel()
+                await asyncio.gather(reader, *others, return_exceptions=True)
 
     async def _greet(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         """Assets, then `Hello`. Raises ValueError when the worker says something else."""
@@ -185,13 +210,25 @@ class Link:
             self._outgoing.clear()
             await self._outgoing.wait()
 
+    async def _watch(self) -> None:
+        """Raises TimeoutError when what runs there makes no step: the process may be alive, and its socket too."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._max_silence_s / 4)
+            if self.streams and loop.time() - self._heard_at > self._max_silence_s:
+                self._events.stalled(self.worker)
+                raise TimeoutError(f"it made no step for {self._max_silence_s:g} s")
+
     async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for frame in socket:
             if frame.type is not aiohttp.WSMsgType.BINARY:
-                raise ValueError(f"a {frame.type.name} frame on the link")
+                if isinstance(socket.exception(), TimeoutError):  # no answer to a ping: the whole process stands still
+                    self._events.stalled(self.worker)
+                raise ValueError(f"a {frame.type.name} frame on the link: {socket.exception()}")
             self._take(wire.decode_up(frame.data))
 
     def _take(self, message: wire.Up) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
         match message:
             case wire.Tokens(pieces):
                 for piece in pieces:

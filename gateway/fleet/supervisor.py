@@ -173,6 +173,13 @@ class Supervisor:
         for worker in self.workers.values():
             worker.start()
 
+    def kill(self, name: str) -> None:
+        """One that hangs, and would not end by being asked to; it is started again. Of a remote one: nothing happens."""
+        worker = self.workers.get(name)
+        if worker and worker.process and worker.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                worker.process.kill()
+
     async def stop(self) -> None:
         await asyncio.gather(*(worker.stop() for worker in self.workers.values()))
 

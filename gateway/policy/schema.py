@@ -218,6 +218,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_queued_tokens: Count = 50_000_000
     max_queued_bytes: Count = 1_000_000_000
     max_queue_s: Positive = 300.0
+    max_silence_s: Positive = 120.0
     run_idle_s: Positive = 900.0
     max_runs: Count = 100_000
 
