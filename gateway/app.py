@@ -81,9 +81,9 @@ class Gateway:
         self.metrics = Metrics(self.gauges)
         self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)
         self.ledger = ledger or _ledger(settings)
-        self.prompts = Prompts()
         lengths = OutputLengths()
         capture = settings.capture_content
+        self.prompts = Prompts(capture=capture)
         self.budgets = Budgets(policy.budgets)
         self.books = Books(fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, self.budgets, capture=capture)
         self.device_times = DeviceTimes(fleet.usd_per_s, {name: worker.model for name, worker in policy.workers.items()})
