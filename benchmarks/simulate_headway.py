@@ -31,7 +31,7 @@ class Headway:
         worker = workers[0]
         if len(workers) > 1:
             sites = [self._site(one, each, now) for each in workers]
-            worker = workers[int(self._placement.choose(sites, one.turn.prompt, now))]
+            worker = workers[int(self._placement.choose(sites, one.turn.prompt, now).worker)]
         uncached = worker.uncached(one)
         self._queues[worker.number].push(
             Waiting(

@@ -88,9 +88,9 @@ class Gateway:
         self.metrics = Metrics(self.gauges)
         self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)
         self.ledger = ledger or _ledger(settings)
-        self.prompts = Prompts()
         lengths = OutputLengths()
         capture = settings.capture_content
+        self.prompts = Prompts(capture=capture)
         self.budgets = Budgets(policy.budgets)
         self.rates = Rates()
         self.books = Books(

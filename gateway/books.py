@@ -21,6 +21,7 @@ from gateway.errors import HeadwayError
 from gateway.fleet.fleet import Fleet
 from gateway.policy.schema import Policy
 from gateway.runs.identity import public_id
+from gateway.runs.misses import report
 from gateway.runs.registry import Run, Runs
 from gateway.scheduling.predict import OutputLengths
 
@@ -117,6 +118,18 @@ class Books:
                 page_size=hello.page_size,
                 since=call.ticket.residency_at,
             )
+            if not call.is_extra:
+                call.chain.reports.append(
+                    report(
+                        call.ticket.prompts[worker].change,
+                        turn=call.chain.turns,
+                        worker=worker,
+                        previous_worker=call.came_from,
+                        prompt_tokens=finished.num_prompt_tokens,
+                        cached_tokens=finished.num_cached_tokens,
+                        page_size=hello.page_size,
+                    )
+                )
         self.lengths.observe(call.ticket.route, finished.num_output_tokens)
 
     def close(self, call: Call, outcome: Outcome, status: int, error_code: str = "") -> None:
@@ -151,8 +164,8 @@ class Books:
     def run_ended(self, run: Run) -> None:
         """Its sums are kept, and its pages may go: nobody will come back for them."""
         for chain in run.chains.values():
-            if chain.warm_worker in self.fleet.links:
-                self.fleet.links[chain.warm_worker].retain(chain.name, 0.0)
+            if chain.warm_worker is not None:
+                self.fleet.retain(chain.warm_worker, chain.name, 0.0)
         self.ledger.record(
             RunRow(
                 run=run.public_id,

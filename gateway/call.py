@@ -73,6 +73,8 @@ class Call:
     is_extra: bool = False
     """A further choice of the same turn."""
     num_attempts: int = 0
+    came_from: str | None = None
+    """The worker that was warm for its chain when it came."""
     confidence: float | None = None
     lost: list[LostAttempt] = field(default_factory=list)
     answer: Message | None = None

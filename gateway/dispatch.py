@@ -13,6 +13,7 @@ from msgspec import structs
 from backends.wire import Grammar, Sampling
 from gateway.errors import HeadwayError, NoWorker, Overloaded
 from gateway.fleet.fleet import Fleet
+from gateway.fleet.sites import beginning, place
 from gateway.fleet.stream import Stream
 from gateway.prompts import Prompt
 from gateway.request import Request
@@ -20,6 +21,7 @@ from gateway.routing.decide import decide
 from gateway.routing.decision import Decision, Question
 from gateway.scheduling.admission import DUE_SHARE, OnOverload, Wait, judge, predicted_s, promised_s
 from gateway.scheduling.lateness import Lateness
+from gateway.scheduling.placement import Placement
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 
 EXPIRE_EVERY_S = 0.5
@@ -79,6 +81,7 @@ class Dispatcher:
     def __init__(self, fleet: Fleet, queue: RunQueue, *, clock: Callable[[], float], retry_after_s: float = 1.0) -> None:
         self.fleet = fleet
         self.queue = queue
+        self.placement = Placement()
         self._clock = clock
         self._retry_after_s = retry_after_s
         self._numbers = itertools.count(1)
@@ -102,8 +105,9 @@ class Dispatcher:
         views, whole = self.fleet.candidates(question)
         decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route, whole=whole)
         if ticket.escalated or ticket.degraded:
-            return structs.replace(decision, reason="escalated" if ticket.escalated else "degraded")
-        return decision
+            decision = structs.replace(decision, reason="escalated" if ticket.escalated else "degraded")
+        now = self._clock()
+        return place(self.placement, self.fleet, question, decision, ticket.prompts, chain=ticket.chain, now=now)
 
     async def place(self, ticket: Ticket) -> Stream:
         """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded: at once where the route sheds
@@ -183,16 +187,17 @@ class Dispatcher:
         number = next(self._numbers)
         chosen = decision.chosen
         uncached = chosen.prompt_tokens - chosen.cached_tokens
+        by_run = self._by_run
         item = Waiting(
             request=number,
-            tenant=ticket.tenant,
+            tenant=ticket.tenant if by_run else "",
             run=ticket.run,
-            band=ticket.band,
+            band=ticket.band if by_run else Band.AGENT_TURN,
             arrival=ticket.arrival,
             deadline=ticket.deadline,
             uncached_tokens=uncached,
-            resident=2 * chosen.cached_tokens >= chosen.prompt_tokens,
-            attained=ticket.attained,
+            resident=2 * chosen.cached_tokens >= chosen.prompt_tokens or not by_run,
+            attained=ticket.attained if by_run else 0.0,
             num_bytes=sum(len(prompt.data) for prompt in ticket.prompts.values()),
             admitted_run=ticket.admitted_run,
             due=ticket.arrival + DUE_SHARE * ticket.promised_s,
@@ -223,6 +228,11 @@ class Dispatcher:
             self.fleet.queue(chosen.worker, -queued)
             self._waiting.pop(number, None)
             self.queue.cancel(number)
+
+    @property
+    def _by_run(self) -> bool:
+        """Else first come, first served."""
+        return self.fleet.policy.scheduling.order == "runs"
 
     def _push(self, item: Waiting) -> bool:
         """Where the queue is full, what is no turn of an admitted run gives way to one that is, and a tenant that fills the
@@ -285,7 +295,8 @@ class Dispatcher:
             chosen = ticket.decision.chosen
             cached = self.fleet.cached_tokens(chosen.worker, ticket.prompts[chosen.worker].names)
             uncached = chosen.prompt_tokens - cached
-            self.queue.refresh(number, uncached_tokens=uncached, resident=2 * cached >= chosen.prompt_tokens)
+            resident = 2 * cached >= chosen.prompt_tokens or not self._by_run
+            self.queue.refresh(number, uncached_tokens=uncached, resident=resident)
 
     def _may_go(self, ticket: Ticket) -> bool:
         """A cheap look before deciding: some worker has a seat, or none is up, which is to be told."""
@@ -326,12 +337,16 @@ class Dispatcher:
             sampling,
             shared_tokens=ticket.prompts[worker].shared_tokens,
             uncached_tokens=uncached,
-            priority=int(ticket.band),
+            priority=int(ticket.band if self._by_run else Band.AGENT_TURN),
             salt=ticket.tenant,
             chain=ticket.chain,
             traceparent=ticket.traceparent,
         )
         self.fleet.predictors[worker].submitted(stream.request, uncached)
+        tokens = decision.chosen.prompt_tokens + min(sampling.max_tokens, int(ticket.question.expected_output_tokens))
+        self.fleet.footprints.runs(worker, ticket.chain, tokens)
+        if prefix := beginning(ticket.prompts[worker].names):
+            self.placement.went(worker, self._clock(), prefix=prefix)
         return stream
 
     def _plan_expiry(self) -> None:

@@ -29,6 +29,7 @@ from gateway.policy.references import AUTO
 from gateway.policy.routes import may_use
 from gateway.reply import error_answer, send_error
 from gateway.routing.decision import Decision
+from gateway.runs.identity import public_id
 from gateway.runs.registry import Run
 
 if TYPE_CHECKING:
@@ -125,13 +126,13 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
 
     @get("/v1/headway/runs/{run_id:path}", sync_to_thread=False)
     def run(request: AnyRequest, run_id: FromPath[str]) -> dict[str, Any]:
-        """What a run of this tenant has cost so far."""
+        """What a run of this tenant has cost so far, and what its last turns found in the cache."""
         tenant = gateway.keys.tenant_of(request.scope["headers"])
         name = run_id.removeprefix("/")
         found = gateway.runs.get(f"{tenant}:{name}")
         if found is None:
             raise NotFoundException(f'there is no run "{name}": it is not yours, or it has ended')
-        return _run(found)
+        return _run(found) | {"cache": {public_id(name): list(chain.reports) for name, chain in found.chains.items()}}
 
     @get("/v1/headway/workers", sync_to_thread=False)
     def workers(request: AnyRequest) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class Pipeline:
         calls = [Call(id, arrival, tenant, request, identity, run, chain, slo, one) for one in tickets]
         for call in calls:
             self.runs.opened(run)
+            call.came_from = chain.warm_worker
             call.is_extra = call is not calls[0]
             call.hold, call.held_tokens = holds.pop() if holds else None, tokens
             self.books.begin(call)

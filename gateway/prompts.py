@@ -12,6 +12,7 @@ import msgspec
 from backends import wire
 from gateway.fleet.link import Link
 from gateway.request import Message, Request, Tool
+from gateway.runs.misses import Change, around, part_at
 from gateway.text.anchors import common_prefix
 from gateway.text.model_text import Encoded, ModelText
 
@@ -33,6 +34,8 @@ class Prompt(NamedTuple):
     num_tokens: int
     names: list[bytes]
     shared_tokens: int = 0
+    change: Change | None = None
+    """Against what the chain sent before; None when that is not known."""
 
 
 class _Kept(NamedTuple):
@@ -66,10 +69,12 @@ def target_of(link: Link) -> Target | None:
 
 
 class Prompts:
-    """Keeps the last encoding of each chain and tokenizer; bounded by chains and by characters."""
+    """Keeps the last encoding of each chain and tokenizer; bounded by chains and by characters.
 
-    def __init__(self, clock: Callable[[], datetime] = datetime.now) -> None:
-        self._clock = clock
+    With `capture`, changes show the text around them."""
+
+    def __init__(self, clock: Callable[[], datetime] = datetime.now, *, capture: bool = False) -> None:
+        self._clock, self._capture = clock, capture
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
         self._kept_chars = 0
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
@@ -111,6 +116,11 @@ class Prompts:
             encoded = _encode(text, request, now, before.encoded if before else None)
             shared = _shared_tokens(text, encoded, request, now) if shares_system else 0
             kept[fingerprint] = _Kept(encoded, encoded.ids.tobytes(), {}, shared)
+        changes = {
+            fingerprint: self._change(request, before, kept[fingerprint])
+            for fingerprint, before in previous.items()
+            if before is not None and request.text is None
+        }
         prompts: dict[str, Prompt] = {}
         for worker, text, fingerprint, page_size in targets:
             one, before = kept[text.fingerprint], previous[text.fingerprint]
@@ -125,8 +135,20 @@ class Prompts:
                     known=known,
                     shared_tokens=one.shared_tokens,
                 )
-            prompts[worker] = Prompt(one.data, len(one.data) // 4, one.names[key], one.shared_tokens)
+            prompts[worker] = Prompt(
+                one.data, len(one.data) // 4, one.names[key], one.shared_tokens, changes.get(text.fingerprint)
+            )
         return kept, prompts
+
+    def _change(self, request: Request, before: _Kept, now: _Kept) -> Change:
+        previous, shared = len(before.data) // 4, common_prefix(before.data, now.data) // 4
+        if shared == previous:
+            return Change(previous, shared)
+        then, text = before.encoded.text, now.encoded.text
+        at = common_prefix(then, text)
+        part = part_at(text, at, request.messages, has_tools=bool(request.tools))
+        shown = (around(then, at), around(text, at)) if self._capture else ("", "")
+        return Change(previous, shared, part, *shown)
 
     def _keep(self, key: tuple[str, str], kept: _Kept) -> None:
         if (old := self._kept.pop(key, None)) is not None:

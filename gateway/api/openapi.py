@@ -47,7 +47,11 @@ OPERATIONS = (
     Operation("post", "/v1/headway/explain", "The decision that a chat request would get, without running it.", ChatBody),
     Operation("post", "/v1/headway/outcomes", "Says how good an answer was.", OutcomeBody, Labelled),
     Operation("get", "/v1/headway/runs", "This tenant's live runs: what was understood, and from which field."),
-    Operation("get", "/v1/headway/runs/{run_id}", "What a run of this tenant has cost so far."),
+    Operation(
+        "get",
+        "/v1/headway/runs/{run_id}",
+        "What a run of this tenant has cost so far, and what its last turns found in the cache.",
+    ),
     Operation("get", "/v1/headway/workers", "Every worker: what it is, what it does, what it costs."),
     Operation("get", "/v1/headway/me", "Who the key is, and what it may see."),
     Operation("get", "/v1/headway/now", "The last minutes of the fleet, in samples."),

@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 
 from gateway.routing.decision import Decision, Option
+from gateway.scheduling.placement import Why
 
+_WHY: dict[Why, str] = {
+    "stays": "its pages are there",
+    "moves": "waiting for its pages costs more than computing them anew",
+    "burst": "a run that began alike went there",
+    "roomiest": "most is free there",
+}
 _HEADER = (
     "",
     "worker",
@@ -38,7 +45,7 @@ def decision_text(decision: Decision) -> str:
     rows += [_row("", rejected.option, rejected.reason) for rejected in decision.rejected]
     lines = [
         f"decision {decision.id}: {decision.chosen.model} on {decision.chosen.worker} ({_words(decision.reason)})",
-        f"route {decision.route or '-'}, quality bar {decision.quality_bar:.2f}",
+        f"route {decision.route or '-'}, quality bar {decision.quality_bar:.2f}{_placement(decision)}",
         "",
         columns(rows, right=frozenset(range(4, 13))),
     ]
@@ -66,6 +73,10 @@ def _row(mark: str, option: Option, why: str) -> tuple[str, ...]:
         f"{option.miss_probability:.0%}",
         _words(why),
     )
+
+
+def _placement(decision: Decision) -> str:
+    return f", placed there because: {_WHY[decision.placement]}" if decision.placement else ""
 
 
 def seconds(value: float) -> str:

@@ -17,6 +17,7 @@ from gateway.fleet.upstream import Upstream
 from gateway.policy.schema import Policy
 from gateway.routing.decision import Question, WorkerView
 from gateway.routing.shortlist import Short
+from gateway.scheduling.footprint import Footprints
 from gateway.scheduling.predict import LOAD_IS_FRESH_S, Predictor, Rates, cold_rates
 from gateway.scheduling.residency import Residency
 
@@ -42,6 +43,7 @@ class Fleet:
         self.policy = policy
         self.usd_per_s = worker_usd_per_s(policy)
         self.residency = Residency(MAX_PAGES)
+        self.footprints = Footprints()
         self.queued_tokens: Counter[str] = Counter()
         """Uncached tokens that wait in the gateway for a worker."""
         self.changed: Callable[[], None] = lambda: None
@@ -114,7 +116,9 @@ class Fleet:
         return ByTime(self.predictors[name].rates, self.usd_per_s[name])
 
     def retain(self, worker: str, chain: str, score: float) -> None:
-        if worker in self.links:
+        """What the pages of a chain are worth there; at 0 they may go now."""
+        self.footprints.worth(worker, chain, score)
+        if worker in self.links and self.policy.scheduling.retention:
             self.links[worker].retain(chain, score)
 
     def prefill_rate(self) -> float:
@@ -132,6 +136,11 @@ class Fleet:
             return self.upstreams[worker].cached_tokens(names[0])
         hello = self.links[worker].hello
         return self.residency.cached_tokens(worker, names, hello.page_size) if hello and names else 0
+
+    def capacity_tokens(self, worker: str) -> int:
+        """Of its pages; 0 for one that never said hello."""
+        hello = self.links[worker].hello
+        return hello.num_pages * hello.page_size if hello else 0
 
     def holders(self, names: Sequence[bytes]) -> dict[str, int]:
         """The workers that hold most of a prompt, and how many of its tokens."""
@@ -192,6 +201,7 @@ class Fleet:
         if not self.links[worker].healthy:
             self.predictors[worker].lost()
             self.residency.forget(worker)
+            self.footprints.lost(worker)
             self.lost(worker)
         self.standing.touch(worker)
         self.changed()

@@ -212,6 +212,16 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     miss_penalty_usd: NotNegative = 0.0
 
 
+class Scheduling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is done by run. `order`: which request goes next; `arrival` is first come first served, whatever it is. `retention`
+    tells workers what the pages of pausing chains are worth; without it they keep what was used last. `placement` chooses among
+    alike workers by what they hold; without it the cheapest at the moment is taken."""
+
+    order: Literal["runs", "arrival"] = "runs"
+    retention: bool = True
+    placement: bool = True
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: Count = 10_000_000
     max_queued_requests: Count = 1024
@@ -247,6 +257,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     router: str | None = None
     """The quality artefact (relative to the policy file); none means: the top candidate tier always."""
     limits: Limits = Limits()
+    scheduling: Scheduling = Scheduling()
     include: tuple[str, ...] = ()
     """Files (relative to this one) whose names and routes are added; what is written here stands before them."""
 

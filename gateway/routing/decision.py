@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from gateway.policy.schema import TokenPrices
+from gateway.scheduling.placement import Why
 
 Reason = Literal[
     "only_candidate",  # nothing else passed the hard filters
@@ -27,6 +28,7 @@ RejectReason = Literal[
     "too_risky",  # cheaper, but the dollars do not make up for the doubt
     "slower_same_cost",
     "locked_elsewhere",
+    "placed_elsewhere",  # cheapest at this moment, but placement by run chose another worker of the same model
 ]
 
 MAX_REJECTED = 8
@@ -156,3 +158,20 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     typical_usd: float = 0.0
     """Of the request that a mistake is priced in."""
     has_tools: bool = False
+    placement: Why | None = None
+    """Why this worker among those that serve the chosen model alike; None where there was no choice."""
+
+    def placed(self, worker: str, why: Why) -> "Decision":
+        """With the worker that placement chose: the chosen one, or one of the rejected that serves the same model."""
+        if worker == self.chosen.worker:
+            return msgspec.structs.replace(self, placement=why)
+        there = next(one for one in self.rejected if one.option.worker == worker)
+        before = Rejected(option=self.chosen, reason="placed_elsewhere")
+        counts = self.rejected_by_reason | {"placed_elsewhere": 1, there.reason: self.rejected_by_reason[there.reason] - 1}
+        return msgspec.structs.replace(
+            self,
+            chosen=there.option,
+            rejected=(before, *(one for one in self.rejected if one is not there)),
+            rejected_by_reason={reason: count for reason, count in counts.items() if count},
+            placement=why,
+        )

@@ -5,13 +5,14 @@ that begins with all it last sent. When two live chains could be meant, neither 
 """
 
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from gateway.request import Message
 from gateway.runs.identity import Identity, chain_handle, new_run, public_id, read_call_id
+from gateway.runs.misses import MAX_TURNS, TurnReport
 from gateway.runs.text_blocks import TextBlocks
 
 _MAX_CHAINS_PER_RUN = 256
@@ -33,6 +34,8 @@ class Chain:
     calls: int = 0
     tail: bytes = b""
     digests: list[bytes] = field(default_factory=list)
+    reports: deque[TurnReport] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
+    """What its last turns found in the cache, and why not more."""
 
 
 @dataclass(slots=True)

@@ -7,7 +7,14 @@ any other goes where most is free after what is there has grown as expected
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Why = Literal[
+    "stays",  # its pages are there, and waiting for them costs less than computing them anew
+    "moves",  # its pages are somewhere, but waiting for them costs more
+    "burst",  # another run that began alike went there a moment ago
+    "roomiest",  # most is free there
+]
 
 BURST_S = 60.0
 GROWTH = 1.1
@@ -32,6 +39,11 @@ class Site(NamedTuple):
         return self.capacity_tokens - GROWTH * (self.footprint_tokens + prompt_tokens - self.resident_tokens)
 
 
+class Placed(NamedTuple):
+    worker: str
+    why: Why
+
+
 class Placement:
     """Remembers where the last run of each beginning went, of at most `max_prefixes` beginnings."""
 
@@ -42,30 +54,35 @@ class Placement:
     def __len__(self) -> int:
         return len(self._bursts)
 
-    def choose(self, sites: Sequence[Site], prompt_tokens: int, now: float, *, prefix: bytes = b"") -> str:
+    def choose(self, sites: Sequence[Site], prompt_tokens: int, now: float, *, prefix: bytes = b"") -> Placed:
         """`prefix` names the first pages of the prompt; empty when it is not known. There is at least one site."""
         warm = [site for site in sites if 2 * site.resident_tokens >= prompt_tokens]
         if warm:
             home = min(warm, key=lambda site: (site.start_s(prompt_tokens), site.worker))
             away = min(sites, key=lambda site: (site.start_s(prompt_tokens), site.worker))
             pays = away.start_s(prompt_tokens) < home.start_s(prompt_tokens) and away.free_tokens(prompt_tokens) > 0
-            return away.worker if pays else home.worker
-        return self._of_burst(sites, prompt_tokens, now, prefix) or self._roomiest(sites, prompt_tokens, now, prefix)
+            return Placed(away.worker, "moves") if pays else Placed(home.worker, "stays")
+        burst = self._of_burst(sites, prompt_tokens, now, prefix)
+        if burst is not None:
+            return Placed(burst, "burst")
+        roomiest = max(sites, key=lambda site: (site.free_tokens(prompt_tokens), -site.wait_s, site.worker))
+        return Placed(roomiest.worker, "roomiest")
+
+    def went(self, worker: str, now: float, *, prefix: bytes) -> None:
+        """A run with this beginning begins there. The burst lasts from its first run on."""
+        before, at = self._bursts.get(prefix, ("", 0.0))
+        if before == worker and now - at <= BURST_S:
+            return
+        self._bursts.pop(prefix, None)
+        self._bursts[prefix] = worker, now
+        if len(self._bursts) > self._max_prefixes:
+            self._bursts.popitem(last=False)
 
     def _of_burst(self, sites: Sequence[Site], prompt_tokens: int, now: float, prefix: bytes) -> str | None:
         worker, at = self._bursts.get(prefix, ("", 0.0))
         if not prefix or not worker or now - at > BURST_S:
             return None
         return next((s.worker for s in sites if s.worker == worker and s.free_tokens(prompt_tokens) > 0), None)
-
-    def _roomiest(self, sites: Sequence[Site], prompt_tokens: int, now: float, prefix: bytes) -> str:
-        chosen = max(sites, key=lambda site: (site.free_tokens(prompt_tokens), -site.wait_s, site.worker)).worker
-        if prefix:
-            self._bursts.pop(prefix, None)
-            self._bursts[prefix] = chosen, now
-            if len(self._bursts) > self._max_prefixes:
-                self._bursts.popitem(last=False)
-        return chosen
 
     def check(self) -> None:
         """Asserts the invariants; for tests."""

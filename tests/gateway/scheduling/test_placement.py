@@ -10,30 +10,32 @@ def site(worker: str, **changes: object) -> Site:
 def test_a_run_stays_where_its_pages_are_while_waiting_costs_less_than_computing_them_anew() -> None:
     placement = Placement()
     there = site("home", wait_s=5.0, resident_tokens=90_000)
-    assert placement.choose([there, site("away")], 100_000, 0.0) == "home"
-    assert placement.choose([there._replace(wait_s=20.0), site("away")], 100_000, 0.0) == "away"
+    assert placement.choose([there, site("away")], 100_000, 0.0) == ("home", "stays")
+    assert placement.choose([there._replace(wait_s=20.0), site("away")], 100_000, 0.0) == ("away", "moves")
 
 
 def test_it_does_not_move_to_where_it_would_push_others_out() -> None:
     there = site("home", wait_s=20.0, resident_tokens=90_000)
-    assert Placement().choose([there, site("away", footprint_tokens=950_000.0)], 100_000, 0.0) == "home"
+    assert Placement().choose([there, site("away", footprint_tokens=950_000.0)], 100_000, 0.0) == ("home", "stays")
 
 
 def test_a_new_run_goes_where_most_is_free_not_where_least_wait() -> None:
     sites = [site("a", footprint_tokens=800_000.0), site("b", footprint_tokens=300_000.0, wait_s=2.0)]
-    assert Placement().choose(sites, 50_000, 0.0) == "b"
+    assert Placement().choose(sites, 50_000, 0.0) == ("b", "roomiest")
 
 
 def test_runs_that_begin_alike_go_together_while_the_burst_lasts_and_there_is_room() -> None:
     placement = Placement()
     sites = [site("a"), site("b", footprint_tokens=1000.0)]
-    assert placement.choose(sites, 10_000, 0.0, prefix=b"same") == "a"
+    assert placement.choose(sites, 10_000, 0.0, prefix=b"same") == ("a", "roomiest")
+    placement.went("a", 0.0, prefix=b"same")
     fuller = [site("a", footprint_tokens=500_000.0), site("b")]
-    assert placement.choose(fuller, 10_000, 1.0, prefix=b"same") == "a"
-    assert placement.choose(fuller, 10_000, 1.0, prefix=b"other") == "b"
-    assert placement.choose(fuller, 10_000, 2 * BURST_S, prefix=b"same") == "b"
+    assert placement.choose(fuller, 10_000, 1.0, prefix=b"same") == ("a", "burst")
+    assert placement.choose(fuller, 10_000, 1.0, prefix=b"other") == ("b", "roomiest")
+    placement.went("a", BURST_S - 1, prefix=b"same")  # those that follow do not make it longer
+    assert placement.choose(fuller, 10_000, 1.1 * BURST_S, prefix=b"same") == ("b", "roomiest")
     full = [site("a", footprint_tokens=999_000.0), site("b")]
-    assert placement.choose(full, 10_000, 2.0, prefix=b"same") == "b"
+    assert placement.choose(full, 10_000, 2.0, prefix=b"same") == ("b", "roomiest")
 
 
 def test_a_random_walk_stays_bounded_and_always_chooses_a_site() -> None:
@@ -48,7 +50,10 @@ def test_a_random_walk_stays_bounded_and_always_chooses_a_site() -> None:
             )
             for name in "abc"[: rng.randrange(1, 4)]
         ]
-        chosen = placement.choose(sites, 50_000, step * 0.5, prefix=rng.choice((b"", bytes([rng.randrange(40)]))))
-        assert chosen in {one.worker for one in sites}
+        prefix = rng.choice((b"", bytes([rng.randrange(40)])))
+        chosen = placement.choose(sites, 50_000, step * 0.5, prefix=prefix)
+        assert chosen.worker in {one.worker for one in sites}
+        if prefix:
+            placement.went(chosen.worker, step * 0.5, prefix=prefix)
         placement.check()
     assert len(placement) == 8
