@@ -77,6 +77,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         "kv_dtype",
         "host_kv_tokens",
         "speculate",
+        "draft",
         "linear",
         "page_size",
         "prefill_tokens",
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kv-tokens", type=int, help="tokens that the KV pages hold")
     parser.add_argument("--host-kv-tokens", type=int, default=0, help="tokens that host memory keeps for reloading")
     parser.add_argument("--speculate", choices=get_args(SpeculateChoice), default="off", help="guess tokens from the prompt")
+    parser.add_argument("--draft", type=Path, metavar="DIR", help="a small model of the same tokenizer that guesses tokens")
     parser.add_argument("--max-sequences", type=int, default=16, help="sequences in one step")
     parser.add_argument("--prefill-tokens", type=int, default=512, help="prompt tokens in one step")
     parser.add_argument("--page-size", type=int, default=16)

@@ -20,8 +20,8 @@ CUDA_KV_SHARE = 0.8
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """`kv_tokens` None is auto, `host_kv_tokens` 0 is no host tier. `listen` is `unix:///path` or `tcp://host:port`; `token`
-    guards a TCP listener."""
+    """`kv_tokens` None is auto, `host_kv_tokens` 0 is no host tier. `draft` is the directory of a
+    model that guesses for this one. `listen` is `unix:///path` or `tcp://host:port`; `token` guards a TCP listener."""
 
     model: Path
     name: str
@@ -35,6 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_dtype: KvDtype = "auto"
     host_kv_tokens: int = 0
     speculate: SpeculateChoice = "off"
+    draft: Path | None = None
     linear: LinearChoice = "auto"
     page_size: int = 16
     prefill_tokens: int = 512

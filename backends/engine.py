@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from backends.detokenize import Decoder, Detokenizer
+from backends.draft import Drafter
 from backends.grammar import Matcher
 from backends.host import HostTier
 from backends.limits import Limits, Refusal, refusal
-from backends.lookup import Gain, Lookup, best_count, gain, may_guess
 from backends.meter import Meter
 from backends.pages import PagePool
 from backends.prefix import Namer, PrefixIndex
@@ -22,6 +22,7 @@ from backends.runner import Runner
 from backends.sampler import Sampled
 from backends.scheduler import Reload, Scheduler, Work
 from backends.sequence import Charge, Sequence
+from backends.speculate import Speculator
 from backends.step_cost import Caused, StepCost
 from backends.stop import StopFilter
 from backends.wire import Finished, FinishReason, Piece, Submit, TokenLogprob
@@ -50,13 +51,14 @@ class Engine:
         clock_ns: Clock,
         rng: random.Random,
         tier: HostTier[Reload] | None = None,
-        speculates: bool = False,
+        lookup: bool = False,
+        drafter: Drafter | None = None,
     ) -> None:
+        """`lookup` and `drafter` are where guesses come from; without either it guesses nothing."""
         self.limits = limits
         self.pool = PagePool(limits.num_pages)
         self.index = PrefixIndex(self.pool)
-        self.tier, self.speculates = tier, speculates
-        self.num_drafted = self.num_accepted = 0
+        self.tier = tier
         self.scheduler = Scheduler(
             self.index,
             page_size=limits.page_size,
@@ -65,6 +67,11 @@ class Engine:
             tier=tier,
         )
         self.step_cost = StepCost()
+        self.speculator = (
+            Speculator(self.scheduler, self.step_cost, kv_bytes=limits.kv_bytes, lookup=lookup, drafter=drafter)
+            if lookup or drafter is not None
+            else None
+        )
         self.meter = Meter(clock_ns())
         self.draining = False
         self.on_finished: Callable[[Finished], None] = lambda finished: None
@@ -80,14 +87,17 @@ class Engine:
         return bool(self._live)
 
     def step(self) -> None:
-        work = self._plan()
-        if self.speculates:
-            work = self._with_drafts(work)
+        work, guessing_ns = self._plan(), 0
+        if self.speculator is not None:
+            asked_ns = self.clock_ns()
+            work = self.speculator.with_drafts(work)
+            guessing_ns = self.clock_ns() - asked_ns
+        self._wait_to_write(work)
         sampled = self._runner.run(work)
-        self._commit(work, sampled)
+        self._commit(work, sampled, guessing_ns)
 
     def _plan(self) -> tuple[Work, ...]:
-        """What can run now. It waits for the host tier where nothing else can run, or where a step would write over a copy."""
+        """What can run now. It waits for the host tier where nothing else can run."""
         tier = self.tier
         if tier is None:
             work = self.scheduler.plan()
@@ -97,26 +107,14 @@ class Engine:
         while not (work := self.scheduler.plan()):
             assert tier.is_copying, "there is work that no plan reaches"
             self._loaded(tier.settle(wait=True))
-        size = self.limits.page_size
-        written = (page for one in work for page in one.sequence.pages[one.start // size : (one.stop - 1) // size + 1])
-        self._loaded(tier.before_writing(written))
         return work
 
-    def _with_drafts(self, work: tuple[Work, ...]) -> tuple[Work, ...]:
-        """Guesses for a step that only decodes, as many for each sequence as the measured costs say are worth it."""
-        if any(one.length > 1 or not one.samples for one in work):
-            return work
-        mean_context = sum(one.stop for one in work) / len(work)
-        worth = gain(self.step_cost.coefficients, len(work), mean_context)
-        return tuple(self._drafted(one, worth) if may_guess(one.sequence.sampling) else one for one in work)
-
-    def _drafted(self, work: Work, worth: Gain) -> Work:
-        lookup = work.sequence.lookup = work.sequence.lookup or Lookup()
-        count = best_count(lookup.chance, worth)
-        if not count:
-            lookup.forget()
-            return work
-        return self.scheduler.with_drafts(work, lookup.guess(work.sequence.tokens, count))
+    def _wait_to_write(self, work: tuple[Work, ...]) -> None:
+        """Returns when the step writes over no copy."""
+        if self.tier is not None:
+            size = self.limits.page_size
+            written = (page for one in work for page in one.sequence.pages[one.start // size : (one.stop - 1) // size + 1])
+            self._loaded(self.tier.before_writing(written))
 
     def _loaded(self, reloads: SequenceOf[Reload]) -> None:
         for reload in reloads:
@@ -208,7 +206,7 @@ class Engine:
             charge=Charge(self.clock_ns()),
         )
 
-    def _commit(self, work: SequenceOf[Work], sampled: SequenceOf[SequenceOf[Sampled]]) -> None:
+    def _commit(self, work: SequenceOf[Work], sampled: SequenceOf[SequenceOf[Sampled]], guessing_ns: int) -> None:
         """The only place where sequences advance. Ends the step: its time is known and shared out before anyone finishes."""
         started_ns, ended = self.meter.marked_ns, []
         prefilling = [one.sequence.num_output == 0 for one in work]
@@ -218,15 +216,16 @@ class Engine:
         if self.tier is not None:
             self.tier.save(self.scheduler.take_fresh())
         now_ns = self.clock_ns()
-        self._charge(work, prefilling, started_ns, now_ns)
+        self._charge(work, prefilling, started_ns, now_ns, guessing_ns)
         for sequence, reason, stop_text in ended:
             self._finish(sequence, reason, now_ns, stop_text)
 
-    def _charge(self, work: SequenceOf[Work], prefilling: list[bool], started_ns: int, now_ns: int) -> None:
+    def _charge(self, work: SequenceOf[Work], prefilling: list[bool], started_ns: int, now_ns: int, guessing_ns: int) -> None:
+        """Guessing is paid for like the rest of the step, but is no part of what the model's step costs."""
         spent_ns = self.meter.busy_until(now_ns)
         caused = [Caused(w.num_tokens, w.start + (w.num_tokens + 1) / 2, w.stop * self.limits.kv_bytes) for w in work]
         shares = self.step_cost.split(caused, spent_ns)
-        self.step_cost.observe(caused, spent_ns / 1e9)
+        self.step_cost.observe(caused, (spent_ns - guessing_ns) / 1e9)
         for one, share, prefill in zip(work, shares, prefilling, strict=True):
             charge = one.sequence.charge
             charge.started_ns = charge.started_ns or max(started_ns, charge.submitted_ns)
@@ -250,10 +249,8 @@ class Engine:
             if ended:
                 break
             self.scheduler.computed(sequence, 1)
-        if work.drafts and sequence.lookup is not None:
-            sequence.lookup.learn(len(work.drafts), accepted)
-            self.num_drafted += len(work.drafts)
-            self.num_accepted += accepted
+        if self.speculator is not None:
+            self.speculator.learn(work, accepted)
         return ended
 
     def _gain(self, sequence: Sequence, sampled: Sampled) -> list[tuple[Sequence, FinishReason, str]]:

@@ -120,15 +120,15 @@ class Scheduler:
                 self._fresh.append((sequence.names[i], sequence.pages[i]))
             sequence.pages[i] = self._index.insert(sequence.names[i], parent, sequence.pages[i], sequence.chain)
 
-    def with_drafts(self, work: Work, drafts: tuple[int, ...]) -> Work:
-        """As many of the guesses as the sequence may still say and free pages hold: nothing is evicted for a guess."""
+    def room_for_drafts(self, work: Work, count: int) -> int:
+        """How many guesses the sequence may still say and free pages hold; it takes them. Nothing is evicted for a guess."""
         sequence, size = work.sequence, self._page_size
         fits = (len(sequence.pages) + self._index.num_free) * size - work.stop
-        drafts = drafts[: max(0, min(fits, sequence.limit - len(sequence.tokens) - 1))]
-        lacking = -(-(work.stop + len(drafts)) // size) - len(sequence.pages)
+        count = max(0, min(count, fits, sequence.limit - len(sequence.tokens) - 1))
+        lacking = -(-(work.stop + count) // size) - len(sequence.pages)
         if lacking > 0:
             sequence.pages += self._index.take(lacking)
-        return work._replace(drafts=drafts)
+        return count
 
     def loaded(self, reload: Reload) -> None:
         """The pages are there. Of a sequence that had to go meanwhile, nothing happens."""
@@ -227,7 +227,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self._index.give_back(sequence.pages)
         sequence.pages = []
-        sequence.num_computed, sequence.reload = 0, None
+        sequence.num_computed, sequence.reload, sequence.drafted = 0, None, None
 
     def check(self) -> None:
         self._index.check()

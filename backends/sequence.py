@@ -8,13 +8,17 @@ pages    [ named: full, in the prefix index | own, being filled ]
 from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from backends.detokenize import Detokenizer
 from backends.grammar import Matcher
-from backends.lookup import Lookup
 from backends.prefix import Namer
 from backends.stop import StopFilter
 from backends.wire import Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    from backends.draft import Drafted
+    from backends.speculate import Guesses
 
 
 @dataclass(slots=True)
@@ -65,7 +69,8 @@ class Sequence:
     num_computed: int = 0
     num_cached: int | None = None
     reload: object | None = None
-    lookup: Lookup | None = None
+    guesses: "Guesses | None" = None
+    drafted: "Drafted | None" = None
     pages: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
     pending: Pending = field(default_factory=Pending)

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from backends.attention import PagedKV
 from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Settings, resolve_dtype, resolve_pages
 from backends.copier import ThreadCopier
+from backends.draft import Drafter
 from backends.engine import Engine
 from backends.grammar import Grammars
 from backends.host import HostTier
@@ -21,7 +22,7 @@ from backends.limits import Limits
 from backends.linear import LinearChooser
 from backends.llama import Llama
 from backends.marks import with_marks_as_text
-from backends.model import open_model
+from backends.model import Served, open_model
 from backends.progress import Bar
 from backends.runner import Model, ModelRunner
 from backends.scheduler import Reload
@@ -57,12 +58,14 @@ def start_engine(settings: Settings, say: Say) -> Started:
     for line in chooser.reasons():
         say(line)
     kv_bytes = served.kv_bytes(element_bytes=DTYPE_BYTES[dtype.value], int8=int8_kv)
+    draft = _open_draft(settings, tokenizer, served, torch_dtype, say)
+    draft_bytes = draft.kv_bytes(element_bytes=DTYPE_BYTES[dtype.value]) if draft else 0
     num_pages = resolve_pages(
         settings.kv_tokens,
         page_size=settings.page_size,
         max_context=served.max_positions,
         max_sequences=settings.max_sequences,
-        bytes_per_token=kv_bytes,
+        bytes_per_token=kv_bytes + draft_bytes,
         budget_bytes=_kv_budget(settings.device),
     )
     say(f"{num_pages.value} pages of {settings.page_size} tokens: {num_pages.why}")
@@ -95,7 +98,8 @@ def start_engine(settings: Settings, say: Say) -> Started:
         clock_ns=time.perf_counter_ns,
         rng=random.Random(),
         tier=_host_tier(settings, kv),
-        speculates=settings.speculate == "lookup",
+        lookup=settings.speculate == "lookup",
+        drafter=_drafter(draft, settings, limits, torch_dtype, draft_bytes) if draft else None,
     )
     hello = Hello(
         protocol=PROTOCOL,
@@ -120,6 +124,39 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     if not path.is_file():
         raise UnsupportedCheckpoint(f"{directory} has no tokenizer.json")
     return Tokenizer.from_str(with_marks_as_text(path.read_text()))
+
+
+def _open_draft(settings: Settings, tokenizer: Tokenizer, served: Served, dtype: torch.dtype, say: Say) -> Served | None:
+    """Raises ValueError where its tokens are not those of the model that it is to guess for."""
+    if settings.draft is None:
+        return None
+    read_config(settings.draft)
+    theirs = read_tokenizer(settings.draft)
+    chooser = LinearChooser("auto", dtype, settings.device)
+    draft = open_model(settings.draft, chooser, dtype=dtype, device=settings.device)
+    if theirs.get_vocab() != tokenizer.get_vocab() or draft.vocab_size != served.vocab_size:
+        raise ValueError(
+            f"the draft {settings.draft} has {draft.vocab_size:,} tokens of its own and {settings.model} "
+            f"{served.vocab_size:,}: a draft must have the same tokenizer"
+        )
+    say(f"{settings.draft.name} guesses tokens, where that saves time")
+    return draft
+
+
+def _drafter(draft: Served, settings: Settings, limits: Limits, dtype: torch.dtype, kv_bytes: int) -> Drafter:
+    on_gpu = settings.device.startswith("cuda")
+    kv = draft.kv(num_pages=limits.num_pages + on_gpu, page_size=limits.page_size, dtype=dtype, device=settings.device)
+    runner = _runner(draft.model, kv, settings, dtype)
+    runner.warm_up(min(limits.prefill_tokens, limits.longest, draft.max_positions))
+    return Drafter(
+        runner,
+        num_pages=limits.num_pages,
+        page_size=limits.page_size,
+        most_tokens=limits.prefill_tokens,
+        longest=draft.max_positions,
+        kv_bytes=kv_bytes,
+        clock_ns=time.perf_counter_ns,
+    )
 
 
 def _runner(model: Model, kv: PagedKV, settings: Settings, dtype: torch.dtype) -> "ModelRunner | KernelRunner":

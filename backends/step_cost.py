@@ -29,6 +29,17 @@ class Caused(NamedTuple):
     kv_bytes: int
 
 
+class Cost(NamedTuple):
+    """What was fitted, in seconds: of a step, a row, a chunk, a chunk's token, a token * its context, a byte of KV."""
+
+    step: float
+    row: float
+    chunk: float
+    token: float
+    mixed: float
+    kv_byte: float
+
+
 Row = tuple[float, ...]
 
 
@@ -57,6 +68,10 @@ class StepCost:
         self._plain, self._mixed = _Sums(FORGET), _Sums(FORGET_CHUNKS)
         self._fit = [0.0] * _SIZE
         self._seen = 0
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(*self._fit)
 
     @property
     def coefficients(self) -> Coefficients:

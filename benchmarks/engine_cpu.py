@@ -1,29 +1,27 @@
 """Claim: on CPU the engine is as fast as llama.cpp alone, several times faster in a batch, and than transformers end to end.
 
-Method: one random 100M Llama for all, as safetensors and as GGUF. llama.cpp is built by whoever runs this (`--llama DIR` with
-its llama-bench, llama-batched-bench and llama-quantize, `gguf` installed to write the file); without it only our own figures
-are shown. Contenders alternate within a round; medians of 5 rounds, two threads each. Needs a quiet machine.
+Method: one random 100M Llama for all, as safetensors and as GGUF. llama.cpp is built for this processor from the sdist of
+llama-cpp-python the first time (see `benchmarks/llama_cpp.py`); what its programs say they ran is checked. Contenders alternate
+within a round; medians of 5 rounds, two threads each. Needs a quiet machine.
 """
 
 import argparse
 import gc
-import json
 import random
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 
-from benchmarks.engine_rig import LLAMA_100M, EngineRig, random_llama
+from benchmarks.engine_rig import EngineRig, random_llama
+from benchmarks.llama_cpp import CACHE, LlamaCpp, prepare
 from benchmarks.report import Target, arguments, finish, progress, table
 
-ROUNDS, PREFILL, DECODE, BATCH = 5, 512, 64, 16
+ROUNDS, PREFILL, PROMPT, BATCH = 5, 512, 16, 16
 VOCABULARY = 32_000
 Measure = Callable[[], dict[str, float]]
 """Tokens a second by name."""
@@ -50,37 +48,34 @@ WANTED = (
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--llama", type=Path, help="folder of llama.cpp's programs")
+    parser.add_argument("--llama", type=Path, default=CACHE, help="where llama.cpp is built; default: %(default)s")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--decode", type=int, help="tokens to decode; default: 64, quick: 8")
     args = parser.parse_args()
+    args.decode = args.decode or (8 if args.quick else 64)
     torch.set_num_threads(args.threads)
+    peer = prepare(args.llama)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(args, random_llama(Path(folder) / "llama"))
+        found = measure(args, random_llama(Path(folder) / "llama"), peer)
     medians = {name: statistics.median(values) for name, values in found.items()}
     print(table(("what", "tokens/s"), sorted(medians.items())))
     targets, ratios = [], {}
     for wanted in WANTED:
-        if wanted.ours in medians and wanted.peer in medians:
-            ratios[wanted.name] = ratio = medians[wanted.ours] / medians[wanted.peer]
-            targets.append(Target(wanted.name, ratio, ">=", wanted.reach))
-            targets.append(Target(f"{wanted.name}_stretch", ratio, ">=", wanted.stretch))
-    finish("engine_cpu", {"tokens_per_s": medians, "ratios": ratios}, targets)
+        ratios[wanted.name] = ratio = medians[wanted.ours] / medians[wanted.peer]
+        targets.append(Target(wanted.name, ratio, ">=", wanted.reach))
+        targets.append(Target(f"{wanted.name}_stretch", ratio, ">=", wanted.stretch))
+    finish("engine_cpu", {"tokens_per_s": medians, "ratios": ratios, "llama_cpp_python": peer.release}, targets)
 
 
-def measure(args: argparse.Namespace, directory: Path) -> dict[str, list[float]]:
+def measure(args: argparse.Namespace, directory: Path, peer: LlamaCpp) -> dict[str, list[float]]:
+    files = peer.write(directory)
     contenders: dict[str, Measure] = {
-        "int8": lambda: ours(directory, "int8", quick=args.quick),
-        "bf16": lambda: ours(directory, "bf16", quick=args.quick),
-        "transformers": lambda: transformers_batching(directory, quick=args.quick),
+        "int8": ours(directory, "int8", args.decode),
+        "Q8_0": lambda: llama(peer, files["Q8_0"], "Q8_0", args),
+        "bf16": ours(directory, "bf16", args.decode),
+        "F16": lambda: llama(peer, files["F16"], "F16", args),
+        "transformers": transformers_batching(directory, args.decode),
     }
-    if args.llama:
-        files = write_gguf(directory, args.llama)
-        contenders |= {
-            name: (lambda name=name, file=file: llama(args.llama, file, name, args.threads))  # type: ignore[misc]
-            for name, file in files.items()
-        }
-    else:
-        progress("without --llama the peer llama.cpp is left out")
     found: dict[str, list[float]] = {}
     for number in range(1 if args.quick else ROUNDS):
         for name, contender in contenders.items():
@@ -91,97 +86,63 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, list[float]]
     return found
 
 
-def ours(directory: Path, kind: str, *, quick: bool) -> dict[str, float]:
-    """bf16 activations and KV with bf16 weights; int8 with float32 activations and W8A8 matrices."""
-    rng, few = random.Random(0), 8 if quick else DECODE
-    if kind == "bf16":
-        rig = EngineRig(directory, kv_tokens=16_384, dtype="bfloat16", linear="bfloat16")
-    else:
-        rig = EngineRig(directory, kv_tokens=16_384, linear="w8a8")
+def ours(directory: Path, kind: str, decode: int) -> Measure:
+    """Activations and KV in bfloat16, as llama.cpp keeps KV in F16; matrices in bfloat16 or in W8A8. Loaded once, warm."""
+    rng = random.Random(0)
+    rig = EngineRig(directory, kv_tokens=16_384, dtype="bfloat16", linear="bfloat16" if kind == "bf16" else "w8a8")
 
     def prompts(number: int, length: int) -> list[list[int]]:
         return [rng.choices(range(3, VOCABULARY), k=length) for _ in range(number)]
 
-    rig.ask(prompts(1, PREFILL), 2)
-    prefill = rig.ask(prompts(1, PREFILL), 1)
-    figures = {f"{kind} prefill": PREFILL / prefill.all_s}
-    for batch in (1, BATCH):
-        answer = rig.ask(prompts(batch, 16), few)
-        figures[f"{kind} decode {batch}"] = (answer.tokens - batch) / (answer.all_s - answer.first_s)
-    if kind == "bf16":
-        answer = rig.ask(prompts(BATCH, 128), few)
-        figures[f"{kind} end to end"] = answer.tokens / answer.all_s
-    return figures
+    def measured() -> dict[str, float]:
+        rig.ask(prompts(1, PREFILL), 2)
+        figures = {f"{kind} prefill": PREFILL / rig.ask(prompts(1, PREFILL), 1).all_s}
+        for batch in (1, BATCH):
+            answer = rig.ask(prompts(batch, PROMPT), decode)
+            figures[f"{kind} decode {batch}"] = (answer.tokens - batch) / (answer.all_s - answer.first_s)
+        if kind == "bf16":
+            answer = rig.ask(prompts(BATCH, 128), decode)
+            figures[f"{kind} end to end"] = answer.tokens / answer.all_s
+        return figures
+
+    return measured
 
 
-def transformers_batching(directory: Path, *, quick: bool) -> dict[str, float]:
-    """Its own continuous batching, in bfloat16."""
+def transformers_batching(directory: Path, decode: int) -> Measure:
+    """Its own continuous batching, in bfloat16, with the same prompts and number of tokens as ours."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    rng, few = random.Random(0), 8 if quick else DECODE
+    rng = random.Random(0)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
-    prompts = [rng.choices(range(3, VOCABULARY), k=128) for _ in range(BATCH)]
-    options = GenerationConfig(max_new_tokens=few, min_new_tokens=few, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    start = time.perf_counter()
-    try:
-        model.generate_batch(inputs=prompts, generation_config=options)
-    except (RuntimeError, ValueError, ImportError) as error:
-        progress(f"transformers' continuous batching does not run here: {error}")
-        return {}
-    return {"transformers end to end": BATCH * few / (time.perf_counter() - start)}
+    # An end token that no vocabulary has: every answer is as long as asked for.
+    options = GenerationConfig(max_new_tokens=decode, do_sample=False, eos_token_id=-1, pad_token_id=0)
+
+    def measured() -> dict[str, float]:
+        prompts = [rng.choices(range(3, VOCABULARY), k=128) for _ in range(BATCH)]
+        start = time.perf_counter()
+        answers = model.generate_batch(inputs=prompts, generation_config=options)
+        spent_s = time.perf_counter() - start
+        said = [len(answer.generated_tokens) for answer in answers.values()]
+        if said != [decode] * BATCH:
+            raise RuntimeError(f"transformers' continuous batching answered with {said} tokens, {decode} each were asked for")
+        return {"transformers end to end": sum(said) / spent_s}
+
+    return measured
 
 
-def llama(programs: Path, file: Path, name: str, threads: int) -> dict[str, float]:
+def llama(peer: LlamaCpp, file: Path, kind: str, args: argparse.Namespace) -> dict[str, float]:
     """llama-bench for a prompt and one sequence, llama-batched-bench for sixteen."""
-    bench = [programs / "llama-bench", "-m", file, "-p", PREFILL, "-n", DECODE, "-t", threads, "-r", 1, "-o", "json"]
     figures = {}
-    for row in json.loads(_run(bench)):
-        figures[f"{name} prefill" if row["n_prompt"] else f"{name} decode 1"] = float(row["avg_ts"])
-    many = ["-npp", 16, "-ntg", DECODE, "-npl", BATCH, "-t", threads, "-c", 4096, "--output-format", "jsonl"]
-    lines = [line for line in _run([programs / "llama-batched-bench", "-m", file, *many]).splitlines() if line.startswith("{")]
-    figures[f"{name} decode {BATCH}"] = float(json.loads(lines[-1])["speed_tg"])
+    for row in peer.bench(file, prefill=PREFILL, decode=args.decode, threads=args.threads):
+        said = f"{row['model_type']}, {row['n_threads']} threads, {row['backends']}, {row['model_n_params']:,} parameters"
+        if kind not in row["model_type"] or (row["n_threads"], row["backends"]) != (args.threads, "CPU"):
+            raise RuntimeError(f"llama-bench ran {said}: asked for were {kind} and {args.threads} threads on CPU")
+        figures[f"{kind} prefill" if row["n_prompt"] else f"{kind} decode 1"] = float(row["avg_ts"])
+    row = peer.batched(file, prompt=PROMPT, decode=args.decode, batch=BATCH, threads=args.threads)
+    if (row["pl"], row["n_threads"]) != (BATCH, args.threads):
+        raise RuntimeError(f"llama-batched-bench ran {row['pl']} sequences on {row['n_threads']} threads")
+    figures[f"{kind} decode {BATCH}"] = float(row["speed_tg"])
     return figures
-
-
-def write_gguf(directory: Path, programs: Path) -> dict[str, Path]:
-    """The same weights for llama.cpp: F16 by the `gguf` package, Q8_0 by its own llama-quantize."""
-    import gguf
-
-    full, small = directory / "f16.gguf", directory / "q8_0.gguf"
-    writer = gguf.GGUFWriter(full, "llama")
-    shape: dict[str, Any] = LLAMA_100M
-    writer.add_context_length(shape["max_position_embeddings"])
-    writer.add_embedding_length(shape["hidden_size"])
-    writer.add_block_count(shape["num_hidden_layers"])
-    writer.add_feed_forward_length(shape["intermediate_size"])
-    writer.add_head_count(shape["num_attention_heads"])
-    writer.add_head_count_kv(shape["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
-    writer.add_rope_freq_base(shape["rope_theta"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"<{i}>" for i in range(VOCABULARY)])
-    writer.add_token_scores([0.0] * VOCABULARY)
-    writer.add_token_types([1] * VOCABULARY)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
-    names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
-    names |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-    for name, weight in load_file(directory / "model.safetensors").items():
-        told = name.replace("model.embed_tokens", "token_embd").replace("model.norm", "output_norm")
-        told = told.replace("model.layers.", "blk.")
-        for ours_, theirs in names.items():
-            told = told.replace(ours_, theirs)
-        writer.add_tensor(told, weight.float().numpy() if weight.dim() == 1 else weight.half().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    _run([programs / "llama-quantize", full, small, "Q8_0"])
-    return {"F16": full, "Q8_0": small}
-
-
-def _run(command: list[Any]) -> str:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

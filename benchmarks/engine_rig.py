@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from backends.config import DTYPE_BYTES, Dtype, LinearChoice
 from backends.copier import ThreadCopier
+from backends.draft import Drafter
 from backends.engine import Engine
 from backends.host import HostTier
 from backends.limits import Limits
@@ -69,7 +70,8 @@ class EngineRig:
         host_kv_tokens: int = 0,
         dtype: Dtype = "float32",
         linear: LinearChoice = "auto",
-        speculates: bool = False,
+        lookup: bool = False,
+        draft: Path | None = None,
         max_sequences: int = 16,
         served: Served | None = None,
     ) -> None:
@@ -92,7 +94,10 @@ class EngineRig:
         runner = ModelRunner(self.served.model, kv, dtype=kind, device="cpu")
         runner.warm_up(min(512, limits.longest))
         clock = time.perf_counter_ns
-        self.engine = Engine(runner, Silent(), limits, clock_ns=clock, rng=random.Random(0), tier=tier, speculates=speculates)
+        drafter = None if draft is None else _drafter(draft, limits, dtype)
+        self.engine = Engine(
+            runner, Silent(), limits, clock_ns=clock, rng=random.Random(0), tier=tier, lookup=lookup, drafter=drafter
+        )
         self._numbered = 0
 
     def ask(self, prompts: Sequence[Sequence[int]], count: int, *, ignore_eos: bool = True) -> Answered:
@@ -115,6 +120,23 @@ class EngineRig:
         assert len(ends) == self._numbered - before and all(end.reason in ("stop", "length") for end in ends)
         cached, said = sum(end.num_cached_tokens for end in ends), sum(end.num_output_tokens for end in ends)
         return Answered(first_s, time.perf_counter() - start, cached, said)
+
+
+def _drafter(directory: Path, limits: Limits, dtype: Dtype) -> Drafter:
+    kind = DTYPES[dtype]
+    draft = open_model(directory, LinearChooser("auto", kind, "cpu"), dtype=kind, device="cpu")
+    kv = draft.kv(num_pages=limits.num_pages, page_size=PAGE, dtype=kind, device="cpu")
+    runner = ModelRunner(draft.model, kv, dtype=kind, device="cpu")
+    runner.warm_up(min(512, limits.longest, draft.max_positions))
+    return Drafter(
+        runner,
+        num_pages=limits.num_pages,
+        page_size=PAGE,
+        most_tokens=limits.prefill_tokens,
+        longest=draft.max_positions,
+        kv_bytes=draft.kv_bytes(element_bytes=DTYPE_BYTES[dtype]),
+        clock_ns=time.perf_counter_ns,
+    )
 
 
 def random_llama(directory: Path) -> Path:

@@ -42,6 +42,7 @@ def build_parser() -> ArgumentParser:
     _add_policy(commands)
     _add_router(commands)
     _add_evaluate(commands)
+    _add_bench(commands)
     _add_runs(commands)
     _add_load(commands)
     shown = commands.add_parser("version", help="print the version")
@@ -165,6 +166,26 @@ def _add_evaluate(commands: "_Commands[ArgumentParser]") -> None:
     evaluate.add_argument("--threads", metavar="N")
     evaluate.add_argument("--out", metavar="FILE", help="write the report as JSON")
     evaluate.set_defaults(run="gateway.commands.evaluate:evaluate")
+
+
+def _add_bench(commands: "_Commands[ArgumentParser]") -> None:
+    parts = commands.add_parser("bench", help="measure how fast models are served here").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    engine = parts.add_parser("engine", help="prefill and decode tokens a second, by sequences and context")
+    engine.add_argument("model", metavar="MODEL", help="a directory of a causal LM")
+    engine.add_argument("--batches", metavar="N,N", help="numbers of sequences; default: 1,4,16")
+    engine.add_argument("--contexts", metavar="N,N", help="prompt tokens of each; default: 128,1024")
+    engine.add_argument("--tokens", metavar="N", help="decode steps to time; default: 32")
+    engine.add_argument("--rounds", metavar="N", help="medians of so many; default: 3")
+    engine.add_argument("--device", metavar="DEVICE", help="default: cpu")
+    engine.add_argument("--threads", metavar="N", help="default: 1")
+    engine.add_argument("--dtype", metavar="TYPE", help="of activations and KV: auto, float32, bfloat16")
+    engine.add_argument("--kv-dtype", metavar="TYPE", help="auto or int8")
+    engine.add_argument("--linear", metavar="KERNEL", help="of the matrices: auto, float32, bfloat16, w8a8, int4")
+    engine.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    engine.add_argument("--out", metavar="FILE", help="also write the JSON there")
+    engine.set_defaults(run="gateway.commands.bench:engine")
 
 
 def _add_runs(commands: "_Commands[ArgumentParser]") -> None:

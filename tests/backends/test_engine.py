@@ -6,39 +6,63 @@ from typing import Any
 
 import pytest
 
+from backends.draft import Drafter
 from backends.engine import MAX_HELD_LOGPROBS, Engine
+from backends.gate import Price
 from backends.host import HostTier
 from backends.limits import Limits
-from backends.lookup import Gain, Lookup
 from backends.scheduler import Reload, Work
+from backends.speculate import Speculator
 from backends.wire import Finished, Sampling, Submit, TokenLogprob, page_names
 from tests.backends.fakes import EOS, FakeRunner, LateCopier, LetterDecoder, Ticks, letter, limits, reference, tokens_of
 
 
-class Guessing(Engine):
+class Oracle(Speculator):
     """Guesses what will be said, with one token in five wrong."""
 
-    def _drafted(self, work: Work, worth: Gain) -> Work:
-        sequence = work.sequence
-        sequence.lookup = Lookup()
-        right = reference(list(sequence.tokens), self._rng.randrange(4))
-        guessed = [token if self._rng.random() < 0.8 else (token + 1) % 97 for token in right]
-        return self.scheduler.with_drafts(work, tuple(guessed))
+    rng = random.Random(0)
+
+    def with_drafts(self, work: tuple[Work, ...]) -> tuple[Work, ...]:
+        decodes = all(one.samples and one.length == 1 for one in work)
+        return tuple(self._drafted(one) for one in work) if decodes else work
+
+    def _drafted(self, work: Work) -> Work:
+        self._guesses(work.sequence)
+        right = reference(list(work.sequence.tokens), self.rng.randrange(4))
+        guessed = tuple(token if self.rng.random() < 0.8 else (token + 1) % 97 for token in right)
+        return work._replace(drafts=guessed[: self._scheduler.room_for_drafts(work, len(guessed))])
+
+
+class Twin(Speculator):
+    """Drafts with a model that says the same, over KV of its own: a guess is only wrong where that KV is."""
+
+    def __init__(self, engine: Engine, of: Limits, clock: Ticks) -> None:
+        runner = FakeRunner(of)
+        shape = {"num_pages": of.num_pages, "page_size": of.page_size, "longest": of.longest, "kv_bytes": 1}
+        drafter = Drafter(runner, most_tokens=of.prefill_tokens, clock_ns=clock, **shape)
+        drafter.priced = lambda of, sequence, num_sequences, context: Price(1.0, 0.0, 0.0)  # type: ignore[method-assign]
+        super().__init__(engine.scheduler, engine.step_cost, kv_bytes=1, lookup=False, drafter=drafter)
+
+    def learn(self, work: Work, accepted: int) -> None:
+        tokens = list(work.sequence.tokens)
+        assert work.drafts == tuple(reference(tokens[: work.start + 1], 99)[: len(work.drafts)]) or EOS in work.drafts
+        super().learn(work, accepted)
 
 
 class Rig:
     """An engine, and what it said to whom."""
 
-    def __init__(self, of: Limits, seed: int = 0, host_pages: int = 0, speculates: bool = False) -> None:
+    def __init__(self, of: Limits, seed: int = 0, host_pages: int = 0, guesses: str = "") -> None:
         self.runner = FakeRunner(of)
         self.clock = Ticks()
         tier: HostTier[Reload] | None = None
         if host_pages:
             tier = HostTier(host_pages, LateCopier(self.runner, host_pages, of.page_size, seed))
-        kind = Guessing if speculates else Engine
-        self.engine = kind(
-            self.runner, LetterDecoder(), of, clock_ns=self.clock, rng=random.Random(seed), tier=tier, speculates=speculates
-        )
+        self.engine = Engine(self.runner, LetterDecoder(), of, clock_ns=self.clock, rng=random.Random(seed), tier=tier)
+        if guesses == "oracle":
+            self.engine.speculator = Oracle(self.engine.scheduler, self.engine.step_cost, kv_bytes=of.kv_bytes, lookup=True)
+        elif guesses == "draft":
+            self.engine.speculator = Twin(self.engine, of, self.clock)
         self.text: dict[int, str] = {}
         self.counted: dict[int, int] = {}
         self.finished: dict[int, Finished] = {}
@@ -95,7 +119,7 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
         prefill_tokens=rng.choice((1, 7, 64)),
         max_context=40,
     )
-    rig = Rig(of, seed, host_pages=rng.choice((0, 5, 60)), speculates=rng.random() < 0.5)
+    rig = Rig(of, seed, host_pages=rng.choice((0, 5, 60)), guesses=rng.choice(("", "oracle", "draft")))
     stems = [[rng.randrange(1, 97) for _ in range(12)] for _ in range(3)]
     asked: dict[int, tuple[list[int], int]] = {}
     aborted: set[int] = set()
@@ -139,12 +163,29 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
 
 
 def test_right_guesses_save_steps_and_are_charged_for() -> None:
-    rig, plain = Rig(limits(), speculates=True), Rig(limits())
+    rig, plain = Rig(limits(), guesses="oracle"), Rig(limits())
     for one in (rig, plain):
         one.submit(1, [5] * 9, max_tokens=40, ignore_eos=True)
         one.run()
-    assert rig.text == plain.text and rig.engine.num_drafted > rig.engine.num_accepted > 10
+    assert rig.engine.speculator is not None
+    tally = rig.engine.speculator.tallies["lookup"]
+    assert rig.text == plain.text and tally.drafted > tally.accepted > 10
     assert rig.finished[1].num_steps < plain.finished[1].num_steps - 10
+    assert rig.engine.meter.attributed_ns == rig.engine.meter.busy_ns
+
+
+def test_a_draft_catches_up_on_what_others_computed_and_is_then_always_right() -> None:
+    rig, plain = Rig(limits(prefill_tokens=8), guesses="draft"), Rig(limits(prefill_tokens=8))
+    for one in (rig, plain):
+        one.submit(1, [5] * 30, max_tokens=40, ignore_eos=True)
+        one.run()
+        one.submit(2, [*[5] * 30, *reference([5] * 30, 20), 7], max_tokens=40, ignore_eos=True)
+        one.submit(3, [6] * 20, max_tokens=40, ignore_eos=True)
+        one.run()
+    assert rig.engine.speculator is not None
+    tally = rig.engine.speculator.tallies["draft"]
+    assert rig.text == plain.text and tally.drafted == tally.accepted > 60
+    assert rig.finished[2].num_cached_tokens > 40 and rig.finished[2].num_steps < plain.finished[2].num_steps - 20
     assert rig.engine.meter.attributed_ns == rig.engine.meter.busy_ns
 
 

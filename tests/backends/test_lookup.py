@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from backends.engine import Engine
+from backends.gate import HOPED, MAX_DRAFTS, Chance, best_count, may_guess, price
 from backends.limits import Limits
 from backends.linear import LinearChooser
-from backends.lookup import HOPED, MAX_DRAFTS, Lookup, best_count, gain, may_guess
+from backends.lookup import Lookup
 from backends.model import open_model
 from backends.runner import ModelRunner
+from backends.step_cost import Cost
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
 from tests.backends.fakes import Ticks
@@ -27,25 +29,34 @@ def test_what_followed_the_last_three_tokens_is_guessed() -> None:
 
 
 def test_the_gate_follows_measured_costs() -> None:
-    fixed, linear = (1e-2, 1e-4, 0.0, 0.0), (1e-4, 1e-3, 0.0, 0.0)
-    assert best_count(0.9, gain(fixed, 1, 100)) == MAX_DRAFTS
-    assert best_count(0.9, gain(linear, 1, 100)) == 0
-    assert best_count(0.5, gain(fixed, 1, 100)) > best_count(0.5, gain(fixed, 16, 100))
-    assert best_count(0.9, gain((0.0, 0.0, 0.0, 0.0), 1, 100)) == 0
-    assert best_count(0.0, gain(fixed, 1, 100)) == 0
+    fixed = Cost(step=1e-2, row=1e-4, chunk=0.0, token=1e-4, mixed=0.0, kv_byte=0.0)
+    linear = fixed._replace(step=1e-4, row=1e-3, token=1e-3)
+    assert best_count(0.9, price(fixed, 1, 100, 0)) == MAX_DRAFTS
+    assert best_count(0.9, price(linear, 1, 100, 0)) == 0
+    assert best_count(0.5, price(fixed, 1, 100, 0)) > best_count(0.5, price(fixed, 16, 100, 0))
+    assert best_count(0.9, price(Cost(0, 0, 0, 0, 0, 0), 1, 100, 0)) == 0
+    assert best_count(0.0, price(fixed, 1, 100, 0)) == 0
+
+
+def test_a_chunk_costs_something_of_its_own_and_few_guesses_do_not_pay_it_back() -> None:
+    cost = Cost(step=1e-3, row=1e-4, chunk=0.0, token=1e-5, mixed=0.0, kv_byte=0.0)
+    assert best_count(0.8, price(cost, 1, 100, 0)) == MAX_DRAFTS
+    assert best_count(0.8, price(cost._replace(chunk=2e-2), 1, 100, 0)) == 0
+    dear = price(cost._replace(chunk=1e-3), 1, 100, 0)
+    assert best_count(0.3, dear) == 0 < best_count(0.9, dear)
 
 
 def test_a_chance_is_learned_and_a_lost_one_comes_back() -> None:
-    lookup = Lookup()
+    chance = Chance()
     for _ in range(30):
-        lookup.learn(4, 0)
-    assert lookup.chance < 0.05
+        chance.learn(4, 0)
+    assert chance.value < 0.05
     for _ in range(500):
-        lookup.forget()
-    assert lookup.chance == pytest.approx(HOPED, abs=0.01)
+        chance.forget()
+    assert chance.value == pytest.approx(HOPED, abs=0.01)
     for _ in range(30):
-        lookup.learn(4, 4)
-    assert lookup.chance > 0.95
+        chance.learn(4, 4)
+    assert chance.value > 0.95
 
 
 def test_what_chooses_by_more_than_the_position_is_not_guessed_for() -> None:
@@ -60,7 +71,7 @@ class Costly(Engine):
         super().step()
 
 
-def said(directory: Path, *, speculates: bool, temperature: float) -> tuple[dict[int, str], Engine, int]:
+def said(directory: Path, *, lookup: bool, temperature: float) -> tuple[dict[int, str], Engine, int]:
     model = open_model(directory, LinearChooser("float32", torch.float32, "cpu"), dtype=torch.float32, device="cpu")
     of = Limits(
         max_context=200,
@@ -75,7 +86,7 @@ def said(directory: Path, *, speculates: bool, temperature: float) -> tuple[dict
     )
     kv = model.kv(num_pages=of.num_pages, page_size=4, dtype=torch.float32, device="cpu")
     runner = ModelRunner(model.model, kv, dtype=torch.float32, device="cpu")
-    engine = Costly(runner, CharacterDecoder(), of, clock_ns=Ticks(), rng=random.Random(0), speculates=speculates)
+    engine = Costly(runner, CharacterDecoder(), of, clock_ns=Ticks(), rng=random.Random(0), lookup=lookup)
     rng, text, steps = random.Random(3), dict[int, str](), 0
     for request in range(4):
         # Whatever it says after three tokens, it has read that it follows them: pairs of every token.
@@ -95,8 +106,10 @@ def said(directory: Path, *, speculates: bool, temperature: float) -> tuple[dict
 def test_guessing_says_the_same_in_fewer_steps(make_checkpoint: MakeCheckpoint, temperature: float) -> None:
     """A small initializer makes a model that repeats itself, as agents do."""
     directory = make_checkpoint(initializer_range=0.05)
-    plain, _, plain_steps = said(directory, speculates=False, temperature=temperature)
-    guessed, engine, steps = said(directory, speculates=True, temperature=temperature)
+    plain, _, plain_steps = said(directory, lookup=False, temperature=temperature)
+    guessed, engine, steps = said(directory, lookup=True, temperature=temperature)
     assert guessed == plain and all(len(text) for text in plain.values())
-    assert engine.num_drafted >= engine.num_accepted > 0 or temperature
+    assert engine.speculator is not None
+    tally = engine.speculator.tallies["lookup"]
+    assert tally.drafted >= tally.accepted > 0 or temperature
     assert steps < plain_steps or temperature

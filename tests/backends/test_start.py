@@ -39,6 +39,24 @@ def test_an_engine_starts_with_every_option(make_checkpoint: MakeCheckpoint, opt
     assert plain == (not options.keys() & {"kv_dtype", "linear"})
 
 
+def test_a_draft_of_the_same_tokenizer_guesses_and_another_is_refused(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    lines: list[str] = []
+    model, draft = make_checkpoint(), make_checkpoint(seed=1, num_hidden_layers=1)
+    settings = Settings(model=model, name="tiny", listen="unix:///x", draft=draft)
+    engine, hello, _ = start_engine(settings, lines.append)
+    assert engine.speculator is not None and set(engine.speculator.tallies) == {"draft"}
+    plain, plain_hello, _ = start_engine(Settings(model=model, name="tiny", listen="unix:///x"), lines.append)
+    assert hello.fingerprint == plain_hello.fingerprint and plain.speculator is None
+    stranger = make_checkpoint(seed=2)
+    changed = Tokenizer.from_str(tokenizer.to_str())
+    changed.add_tokens(["stranger"])
+    changed.save(str(stranger / "tokenizer.json"))
+    with pytest.raises(ValueError, match="same tokenizer"):
+        start_engine(Settings(model=model, name="tiny", listen="unix:///x", draft=stranger), lines.append)
+
+
 def test_an_architecture_of_transformers_starts_too(tmp_path: Path, tokenizer: Tokenizer) -> None:
     directory = save("gpt-neox", tmp_path)
     with pytest.raises(UnsupportedCheckpoint, match=r"no tokenizer\.json"):

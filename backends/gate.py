@@ -1,0 +1,76 @@
+"""How many guesses are worth it. Pure: costs come in as they were measured, and as often as guesses were right.
+
+A guess costs its part of a step and saves a step's part for every token of it that the model says itself. Guess n counts only
+if all before it are right.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from backends.step_cost import Cost
+from backends.wire import Sampling
+
+MAX_DRAFTS = 8
+HOPED = 0.6
+"""Chance that a guessed token is right, before any was tried."""
+LEARNING, FORGETTING = 0.15, 0.01
+MARGIN = 0.05
+"""Part of a token's cost that guesses must promise to save: measured costs are not exact."""
+ALIKE = frozenset({"max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "top_logprobs", "ignore_eos"})
+"""Parameters that choose a token by its position alone. With any other one that is set, nothing is guessed."""
+
+
+class Chance:
+    """That a guessed token is right, from one source."""
+
+    def __init__(self, hoped: float = HOPED) -> None:
+        self.value = hoped
+
+    def learn(self, drafted: int, accepted: int, rate: float = LEARNING) -> None:
+        """Guesses behind the first wrong one say nothing."""
+        for number in range(min(accepted + 1, drafted)):
+            self.value += rate * ((number < accepted) - self.value)
+
+    def forget(self, rate: float = FORGETTING) -> None:
+        """What is no longer guessed for is tried again some time."""
+        self.value += rate * (HOPED - self.value)
+
+
+class Price(NamedTuple):
+    """Seconds, for one of the sequences that decode in a step: what a token costs without guesses, what a guess costs, and
+    what the first one costs more than that."""
+
+    token: float
+    draft: float
+    first: float
+
+
+def price(cost: Cost, num_sequences: int, context: float, kv_bytes: int) -> Price:
+    """`kv_bytes` are those of one token; `context` is the mean of the sequences.
+
+    With guesses a row becomes a chunk, which costs something of its own; the KV is read once, however many tokens see it.
+    """
+    seen = cost.mixed * context
+    token = cost.step / num_sequences + cost.row + seen + cost.kv_byte * context * kv_bytes
+    return Price(token, cost.token + seen, max(0.0, cost.chunk + cost.token - cost.row))
+
+
+def saved(chance: float, of: Price, count: int) -> float:
+    """Seconds that `count` guesses are expected to save, negative where they cost more."""
+    total, right = -of.first, 1.0
+    for _ in range(count):
+        right *= chance
+        total += right * of.token - of.draft
+    return total
+
+
+def best_count(chance: float, of: Price, most: int = MAX_DRAFTS) -> int:
+    """The number of guesses that saves most, 0 where none saves enough."""
+    best = max(range(1, most + 1), key=lambda count: saved(chance, of, count))
+    return best if saved(chance, of, best) > MARGIN * of.token else 0
+
+
+def may_guess(sampling: Sampling) -> bool:
+    fields = msgspec.structs.fields(sampling)
+    return all(field.name in ALIKE or getattr(sampling, field.name) == field.default for field in fields)
