@@ -1,16 +1,14 @@
 """Bounds that a JSON Schema leaves open and every reader has: without them a small model may write digits for ever.
 
-Integers are those of 64 bits, numbers have as many digits as a double can hold, times nine decimals of a second.
+Integers are those of 64 bits, numbers have as many digits as a double can hold, formats are those of
+formats.py.
 """
 
 from typing import Any
 
+from backends.formats import PATTERNS
+
 INT64 = 2**63 - 1
-_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
-_LONG, _SHORT = "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])", "(0[469]|11)-(0[1-9]|[12][0-9]|30)"
-_DATE = f"[0-9]{{4}}-({_LONG}|{_SHORT}|02-(0[1-9]|1[0-9]|2[0-8]))"
-PATTERNS = {"time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$", "date": f"^{_DATE}$"}
-"""No 29th of February: no expression knows the leap years, and an answer must be valid."""
 
 _BY_NAME = ("properties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")

@@ -183,6 +183,9 @@ KEYWORDS: list[tuple[Any, str]] = [
     ({"type": "integer", "minLength": 3}, "minLength"),
     ({"type": "wrong"}, "type"),
     ({"type": "string", "pattern": "a", "maxLength": 3}, "maxLength"),
+    ({"type": "string", "pattern": 'a"b'}, "pattern"),
+    ({"type": "string", "pattern": r"^C:\\\\[a-z]+$"}, "pattern"),
+    ({"type": "string", "pattern": r"a\nb"}, "pattern"),
     (json.loads('{"items":' * 120 + "{}" + "}" * 120), "items"),
 ]
 
@@ -194,6 +197,11 @@ def test_a_schema_beyond_grammars_is_refused_by_its_keyword(schema: Any, keyword
     assert keyword in error.message and (error.param or "").startswith("response_format")
     tool = {"type": "function", "function": {"name": "a", "strict": True, "parameters": schema}}
     assert (refused(tools=[tool]).param or "").startswith("tools[0].function.parameters")
+
+
+@pytest.mark.parametrize("pattern", [r"^[A-Z]{2}-\d+$", r'^[^"\\]*$', r"^\w+\.\w+$"])
+def test_a_pattern_that_needs_no_escapes_is_taken(pattern: str) -> None:
+    check_schema({"type": "string", "pattern": pattern}, param="x")
 
 
 def test_options_that_nothing_satisfies_twice_may_be_one_of() -> None:
