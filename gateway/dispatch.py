@@ -133,10 +133,12 @@ class Dispatcher:
         for other in self._waiting.values():
             if other.band <= ticket.band and other.decision:
                 ahead[other.decision.chosen.worker] += 1
-        return {
-            view.worker: Wait(view.wait_s, self.fleet.predictors[view.worker].seats_s(ahead[view.worker], view.max_sequences))
-            for view in self.fleet.views()
-        }
+        waits = {}
+        for view in self.fleet.views():
+            predictor = self.fleet.predictors[view.worker]
+            seats_s = predictor.seats_s(ahead[view.worker], view.max_sequences)
+            waits[view.worker] = Wait(view.wait_s, seats_s, predictor.uncertain_s)
+        return waits
 
     async def _wait(self, ticket: Ticket, decision: Decision) -> Stream:
         number = next(self._numbers)
@@ -278,7 +280,9 @@ class Dispatcher:
             chain=ticket.chain,
             traceparent=ticket.traceparent,
         )
-        self.fleet.predictors[worker].submitted(stream.request, uncached)
+        predictor, hello = self.fleet.predictors[worker], self.fleet.links[worker].hello
+        wait_s = predictor.wait_s(max_sequences=hello.max_sequences if hello else 1, queued_tokens=0, now=self._clock())
+        predictor.submitted(stream.request, uncached, wait_s=wait_s)
         return stream
 
     def _plan_expiry(self) -> None:

@@ -1,8 +1,10 @@
 """What becomes of a request whose promise waiting would break: it waits, goes to another tier, or is told so at once. Pure.
 
-A promise is kept when waited + predicted TTFT <= max(its TTFT, 4 * TTFT of an idle worker), and waited + predicted finish <=
-its deadline. What no idle worker could keep is not broken by load, so it is never refused for its TTFT. A turn of a run that
-was admitted is never refused: what was begun is worth more than what was not.
+A promise is kept when waited + predicted TTFT + doubt <= max(its TTFT, 4 * TTFT of an idle worker), and waited + predicted
+finish + doubt <= its deadline. Doubt is what the worker's predictions were wrong by, at most the predicted wait: an idle worker
+always gets the next request, so that there is always something to learn from. What no idle worker could keep is not broken by
+load, so it is never refused for its TTFT. A turn of a run that was admitted is never refused: what was begun is worth more than
+what was not.
 """
 
 from collections.abc import Mapping
@@ -18,10 +20,16 @@ _GOOD_BUT_NOT_BEST: frozenset[RejectReason] = frozenset({"below_quality_bar", "c
 
 
 class Wait(NamedTuple):
-    """For one worker: what the decision knew of it, and of those in the gateway that go before. Seconds."""
+    """For one worker: what the decision knew of it, and of those in the gateway that go before, and how far predictions were
+    off. Seconds."""
 
     in_decision_s: float
     for_seats_s: float
+    uncertain_s: float = 0.0
+
+    @property
+    def doubt_s(self) -> float:
+        return min(self.uncertain_s, self.in_decision_s + self.for_seats_s)
 
 
 class Verdict(NamedTuple):
@@ -61,8 +69,8 @@ def judge(
 def _broken(question: Question, option: Option, waits: Mapping[str, Wait], waited_s: float) -> tuple[str, float]:
     """The promise that would be broken, with both numbers; "" when none would."""
     wait = waits.get(option.worker, _NO_WAIT)
-    ttft_s = waited_s + wait.for_seats_s + option.ttft_s
-    finish_s = waited_s + wait.for_seats_s + option.finish_s
+    before_s = waited_s + wait.for_seats_s + wait.doubt_s
+    ttft_s, finish_s = before_s + option.ttft_s, before_s + option.finish_s
     if question.ttft_slo_s is not None:
         promised_s = max(question.ttft_slo_s, ISOLATED_TIMES * (option.ttft_s - wait.in_decision_s))
         if ttft_s > promised_s:

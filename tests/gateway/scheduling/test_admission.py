@@ -61,3 +61,18 @@ def test_another_tier_takes_it_where_that_keeps_the_promise() -> None:
 @pytest.mark.parametrize("fixed", [{"asked": "large"}, {"locked_model": "model-large"}])
 def test_what_was_asked_for_or_begun_is_not_degraded(fixed: dict[str, Any]) -> None:
     assert verdict("degrade", **fixed).action == "queue"
+
+
+def test_predictions_that_were_wrong_are_doubted_by_no_more_than_the_wait() -> None:
+    question = ask([LARGE], quality=QUALITY, ttft_slo_s=2.0)
+    decision = decide(question, (LARGE,), decision_id="d")
+
+    def action(wait: Wait) -> str:
+        return judge(question, decision, {"l": wait}, on_overload="shed").action
+
+    assert action(Wait(1.0, 0.0)) == action(Wait(1.0, 0.0, 0.9)) == "admit"
+    assert action(Wait(1.0, 0.0, 1.1)) == "shed"
+    idle = view("i")
+    question = ask([idle], quality=QUALITY, ttft_slo_s=0.2)
+    decision = decide(question, (idle,), decision_id="d")
+    assert judge(question, decision, {"i": Wait(0.0, 0.0, 100.0)}, on_overload="shed") == ADMIT
