@@ -34,10 +34,10 @@ def gateway_in_a_thread(folder: Path, *, more: str = "") -> Iterator[Served]:
 
     thread = threading.Thread(target=run, name="gateway")
     thread.start()
-    ready.wait(60)
+    ready.wait(100)
     try:
         yield found[0]
     finally:
         loop.call_soon_threadsafe(stopping.set)
-        thread.join(30)
+        thread.join(100)
         assert not thread.is_alive(), "the gateway did not stop"

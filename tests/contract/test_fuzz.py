@@ -17,7 +17,7 @@ from backends import wire
 from tests.contract.running import gateway_in_a_thread
 from tests.served import Served, ask, fake, serve, until
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": ask(
         tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}],
