@@ -242,6 +242,10 @@ class Gateway:
         for name, link in self.fleet.links.items():
             labels = {"worker": name, "model": self.policy.workers[name].model}
             yield Gauge("headway_worker_up", "1 when it can take requests.", labels, float(link.healthy))
+            for phase, errors in self.fleet.predictors[name].errors.items():
+                of_phase = {**labels, "phase": phase}
+                yield Gauge("headway_prediction_bias_seconds", "Mean of actual - predicted.", of_phase, errors.bias_s)
+                yield Gauge("headway_prediction_deviation_seconds", "Its deviation.", of_phase, errors.deviation_s)
             if (load := link.load) is None:
                 continue
             held = load.num_pages - load.free_pages - load.cached_pages

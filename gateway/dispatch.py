@@ -342,7 +342,9 @@ class Dispatcher:
             chain=ticket.chain,
             traceparent=ticket.traceparent,
         )
-        self.fleet.predictors[worker].submitted(stream.request, uncached)
+        predictor, hello = self.fleet.predictors[worker], self.fleet.links[worker].hello
+        wait_s = predictor.wait_s(max_sequences=hello.max_sequences if hello else 1, queued_tokens=0, now=self._clock())
+        predictor.submitted(stream.request, uncached, wait_s=wait_s)
         tokens = decision.chosen.prompt_tokens + min(sampling.max_tokens, int(ticket.question.expected_output_tokens))
         self.fleet.footprints.runs(worker, ticket.chain, tokens)
         if prefix := beginning(ticket.prompts[worker].names):

@@ -27,6 +27,8 @@ MAX_SILENCE_S = 120.0
 CLOSE_S = 2.0
 MAX_WAITING_SCORES = 1_000
 MAX_ASSET_BYTES = 256 * 1024 * 1024
+MAX_TOKENS, MAX_SECONDS = 2**32, 1e9
+"""Of one request. More is no count and no time."""
 
 log = logging.getLogger("headway.link")
 
@@ -235,8 +237,12 @@ class Link:
                     if stream := self.streams.get(piece.request):
                         stream.push(piece)
             case wire.Finished():
+                if not _can_be(message):
+                    raise ValueError(f"the end of request {message.request} has numbers that cannot be")
                 self._finish(message)
             case wire.Load():
+                if not all(map(_is_time, (message.busy_s, message.idle_s, message.attributed_s))):
+                    raise ValueError("a load with times that cannot be")
                 first = self.load is None
                 self.load = message
                 self.credits.grant(message)
@@ -274,3 +280,16 @@ class Link:
         if was_healthy:
             self._events.state(self.worker)
         return was_healthy
+
+
+def _can_be(finished: wire.Finished) -> bool:
+    """What is learned and charged from: one number that is none would stay in every mean."""
+    counts = (finished.num_cached_tokens, finished.num_output_tokens, finished.num_steps)
+    times = (finished.queue_s, finished.prefill_s, finished.decode_s, finished.device_s, finished.prefill_device_s)
+    whole = min(counts) >= 0 and finished.num_cached_tokens <= finished.num_prompt_tokens <= MAX_TOKENS
+    return whole and finished.num_output_tokens <= MAX_TOKENS and all(map(_is_time, times))
+
+
+def _is_time(seconds: float) -> bool:
+    """Not of NaN, which compares with nothing. Differences of clocks may be a little below zero."""
+    return -0.001 < seconds < MAX_SECONDS

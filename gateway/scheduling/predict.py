@@ -3,8 +3,9 @@
 Pure: time is an argument. Starts from the step model in the worker's first `Load`, or from a guess that any report overrules.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from backends.wire import Finished, Load
 from gateway.routing.decision import WorkerView
@@ -13,6 +14,8 @@ _FORGET = 0.98
 """Weight that a finished request keeps when the next one comes: about the last 50 count."""
 _PRIOR_WEIGHT = 0.02
 LOAD_IS_FRESH_S = 5.0
+Phase = Literal["wait", "prefill", "decode", "ttft"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class Rates(NamedTuple):
@@ -88,8 +91,35 @@ class _Mean:
         self._weight = self._weight * _FORGET + weight
 
 
+class Errors:
+    """By how much predictions were too short (seconds, below zero where they were too long): their mean and their deviation,
+    forgetting. Both start at zero with the weight of one request: what was never seen wrong is believed."""
+
+    def __init__(self) -> None:
+        self._mean, self._square = _Mean(0.0), _Mean(0.0)
+
+    @property
+    def bias_s(self) -> float:
+        return self._mean.value
+
+    @property
+    def deviation_s(self) -> float:
+        return math.sqrt(max(0.0, self._square.value - self._mean.value**2))
+
+    def observe(self, error_s: float) -> None:
+        self._mean.observe(error_s, 1.0)
+        self._square.observe(error_s * error_s, 1.0)
+
+
+class _Expected(NamedTuple):
+    wait_s: float
+    prefill_s: float
+    tpot_s: float
+
+
 class Predictor:
-    """One worker's rates and backlog.
+    """One worker's rates and backlog, and in `errors` how wrong they were by phase (`decode` is of one token, `ttft` of wait
+    and prefill together).
 
     The backlog is kept by the gateway's own counters (`submitted`, `observe_finished`); a fresh `Load` can only raise it,
     which is how another gateway's work shows, and a stale one is left out. `changed` is called whenever its view may have.
@@ -101,6 +131,8 @@ class Predictor:
         self._start(prior or COLD)
         self._service = _Mean(0.0)
         self._pending: dict[int, int] = {}
+        self._expected: dict[int, _Expected] = {}
+        self.errors: dict[Phase, Errors] = {phase: Errors() for phase in PHASES}
         self._load: Load | None = None
         self._load_at = 0.0
 
@@ -118,7 +150,11 @@ class Predictor:
         """Requests submitted by this gateway and not finished."""
         return len(self._pending)
 
-    def submitted(self, request: int, uncached_tokens: int) -> None:
+    def submitted(self, request: int, uncached_tokens: int, *, wait_s: float = 0.0) -> None:
+        """`wait_s` is what `wait_s()` said just before."""
+        rates = self.rates
+        prefill_s = rates.overhead_s + uncached_tokens * rates.prefill_s_per_token
+        self._expected[request] = _Expected(wait_s, prefill_s, rates.tpot_s)
         self._pending[request] = uncached_tokens
         self._changed()
 
@@ -131,15 +167,19 @@ class Predictor:
     def lost(self) -> None:
         """The link dropped: nothing of ours runs there."""
         self._pending.clear()
+        self._expected.clear()
         self._load = None
         self._changed()
 
     def observe_finished(self, finished: Finished) -> None:
         self._pending.pop(finished.request, None)
+        expected = self._expected.pop(finished.request, None)
         self._changed()
         if finished.reason not in ("stop", "length") or finished.device_s <= 0:
             return
         self._informed = True
+        if expected is not None:
+            self._compare(finished, expected)
         if finished.prefill_device_s > 0:
             uncached = max(1, finished.num_prompt_tokens - finished.num_cached_tokens)
             self._prefill.observe(uncached, finished.prefill_device_s)
@@ -149,6 +189,14 @@ class Predictor:
             if finished.decode_s > 0:
                 self._tpot.observe(finished.decode_s / steps, steps)
         self._service.observe(finished.prefill_s + finished.decode_s, 1.0)
+
+    def _compare(self, finished: Finished, expected: _Expected) -> None:
+        wait_s, prefill_s = finished.queue_s - expected.wait_s, finished.prefill_s - expected.prefill_s
+        self.errors["wait"].observe(wait_s)
+        self.errors["prefill"].observe(prefill_s)
+        self.errors["ttft"].observe(wait_s + prefill_s)
+        if finished.num_output_tokens > 1:
+            self.errors["decode"].observe(finished.decode_s / (finished.num_output_tokens - 1) - expected.tpot_s)
 
     def observe_load(self, load: Load, now: float) -> None:
         self._load, self._load_at = load, now

@@ -125,3 +125,22 @@ async def test_a_worker_that_hangs_up_before_its_hello_is_asked_again(tmp_path: 
     async with linked(worker, tmp_path) as link:
         await until(lambda: link.healthy)
         assert worker.num_hang_ups == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"device_s": float("nan")}, {"decode_s": -5.0}, {"num_output_tokens": -1}, {"queue_s": 1e300}]
+)
+async def test_an_end_with_numbers_that_cannot_be_is_no_end(tmp_path: Path, wrong: dict[str, float]) -> None:
+    worker = fake()
+    async with linked(worker, tmp_path) as link:
+        await until(lambda: link.healthy)
+        worker.hold()
+        stream = link.submit(PROMPT, sampling(5), uncached_tokens=40)
+        await until(lambda: worker.num_live == 1)
+        (side,) = worker._links
+        await side.send(wire.Finished(request=stream.request, reason="stop", **wrong))  # type: ignore[arg-type]
+        await until(lambda: stream.finished is not None)
+        assert stream.finished and stream.finished.error_code == "worker_lost"
+        assert "cannot be" in stream.finished.error
+        worker.release()
+        await until(lambda: link.healthy)

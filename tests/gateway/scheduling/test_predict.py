@@ -135,3 +135,50 @@ def test_output_lengths_are_learned_by_kind_and_never_exceed_the_limit() -> None
     assert lengths.expect("a", 100) == pytest.approx(5, abs=0.5)
     assert lengths.expect("b", 100) == pytest.approx(50, abs=1)
     assert lengths.expect("c", 100) == 32
+
+
+def ended(request: int, *, queue_s: float, prefill_s: float = 0.012) -> Finished:
+    return Finished(
+        request=request,
+        reason="stop",
+        num_prompt_tokens=100,
+        num_output_tokens=11,
+        queue_s=queue_s,
+        prefill_s=prefill_s,
+        decode_s=0.05,
+        device_s=0.062,
+        prefill_device_s=0.012,
+    )
+
+
+def test_errors_are_those_of_what_was_predicted_when_it_was_sent() -> None:
+    predictor = Predictor(Rates(0.002, 1e-4, 0.005, 0.005))
+    for request in range(400):
+        predictor.submitted(request, 100, wait_s=0.1)
+        predictor.observe_finished(ended(request, queue_s=0.1 + 0.3 * (request % 2)))
+    wait, ttft = predictor.errors["wait"], predictor.errors["ttft"]
+    assert abs(wait.bias_s - 0.15) < 0.01 and abs(wait.deviation_s - 0.15) < 0.01
+    assert abs(predictor.errors["prefill"].bias_s) < 1e-3 and abs(predictor.errors["decode"].bias_s) < 1e-3
+    assert abs(ttft.bias_s - 0.15) < 0.01 and abs(ttft.deviation_s - 0.15) < 0.01
+
+
+def test_what_was_too_slow_once_is_forgotten() -> None:
+    predictor = Predictor(Rates(0.002, 1e-4, 0.005, 0.005))
+    predictor.submitted(0, 100)
+    predictor.observe_finished(ended(0, queue_s=30.0))
+    once = predictor.errors["ttft"].bias_s
+    for request in range(1, 400):
+        predictor.submitted(request, 100, wait_s=0.5)
+        predictor.observe_finished(ended(request, queue_s=0.0))
+    assert once > 10.0
+    assert predictor.errors["ttft"].bias_s < 0.0
+
+
+def test_an_end_that_nobody_waited_for_tells_nothing() -> None:
+    predictor = Predictor()
+    predictor.submitted(1, 100)
+    predictor.lost()
+    predictor.observe_finished(ended(1, queue_s=9.0))
+    predictor.submitted(2, 100)
+    predictor.observe_finished(Finished(request=2, reason="abort", device_s=1.0))
+    assert predictor.errors["ttft"].bias_s == predictor.errors["ttft"].deviation_s == 0.0
