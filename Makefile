@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test test-frameworks check bench zoo clean
+.PHONY: run test test-frameworks test-phoenix check bench zoo clean
 .DEFAULT_GOAL := run
 
 run: .venv/.run
@@ -17,6 +17,10 @@ test: .venv/.dev
 # Agent frameworks against the running gateway, from a venv of their own.
 test-frameworks: .venv/.dev .venv-frameworks/.done
 	@HEADWAY_PYTHON=$(abspath $(BIN)/python) .venv-frameworks/bin/python -m pytest -c tests/frameworks/pytest.ini tests/frameworks
+
+# Traces of the demo in a real OTLP receiver: Arize Phoenix, from a venv of its own.
+test-phoenix: .venv/.otlp .venv-phoenix/.done
+	@HEADWAY_PHOENIX=$(abspath .venv-phoenix/bin/phoenix) $(BIN)/python -m pytest tests/observability
 
 check: .venv/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -45,6 +49,15 @@ bench: .venv/.dev
 	@.venv-frameworks/bin/pip install --disable-pip-version-check -r tests/frameworks/requirements.txt
 	@touch $@
 
+.venv-phoenix/.done:
+	@$(PYTHON) -m venv .venv-phoenix
+	@.venv-phoenix/bin/pip install --disable-pip-version-check 'arize-phoenix>=20,<21'
+	@touch $@
+
+.venv/.otlp: .venv/.dev
+	@$(BIN)/pip install --disable-pip-version-check -e '.[otlp]'
+	@touch $@
+
 # Trains both shipped models from nothing: hours on two cores, resumable, the checkpoints stay in $(ZOO).
 ZOO ?= $(HOME)/.cache/headway/zoo
 zoo: .venv/.dev
@@ -55,4 +68,4 @@ zoo: .venv/.dev
 	@$(BIN)/python -m backends.zoo.export pico --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/pico --out backends/zoo/pico --int8
 
 clean:
-	rm -rf .venv .venv-frameworks build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-frameworks .venv-phoenix build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -22,6 +22,7 @@ from backends.runner import Runner
 from backends.sampler import Sampled
 from backends.scheduler import Reload, Scheduler, Work
 from backends.sequence import Charge, Sequence
+from backends.spans import place
 from backends.speculate import Speculator
 from backends.step_cost import Caused, StepCost
 from backends.stop import StopFilter
@@ -223,7 +224,7 @@ class Engine:
     def _charge(self, work: SequenceOf[Work], prefilling: list[bool], started_ns: int, now_ns: int, guessing_ns: int) -> None:
         """Guessing is paid for like the rest of the step, but is no part of what the model's step costs."""
         spent_ns = self.meter.busy_until(now_ns)
-        caused = [Caused(w.num_tokens, w.start + (w.num_tokens + 1) / 2, w.stop * self.limits.kv_bytes) for w in work]
+        caused = [caused_by(one, self.limits.kv_bytes) for one in work]
         shares = self.step_cost.split(caused, spent_ns)
         self.step_cost.observe(caused, (spent_ns - guessing_ns) / 1e9)
         for one, share, prefill in zip(work, shares, prefilling, strict=True):
@@ -311,6 +312,11 @@ class Engine:
         end = finished(sequence, reason, now_ns, stop_text)
         self._output.finished.append((sequence.owner, end))
         self.on_finished(end)
+
+
+def caused_by(work: Work, kv_bytes: int) -> Caused:
+    """What the cost rule is told of one sequence's part of a step; `kv_bytes` are those of one token."""
+    return Caused(work.num_tokens, work.start + (work.num_tokens + 1) / 2, work.stop * kv_bytes, place(work)[1])
 
 
 def finished(sequence: Sequence, reason: FinishReason, now_ns: int, stop_text: str) -> Finished:

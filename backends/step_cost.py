@@ -1,12 +1,15 @@
 """What a step costs and who caused it. Pure: no clock, integers of nanoseconds in and out.
 
-    dt ~ a + r * rows + k * chunks + b * chunk tokens + c * tokens * context + d * KV bytes      (design §8)
+    dt ~ a + g * groups + r * rows + k * chunks + b * chunk tokens + c * tokens * context + d * KV bytes      (design §8)
 
 A row is a sequence that computes one token, a chunk one that computes more: a row costs more than a token of a chunk, and
-a chunk something of its own. `a`, which reading the weights is the most of, is shared equally; the rest by what each
-sequence caused; the shares are scaled so that they sum to dt exactly.
+a chunk something of its own. Rows of about one length are a group, whose attention is computed in one go (spans.py).
+What is there once, however many use it, is shared equally by those: `a`, which reading the weights is the most of, by all,
+and each `g` by its group; the rest is paid by who caused it. These are the Shapley values of the fitted model. The shares are
+scaled so that they sum to dt exactly.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,15 +21,16 @@ FORGET_CHUNKS = 0.98
 """Of a step with a chunk: those are rare, and the last 50 count, however many others came between."""
 SOLVE_EVERY = 16
 """Steps between two solutions, which take a tenth of a millisecond."""
-_SIZE = 6
+_SIZE = 7
 
 
 class Caused(NamedTuple):
-    """Of one sequence in one step: tokens computed, their mean context, and KV bytes read."""
+    """Of one sequence in one step: tokens computed, their mean context, and KV bytes read. Rows of one `group` share a pass."""
 
     tokens: int
     context: float
     kv_bytes: int
+    group: int = 0
 
 
 class Cost(NamedTuple):
@@ -76,13 +80,12 @@ class StepCost:
     @property
     def coefficients(self) -> Coefficients:
         """(a, b, c, d) of dt ~ a + b * tokens + c * tokens * context + d * KV bytes, exact for one decoding sequence."""
-        a, r, _, b, c, d = self._fit
-        return a + max(0.0, r - b), b, c, d
+        a, g, r, _, b, c, d = self._fit
+        return a + g + max(0.0, r - b), b, c, d
 
     def observe(self, caused: Sequence[Caused], dt_s: float) -> None:
-        rows = [_row(one) for one in caused]
-        total = (1.0, *(sum(column) for column in zip(*rows, strict=True)))
-        (self._mixed if total[2] else self._plain).add(total, dt_s)
+        total = (1.0, *(sum(column) for column in zip(*_rows(caused), strict=True)))
+        (self._mixed if total[3] else self._plain).add(total, dt_s)
         self._seen += 1
         if self._seen % SOLVE_EVERY == 0 or self._seen < SOLVE_EVERY:
             grams = zip(self._plain.gram, self._mixed.gram, strict=True)
@@ -94,7 +97,7 @@ class StepCost:
         if len(caused) == 1:
             return [dt_ns]
         a, *slopes = self._fit
-        weights = [a / len(caused) + sum(s * x for s, x in zip(slopes, _row(one), strict=True)) for one in caused]
+        weights = [a / len(caused) + sum(s * x for s, x in zip(slopes, row, strict=True)) for row in _rows(caused)]
         total = sum(weights)
         if total <= 0:
             weights, total = [1.0] * len(caused), float(len(caused))
@@ -112,12 +115,15 @@ def _plus(left: list[float], right: list[float]) -> list[float]:
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
-def _row(one: Caused) -> Row:
-    """All but the fixed part: rows, chunks, chunk tokens, tokens * context, KV bytes."""
-    mixed = one.tokens * one.context
-    if one.tokens == 1:
-        return 1.0, 0.0, 0.0, mixed, float(one.kv_bytes)
-    return 0.0, 1.0, float(one.tokens), mixed, float(one.kv_bytes)
+def _rows(caused: Sequence[Caused]) -> list[Row]:
+    """All but the fixed part: groups (its share of one), rows, chunks, chunk tokens, tokens * context, KV bytes."""
+    sizes = Counter(one.group for one in caused if one.tokens == 1)
+    return [
+        (1 / sizes[one.group], 1.0, 0.0, 0.0, one.context, float(one.kv_bytes))
+        if one.tokens == 1
+        else (0.0, 0.0, 1.0, float(one.tokens), one.tokens * one.context, float(one.kv_bytes))
+        for one in caused
+    ]
 
 
 def least_squares(gram: list[list[float]], target: list[float]) -> list[float]:

@@ -1,13 +1,17 @@
 """Claim: a request is charged what it caused: the cost rule's shares are within 5 % of Shapley values, and nothing is lost.
 
 Method: the engine runs a seeded mix of prompts (some with a shared prefix) on the shipped models. At sampled steps the same
-forward pass is repeated, with the same pages, for subsets of the batch, and timed: the least of some repeats of the thread's
-CPU time, which on a quiet machine is its time. That is what those sequences would have taken alone. Shapley values of these
-times, exact up to five sequences and over sampled orders and their reverses above, are the fair shares. The rule splits the
-time of the whole batch with the coefficients that it has fitted by then from every pass so far. Error: what each request was
-charged in all graded steps against its fair shares, sum of |difference| over the sum of times; beside it the same step by
-step, in which the noise of single measurements does not cancel. Baselines: by tokens computed, and by time in the batch
-(equal shares). Conservation: requests' device-seconds and idle time against wall time.
+forward pass is repeated, with the same pages, for subsets of the batch, and timed in the thread's CPU time. That is what those
+sequences would have taken alone. Every subset is timed in REPEATS rounds, all in turn and each round in an order of its own, so
+that a disturbance meets none of them alone; its time is the median. Shapley values of these times, exact up to five sequences
+and over sampled orders and their reverses above, are the fair shares. The rule splits the time of the whole batch with the
+coefficients that it has fitted by then from every pass so far.
+
+Error: what each request was charged in all graded steps against its fair shares, sum of |difference| over the sum of times: a
+bill is per request. Beside it step by step, in which the noise of single measurements does not cancel. Noise floor: the same
+sums between the fair shares of the odd and of the even rounds, two measurements of one thing; below it no rule can be told
+from Shapley. Baselines: by tokens computed, and by time in the batch (equal shares). Conservation: requests' device-seconds
+and idle time against wall time.
 """
 
 import itertools
@@ -15,13 +19,12 @@ import random
 import statistics
 import time
 from array import array
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from math import factorial
 from typing import NamedTuple
 
 from backends.config import Settings
-from backends.engine import Engine
+from backends.engine import Engine, caused_by
 from backends.runner import Runner
 from backends.sampler import Sampled
 from backends.scheduler import Work
@@ -34,21 +37,24 @@ MODELS = ("pico", "nano")
 MAX_SEQUENCES = 8
 EXACT_UP_TO = 5
 ORDERS = 32
-REPEATS = 5
+REPEATS = 6
+"""Rounds; the odd and the even ones are two measurements."""
 WARM_UP_STEPS = 200
 """About as many as the fit remembers (step_cost.FORGET)."""
 RULES = ("step model", "by tokens", "by time")
+NOISE = "noise floor"
 
 Subset = frozenset[int]
 
 
 class Graded(NamedTuple):
-    """One step: its time, whose it was, the fair shares, and each rule's. Seconds."""
+    """One step: its time, whose it was, the fair shares, each rule's, and how two measurements of those differ. Seconds."""
 
     requests: list[int]
     whole_s: float
     fair_s: list[float]
     shares_s: dict[str, list[float]]
+    apart_s: list[float]
 
 
 class Clock:
@@ -88,27 +94,27 @@ class GradingRunner:
         return self._rng.random() < (0.5 if mixed else 1 / self._every)
 
     def _grade(self, work: Sequence[Work]) -> Graded:
-        known: dict[Subset, float] = {frozenset(): 0.0}
-
-        def seconds(subset: Subset) -> float:
-            if subset not in known:
-                part = [work[i] for i in sorted(subset)]
-                known[subset] = min(self._timed(part) for _ in range(REPEATS))
-            return known[subset]
-
-        whole = seconds(frozenset(range(len(work))))
+        everyone = frozenset(range(len(work)))
+        game = Game(len(work), self._rng)
+        rounds = [self._round(work, game.subsets) for _ in range(REPEATS)]
+        odd, even, all_s = (_medians(some) for some in (rounds[::2], rounds[1::2], rounds))
+        whole = all_s[everyone]
         caused = self._caused(work)
         modelled = [share / 1e9 for share in self._rule.split(caused, round(whole * 1e9))]
         tokens = sum(one.tokens for one in caused)
         shares = (modelled, [whole * one.tokens / tokens for one in caused], [whole / len(work)] * len(work))
+        apart = [one - other for one, other in zip(game.shapley(odd), game.shapley(even), strict=True)]
         requests = [one.sequence.request for one in work]
-        return Graded(requests, whole, shapley(len(work), seconds, self._rng), dict(zip(RULES, shares, strict=True)))
+        return Graded(requests, whole, game.shapley(all_s), dict(zip(RULES, shares, strict=True)), apart)
+
+    def _round(self, work: Sequence[Work], subsets: Sequence[Subset]) -> dict[Subset, float]:
+        order = self._rng.sample(subsets, len(subsets))
+        return {subset: self._timed([work[i] for i in sorted(subset)]) for subset in order}
 
     def _caused(self, work: Sequence[Work]) -> list[Caused]:
         """As the engine tells the rule."""
         assert self.engine
-        kv_bytes = self.engine.limits.kv_bytes
-        return [Caused(w.num_tokens, w.start + (w.num_tokens + 1) / 2, w.stop * kv_bytes) for w in work]
+        return [caused_by(one, self.engine.limits.kv_bytes) for one in work]
 
     def _timed(self, part: list[Work]) -> float:
         started = time.thread_time()
@@ -116,34 +122,37 @@ class GradingRunner:
         return time.thread_time() - started
 
 
-def shapley(players: int, worth: Callable[[Subset], float], rng: random.Random) -> list[float]:
-    """Each player's mean contribution over the orders of joining; they sum to the worth of all."""
-    if players <= EXACT_UP_TO:
-        return [_exact(player, players, worth) for player in range(players)]
-    gained = [0.0] * players
-    for _ in range(ORDERS // 2):
-        order = rng.sample(range(players), players)
-        for joining in (order, order[::-1]):
+def _medians(rounds: Sequence[dict[Subset, float]]) -> dict[Subset, float]:
+    return {subset: statistics.median(one[subset] for one in rounds) for subset in rounds[0]}
+
+
+class Game:
+    """Orders in which the players of one step join, and the subsets whose worth they need."""
+
+    def __init__(self, players: int, rng: random.Random) -> None:
+        everyone = range(players)
+        if players <= EXACT_UP_TO:
+            self._orders = [list(order) for order in itertools.permutations(everyone)]
+        else:
+            drawn = [rng.sample(everyone, players) for _ in range(ORDERS // 2)]
+            self._orders = drawn + [order[::-1] for order in drawn]
+        self.subsets = list({frozenset(order[:size]) for order in self._orders for size in range(1, players + 1)})
+
+    def shapley(self, worth: dict[Subset, float]) -> list[float]:
+        """Each player's mean contribution over the orders; they sum to the worth of all."""
+        gained = [0.0] * len(self._orders[0])
+        for order in self._orders:
             before = 0.0
-            for place, player in enumerate(joining):
-                now = worth(frozenset(joining[: place + 1]))
+            for size, player in enumerate(order, 1):
+                now = worth[frozenset(order[:size])]
                 gained[player] += now - before
                 before = now
-    return [one / (ORDERS // 2 * 2) for one in gained]
-
-
-def _exact(player: int, players: int, worth: Callable[[Subset], float]) -> float:
-    others = [other for other in range(players) if other != player]
-    total = 0.0
-    for size in range(players):
-        weight = factorial(size) * factorial(players - size - 1) / factorial(players)
-        for chosen in itertools.combinations(others, size):
-            subset = frozenset(chosen)
-            total += weight * (worth(subset | {player}) - worth(subset))
-    return total
+        return [one / len(self._orders) for one in gained]
 
 
 class Outcome(NamedTuple):
+    """Of every rule, and between two measurements of the fair shares."""
+
     error: dict[str, float]
     error_by_step: dict[str, float]
     steps: int
@@ -171,17 +180,17 @@ def measure(model: str, steps: int, every: int, seed: int) -> Outcome:
     wall_s = (engine.meter.marked_ns - begun) / 1e9
     lost = abs(spent_s + engine.meter.idle_ns / 1e9 - wall_s) / wall_s
     graded = runner.graded
-    by_request = {rule: _error(graded, rule, lambda step, place: step.requests[place]) for rule in RULES}
-    by_step = {rule: _error(graded, rule, lambda step, place: (id(step), place)) for rule in RULES}
+    by_request = {rule: _error(graded, rule, lambda step, place: step.requests[place]) for rule in (*RULES, NOISE)}
+    by_step = {rule: _error(graded, rule, lambda step, place: (id(step), place)) for rule in (*RULES, NOISE)}
     return Outcome(by_request, by_step, len(graded), statistics.mean(len(one.fair_s) for one in graded), lost)
 
 
 def _error(graded: Sequence[Graded], rule: str, whose: Callable[[Graded, int], Hashable]) -> float:
     """Sum of |charged - fair| over whoever was charged, as a share of the time."""
-    off: Counter[Hashable] = Counter()
+    off: dict[Hashable, float] = defaultdict(float)
     for step in graded:
-        for place, (share, fair) in enumerate(zip(step.shares_s[rule], step.fair_s, strict=True)):
-            off[whose(step, place)] += share - fair  # type: ignore[assignment]
+        for place, apart in enumerate(step.apart_s):
+            off[whose(step, place)] += apart if rule == NOISE else step.shares_s[rule][place] - step.fair_s[place]
     return sum(map(abs, off.values())) / sum(step.whole_s for step in graded)
 
 
@@ -213,7 +222,7 @@ def main() -> None:
     rows = [
         (model, rule, 100 * outcome.error[rule], 100 * outcome.error_by_step[rule])
         for model, outcome in outcomes.items()
-        for rule in RULES
+        for rule in (*RULES, NOISE)
     ]
     print(table(("model", "rule", "error, %", "by step, %"), rows))
     results = {model: outcome._asdict() for model, outcome in outcomes.items()}

@@ -33,6 +33,7 @@ from gateway.books import Books
 from gateway.dashboard_live import Live
 from gateway.dispatch import Dispatcher
 from gateway.endpoints import error_handlers, route_handlers
+from gateway.fleet.breaker import BREAKER_STATES
 from gateway.fleet.fleet import Fleet
 from gateway.pipeline import Judge, Pipeline
 from gateway.policy.schema import Policy
@@ -265,6 +266,13 @@ class Gateway:
             yield Gauge("vllm:num_requests_waiting", "Sequences waiting.", twin, load.waiting)
             yield Gauge("vllm:kv_cache_usage_perc", "Share of pages in use.", twin, used)
             yield Gauge("vllm:gpu_cache_usage_perc", "Old name of vllm:kv_cache_usage_perc.", twin, used)
+        for name, upstream in self.fleet.upstreams.items():
+            labels, state = {"upstream": name, "model": upstream.policy.model}, upstream.breaker.state
+            yield Gauge("headway_upstream_up", "1 when it can take requests.", labels, float(upstream.healthy))
+            yield Gauge("headway_upstream_running", "Requests under way.", labels, upstream.num_running)
+            yield Gauge("headway_upstream_failures", "Tries that failed.", labels, upstream.num_failures, counts=True)
+            for one in BREAKER_STATES:
+                yield Gauge("headway_upstream_circuit", "1 for its state.", {**labels, "state": one}, float(one == state))
 
 
 def build_app(gateway: Gateway) -> Litestar:

@@ -4,6 +4,8 @@ closed ── `failures` in a row ──▶ open ── `cooldown_s` ──▶ o
                                    ▲──────────────── fails ────┘
 """
 
+BREAKER_STATES = ("closed", "open", "probing")
+
 
 class Breaker:
     def __init__(self, *, failures: int, cooldown_s: float) -> None:

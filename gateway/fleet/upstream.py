@@ -91,6 +91,7 @@ class Upstream:
         self.credits = Credits()
         self.credits.sequences, self.credits.tokens = policy.concurrency, ENOUGH_TOKENS
         self.problem = "not started"
+        self.num_failures = 0
         self._changed, self._clock, self._jitter = changed, clock, jitter
         self._jobs: dict[int, _Job] = {}
         self._next_request = 0
@@ -99,6 +100,11 @@ class Upstream:
     @property
     def healthy(self) -> bool:
         return self._session is not None and self.breaker.may_try(self._clock())
+
+    @property
+    def num_running(self) -> int:
+        """Requests that are on their way there or back."""
+        return len(self._jobs)
 
     def start(self) -> None:
         headers = {"authorization": f"Bearer {self.policy.key}"} if self.policy.key else {}
@@ -156,7 +162,7 @@ class Upstream:
             "hello": None,
             "load": None,
             "rates": self.predictor.rates._asdict(),
-            "running": len(self._jobs),
+            "running": self.num_running,
             "breaker": self.breaker.state,
             "failures": self.breaker.failures,
             "cached_share": self.cache.share,
@@ -238,6 +244,7 @@ class Upstream:
 
     def _failed(self, problem: str) -> None:
         was_closed, self.problem = self.breaker_is_closed, problem
+        self.num_failures += 1
         self.breaker.failed(self._clock())
         if was_closed and not self.breaker_is_closed:
             log.warning("upstream %s is left alone for %g s: %s", self.name, self.policy.cooldown_s, problem)

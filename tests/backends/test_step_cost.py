@@ -57,6 +57,16 @@ def test_who_causes_more_pays_more_and_the_fixed_part_is_shared() -> None:
     assert cost.split([Caused(1, 50.0, 50), Caused(1, 50.0, 50)], 1001) in ([500, 501], [501, 500])
 
 
+def test_a_pass_over_a_group_of_rows_is_shared_by_those_in_it() -> None:
+    rng, cost = random.Random(2), StepCost()
+    for _ in range(800):
+        step = [Caused(1, 100.0, 100, rng.randrange(4)) for _ in range(rng.randrange(1, 9))]
+        cost.observe(step, 1e-3 + 4e-4 * len({one.group for one in step}) + 1e-4 * len(step))
+    alone, first, second = cost.split([Caused(1, 100.0, 100, 3), Caused(1, 100.0, 100, 2), Caused(1, 100.0, 100, 2)], 2_100_000)
+    assert first == pytest.approx(second, abs=1)
+    assert alone - first == pytest.approx(200_000, rel=0.1)
+
+
 def test_busy_and_idle_are_the_wall_time() -> None:
     rng, now_ns = random.Random(2), 12_345
     meter = Meter(now_ns)

@@ -159,6 +159,16 @@ async def test_one_that_goes_on_failing_is_a_503_and_then_left_alone(tmp_path: P
             health = (await answer.json())["workers"][-1]
         assert (health["name"], health["up"], health["breaker"]) == ("vendor", False, "open")
         assert "status 500" in health["problem"]
+        exported = one.gateway.metrics.render().decode()
+        labels = 'model="afar",upstream="vendor"'
+        for line in (
+            f"headway_upstream_up{{{labels}}} 0.0",
+            f"headway_upstream_running{{{labels}}} 0.0",
+            f"headway_upstream_failures_total{{{labels}}} 2.0",
+            'headway_upstream_circuit{model="afar",state="open",upstream="vendor"} 1.0',
+            'headway_upstream_circuit{model="afar",state="closed",upstream="vendor"} 0.0',
+        ):
+            assert line in exported
         upstream.usual = stream(*chunks(*WORDS))
         await until(lambda: one.gateway.fleet.upstreams["vendor"].healthy)
         code, _ = await one.chat()
