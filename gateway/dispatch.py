@@ -21,6 +21,7 @@ from gateway.routing.decision import Decision, Question
 from gateway.scheduling.admission import OnOverload, Wait, judge
 from gateway.scheduling.placement import Placement
 from gateway.scheduling.queue import Band, RunQueue, Waiting
+from gateway.scheduling.retention import WAITS_COLD
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
@@ -169,6 +170,8 @@ class Dispatcher:
         waiter = ticket.waiter = asyncio.get_running_loop().create_future()
         self._waiting[number] = ticket
         self.fleet.queue(chosen.worker, uncached)
+        if chosen.cached_tokens and not item.resident:  # what is left of it makes room for others while it waits
+            self.fleet.retain(chosen.worker, ticket.chain, WAITS_COLD)
         self._plan_expiry()
         self.changed()
         try:
