@@ -16,6 +16,7 @@ from backends.wire import Finished
 from gateway.accounting.budget_need import most_of
 from gateway.accounting.budgets import Hold, Payers
 from gateway.accounting.entry import LostAttempt
+from gateway.accounting.trace import trace_of
 from gateway.api.chat import parse_chat
 from gateway.books import Books
 from gateway.call import Arrival, Call, ClientGone
@@ -80,8 +81,8 @@ class Pipeline:
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
         holds = self._hold(ticket, request.num_choices, Payers(tenant, arrival.key_id, public_id(identity.run)), arrival)
         self.keeper.arrived(chain, arrival.at)
-        if identity.source in ("new", "history", "text"):
-            self.runs.sent(chain, request.messages, tenant=tenant)
+        if identity.source in ("new", "history", "traceparent", "text"):
+            self.runs.sent(chain, request.messages, tenant=tenant, trace=trace_of(arrival.headers))
         tickets = [ticket, *(_again(ticket, n) for n in range(1, request.num_choices))]
         id = id_prefix + os.urandom(12).hex()
         calls = [Call(id, arrival, tenant, request, identity, run, chain, slo, one) for one in tickets]
@@ -116,7 +117,8 @@ class Pipeline:
         said = identify(arrival.headers, request.hints, tenant=tenant)
         if said is not None:
             return said
-        return self.runs.infer(request.messages, tenant=tenant, secret=self.secret, random_id=os.urandom(12).hex())
+        trace, random_id = trace_of(arrival.headers), os.urandom(12).hex()
+        return self.runs.infer(request.messages, tenant=tenant, secret=self.secret, random_id=random_id, trace=trace)
 
     async def ticket(
         self, request: Request, arrival: Arrival, tenant: str, identity: Identity, chain: Chain | None, *, attained: float
