@@ -6,7 +6,7 @@ from benchmarks.simulate_loop import Pending, Rates, VirtualWorker
 from benchmarks.simulate_pool import Held, Worth
 from gateway.scheduling.placement import Placement, Site
 from gateway.scheduling.queue import Band, RunQueue, Waiting
-from gateway.scheduling.retention import Retention
+from gateway.scheduling.retention import Retention, horizon_s
 
 MAX_WAITING = 100_000
 
@@ -86,9 +86,10 @@ class Headway:
     def _score(self, held: Held, worker: VirtualWorker, now: float) -> float:
         if held.pinned:
             return 1.0
+        within_s = horizon_s(worker.pool.capacity, self._rates.prefill)
         one = self._waits.get(held.chain)
         if one is None:
-            return self._retention.score(str(held.chain), now)
+            return self._retention.score(str(held.chain), now, within_s=within_s)
         here = one.worker == worker.number
         return self._retention.score(
             str(held.chain), now, waits=True, resident=here and _is_resident(one, worker.uncached(one))

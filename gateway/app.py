@@ -48,6 +48,8 @@ from gateway.scheduling.retention import Retention
 from gateway.settings import Settings
 
 TIDY_EVERY_S = 5.0
+TOLD_A_TIDY = 10
+"""Workers are told what pages are worth so many times as often: small ones turn over within seconds."""
 DEVICE_ROWS_EVERY_S = 30.0
 KEYS_EVERY_S = 1.0
 """How often the key store is asked for a change: a revoked key is refused that soon."""
@@ -74,7 +76,7 @@ class Gateway:
         self._stored_keys: list[KeyRow] = []
         limits = policy.limits
         self.runs = Runs(limits.max_runs, limits.run_idle_s)
-        self.keeper = Keeper(Retention(limits.max_runs), fleet.retain)
+        self.keeper = Keeper(Retention(limits.max_runs), fleet.retain, fleet.horizon_s)
         weights = {name: tenant.weight for name, tenant in policy.tenants.items()}
         # In time to be served before its wait is given up.
         cold_after_s = min(COLD_AFTER_S, 0.5 * limits.max_queue_s)
@@ -175,11 +177,12 @@ class Gateway:
         """Runs that nobody came back to are over; the longer a chain pauses, the less its pages are worth."""
         told_at = time.monotonic()
         while True:
-            await asyncio.sleep(TIDY_EVERY_S)
+            for _ in range(TOLD_A_TIDY):
+                await asyncio.sleep(TIDY_EVERY_S / TOLD_A_TIDY)
+                self.keeper.refresh(time.monotonic())
             for run in self.runs.expire(time.monotonic()):
                 self.keeper.ended(run)
                 self.books.run_ended(run)
-            self.keeper.refresh(time.monotonic())
             self.observe_devices()
             self._tell_uses()
             self.live.sample(time.time(), self)

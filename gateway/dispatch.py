@@ -23,6 +23,7 @@ from gateway.scheduling.admission import DUE_SHARE, OnOverload, Wait, judge, pre
 from gateway.scheduling.lateness import Lateness
 from gateway.scheduling.placement import Placement
 from gateway.scheduling.queue import Band, RunQueue, Waiting
+from gateway.scheduling.retention import WAITS_COLD
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
@@ -214,6 +215,8 @@ class Dispatcher:
         # Batch work goes after the rest, which does not wait for it.
         queued = 0 if ticket.band is Band.BATCH else uncached
         self.fleet.queue(chosen.worker, queued)
+        if chosen.cached_tokens and not item.resident:  # what is left of it makes room for others while it waits
+            self.fleet.retain(chosen.worker, ticket.chain, WAITS_COLD)
         self._plan_expiry()
         self.changed()
         try:

@@ -17,6 +17,7 @@ from backends.wire import Finished
 from gateway.accounting.budget_need import most_of
 from gateway.accounting.budgets import Hold, Payers
 from gateway.accounting.entry import LostAttempt
+from gateway.accounting.trace import trace_of
 from gateway.api.chat import parse_chat
 from gateway.books import Books
 from gateway.call import Arrival, Call, ClientGone
@@ -88,8 +89,8 @@ class Pipeline:
         if holds := self._hold(ticket, request.num_choices, payers, arrival):
             self.books.held(id, ticket.route, payers, holds, arrival.wall_ns / 1e9)
         self.keeper.arrived(chain, arrival.at)
-        if identity.source in ("new", "history", "text"):
-            self.runs.sent(chain, request.messages, tenant=tenant)
+        if identity.source in ("new", "history", "traceparent", "text"):
+            self.runs.sent(chain, request.messages, tenant=tenant, trace=trace_of(arrival.headers))
         tickets = [ticket, *(_again(ticket, n) for n in range(1, request.num_choices))]
         calls = [Call(id, arrival, tenant, request, identity, run, chain, slo, one) for one in tickets]
         for call in calls:
@@ -134,7 +135,8 @@ class Pipeline:
         said = identify(arrival.headers, request.hints, tenant=tenant)
         if said is not None:
             return said
-        return self.runs.infer(request.messages, tenant=tenant, secret=self.secret, random_id=os.urandom(12).hex())
+        trace, random_id = trace_of(arrival.headers), os.urandom(12).hex()
+        return self.runs.infer(request.messages, tenant=tenant, secret=self.secret, random_id=random_id, trace=trace)
 
     async def ticket(
         self, request: Request, arrival: Arrival, tenant: str, identity: Identity, chain: Chain | None, *, attained: float

@@ -1,6 +1,7 @@
 """W3C trace context: what came in with a request, and the ids under which its spans will be told."""
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
@@ -38,6 +39,12 @@ def read_traceparent(header: str) -> Parent | None:
         return None
     trace_id, span_id, flags = (int(part, 16) for part in found.groups())
     return Parent(trace_id, span_id, bool(flags & 1))
+
+
+def trace_of(headers: Mapping[str, str]) -> str:
+    """The id of the trace that a request came in, 32 hexadecimal digits; empty for none."""
+    parent = read_traceparent(headers.get("traceparent", ""))
+    return f"{parent.trace_id:032x}" if parent else ""
 
 
 def read_tracestate(header: str) -> str:

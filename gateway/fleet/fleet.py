@@ -20,6 +20,7 @@ from gateway.routing.shortlist import Short
 from gateway.scheduling.footprint import Footprints
 from gateway.scheduling.predict import LOAD_IS_FRESH_S, Predictor, Rates, cold_rates
 from gateway.scheduling.residency import Residency
+from gateway.scheduling.retention import WITHIN_S, horizon_s
 
 MAX_PAGES = 2_000_000
 """Names in the residency index: about half a GB when full."""
@@ -120,6 +121,12 @@ class Fleet:
         self.footprints.worth(worker, chain, score)
         if worker in self.links and self.policy.scheduling.retention:
             self.links[worker].retain(chain, score)
+
+    def horizon_s(self, worker: str) -> float:
+        """How soon a chain must come back to find its pages there."""
+        if not (capacity := self.capacity_tokens(worker) if worker in self.links else 0):
+            return WITHIN_S
+        return horizon_s(capacity, 1.0 / self.predictors[worker].rates.prefill_s_per_token)
 
     def prefill_rate(self) -> float:
         """Uncached prompt tokens a second, of all workers that are up."""

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from gateway.runs.registry import Chain, Run
-from gateway.scheduling.retention import LEAST, Retention
+from gateway.scheduling.retention import LEAST, WITHIN_S, Retention
 
 MAX_TOLD = 20_000
 LOOKED_AT = 1_000
@@ -21,11 +21,11 @@ Retain = Callable[[str, str, float], None]
 
 
 class Keeper:
-    """`retain` takes a worker, a chain and a score."""
+    """`retain` takes a worker, a chain and a score; `within_s` is a worker's H."""
 
-    def __init__(self, retention: Retention, retain: Retain) -> None:
+    def __init__(self, retention: Retention, retain: Retain, within_s: Callable[[str], float] = lambda _: WITHIN_S) -> None:
         self.retention = retention
-        self._retain = retain
+        self._retain, self._within_s = retain, within_s
         self._told: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Keeper:
         """Its turn was answered; the next one comes after a pause, if at all."""
         self.retention.finished(chain.name, now, finish=finish, tool=tool)
         if chain.warm_worker is not None:
-            self._tell(chain.warm_worker, chain.name, self.retention.score(chain.name, now))
+            self._tell(chain.warm_worker, chain.name, self._score(chain.warm_worker, chain.name, now))
 
     def moved(self, chain: Chain, worker: str) -> None:
         """It leaves the worker that holds its pages for another one."""
@@ -59,11 +59,14 @@ class Keeper:
         """Looks at the chains that were not looked at for the longest."""
         for _ in range(min(LOOKED_AT, len(self._told))):
             name, (worker, told) = self._told.popitem(last=False)
-            score = self.retention.score(name, now)
+            score = self._score(worker, name, now)
             if score < _CHANGED * told:
                 self._tell(worker, name, score)
             elif told > _SETTLED:
                 self._told[name] = worker, told
+
+    def _score(self, worker: str, chain: str, now: float) -> float:
+        return self.retention.score(chain, now, within_s=self._within_s(worker))
 
     def _tell(self, worker: str, chain: str, score: float) -> None:
         self._retain(worker, chain, score)

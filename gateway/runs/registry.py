@@ -8,7 +8,7 @@ import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 
 from gateway.request import Message
 from gateway.runs.identity import Identity, chain_handle, new_run, public_id, read_call_id
@@ -76,6 +76,8 @@ class Runs:
         self._by_handle: dict[bytes, Chain] = {}
         self._by_digest: dict[bytes, list[Chain]] = {}
         self._texts = TextBlocks(max_runs)
+        self._by_trace: OrderedDict[bytes, str | None] = OrderedDict()
+        """The chain with this opening in this trace; None where two have it."""
         self._reached = [0] * _MAX_TURNS_COUNTED
         self._made_room: list[Run] = []
 
@@ -93,8 +95,9 @@ class Runs:
         """This tenant's, the one seen last first."""
         return list(islice((run for run in reversed(self._runs.values()) if run.tenant == tenant), count))
 
-    def infer(self, messages: Sequence[Message], *, tenant: str, secret: bytes, random_id: str) -> Identity:
-        """The chain that a history continues: by minted ids, then by the answers we returned; else a new run."""
+    def infer(self, messages: Sequence[Message], *, tenant: str, secret: bytes, random_id: str, trace: str = "") -> Identity:
+        """The chain that a history continues: by minted ids, by the answers we returned, by its opening within a trace that
+        was seen before, by its text; else a new run."""
         for message in reversed(messages):
             for call_id in (message.tool_call_id, *(call.id for call in message.tool_calls)):
                 handle = read_call_id(secret, call_id, tenant=tenant) if call_id else None
@@ -103,6 +106,8 @@ class Runs:
                     return Identity(chain.run, chain.name, chain.parent, "call_id", final=False)
         if (chain := self._continued(messages, tenant)) is not None:
             return Identity(chain.run, chain.name, chain.parent, "history", final=False)
+        if (chain := self._traced(messages, tenant, trace)) is not None:
+            return Identity(chain.run, chain.name, chain.parent, "traceparent", final=False)
         if (chain := self._continued_text(messages, tenant)) is not None:
             return Identity(chain.run, chain.name, chain.parent, "text", final=False)
         return new_run(tenant, random_id)
@@ -113,9 +118,27 @@ class Runs:
         name = self._texts.find(rendered(messages), tenant=tenant)
         return self._by_handle.get(chain_handle(name)) if name else None
 
-    def sent(self, chain: Chain, messages: Sequence[Message], *, tenant: str) -> None:
-        """Remembers the text of a turn whose chain no id named."""
+    def sent(self, chain: Chain, messages: Sequence[Message], *, tenant: str, trace: str = "") -> None:
+        """Remembers the text of a turn whose chain no id named, and the trace that it came in."""
         self._texts.claim(chain.name, rendered(messages), tenant=tenant)
+        if trace:
+            key = _opening(messages, tenant, trace)
+            owner = self._by_trace.pop(key, chain.name)
+            self._by_trace[key] = chain.name if owner == chain.name or not self._is_live(owner) else None
+            if len(self._by_trace) > self._max_runs:
+                self._by_trace.popitem(last=False)
+
+    def _is_live(self, name: str | None) -> bool:
+        """None stands for two chains, of which one may live."""
+        return name is None or chain_handle(name) in self._by_handle
+
+    def _traced(self, messages: Sequence[Message], tenant: str, trace: str) -> Chain | None:
+        """A trace id alone says little: a whole workflow may have one. Runs that begin alike in one trace are told apart by
+        nothing, so neither is meant."""
+        if not trace or not any(message.role == "assistant" for message in messages):
+            return None
+        name = self._by_trace.get(_opening(messages, tenant, trace))
+        return self._by_handle.get(chain_handle(name)) if name else None
 
     def _continued(self, messages: Sequence[Message], tenant: str) -> Chain | None:
         if not self._by_digest or not any(message.role == "assistant" for message in messages):
@@ -280,10 +303,17 @@ class Runs:
     def check(self) -> None:
         """Asserts the invariants; for tests."""
         chains = [chain for run in self._runs.values() for chain in run.chains.values()]
-        assert len(self._runs) <= self._max_runs
+        assert len(self._runs) <= self._max_runs and len(self._by_trace) <= self._max_runs
         assert {id(chain) for chain in self._by_handle.values()} == {id(chain) for chain in chains}
         owned = sorted((digest, chain.name) for digest, owners in self._by_digest.items() for chain in owners)
         assert owned == sorted((digest, chain.name) for chain in chains for digest in chain.digests)
+
+
+def _opening(messages: Sequence[Message], tenant: str, trace: str) -> bytes:
+    """Names what comes before the first answer, within a trace of a tenant."""
+    before = list(takewhile(lambda message: message.role != "assistant", messages))
+    text = f"{tenant}\0{trace}\0{rendered(before)}"
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def in_tool_loop(messages: Sequence[Message]) -> bool:

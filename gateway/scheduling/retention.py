@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from gateway.scheduling.returns import Kind, ReturnTimes, pace
 
 WITHIN_S = 30.0
-"""H. From 20 s to 100 s it makes 2 % of throughput in simulation."""
+"""H at most. From 20 s to 100 s it makes 2 % of throughput in simulation, where pages last for a minute; see `horizon_s`."""
+_OF_TURNOVER = 0.5
 WAITS_COLD = 0.05
 LEAST = 0.001
 """Zero would mean: release now."""
@@ -26,12 +27,17 @@ class _Pause:
     last_s: float | None = None
 
 
+def horizon_s(capacity_tokens: float, prefill_rate: float) -> float:
+    """H of a worker: half of the time in which it could fill its pages anew. Whoever comes back later finds them gone."""
+    return min(WITHIN_S, _OF_TURNOVER * capacity_tokens / prefill_rate)
+
+
 class Retention:
     """Chains by name, at most `max_chains`."""
 
-    def __init__(self, max_chains: int = 100_000, *, within_s: float = WITHIN_S) -> None:
+    def __init__(self, max_chains: int = 100_000) -> None:
         self.times = ReturnTimes()
-        self._max_chains, self._within_s = max_chains, within_s
+        self._max_chains = max_chains
         self._pauses: OrderedDict[str, _Pause] = OrderedDict()
 
     def __len__(self) -> int:
@@ -60,18 +66,18 @@ class Retention:
         if pause is not None and pause.since is not None:
             self.times.observe(pause.kind, None)
 
-    def chance(self, chain: str, now: float) -> float:
+    def chance(self, chain: str, now: float, within_s: float = WITHIN_S) -> float:
         """That it returns within H; of a chain that never paused nothing is known, and it is kept."""
         pause = self._pauses.get(chain)
         if pause is None or pause.since is None:
             return 1.0
-        return self.times.chance(pause.kind, max(0.0, now - pause.since), self._within_s)
+        return self.times.chance(pause.kind, max(0.0, now - pause.since), within_s)
 
-    def score(self, chain: str, now: float, *, waits: bool = False, resident: bool = True) -> float:
+    def score(self, chain: str, now: float, *, waits: bool = False, resident: bool = True, within_s: float = WITHIN_S) -> float:
         """In (0, 1]: pages of lower scores go first."""
         if waits:
             return 1.0 if resident else WAITS_COLD
-        return max(LEAST, self.chance(chain, now))
+        return max(LEAST, self.chance(chain, now, within_s))
 
     def check(self) -> None:
         """Asserts the invariants; for tests."""

@@ -218,3 +218,35 @@ def test_a_changed_answer_still_continues_its_chain_by_text_and_a_program_that_b
     assert runs.infer(other, tenant="t", secret=b"s", random_id="three").source == "new"
     assert runs.infer(first, tenant="t", secret=b"s", random_id="four").source == "new"
     runs.check()
+
+
+def test_a_rewritten_history_is_known_by_its_opening_within_its_trace() -> None:
+    runs = Runs(10, 900.0)
+    opening = (Message(role="system", content="be brief"), user("find the fault"))
+    first = began(runs, "a", *opening)
+    runs.sent(first, opening, tenant="t", trace="one")
+    rewritten = (*opening, says("(a summary of what I said)"), user("go on"))
+
+    def found(trace: str, *messages: Message, tenant: str = "t") -> str:
+        return runs.infer(messages, tenant=tenant, secret=SECRET, random_id="new", trace=trace).source
+
+    assert found("one", *rewritten) == "traceparent"
+    assert found("two", *rewritten) == found("", *rewritten) == "new"
+    assert found("one", *rewritten, tenant="u") == "new"
+    assert found("one", opening[0], user("something else"), *rewritten[2:]) == "new"
+    assert found("one", *opening) == "new"  # nothing says that it goes on: another try may begin alike
+    second = began(runs, "b", *opening, answer="no")
+    runs.sent(second, opening, tenant="t", trace="one")
+    assert found("one", *rewritten) == "new"  # either could be meant
+    runs.check()
+
+
+def test_traces_are_bounded_and_die_with_their_chain() -> None:
+    runs = Runs(4, 900.0)
+    for number in range(20):
+        opening = (user(f"question {number}"),)
+        runs.sent(began(runs, str(number), *opening, now=float(number)), opening, tenant="t", trace="one")
+        runs.check()
+    runs.expire(10_000.0)
+    gone = (user("question 19"), says("(other)"), user("more"))
+    assert runs.infer(gone, tenant="t", secret=SECRET, random_id="new", trace="one").source == "new"

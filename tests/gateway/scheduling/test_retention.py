@@ -1,6 +1,6 @@
 import random
 
-from gateway.scheduling.retention import WAITS_COLD, Retention
+from gateway.scheduling.retention import WAITS_COLD, WITHIN_S, Retention, horizon_s
 
 
 def test_the_longer_a_chain_pauses_the_less_its_pages_are_worth() -> None:
@@ -59,3 +59,11 @@ def test_a_random_walk_stays_bounded_with_scores_that_never_release() -> None:
         retention.check()
         assert 0 < retention.score(chain, now + rng.uniform(0, 1000)) <= 1
     assert 15 <= len(retention) <= 20
+
+
+def test_the_horizon_is_half_of_what_a_worker_takes_to_fill_its_pages_anew() -> None:
+    assert horizon_s(10_000, 4_000.0) == 1.25
+    assert horizon_s(10_000_000, 4_000.0) == WITHIN_S
+    retention = Retention()
+    retention.finished("slow", 0.0, finish="stop")
+    assert retention.score("slow", 1.0, within_s=1.25) < retention.score("slow", 1.0)
