@@ -89,7 +89,7 @@ def start_engine(settings: Settings, say: Say) -> Started:
         )
     except (MemoryError, RuntimeError) as error:  # torch has no type of its own for it on a CPU
         raise ValueError(
-            f"{limits.num_pages:,} pages do not fit into memory: ask for fewer with --kv-tokens (kv_tokens in the policy): {error}"
+            f"{limits.num_pages:,} pages do not fit into memory: ask for fewer with --kv-tokens or kv_tokens: {error}"
         ) from error
     runner = _runner(served.model, kv, settings, torch_dtype)
     runner.warm_up(min(limits.prefill_tokens, limits.longest))
