@@ -82,13 +82,18 @@ def start_engine(settings: Settings, say: Say) -> Started:
         fingerprint=_fingerprint(served.fingerprint, dtype.value, chooser, int8_kv=int8_kv),
     )
     on_gpu = settings.device.startswith("cuda")
-    kv = served.kv(
-        num_pages=limits.num_pages + on_gpu,  # the kernels' padding rows write to one page more
-        page_size=limits.page_size,
-        dtype=torch_dtype,
-        device=settings.device,
-        int8=int8_kv,
-    )
+    try:
+        kv = served.kv(
+            num_pages=limits.num_pages + on_gpu,  # the kernels' padding rows write to one page more
+            page_size=limits.page_size,
+            dtype=torch_dtype,
+            device=settings.device,
+            int8=int8_kv,
+        )
+    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for it on a CPU
+        raise ValueError(
+            f"{limits.num_pages:,} pages do not fit into memory: ask for fewer with --kv-tokens or kv_tokens: {error}"
+        ) from error
     runner = _runner(served.model, kv, settings, torch_dtype)
     runner.warm_up(min(limits.prefill_tokens, limits.longest))
     engine = Engine(

@@ -31,7 +31,7 @@ from gateway.policy.promise import promise_of
 from gateway.policy.references import AUTO
 from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
-from gateway.prompts import Prompt, Prompts, Target, target_of
+from gateway.prompts import Prompt, Prompts, Target, check_length, target_of
 from gateway.request import Request
 from gateway.routing.decision import Decision, Escalating, Question
 from gateway.routing.quality import Escalation
@@ -181,6 +181,8 @@ class Pipeline:
         """For every worker that might take it and is up."""
         upstreams = self._upstreams(request)
         targets = self._capable(request, instead=bool(upstreams))
+        if not upstreams:
+            check_length(request, targets)
         known = self.policy.tenants.get(tenant)
         shares = known is not None and known.share_prefix == "system"
         prompts = await self.prompts.build(request, targets, chain=chain, salt=tenant, shares_system=shares)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from backends import wire
+from gateway.errors import ContextTooLong
 from gateway.fleet.link import Link
 from gateway.request import Message, Request, Tool
 from gateway.runs.misses import Change, around, part_at
@@ -20,6 +21,8 @@ MAX_INLINE_CHARS = 8_000
 """New text up to this is tokenized on the event loop: about a millisecond. More goes to a thread."""
 MAX_INLINE_TOTAL_CHARS = 60_000
 """A longer conversation goes to a thread even when little of it is new: rendering and page names read all of it."""
+SHRINKS = 4
+"""Times that a tokenizer's normalization makes a text shorter, at most: composed accents, joined blanks."""
 MAX_KEPT_CHARS = 64_000_000
 MAX_KEPT_CHAINS = 20_000
 
@@ -59,13 +62,27 @@ class Target(NamedTuple):
     text: ModelText
     fingerprint: str
     page_size: int
+    max_context: int
 
 
 def target_of(link: Link) -> Target | None:
     """None for a worker that has never been up: nobody knows its tokenizer."""
     if link.text is None or link.hello is None:
         return None
-    return Target(link.worker, link.text, link.hello.fingerprint, link.hello.page_size)
+    return Target(link.worker, link.text, link.hello.fingerprint, link.hello.page_size, link.hello.max_context)
+
+
+def check_length(request: Request, targets: Sequence[Target]) -> None:
+    """Raises ContextTooLong for what fits nowhere whatever its words are: to find out how much too long takes minutes."""
+    total = _total_chars(request)
+    least = [(total // (SHRINKS * target.text.longest_token), target) for target in targets]
+    if least and all(tokens > target.max_context for tokens, target in least):
+        tokens, target = max(least, key=lambda pair: pair[1].max_context)
+        raise ContextTooLong(
+            f"prompt has {total:,} characters, more than {tokens:,} tokens; the longest that is taken is"
+            f" {target.max_context:,} with its answer: shorten it or route to a model with a longer context",
+            param="messages",
+        )
 
 
 class Prompts:
@@ -122,7 +139,7 @@ class Prompts:
             if before is not None and request.text is None
         }
         prompts: dict[str, Prompt] = {}
-        for worker, text, fingerprint, page_size in targets:
+        for worker, text, fingerprint, page_size, _ in targets:
             one, before = kept[text.fingerprint], previous[text.fingerprint]
             key = (fingerprint, page_size, salt, one.shared_tokens)
             if key not in one.names:
@@ -174,11 +191,15 @@ def _shared_tokens(text: ModelText, encoded: Encoded, request: Request, now: dat
 
 
 def _is_short(request: Request, previous: Mapping[str, _Kept | None]) -> bool:
-    total = len(request.text or "") + sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
+    total = _total_chars(request)
     if total > MAX_INLINE_TOTAL_CHARS:
         return False
     known = min((len(kept.encoded.text) if kept else 0 for kept in previous.values()), default=0)
     return total - known <= MAX_INLINE_CHARS
+
+
+def _total_chars(request: Request) -> int:
+    return len(request.text or "") + sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
 
 
 def _num_chars(message: Message) -> int:

@@ -38,6 +38,8 @@ class ModelText:
         self._template = ChatTemplate(files.templates, files.special_tokens)
         self._anchors = Anchors(files.tokenizer)
         self._words = Words.of(files.tokenizer, self._anchors.contents)
+        self.longest_token = max(map(len, files.tokenizer.get_vocab()), default=1)
+        """In characters: a text has at least its length over this many tokens."""
         self.family = family_of(files.templates, self._probe())
 
     @classmethod

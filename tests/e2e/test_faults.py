@@ -95,6 +95,7 @@ async def test_a_worker_without_the_memory_for_its_pages_says_so_and_is_tried_ag
     started = serve(tmp_path, local={"pico-0": "pico"}, command=command, env=dict(os.environ), wait_for_local=False)
     async with started as served:
         local = served.gateway.fleet.supervisor.workers["pico-0"]
+        await until(lambda: any("ask for fewer with --kv-tokens" in line for line in local.last_lines), 150)
         await until(lambda: local.restarts >= 1, 150)
         async with served.http.get(f"{served.url}/readyz") as answer:
             assert (answer.status, (await answer.json())["missing"]) == (503, {"pico-0": "exited with 1"})
@@ -164,6 +165,7 @@ def many_files() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.timeout(200)
 async def test_two_thousand_idle_connections_are_no_load(tmp_path: Path, many_files: int) -> None:
     async with serve(tmp_path) as served:
         port = int(served.url.rsplit(":", 1)[1])

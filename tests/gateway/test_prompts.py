@@ -20,7 +20,7 @@ def a_request(words: list[str]) -> Request:
 
 def test_names_of_a_growing_and_rewritten_chain_are_those_of_its_ids() -> None:
     text = ModelText.from_directory(ROOT / "backends" / "zoo" / "pico")
-    targets = [Target("a", text, "one", 16), Target("b", text, "one", 16), Target("c", text, "two", 4)]
+    targets = [Target("a", text, "one", 16, 4096), Target("b", text, "one", 16, 4096), Target("c", text, "two", 4, 4096)]
     rng, words, prompts = random.Random(0), ["begin"], Prompts()
 
     def built() -> dict[str, Prompt]:
@@ -28,7 +28,7 @@ def test_names_of_a_growing_and_rewritten_chain_are_those_of_its_ids() -> None:
 
     for _ in range(30):
         words = words[: rng.randint(1, len(words))] if rng.random() < 0.2 else [*words, "word " * rng.randrange(40)]
-        for worker, _, fingerprint, page_size in targets:
+        for worker, _, fingerprint, page_size, _ in targets:
             prompt = built()[worker]
             named = page_names(prompt.data, page_size=page_size, fingerprint=fingerprint, cache_salt="t")
             assert prompt.names == named

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from gateway.accounting.ledger import MemoryLedger, SqliteLedger
-from gateway.accounting.rows import KINDS, DecisionRow, DeviceRow, PolicyRow, RequestRow, Row, RunRow, table
+from gateway.accounting.rows import KINDS, DecisionRow, DeviceRow, HoldRow, PolicyRow, RequestRow, Row, RunRow, table
 from gateway.accounting.store import MIGRATIONS
 
 REQUEST = RequestRow(
@@ -105,6 +105,60 @@ def test_what_cannot_be_written_is_counted_and_the_rest_goes_on(tmp_path: Path) 
     ledger.close()
     assert ledger.dropped == 1
     assert "decisions" in ledger.error
+
+
+FULL = """
+import resource, signal, sys, time
+from pathlib import Path
+from gateway.accounting.ledger import SqliteLedger
+from gateway.accounting.rows import DecisionRow
+
+ledger = SqliteLedger(Path(sys.argv[1]))
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # no file of this process may be larger
+for number in range(100):
+    assert ledger.record(DecisionRow(id=f"lost-{number}", at=1.0, body=bytes(10_000)))
+while not ledger.dropped:
+    time.sleep(0.01)
+print(ledger.error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+while ledger._rows.qsize():
+    time.sleep(0.01)
+time.sleep(0.5)
+assert ledger.record(DecisionRow(id="after", at=1.0, body=b""))
+ledger.close()
+print(ledger.dropped)
+"""
+
+
+def test_a_full_disk_costs_rows_that_are_counted_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    run = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
+    )
+    error, dropped = run.stdout.splitlines()
+    assert error in ("disk I/O error", "database or disk is full")
+    assert 0 < int(dropped) <= 100
+    kept = rows(path, "SELECT count(*) FROM decisions WHERE id LIKE 'lost-%'")[0][0]
+    assert kept == 100 - int(dropped)
+    assert rows(path, "SELECT count(*) FROM decisions WHERE id = 'after'") == [(1,)]
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_hold_goes_when_its_request_is_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    hold = HoldRow(request="r1", at=1.0, route="default", tenant="t", key_id="", run="r", usd=0.1, tokens=5, turns=1)
+    ledger = SqliteLedger(path)
+    ledger.record(hold)
+    ledger.record(msgspec.structs.replace(hold, request="r2"))
+    ledger.record(msgspec.structs.replace(hold, request="r3"))
+    ledger.record(msgspec.structs.replace(REQUEST, request="r2"))  # in the same batch
+    ledger.close()
+    ledger = SqliteLedger(path)
+    assert rows(path, "SELECT request FROM holds ORDER BY request") == [("r1",), ("r3",)]
+    ledger.record(msgspec.structs.replace(REQUEST, request="r1"))
+    ledger.close()
+    assert rows(path, "SELECT request FROM holds") == [("r3",)]
 
 
 def test_the_memory_ledger_keeps_the_last() -> None:
