@@ -18,7 +18,7 @@ from gateway.policy.schema import Policy
 from gateway.routing.decision import Question, WorkerView
 from gateway.routing.shortlist import Short
 from gateway.scheduling.predict import LOAD_IS_FRESH_S, Predictor, Rates, cold_rates
-from gateway.scheduling.residency import Residency
+from gateway.scheduling.residency import Residency, of_host, reload_credit
 
 MAX_PAGES = 2_000_000
 """Names in the residency index: about half a GB when full."""
@@ -41,7 +41,7 @@ class Fleet:
     ) -> None:
         self.policy = policy
         self.usd_per_s = worker_usd_per_s(policy)
-        self.residency = Residency(MAX_PAGES)
+        self.residency, self.on_host = Residency(MAX_PAGES), Residency(MAX_PAGES)
         self.queued_tokens: Counter[str] = Counter()
         """Uncached tokens that wait in the gateway for a worker."""
         self.changed: Callable[[], None] = lambda: None
@@ -67,7 +67,7 @@ class Fleet:
     def _link(self, name: str) -> Link:
         worker = self.policy.workers[name]
         url = worker.url or f"unix://{self.supervisor.sockets[name]}"
-        events = LinkEvents(cache=self.residency.apply, load=self._loaded, finished=self._finished, state=self._state_changed)
+        events = LinkEvents(cache=self._cached, load=self._loaded, finished=self._finished, state=self._state_changed)
         return Link(name, url, events, token=worker.token)
 
     def start(self) -> None:
@@ -125,11 +125,25 @@ class Fleet:
         if worker in self.upstreams:
             return self.upstreams[worker].cached_tokens(names[0])
         hello = self.links[worker].hello
-        return self.residency.cached_tokens(worker, names, hello.page_size) if hello and names else 0
+        if not hello or not names:
+            return 0
+        there = self.residency.cached_tokens(worker, names, hello.page_size)
+        return there + self._reloadable(worker, names[there // hello.page_size :], hello.page_size)
+
+    def _reloadable(self, worker: str, names: Sequence[bytes], page_size: int) -> int:
+        """Tokens of the host tier that follow the resident ones, less what their reload takes."""
+        load = self.links[worker].load
+        if not load or not self.on_host.num_pages(worker):
+            return 0
+        tokens = self.on_host.cached_tokens(worker, names, page_size)
+        prefill = self.predictors[worker].rates.prefill_s_per_token
+        return reload_credit(tokens, reload_s_per_token=load.reload_s_per_token, prefill_s_per_token=prefill)
 
     def holders(self, names: Sequence[bytes]) -> dict[str, int]:
-        """The workers that hold most of a prompt, and how many of its tokens."""
+        """The workers that hold most of a prompt, on the device or on their host, and how many of its tokens."""
         pages = self.residency.holders(names)
+        if len(self.on_host):
+            return {worker: self.cached_tokens(worker, names) for worker in pages.keys() | self.on_host.holders(names).keys()}
         hellos = ((worker, count, self.links[worker].hello) for worker, count in pages.items())
         return {worker: count * hello.page_size for worker, count, hello in hellos if hello}
 
@@ -173,6 +187,10 @@ class Fleet:
                     return name
         return None
 
+    def _cached(self, worker: str, cache: wire.Cache) -> bool:
+        self.on_host.apply(worker, of_host(cache))
+        return self.residency.apply(worker, cache)
+
     def _loaded(self, worker: str, load: wire.Load) -> None:
         now = self._clock()
         self.predictors[worker].observe_load(load, now)
@@ -186,6 +204,7 @@ class Fleet:
         if not self.links[worker].healthy:
             self.predictors[worker].lost()
             self.residency.forget(worker)
+            self.on_host.forget(worker)
             self.lost(worker)
         self.standing.touch(worker)
         self.changed()
