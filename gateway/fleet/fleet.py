@@ -1,7 +1,5 @@
 """All workers and upstreams as the rest of the gateway sees them: links, what they hold, what they are expected to take."""
 
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +8,7 @@ from pathlib import Path
 
 from backends import wire
 from gateway.accounting.cost import ByTime, ByToken, Tariff, worker_usd_per_s
+from gateway.fleet.folder import Folder
 from gateway.fleet.link import Link, LinkEvents
 from gateway.fleet.standing import Standing
 from gateway.fleet.supervisor import Command, Supervisor, worker_command
@@ -47,11 +46,10 @@ class Fleet:
         self.changed: Callable[[], None] = lambda: None
         self.lost: Callable[[str], None] = lambda worker: None
         self._clock = clock
-        # Private: whoever can open a worker's socket can use it.
-        self._folder = Path(tempfile.mkdtemp(prefix="headway-"))
+        self._folder = Folder()
         paths = {name: Path(model.path) for name, model in policy.models.items()}
         self.supervisor = Supervisor(
-            policy.workers, paths, self._folder, env=env, command=command, progress=progress, cores=cores
+            policy.workers, paths, self._folder.path, env=env, command=command, progress=progress, cores=cores
         )
         self.standing = Standing(policy.workers, self._view, LOAD_IS_FRESH_S)
         self.predictors = {
@@ -83,7 +81,7 @@ class Fleet:
     async def stop(self) -> None:
         await self.disconnect()
         await self.supervisor.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def missing(self) -> dict[str, str]:
         """Local workers that are not up, and why; remote ones only while nothing at all is up."""

@@ -235,7 +235,7 @@ def test_links_are_told_what_the_host_tier_holds_and_what_a_reload_takes() -> No
         rig.submit(number, [number + 1] * 30, max_tokens=3, ignore_eos=True)
         rig.run()
         loads = take(desk.report(number * 10**9))
-        assert told == set(rig.engine.tier.names()) and len(told) == min(12, 7 * (number + 1))
+        assert told == set(rig.engine.tier.names()) and len(told) == min(12, 8 * (number + 1))
     assert loads[-1].reload_s_per_token == pytest.approx(0.001)
     told.clear()
     take(desk.take(Attach(2), 0))

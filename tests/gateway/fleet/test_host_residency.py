@@ -44,3 +44,4 @@ def test_host_pages_behind_the_resident_ones_are_credited_and_forgotten_with_the
     fleet._state_changed(worker)
     link.load = load()
     assert fleet.cached_tokens(worker, NAMES) == 0 == len(fleet.on_host)
+    fleet._folder.close()
