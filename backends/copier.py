@@ -1,5 +1,6 @@
 """Copies pages between a device's KV and host memory on a thread of its own; on a GPU in a stream of its own, pinned."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from backends.attention import PagedKV
+
+LEARNING = 0.1
+"""Weight of the last copy in what a page takes."""
 
 
 class Promise:
@@ -24,6 +28,8 @@ class Promise:
 
 
 class ThreadCopier:
+    """`page_s` is what a page took lately, in either direction."""
+
     def __init__(self, kv: PagedKV, num_slots: int) -> None:
         self._device = kv.stores()
         on_gpu = self._device[0].is_cuda
@@ -32,6 +38,7 @@ class ThreadCopier:
             for store in self._device
         ]
         self._stream: Any = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
+        self.page_s = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="copier")
 
     def save(self, pages: Sequence[int], slots: Sequence[int]) -> Promise:
@@ -48,6 +55,7 @@ class ThreadCopier:
         launched = None if self._stream is None else torch.cuda.current_stream().record_event()
 
         def run() -> None:
+            started = time.perf_counter()
             context: AbstractContextManager[Any] = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
             with torch.inference_mode(), context:
                 if launched is not None:
@@ -58,5 +66,7 @@ class ThreadCopier:
                     target.index_copy_(1, torch.tensor(written, device=target.device), found)
                 if self._stream is not None:
                     self._stream.synchronize()
+            page_s = (time.perf_counter() - started) / len(read)
+            self.page_s += LEARNING * (page_s - self.page_s) if self.page_s else page_s
 
         return Promise(self._thread.submit(run))

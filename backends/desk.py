@@ -62,6 +62,15 @@ class Outgoing(NamedTuple):
     close: str = ""
 
 
+class Changes(NamedTuple):
+    """Names of pages: of the device, then of the host tier."""
+
+    stored: list[bytes]
+    removed: list[bytes]
+    host_stored: list[bytes]
+    host_removed: list[bytes]
+
+
 @dataclass(slots=True)
 class _Link:
     """`cache_sequence` counts its Cache frames; `shown` is what its last Load said, without the times."""
@@ -101,10 +110,10 @@ class Desk:
     def report(self, now_ns: int) -> list[Outgoing]:
         """Everything that happened since the last report, link by link."""
         output = self._engine.take_output()
-        stored, removed = self._engine.index.take_changes()
+        changes = self._changes()
         outgoing = []
         for number, (link, state) in enumerate(self._links.items()):
-            messages = [*self._texts(output, link), *_cache(state, stored, removed)]
+            messages = [*self._texts(output, link), *_cache(state, changes)]
             messages += [finished for owner, finished in output.finished if owner == link]
             messages += self._load(state, number, now_ns)
             if messages:
@@ -167,13 +176,16 @@ class Desk:
         if pieces := output.pieces.get(link):
             yield Tokens(tuple(pieces))
 
-    def _resync(self, state: _Link) -> Iterator[Cache]:
+    def _changes(self) -> Changes:
+        tier = self._engine.tier
+        host_stored, host_removed = tier.take_changes() if tier else ([], [])
+        return Changes(*self._engine.index.take_changes(), host_stored, host_removed)
+
+    def _resync(self, state: _Link) -> list[Cache]:
         """All that is resident, as of a report: nothing that it lists is reported again."""
-        names = self._engine.index.names()
-        for start in range(0, max(1, len(names)), CACHE_CHUNK_PAGES):
-            chunk = b"".join(names[start : start + CACHE_CHUNK_PAGES])
-            yield Cache(sequence=state.cache_sequence, stored=chunk, reset=start == 0)
-            state.cache_sequence += 1
+        tier = self._engine.tier
+        everything = Changes(self._engine.index.names(), [], tier.names() if tier else [], [])
+        return _cache(state, everything, reset=True)
 
     def _load(self, state: _Link, number: int, now_ns: int) -> list[Load]:
         """One Load if it says something new."""
@@ -202,15 +214,24 @@ class Desk:
             idle_s=meter.idle_ns / 1e9,
             attributed_s=meter.attributed_ns / 1e9,
             step_cost=engine.step_cost.coefficients,
+            reload_s_per_token=engine.tier.page_s / engine.limits.page_size if engine.tier else 0.0,
         )
 
 
-def _cache(state: _Link, stored: list[bytes], removed: list[bytes]) -> list[Cache]:
+def _cache(state: _Link, changes: Changes, *, reset: bool = False) -> list[Cache]:
+    """In as many frames as it takes; with `reset` at least one."""
     messages = []
-    for start in range(0, max(len(stored), len(removed)), CACHE_CHUNK_PAGES):
-        chunk = slice(start, start + CACHE_CHUNK_PAGES)
-        gone, come = b"".join(removed[chunk]), b"".join(stored[chunk])
-        messages.append(Cache(sequence=state.cache_sequence, stored=come, removed=gone))
+    for start in range(0, max(int(reset), *map(len, changes)), CACHE_CHUNK_PAGES):
+        stored, removed, host_stored, host_removed = (b"".join(names[start : start + CACHE_CHUNK_PAGES]) for names in changes)
+        message = Cache(
+            sequence=state.cache_sequence,
+            stored=stored,
+            removed=removed,
+            reset=reset and start == 0,
+            host_stored=host_stored,
+            host_removed=host_removed,
+        )
+        messages.append(message)
         state.cache_sequence += 1
     return messages
 

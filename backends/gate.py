@@ -67,6 +67,8 @@ def saved(chance: float, of: Price, count: int) -> float:
 
 def best_count(chance: float, of: Price, most: int = MAX_DRAFTS) -> int:
     """The number of guesses that saves most, 0 where none saves enough."""
+    if chance * of.token <= of.draft:  # not even the first one pays for itself: what a full batch finds, for every sequence
+        return 0
     best = max(range(1, most + 1), key=lambda count: saved(chance, of, count))
     return best if saved(chance, of, best) > MARGIN * of.token else 0
 

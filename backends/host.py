@@ -10,6 +10,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from backends.prefix import Changes
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,10 @@ class Ticket(Protocol):
 
 
 class Copier(Protocol):
-    """Copies in the order asked for."""
+    """Copies in the order asked for. `page_s` is what a page took lately, 0 before the first."""
+
+    @property
+    def page_s(self) -> float: ...
 
     def save(self, pages: Sequence[int], slots: Sequence[int]) -> Ticket: ...
 
@@ -45,6 +50,20 @@ class HostTier(Generic[T]):
         self._slot_of: OrderedDict[bytes, int] = OrderedDict()
         self._free = list(range(num_slots - 1, -1, -1))
         self._copies: deque[_Copy[T]] = deque()
+        self._changes = Changes()
+
+    @property
+    def page_s(self) -> float:
+        """Seconds that a page takes to come back."""
+        return self._copier.page_s
+
+    def names(self) -> list[bytes]:
+        """Everything that is here."""
+        return list(self._slot_of)
+
+    def take_changes(self) -> tuple[list[bytes], list[bytes]]:
+        """Names stored and removed since the last call; what did both in between is in neither."""
+        return self._changes.take()
 
     @property
     def is_copying(self) -> bool:
@@ -61,6 +80,8 @@ class HostTier(Generic[T]):
         if not names:
             return
         slots = [self._take() for _ in names]
+        for name in names:
+            self._changes.note(name, stored=True)
         self._slot_of.update(reversed(list(zip(names, slots, strict=True))))
         pages = [new[name] for name in names]
         self._copies.append(_Copy(self._copier.save(pages, slots), frozenset(pages), None))
@@ -99,7 +120,11 @@ class HostTier(Generic[T]):
         return ready
 
     def _take(self) -> int:
-        return self._free.pop() if self._free else self._slot_of.popitem(last=False)[1]
+        if self._free:
+            return self._free.pop()
+        name, slot = self._slot_of.popitem(last=False)
+        self._changes.note(name, stored=False)
+        return slot
 
     def check(self) -> None:
         held = [*self._free, *self._slot_of.values()]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from backends.attention import PagedKV, Spans, attend
 from backends.checkpoint import Checkpoint
-from backends.linear import Linear, LinearChooser
+from backends.linear import DenseLinear, Linear, LinearChooser
 from backends.rope import interleave, rotations
 from backends.weight import Weight, stack
 
@@ -64,7 +64,7 @@ class Llama:
             self.layers.append(load.layer(index))
             progress(index + 1, shape.num_layers)
         self.norm = load.vector("model.norm")
-        self.head = load.head()
+        self.head = load.head(self.embedding)
         self.rotations = rotations(shape.rope, head_dim=shape.head_dim, positions=shape.max_positions).to(device)
         self._eps = torch.tensor(shape.norm_eps, device=device)
         self._rotated = shape.num_heads + shape.num_kv_heads
@@ -136,9 +136,13 @@ class _Loader:
     def embedding(self) -> Tensor:
         return self._weight("model.embed_tokens").dense(self._dtype)
 
-    def head(self) -> Linear:
-        module = "model.embed_tokens" if self._checkpoint.shape.tied else "lm_head"
-        return self._chooser.build(self._weight(module), prefills=False)
+    def head(self, embedding: Tensor) -> Linear:
+        """Where it is tied and computed in the embedding's type, both are one tensor."""
+        tied = self._checkpoint.shape.tied
+        head = self._chooser.build(self._weight("model.embed_tokens" if tied else "lm_head"), prefills=False)
+        if tied and isinstance(head, DenseLinear) and head.weight.dtype is embedding.dtype:
+            head.weight = embedding
+        return head
 
     def vector(self, module: str) -> Tensor:
         return self._checkpoint.tensor(f"{module}.weight").to(self._device, self._dtype)

@@ -30,6 +30,26 @@ class Namer:
         return hashlib.blake2b(parent + tokens, digest_size=PAGE_NAME_BYTES, key=key).digest()
 
 
+class Changes:
+    """Names that were stored and removed since the last look."""
+
+    def __init__(self) -> None:
+        self._stored: dict[bytes, bool] = {}
+
+    def note(self, name: bytes, *, stored: bool) -> None:
+        if self._stored.get(name, stored) != stored:
+            del self._stored[name]
+        else:
+            self._stored[name] = stored
+
+    def take(self) -> tuple[list[bytes], list[bytes]]:
+        """Names stored and removed; what did both in between is in neither."""
+        stored = [name for name, is_stored in self._stored.items() if is_stored]
+        removed = [name for name, is_stored in self._stored.items() if not is_stored]
+        self._stored.clear()
+        return stored, removed
+
+
 @dataclass(slots=True)
 class _Node:
     page: int
@@ -48,7 +68,7 @@ class PrefixIndex:
         self._of_chain: dict[str, dict[bytes, None]] = {}
         self._queue: list[tuple[float, int, bytes]] = []
         self._now = 0
-        self._changes: dict[bytes, bool] = {}
+        self._changes = Changes()
 
     @property
     def available(self) -> int:
@@ -114,7 +134,7 @@ class PrefixIndex:
         if parent:
             self._nodes[parent].num_children += 1
         self._join(name, node, chain)
-        self._note(name, stored=True)
+        self._changes.note(name, stored=True)
         return page
 
     def give_back(self, pages: Sequence[int]) -> None:
@@ -149,16 +169,7 @@ class PrefixIndex:
 
     def take_changes(self) -> tuple[list[bytes], list[bytes]]:
         """Names stored and removed since the last call; what did both in between is in neither."""
-        stored = [name for name, is_stored in self._changes.items() if is_stored]
-        removed = [name for name, is_stored in self._changes.items() if not is_stored]
-        self._changes.clear()
-        return stored, removed
-
-    def _note(self, name: bytes, *, stored: bool) -> None:
-        if self._changes.get(name, stored) != stored:
-            del self._changes[name]
-        else:
-            self._changes[name] = stored
+        return self._changes.take()
 
     def _join(self, name: bytes, node: _Node, chain: str) -> None:
         if chain in node.chains:
@@ -219,7 +230,7 @@ class PrefixIndex:
             self._leave(name, node, chain)
         del self._nodes[name], self._name_of[node.page]
         self._pool.forget(node.page)
-        self._note(name, stored=False)
+        self._changes.note(name, stored=False)
         if node.parent:
             self._nodes[node.parent].num_children -= 1
         return node.parent

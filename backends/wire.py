@@ -198,13 +198,16 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
 class Cache(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="cache"):
     """Pages that became resident or stopped being so: names of PAGE_NAME_BYTES each, joined. `sequence` counts by one.
 
-    `reset` is true on the first chunk of a resync, which lists everything resident.
+    The same of the host tier, from which pages are reloaded. `reset` is true on the first chunk of a resync, which lists
+    everything resident.
     """
 
     sequence: int
     stored: bytes = b""
     removed: bytes = b""
     reset: bool = False
+    host_stored: bytes = b""
+    host_removed: bytes = b""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
@@ -225,6 +228,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     idle_s: float
     attributed_s: float
     step_cost: tuple[float, float, float, float]
+    reload_s_per_token: float = 0.0
 
 
 Up = Asset | Hello | Tokens | Finished | Cache | Load

@@ -1,7 +1,5 @@
 """All workers and upstreams as the rest of the gateway sees them: links, what they hold, what they are expected to take."""
 
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +8,7 @@ from pathlib import Path
 
 from backends import wire
 from gateway.accounting.cost import ByTime, ByToken, Tariff, worker_usd_per_s
+from gateway.fleet.folder import Folder
 from gateway.fleet.link import Link, LinkEvents
 from gateway.fleet.standing import Standing
 from gateway.fleet.supervisor import Command, Supervisor, worker_command
@@ -19,7 +18,7 @@ from gateway.routing.decision import Question, WorkerView
 from gateway.routing.shortlist import Short
 from gateway.scheduling.footprint import Footprints
 from gateway.scheduling.predict import LOAD_IS_FRESH_S, Predictor, Rates, cold_rates
-from gateway.scheduling.residency import Residency
+from gateway.scheduling.residency import Residency, of_host, reload_credit
 from gateway.scheduling.retention import WITHIN_S, horizon_s
 
 MAX_PAGES = 2_000_000
@@ -43,18 +42,17 @@ class Fleet:
     ) -> None:
         self.policy = policy
         self.usd_per_s = worker_usd_per_s(policy)
-        self.residency = Residency(MAX_PAGES)
+        self.residency, self.on_host = Residency(MAX_PAGES), Residency(MAX_PAGES)
         self.footprints = Footprints()
         self.queued_tokens: Counter[str] = Counter()
         """Uncached tokens that wait in the gateway for a worker."""
         self.changed: Callable[[], None] = lambda: None
         self.lost: Callable[[str], None] = lambda worker: None
         self._clock = clock
-        # Private: whoever can open a worker's socket can use it.
-        self._folder = Path(tempfile.mkdtemp(prefix="headway-"))
+        self._folder = Folder()
         paths = {name: Path(model.path) for name, model in policy.models.items()}
         self.supervisor = Supervisor(
-            policy.workers, paths, self._folder, env=env, command=command, progress=progress, cores=cores
+            policy.workers, paths, self._folder.path, env=env, command=command, progress=progress, cores=cores
         )
         self.standing = Standing(policy.workers, self._view, LOAD_IS_FRESH_S)
         self.predictors = {
@@ -71,7 +69,7 @@ class Fleet:
         worker = self.policy.workers[name]
         url = worker.url or f"unix://{self.supervisor.sockets[name]}"
         events = LinkEvents(
-            cache=self.residency.apply,
+            cache=self._cached,
             load=self._loaded,
             finished=self._finished,
             state=self._state_changed,
@@ -92,7 +90,7 @@ class Fleet:
     async def stop(self) -> None:
         await self.disconnect()
         await self.supervisor.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def missing(self) -> dict[str, str]:
         """Local workers that are not up, and why; remote ones only while nothing at all is up."""
@@ -142,7 +140,19 @@ class Fleet:
         if worker in self.upstreams:
             return self.upstreams[worker].cached_tokens(names[0])
         hello = self.links[worker].hello
-        return self.residency.cached_tokens(worker, names, hello.page_size) if hello and names else 0
+        if not hello or not names:
+            return 0
+        there = self.residency.cached_tokens(worker, names, hello.page_size)
+        return there + self._reloadable(worker, names[there // hello.page_size :], hello.page_size)
+
+    def _reloadable(self, worker: str, names: Sequence[bytes], page_size: int) -> int:
+        """Tokens of the host tier that follow the resident ones, less what their reload takes."""
+        load = self.links[worker].load
+        if not load or not self.on_host.num_pages(worker):
+            return 0
+        tokens = self.on_host.cached_tokens(worker, names, page_size)
+        prefill = self.predictors[worker].rates.prefill_s_per_token
+        return reload_credit(tokens, reload_s_per_token=load.reload_s_per_token, prefill_s_per_token=prefill)
 
     def capacity_tokens(self, worker: str) -> int:
         """Of its pages; 0 for one that never said hello."""
@@ -150,8 +160,10 @@ class Fleet:
         return hello.num_pages * hello.page_size if hello else 0
 
     def holders(self, names: Sequence[bytes]) -> dict[str, int]:
-        """The workers that hold most of a prompt, and how many of its tokens."""
+        """The workers that hold most of a prompt, on the device or on their host, and how many of its tokens."""
         pages = self.residency.holders(names)
+        if len(self.on_host):
+            return {worker: self.cached_tokens(worker, names) for worker in pages.keys() | self.on_host.holders(names).keys()}
         hellos = ((worker, count, self.links[worker].hello) for worker, count in pages.items())
         return {worker: count * hello.page_size for worker, count, hello in hellos if hello}
 
@@ -195,6 +207,10 @@ class Fleet:
                     return name
         return None
 
+    def _cached(self, worker: str, cache: wire.Cache) -> bool:
+        self.on_host.apply(worker, of_host(cache))
+        return self.residency.apply(worker, cache)
+
     def _loaded(self, worker: str, load: wire.Load) -> None:
         now = self._clock()
         self.predictors[worker].observe_load(load, now)
@@ -209,6 +225,7 @@ class Fleet:
             self.predictors[worker].lost()
             self.residency.forget(worker)
             self.footprints.lost(worker)
+            self.on_host.forget(worker)
             self.lost(worker)
         self.standing.touch(worker)
         self.changed()

@@ -8,6 +8,8 @@ that what a worker holds of a prompt is known to a few pages. Whoever holds a pa
 
 from collections.abc import Callable, Sequence
 
+from msgspec import structs
+
 from backends.wire import Cache, split_names
 
 
@@ -148,6 +150,18 @@ class Residency:
         sets = ((name, {one} if isinstance(one, str) else one) for name, one in self._holders.items())
         assert held == {(name, worker) for name, workers in sets for worker in workers}
         assert all(_is_kept(name, self._sparse.get(worker, 1)) for name, worker in held)
+
+
+def of_host(cache: Cache) -> Cache:
+    """The same frame as an index of host tiers takes it."""
+    return structs.replace(cache, stored=cache.host_stored, removed=cache.host_removed)
+
+
+def reload_credit(tokens: int, *, reload_s_per_token: float, prefill_s_per_token: float) -> int:
+    """As how many cached tokens those of the host tier count: all but the time that their reload takes."""
+    if prefill_s_per_token <= 0:
+        return 0
+    return int(tokens * max(0.0, 1.0 - reload_s_per_token / prefill_s_per_token))
 
 
 def _is_kept(name: bytes, sparse: int) -> bool:

@@ -133,6 +133,8 @@ def hello(of: Limits) -> Hello:
 class LateCopier:
     """Copies when it must, or when a coin says so: until then nobody may see the copy, nor change what it reads."""
 
+    page_s = 0.004
+
     def __init__(self, runner: FakeRunner, num_slots: int, page_size: int, seed: int) -> None:
         self._states, self._size, self._rng = runner.slots, page_size, random.Random(seed)
         self._host = [[-1] * page_size for _ in range(num_slots)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from backends.desk import Attach, Desk, Outgoing
 from backends.draft import Drafter
 from backends.engine import MAX_HELD_LOGPROBS, Engine
 from backends.gate import Price
@@ -13,7 +14,7 @@ from backends.host import HostTier
 from backends.limits import Limits
 from backends.scheduler import Reload, Work
 from backends.speculate import Speculator
-from backends.wire import Finished, Sampling, Submit, TokenLogprob, page_names
+from backends.wire import Cache, Finished, Load, Sampling, Submit, TokenLogprob, decode_up, page_names, split_names
 from tests.backends.fakes import EOS, FakeRunner, LateCopier, LetterDecoder, Ticks, letter, limits, reference, tokens_of
 
 
@@ -211,6 +212,34 @@ def test_what_the_pool_had_to_give_up_comes_back_from_the_host() -> None:
             assert rig.finished[10 * turn + number].num_cached_tokens == (28 if turn else 0)
     assert all(rig.text[10 + number] == rig.text[number] for number in range(3))
     assert rig.engine.tier is not None and rig.engine.tier.num_loaded >= 14
+
+
+def test_links_are_told_what_the_host_tier_holds_and_what_a_reload_takes() -> None:
+    rig = Rig(limits(num_pages=10, page_size=4), host_pages=12)
+    desk, told = Desk(rig.engine), set[bytes]()
+    assert rig.engine.tier is not None
+
+    def take(outgoing: list[Outgoing]) -> list[Load]:
+        loads = []
+        for frame in (frame for out in outgoing for frame in out.frames):
+            message = decode_up(frame)
+            if isinstance(message, Load):
+                loads.append(message)
+            elif isinstance(message, Cache):
+                told.difference_update(split_names(message.host_removed))
+                told.update(split_names(message.host_stored))
+        return loads
+
+    take(desk.take(Attach(1), 0))
+    for number in range(5):
+        rig.submit(number, [number + 1] * 30, max_tokens=3, ignore_eos=True)
+        rig.run()
+        loads = take(desk.report(number * 10**9))
+        assert told == set(rig.engine.tier.names()) and len(told) == min(12, 8 * (number + 1))
+    assert loads[-1].reload_s_per_token == pytest.approx(0.001)
+    told.clear()
+    take(desk.take(Attach(2), 0))
+    assert told == set(rig.engine.tier.names())
 
 
 def test_a_tier_keeps_the_pages_that_others_hang_on_longest() -> None:

@@ -211,3 +211,15 @@ def test_in_bfloat16_greedy_text_first_differs_where_two_logits_nearly_tie(make_
             if token != int(logits.argmax()):
                 assert best[0] - best[1] <= NEAR_TIE
                 break
+
+
+@pytest.mark.parametrize(
+    ("tied", "linear", "shared"), [(True, "float32", True), (True, "w8a8", False), (False, "float32", False)]
+)
+def test_a_tied_head_is_the_embedding_itself_where_their_types_agree(
+    make_checkpoint: MakeCheckpoint, tied: bool, linear: LinearChoice, shared: bool
+) -> None:
+    directory = make_checkpoint(tie_word_embeddings=tied, dtype=torch.bfloat16)
+    chooser = LinearChooser(linear, torch.float32, "cpu")
+    model = Llama(Checkpoint(directory), chooser, dtype=torch.float32, device="cpu")
+    assert (getattr(model.head, "weight", None) is model.embedding) == shared
