@@ -49,11 +49,13 @@ class Price(NamedTuple):
 def price(cost: Cost, num_sequences: int, context: float, kv_bytes: int) -> Price:
     """`kv_bytes` are those of one token; `context` is the mean of the sequences.
 
-    With guesses a row becomes a chunk, which costs something of its own; the KV is read once, however many tokens see it.
+    With guesses a row becomes a chunk, which costs something of its own, and leaves its group: taken to be that of all, which
+    goes on without it. The KV is read once, however many tokens see it.
     """
     seen = cost.mixed * context
-    token = cost.step / num_sequences + cost.row + seen + cost.kv_byte * context * kv_bytes
-    return Price(token, cost.token + seen, max(0.0, cost.chunk + cost.token - cost.row))
+    token = (cost.step + cost.group) / num_sequences + cost.row + seen + cost.kv_byte * context * kv_bytes
+    left = cost.group if num_sequences == 1 else 0.0
+    return Price(token, cost.token + seen, max(0.0, cost.chunk + cost.token - cost.row - left))
 
 
 def saved(chance: float, of: Price, count: int) -> float:

@@ -34,9 +34,11 @@ class Caused(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What was fitted, in seconds: of a step, a row, a chunk, a chunk's token, a token * its context, a byte of KV."""
+    """What was fitted, in seconds: of a step, a group of rows, a row, a chunk, a chunk's token, a token * its context, a byte
+    of KV."""
 
     step: float
+    group: float
     row: float
     chunk: float
     token: float

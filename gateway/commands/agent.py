@@ -75,16 +75,22 @@ RUNS = (
     Run(
         "shopping",
         "You are a careful agent. Use the tools when they help.",
-        (Task("What is the price of the mirror?", "The price is 51.", tools=("get_price", "get_owner")),),
+        (
+            Task(
+                "Which has the highest price: drum, mirror?",
+                "The highest price is 78 for drum.",
+                tools=("get_price", "get_owner", "get_city"),
+            ),
+        ),
     ),
     Run(
         "office",
         "You are a helpful assistant.",
         (
-            Task("Which is larger: 402, 815?", "815"),
-            Task("What is 47 + 8?", "55"),
+            Task("Which is largest: 402, 77, 815, 390, 641?", "815"),
+            Task("What is 386 + 457?", "843"),
             Task("Write as JSON: name Anna, city Oslo", '{"name": "Anna", "city": "Oslo"}'),
-            Task("It is 07:35. What time is it in 47 minutes?", "08:22"),
+            Task("It is 21:40. What time is it in 5 hours and 45 minutes?", "03:25"),
             Task("Sort from low to high: 61, 17, 94, 35, 28, 80, 43, 59", "17, 28, 35, 43, 59, 61, 80, 94"),
         ),
     ),

@@ -29,17 +29,17 @@ def test_what_followed_the_last_three_tokens_is_guessed() -> None:
 
 
 def test_the_gate_follows_measured_costs() -> None:
-    fixed = Cost(step=1e-2, row=1e-4, chunk=0.0, token=1e-4, mixed=0.0, kv_byte=0.0)
+    fixed = Cost(step=1e-2, group=0.0, row=1e-4, chunk=0.0, token=1e-4, mixed=0.0, kv_byte=0.0)
     linear = fixed._replace(step=1e-4, row=1e-3, token=1e-3)
     assert best_count(0.9, price(fixed, 1, 100, 0)) == MAX_DRAFTS
     assert best_count(0.9, price(linear, 1, 100, 0)) == 0
     assert best_count(0.5, price(fixed, 1, 100, 0)) > best_count(0.5, price(fixed, 16, 100, 0))
-    assert best_count(0.9, price(Cost(0, 0, 0, 0, 0, 0), 1, 100, 0)) == 0
+    assert best_count(0.9, price(Cost(0, 0, 0, 0, 0, 0, 0), 1, 100, 0)) == 0
     assert best_count(0.0, price(fixed, 1, 100, 0)) == 0
 
 
 def test_a_chunk_costs_something_of_its_own_and_few_guesses_do_not_pay_it_back() -> None:
-    cost = Cost(step=1e-3, row=1e-4, chunk=0.0, token=1e-5, mixed=0.0, kv_byte=0.0)
+    cost = Cost(step=1e-3, group=0.0, row=1e-4, chunk=0.0, token=1e-5, mixed=0.0, kv_byte=0.0)
     assert best_count(0.8, price(cost, 1, 100, 0)) == MAX_DRAFTS
     assert best_count(0.8, price(cost._replace(chunk=2e-2), 1, 100, 0)) == 0
     dear = price(cost._replace(chunk=1e-3), 1, 100, 0)
@@ -67,7 +67,7 @@ class Costly(Engine):
     """Steps whose cost does not depend on their tokens: every guess is worth it."""
 
     def step(self) -> None:
-        self.step_cost._fit = [1.0, 1e-6, 0.0, 1e-6, 0.0, 0.0]
+        self.step_cost._fit = [1.0, 0.0, 1e-6, 0.0, 1e-6, 0.0, 0.0]
         super().step()
 
 

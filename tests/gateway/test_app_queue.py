@@ -75,7 +75,7 @@ async def test_a_failure_after_a_comment_is_an_error_event(tmp_path: Path) -> No
         assert b"[DONE]" not in rest
 
 
-LONG = "some words of a long text " * 40_000
+LONG = "some words of a long text " * 8_000
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": LONG}}
 
 

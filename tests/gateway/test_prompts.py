@@ -37,7 +37,7 @@ def test_names_of_a_growing_and_rewritten_chain_are_those_of_its_ids() -> None:
 
 def test_only_what_no_user_said_is_named_for_all_who_share() -> None:
     text = ModelText.from_directory(ROOT / "backends" / "zoo" / "pico")
-    targets, prompts = [Target("a", text, "one", 4)], Prompts()
+    targets, prompts = [Target("a", text, "one", 4, 4096)], Prompts()
 
     def built(tenant: str, said: str, *, system: str = "Answer in one word. " * 20, shares: bool = True) -> Prompt:
         words = (Message(role="system", content=system), Message(role="user", content=said), Message(role="user", content="x"))
