@@ -62,8 +62,8 @@ bench: .venv/.dev
 ZOO ?= $(HOME)/.cache/headway/zoo
 zoo: .venv/.dev
 	@$(BIN)/python -m backends.zoo.tokenizer $(ZOO)/tokenizer
-	@$(BIN)/python -m backends.zoo.train nano --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/nano --short-steps 16000 --long-steps 2200
-	@$(BIN)/python -m backends.zoo.train pico --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/pico --short-steps 16000 --long-steps 2200
+	@$(BIN)/python -m backends.zoo.train nano --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/nano --short-steps 11300 --long-steps 1300 --decay-share 0.3
+	@$(BIN)/python -m backends.zoo.train pico --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/pico --short-steps 9600 --long-steps 1100
 	@$(BIN)/python -m backends.zoo.export nano --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/nano --out backends/zoo/nano
 	@$(BIN)/python -m backends.zoo.export pico --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/pico --out backends/zoo/pico --int8
 

@@ -87,7 +87,11 @@ RUNS = (
         "office",
         "You are a helpful assistant.",
         (
-            Task("Which is largest: 402, 77, 815, 390, 641?", "815"),
+            Task(
+                "Anna reports to Bruno. Felix reports to Greta. Bruno reports to Felix. Greta reports to Hugo. "
+                "Who is the boss of Bruno?",
+                "Felix",
+            ),
             Task("What is 386 + 457?", "843"),
             Task("Write as JSON: name Anna, city Oslo", '{"name": "Anna", "city": "Oslo"}'),
             Task("It is 21:40. What time is it in 5 hours and 45 minutes?", "03:25"),
