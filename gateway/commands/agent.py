@@ -93,6 +93,7 @@ RUNS = (
                 "Felix",
             ),
             Task("What is 386 + 457?", "843"),
+            Task("How many times is lamp in this list? lamp drum lamp mirror chair lamp", "3"),
             Task("Write as JSON: name Anna, city Oslo", '{"name": "Anna", "city": "Oslo"}'),
             Task("It is 21:40. What time is it in 5 hours and 45 minutes?", "03:25"),
             Task("Sort from low to high: 61, 17, 94, 35, 28, 80, 43, 59", "17, 28, 35, 43, 59, 61, 80, 94"),
