@@ -215,5 +215,5 @@ async def test_a_worker_that_talks_nonsense_harms_nobody_else_and_is_taken_back(
         async with served.http.get(f"{served.url}/v1/headway/workers") as answer:
             json.loads(await answer.text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
         predictor = served.gateway.fleet.predictors["pico-0"]
-        assert all(0 <= value < 1e6 for value in (*predictor.rates, predictor.seats_s(1, 1)))
+        assert all(0 <= value < 1e6 for value in (*predictor.rates, predictor.turns_s(1)))
         served.gateway.budgets.check()

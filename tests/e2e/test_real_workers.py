@@ -70,6 +70,7 @@ async def answers_have_the_form_that_was_asked_for(served: Served) -> None:
         "type": "object",
         "properties": {"city": {"type": "string", "maxLength": 12}, "warm": {"type": "boolean"}},
         "required": ["city", "warm"],
+        "additionalProperties": False,
     }
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": schema}}
     asked = ask("Weather in Rome?", model="pico", max_tokens=100)
