@@ -23,7 +23,7 @@ import aiohttp
 from benchmarks.client import ask
 from benchmarks.overhead import BODY, Load, median, wrk
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
-from benchmarks.served import free_port, gateway, wait_ready
+from benchmarks.served import default_policy, free_port, gateway, wait_ready
 
 KINDS = ("fake", "pico")
 SHORT, LONG = 2, 1000
@@ -70,9 +70,7 @@ def _gateway(folder: Path, kind: str, *, told: str) -> Iterator[str]:
     policy = folder / f"{kind}-{told}.yaml"
     with ExitStack() as stack:
         workers = stack.enter_context(_fake(folder, told)) if kind == "fake" else "  pico-0: {model: pico, device: cpu}\n"
-        text = (ROOT / "policies" / "default.yaml").read_text().replace("../backends", str(ROOT / "backends"))
-        text = text.replace("router: quality.json", f"router: {ROOT / 'policies' / 'quality.json'}")
-        policy.write_text(re.sub(r"workers:\n(  .*\n)+", f"workers:\n{workers}", text))
+        policy.write_text(re.sub(r"workers:\n(  .*\n)+", f"workers:\n{workers}", default_policy()))
         if told == "on":
             spans, ledger = folder / f"{kind}-on.jsonl", folder / f"{kind}.sqlite"
             environment = {"HEADWAY_SPANS": f"file:{spans}", "HEADWAY_LEDGER": str(ledger)}
