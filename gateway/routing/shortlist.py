@@ -1,9 +1,12 @@
 """The few workers of a large fleet among which `decide` gives what it would give among all: the same choice, the same best
 rejected ones, and how many the others are by reason. Pure; the views are kept as columns, one row a worker, changed one
 row at a time. A test holds it equal to deciding among all, number for number: every line here has its twin in `decide`.
+
+What depends on the kind of worker alone (its model and tier: whether it is offered, its quality, its risk) is worked out
+once a kind, and who is up and offered is kept until the health, kind or context of a worker changes.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +18,9 @@ from gateway.routing.decision import MAX_REJECTED, Question, WorkerView
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
-Holds = Callable[[str, str], bool]
 
+MAX_OFFERS = 64
+"""Kept at a time: one for each pair of what a route offers and what is asked."""
 _NUMBERS = ("wait_s", "overhead_s", "prefill_s_per_token", "tpot_s", "decode_device_s_per_token", "usd_per_s", "max_context")
 
 
@@ -27,6 +31,16 @@ class Short(NamedTuple):
     whole: Whole | None
 
 
+class _Offer(NamedTuple):
+    """Who is offered, and who of them is up. `num_up` by kind; a prompt under `least_context` fits all that are offered."""
+
+    offered: Mask
+    up: Mask
+    num_offered: int
+    num_up: list[int]
+    least_context: float
+
+
 class _Scores(NamedTuple):
     """By row; in the order in which candidates are preferred, but for the name."""
 
@@ -35,7 +49,6 @@ class _Scores(NamedTuple):
     ttft: Floats
     doubt: Floats
     usd: Floats
-    risk: Floats
 
 
 class Shortlist:
@@ -49,13 +62,18 @@ class Shortlist:
         size = len(self._views)
         self._all = np.arange(size)
         self._given = [view.worker for view in given]
-        self._numbers = np.zeros((len(_NUMBERS), size))
+        self._numbers = tuple(np.zeros(size) for _ in _NUMBERS)
+        self._cells = tuple(memoryview(column) for column in self._numbers)
+        self._read_usd, self._typical = np.zeros(size), np.zeros(size)
         self._healthy = np.zeros(size, dtype=bool)
-        self._typical = np.zeros(size)
         self._kinds: dict[tuple[str, str], int] = {}
         self._kind = np.zeros(size, dtype=np.intp)
-        for view in self._views:
-            self.put(view)
+        self._num_of_kind: list[int] = []
+        self._cheapest: list[int | None] = []
+        """Row of the least typical dollars, by kind; None when it is to be looked for."""
+        self._offers: dict[tuple[tuple[str, ...], str], _Offer] = {}
+        for row, view in enumerate(self._views):
+            self._fill(row, view, self._kind_of(view))
 
     def __len__(self) -> int:
         return len(self._views)
@@ -63,127 +81,187 @@ class Shortlist:
     def put(self, view: WorkerView) -> None:
         """What is known of a worker now; it was there from the start."""
         row = self._row[view.worker]
+        old, kind = self._views[row], self._kind_of(view)
+        self._num_of_kind[was := int(self._kind[row])] -= 1
+        if self._cheapest[was] == row:
+            self._cheapest[was] = None
+        if kind != was or old.healthy != view.healthy or old.max_context != view.max_context:
+            self._offers.clear()
+        self._fill(row, view, kind)
+
+    def _kind_of(self, view: WorkerView) -> int:
+        kind = self._kinds.setdefault((view.model, view.tier), len(self._kinds))
+        if kind == len(self._num_of_kind):
+            self._num_of_kind.append(0)
+            self._cheapest.append(None)
+        return kind
+
+    def _fill(self, row: int, view: WorkerView, kind: int) -> None:
         self._views[row] = view
-        self._numbers[:, row] = [getattr(view, name) for name in _NUMBERS]
+        for cells, name in zip(self._cells, _NUMBERS, strict=True):
+            cells[row] = getattr(view, name)
         self._healthy[row] = view.healthy
-        self._typical[row] = typical_usd(view)
-        self._kind[row] = self._kinds.setdefault((view.model, view.tier), len(self._kinds))
+        self._read_usd[row] = view.read_usd
+        self._kind[row] = kind
+        self._num_of_kind[kind] += 1
+        typical = self._typical[row] = typical_usd(view)
+        best = self._cheapest[kind]
+        if best is not None and typical < self._typical[best]:
+            self._cheapest[kind] = row
 
     def take(self, question: Question) -> Short:
         """All of them when no candidate is open: what to say then, or to fall back on, shows only among all."""
+        offer = self._offer(question.candidates, question.asked)
         prompt = self._prompt(question.prompt_tokens)
-        offered = self._by_kind(lambda model, tier: _offered(question, model, tier))
-        fits = prompt < self._numbers[6]
-        up = self._healthy & (prompt >= 0)
-        for worker in question.excluded_workers:
-            if worker in self._row:
-                up[self._row[worker]] = False
-        open_ = offered & fits & up
-        num_open = int(np.count_nonzero(open_))
-        if num_open == 0:
+        open_, num_open, counts = self._open(question, offer, prompt)
+        if not any(num_open):
             return Short(self._views, None)
         rows, typical = self._needed(question)
-        scores = self._scores(question, np.maximum(prompt, 0.0), typical)
+        mistake_usd = question.mistake_cost * typical
+        doubts = [1.0 - question.quality.get(tier, 0.0) for _, tier in self._kinds]
+        scores = self._scores(question, prompt, doubts, mistake_usd)
         if question.escalations and question.asked == AUTO and question.locked_model is None:
-            scores, anew = self._escalated(question, scores, open_)
+            scores, doubts, anew = self._escalated(question, scores, open_, num_open, doubts, mistake_usd)
             rows.append(anew)
-        contenders, locked = open_, False
-        if question.locked_model is not None:
-            inside = open_ & self._by_kind(lambda model, _: model == question.locked_model)
-            if inside.any():
-                contenders, locked = inside, True
-        bar = question.quality_bar if not locked and question.asked == AUTO and question.quality else 0.0
-        below = contenders & (1.0 - scores.doubt < bar)
-        pool = contenders & ~below
-        if not pool.any():
-            pool = contenders & (scores.doubt == scores.doubt[contenders].min())
-            below = contenders & ~pool
+        pool, kinds, of_kinds = self._pool(question, open_, num_open, doubts)
         best = _best(scores, self._all, MAX_REJECTED + 1)
         # Whoever is not among the best is behind all of them, so the best of the pool is among them if any of it is.
-        (chosen,) = _best(scores, np.array([row for row in best if pool[row]], dtype=np.intp), 1) or _best(
-            scores, np.flatnonzero(pool), 1
-        )
+        among = [row for row in best if pool[row]]
+        (chosen,) = _best(scores, np.array(among, dtype=np.intp) if among else np.flatnonzero(pool), 1)
         rows += [chosen, *best]
-        counts: dict[str, int] = {
-            "not_allowed": int(np.count_nonzero(~offered)),
-            "context_too_long": int(np.count_nonzero(offered & ~fits)),
-            "not_healthy": int(np.count_nonzero(offered & fits & ~up)),
-            "locked_elsewhere": num_open - int(np.count_nonzero(contenders)),
-            "below_quality_bar": int(np.count_nonzero(below)),
-        }
-        counts |= _why_not(scores, np.flatnonzero(pool), chosen)
-        whole = Whole(num_open, {reason: count for reason, count in counts.items() if count})
+        counts |= of_kinds
+        risks = [mistake_usd * doubt for doubt in doubts]
+        counts |= self._why_not(scores.score, pool, sum(num_open[kind] for kind in kinds), risks, kinds, chosen, best)
+        whole = Whole(sum(num_open), {reason: count for reason, count in counts.items() if count})
         return Short([self._views[row] for row in dict.fromkeys(rows)], whole)
 
-    def _prompt(self, prompt_tokens: Mapping[str, int]) -> Floats:
-        """By row; -1 for a worker that the prompt was not made for."""
-        if list(prompt_tokens) == self._given and len(values := set(prompt_tokens.values())) == 1:
-            return np.full(len(self), float(values.pop()))
+    def _offer(self, candidates: tuple[str, ...], asked: str) -> _Offer:
+        if (known := self._offers.get((candidates, asked))) is not None:
+            return known
+        kinds = [(model in candidates or tier in candidates) and asked in (AUTO, model, tier) for model, tier in self._kinds]
+        offered = np.array(kinds)[self._kind]
+        up = offered & self._healthy
+        least = float(self._numbers[6][offered].min()) if offered.any() else 0.0
+        offer = _Offer(offered, up, int(np.count_nonzero(offered)), self._count(up), least)
+        if len(self._offers) >= MAX_OFFERS:
+            self._offers.clear()
+        self._offers[candidates, asked] = offer
+        return offer
+
+    def _count(self, rows: Mask) -> list[int]:
+        """How many of them are of each kind."""
+        counts: list[int] = np.bincount(self._kind[rows], minlength=len(self._kinds)).tolist()
+        return counts
+
+    def _prompt(self, prompt_tokens: Mapping[str, int]) -> Floats | float:
+        """By row, -1 for a worker that the prompt was not made for; one number when it is the same for all."""
+        if list(prompt_tokens) == self._given:
+            tokens = list(prompt_tokens.values())
+            if tokens.count(tokens[0]) == len(tokens):
+                return float(tokens[0])
         return np.array([prompt_tokens.get(name, -1) for name in self._names], dtype=np.float64)
 
-    def _by_kind(self, holds: Holds) -> Mask:
-        return np.array([holds(model, tier) for model, tier in self._kinds])[self._kind]
+    def _open(self, question: Question, offer: _Offer, prompt: Floats | float) -> tuple[Mask, list[int], dict[str, int]]:
+        """Who passes the hard filters, how many of each kind, and how many do not by reason."""
+        not_allowed = len(self) - offer.num_offered
+        open_, num_open, num_fit = offer.up, offer.num_up, offer.num_offered
+        excluded = [self._row[worker] for worker in question.excluded_workers if worker in self._row]
+        if excluded or isinstance(prompt, np.ndarray) or prompt >= offer.least_context:
+            fits = offer.offered & (prompt < self._numbers[6])
+            num_fit = int(np.count_nonzero(fits))
+            open_ = fits & offer.up & (prompt >= 0.0)
+            open_[excluded] = False
+            num_open = self._count(open_)
+        counts = {
+            "not_allowed": not_allowed,
+            "context_too_long": offer.num_offered - num_fit,
+            "not_healthy": num_fit - sum(num_open),
+        }
+        return open_, num_open, counts
 
     def _needed(self, question: Question) -> tuple[list[int], float]:
         """Rows that `decide` looks at whoever wins: the warm worker's, and that of the typical request; and its dollars."""
         warm = self._row.get(question.warm_worker or "")
         rows = [] if warm is None else [warm]
-        known = [question.quality[tier] for _, tier in self._kinds if tier in question.quality]
+        quality = question.quality
+        known = {kind: quality[tier] for (_, tier), kind in self._kinds.items() if tier in quality and self._num_of_kind[kind]}
         if question.asked != AUTO or not known:
             return rows, 0.0
-        best = max(known)
-        of_best = self._by_kind(lambda _, tier: question.quality.get(tier, -1.0) == best)
-        cheapest = int(np.where(of_best, self._typical, np.inf).argmin())
-        return [*rows, cheapest], float(self._typical[cheapest])
+        best = max(known.values())
+        cheapest = [self._cheapest_of(kind) for kind, its in known.items() if its == best]
+        typical, row = min((float(self._typical[row]), row) for row in cheapest)
+        return [*rows, row], typical
 
-    def _scores(self, question: Question, prompt: Floats, typical: float) -> _Scores:
+    def _cheapest_of(self, kind: int) -> int:
+        row = self._cheapest[kind]
+        if row is None:
+            row = self._cheapest[kind] = int(np.where(self._kind == kind, self._typical, np.inf).argmin())
+        return row
+
+    def _scores(self, question: Question, prompt: Floats | float, doubts: Sequence[float], mistake_usd: float) -> _Scores:
         wait, overhead, prefill, tpot, decode, price, _ = self._numbers
-        cached = np.zeros(len(self))
+        uncached = np.maximum(prompt, 0.0) if isinstance(prompt, np.ndarray) else prompt
+        prefill_s = prefill * uncached
         for worker, tokens in question.cached_tokens.items():
-            if worker in self._row:
-                row = self._row[worker]
-                cached[row] = min(tokens, max(0.0, prompt[row] - 1))
+            if (row := self._row.get(worker)) is not None:
+                its = float(uncached[row]) if isinstance(uncached, np.ndarray) else uncached
+                prefill_s[row] = (its - min(tokens, max(0.0, its - 1))) * prefill[row]
         output = min(question.expected_output_tokens, question.max_output_tokens)
-        prefill_s = (prompt - cached) * prefill
-        ttft = wait + overhead + prefill_s
-        finish = ttft + output * tpot
-        usd = price * (overhead + prefill_s + output * decode)
-        doubt = np.array([1.0 - question.quality.get(tier, 0.0) for _, tier in self._kinds])[self._kind]
-        risk = question.mistake_cost * typical * doubt
-        score = usd + self._switch(question) + risk + question.miss_penalty_usd * _missed(question, ttft, finish)
-        return _Scores(score, finish, ttft, doubt, usd, risk)
+        ttft = wait + overhead
+        ttft += prefill_s
+        finish = output * tpot
+        finish += ttft
+        usd = prefill_s
+        usd += overhead
+        usd += output * decode
+        usd *= price
+        doubt = np.array(doubts)[self._kind]
+        score = usd + self._switch(question)
+        if mistake_usd:
+            score += mistake_usd * doubt
+        if question.miss_penalty_usd:
+            score += question.miss_penalty_usd * _missed(question, ttft, finish)
+        return _Scores(score, finish, ttft, doubt, usd)
 
     def _switch(self, question: Question) -> Floats | float:
         """What leaving the warm worker costs."""
         row = self._row.get(question.warm_worker or "")
         if row is None or not self._healthy[row] or self._names[row] not in question.prompt_tokens:
             return 0.0
-        _, _, prefill, _, _, price, _ = self._numbers
         worker = self._names[row]
         uncached = question.prompt_tokens[worker] - question.cached_tokens.get(worker, 0)
         missing = uncached + min(question.expected_output_tokens, question.max_output_tokens)
-        token_usd = price * prefill
-        usd = min(1.0, question.expected_remaining_turns) * max(0.0, missing) * float(token_usd[row])
-        switch = np.where(token_usd >= token_usd[row], usd, 0.0)
+        token_usd = float(self._read_usd[row])
+        usd = min(1.0, question.expected_remaining_turns) * max(0.0, missing) * token_usd
+        if not usd:
+            return 0.0
+        switch = (self._read_usd >= token_usd) * usd
         switch[row] = 0.0
         return switch
 
-    def _escalated(self, question: Question, scores: _Scores, open_: Mask) -> tuple[_Scores, int]:
-        """With what beginning anew adds; and the row on which it begins."""
+    def _escalated(
+        self,
+        question: Question,
+        scores: _Scores,
+        open_: Mask,
+        num_open: Sequence[int],
+        doubts: Sequence[float],
+        mistake_usd: float,
+    ) -> tuple[_Scores, list[float], int]:
+        """With what beginning anew adds, the doubts that are left, and the row on which it begins."""
         _, _, _, tpot, decode, price, _ = self._numbers
-        least = scores.doubt[open_].min()
+        least = min(doubt for doubt, count in zip(doubts, num_open, strict=True) if count)
         anew = int(np.where(open_ & (scores.doubt == least), scores.usd, np.inf).argmin())
         output = min(question.expected_output_tokens, question.max_output_tokens)
-        score, finish, ttft, doubt, usd, risk = (column.copy() for column in scores)
-        typical_risk = question.mistake_cost * self._needed(question)[1]
-        switch = self._switch(question)
+        score, finish, ttft, doubt, usd = (column.copy() for column in scores)
+        left, switch = list(doubts), self._switch(question)
         for (_, tier), kind in self._kinds.items():
-            of_kind = np.flatnonzero(open_ & (self._kind == kind) & (scores.doubt > least))
             escalating = question.escalations.get(tier)
-            if escalating is None or not len(of_kind):
+            if escalating is None or not num_open[kind] or doubts[kind] <= least:
                 continue
+            of_kind = np.flatnonzero(open_ & (self._kind == kind))
             held = min(float(escalating.tokens), output)
-            quality = 1.0 - float(scores.doubt[of_kind[0]])
+            quality = 1.0 - doubts[kind]
             chance = escalating.chance(quality)
             was_usd, was_ttft, was_finish = scores.usd[of_kind], scores.ttft[of_kind], scores.finish[of_kind]
             held_usd = was_usd - price[of_kind] * (output - held) * decode[of_kind]
@@ -191,21 +269,77 @@ class Shortlist:
             usd[of_kind] = (1.0 - chance) * was_usd + chance * (held_usd + scores.usd[anew])
             finish[of_kind] = (1.0 - chance) * was_finish + chance * (was_ttft + held_s + scores.finish[anew])
             ttft[of_kind] = was_ttft + held_s + chance * scores.ttft[anew]
-            doubt[of_kind] = 1.0 - escalating.quality_after(quality)
-            risk[of_kind] = typical_risk * doubt[of_kind]
-            left = switch[of_kind] if isinstance(switch, np.ndarray) else switch
+            left[kind] = 1.0 - escalating.quality_after(quality)
+            doubt[of_kind] = left[kind]
+            leaving = switch[of_kind] if isinstance(switch, np.ndarray) else switch
             missed = _missed(question, ttft[of_kind], finish[of_kind])
-            score[of_kind] = usd[of_kind] + left + risk[of_kind] + question.miss_penalty_usd * missed
-        return _Scores(score, finish, ttft, doubt, usd, risk), anew
+            score[of_kind] = usd[of_kind] + leaving + mistake_usd * left[kind] + question.miss_penalty_usd * missed
+        return _Scores(score, finish, ttft, doubt, usd), left, anew
+
+    def _pool(
+        self, question: Question, open_: Mask, num_open: Sequence[int], doubts: Sequence[float]
+    ) -> tuple[Mask, list[int], dict[str, int]]:
+        """Among whom the least score wins, of which kinds they are, and how many others do not come into question."""
+        present = [kind for kind, count in enumerate(num_open) if count]
+        contenders = present
+        if question.locked_model is not None:
+            models = [model for model, _ in self._kinds]
+            contenders = [kind for kind in present if models[kind] == question.locked_model] or present
+        judged = contenders is present and question.asked == AUTO and question.quality
+        bar = question.quality_bar if judged else 0.0
+        kinds = [kind for kind in contenders if 1.0 - doubts[kind] >= bar]
+        if not kinds:
+            least = min(doubts[kind] for kind in contenders)
+            kinds = [kind for kind in contenders if doubts[kind] == least]
+        pool = open_
+        if len(kinds) < len(present):
+            chosen = np.zeros(len(self._kinds), dtype=bool)
+            chosen[kinds] = True
+            pool = open_ & chosen[self._kind]
+        num_contenders = sum(num_open[kind] for kind in contenders)
+        counts = {
+            "locked_elsewhere": sum(num_open) - num_contenders,
+            "below_quality_bar": num_contenders - sum(num_open[kind] for kind in kinds),
+        }
+        return pool, kinds, counts
+
+    def _why_not(
+        self,
+        score: Floats,
+        pool: Mask,
+        size: int,
+        risks: Sequence[float],
+        kinds: Sequence[int],
+        chosen: int,
+        best: Sequence[int],
+    ) -> dict[str, int]:
+        """Why those of the pool were not chosen; it has `size` rows, of `kinds`."""
+        chosen_usd, chosen_risk = float(score[chosen]), risks[int(self._kind[chosen])]
+        most = SAME_COST * abs(chosen_usd)
+        risky = [kind for kind in kinds if risks[kind] > chosen_risk]  # no other scores less but for its risk
+        if not risky and max(score[best].tolist()) - chosen_usd > most:  # so whoever is not among the best costs more
+            num_same = sum(bool(pool[row]) and float(score[row]) - chosen_usd <= most for row in best)
+            num_same += chosen not in best
+            return {"slower_same_cost": num_same - 1, "costs_more": size - num_same}
+        same = score - chosen_usd <= most
+        same &= pool
+        num_same, num_risky = int(np.count_nonzero(same)), 0
+        for kind in risky:
+            more = (score - risks[kind] < chosen_usd - chosen_risk) & pool & ~same
+            num_risky += int(np.count_nonzero(more & (self._kind == kind)))
+        return {
+            "slower_same_cost": num_same - 1,  # the chosen one is as dear as itself
+            "too_risky": num_risky,
+            "costs_more": size - num_same - num_risky,
+        }
 
 
-def _offered(question: Question, model: str, tier: str) -> bool:
-    return (model in question.candidates or tier in question.candidates) and question.asked in (AUTO, model, tier)
-
-
-def _missed(question: Question, ttft: Floats, finish: Floats) -> Floats | float:
-    late = _miss(ttft, question.ttft_slo_s)
-    return 1.0 - (1.0 - late) * (1.0 - _miss(finish, question.deadline_s))
+def _missed(question: Question, ttft: Floats, finish: Floats) -> Floats:
+    on_time = 1.0 - _miss(ttft, question.ttft_slo_s)
+    if question.deadline_s is not None:
+        on_time = on_time * (1.0 - _miss(finish, question.deadline_s))
+    missed: Floats = 1.0 - on_time
+    return missed
 
 
 def _miss(predicted: Floats, promised_s: float | None) -> Floats | float:
@@ -214,9 +348,13 @@ def _miss(predicted: Floats, promised_s: float | None) -> Floats | float:
     later = predicted > 0
     if promised_s <= 0:
         return later.astype(np.float64)
-    ratio = np.minimum(promised_s / np.where(later, predicted, 1.0), 1e6)
-    square = ratio * ratio
-    return np.where(later, 1.0 / (1.0 + square * square), 0.0)
+    ratio = promised_s / (predicted if (all_later := later.all()) else np.where(later, predicted, 1.0))
+    np.minimum(ratio, 1e6, out=ratio)
+    ratio *= ratio
+    ratio *= ratio
+    ratio += 1.0
+    np.divide(1.0, ratio, out=ratio)
+    return ratio if all_later else np.where(later, ratio, 0.0)
 
 
 def _best(scores: _Scores, rows: Rows, count: int) -> list[int]:
@@ -227,25 +365,16 @@ def _best(scores: _Scores, rows: Rows, count: int) -> list[int]:
         if len(rows) <= wanted:
             break
         values = column[rows] if len(rows) < len(column) else column
-        last = np.partition(values, wanted - 1)[wanted - 1]
+        last = values.min()  # where many are equal to the first, that is enough to know
         within = values <= last
+        if np.count_nonzero(within) < wanted:
+            last = np.partition(values, wanted - 1)[wanted - 1]
+            within = values <= last
         rows, values = rows[within], values[within]
         if len(rows) == wanted:
             break
-        found += rows[values < last].tolist()
-        rows = rows[values == last]
+        less = values < last
+        found += rows[less].tolist()
+        rows = rows[~less]
     found += rows[: count - len(found)].tolist()
     return found
-
-
-def _why_not(scores: _Scores, rows: Rows, chosen: int) -> dict[str, int]:
-    score, risk = scores.score[rows], scores.risk[rows]
-    chosen_usd, chosen_risk = scores.score[chosen], scores.risk[chosen]
-    same = score - chosen_usd <= SAME_COST * abs(chosen_usd)
-    risky = ~same & (score - risk < chosen_usd - chosen_risk)
-    num_same, num_risky = int(np.count_nonzero(same)), int(np.count_nonzero(risky))
-    return {
-        "slower_same_cost": num_same - 1,  # the chosen one is as dear as itself
-        "too_risky": num_risky,
-        "costs_more": len(rows) - num_same - num_risky,
-    }
