@@ -6,7 +6,8 @@ What depends on the kind of worker alone (its model and tier: whether it is offe
 once a kind, and who is up and offered is kept until the health, kind or context of a worker changes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -39,16 +40,33 @@ class _Offer(NamedTuple):
     num_offered: int
     num_up: list[int]
     least_context: float
+    pools: dict[tuple[int, ...], Mask]
+    """Those of `up` that are of some kinds, where that was asked for."""
 
 
-class _Scores(NamedTuple):
-    """By row; in the order in which candidates are preferred, but for the name."""
+class _Scores:
+    """By row. What only settles what is equal is worked out when it is asked for."""
 
-    score: Floats
-    finish: Floats
-    ttft: Floats
-    doubt: Floats
-    usd: Floats
+    def __init__(
+        self, score: Floats, ttft: Floats, usd: Floats, *, finish: Callable[[], Floats], doubt: Callable[[], Floats]
+    ) -> None:
+        self.score, self.ttft, self.usd = score, ttft, usd
+        self._finish, self._doubt = finish, doubt
+
+    @cached_property
+    def finish(self) -> Floats:
+        return self._finish()
+
+    @cached_property
+    def doubt(self) -> Floats:
+        return self._doubt()
+
+    def columns(self) -> Iterator[Floats]:
+        """In the order in which candidates are preferred, but for the name."""
+        yield self.score
+        yield self.finish
+        yield self.ttft
+        yield self.doubt
 
 
 class Shortlist:
@@ -60,7 +78,6 @@ class Shortlist:
         self._row = {view.worker: row for row, view in enumerate(self._views)}
         self._names = list(self._row)
         size = len(self._views)
-        self._all = np.arange(size)
         self._given = [view.worker for view in given]
         self._numbers = tuple(np.zeros(size) for _ in _NUMBERS)
         self._cells = tuple(memoryview(column) for column in self._numbers)
@@ -123,11 +140,12 @@ class Shortlist:
         if question.escalations and question.asked == AUTO and question.locked_model is None:
             scores, doubts, anew = self._escalated(question, scores, open_, num_open, doubts, mistake_usd)
             rows.append(anew)
-        pool, kinds, of_kinds = self._pool(question, open_, num_open, doubts)
-        best = _best(scores, self._all, MAX_REJECTED + 1)
+        kinds, of_kinds = self._pool_kinds(question, num_open, doubts)
+        pool = self._pool(offer, open_, num_open, kinds)
+        best = _best(scores, None, MAX_REJECTED + 1)
         # Whoever is not among the best is behind all of them, so the best of the pool is among them if any of it is.
         among = [row for row in best if pool[row]]
-        (chosen,) = _best(scores, np.array(among, dtype=np.intp) if among else np.flatnonzero(pool), 1)
+        chosen = _first(scores, among or _best(scores, np.flatnonzero(pool), 1))
         rows += [chosen, *best]
         counts |= of_kinds
         risks = [mistake_usd * doubt for doubt in doubts]
@@ -142,7 +160,7 @@ class Shortlist:
         offered = np.array(kinds)[self._kind]
         up = offered & self._healthy
         least = float(self._numbers[6][offered].min()) if offered.any() else 0.0
-        offer = _Offer(offered, up, int(np.count_nonzero(offered)), self._count(up), least)
+        offer = _Offer(offered, up, int(np.count_nonzero(offered)), self._count(up), least, {})
         if len(self._offers) >= MAX_OFFERS:
             self._offers.clear()
         self._offers[candidates, asked] = offer
@@ -209,19 +227,18 @@ class Shortlist:
         output = min(question.expected_output_tokens, question.max_output_tokens)
         ttft = wait + overhead
         ttft += prefill_s
-        finish = output * tpot
-        finish += ttft
         usd = prefill_s
         usd += overhead
         usd += output * decode
         usd *= price
-        doubt = np.array(doubts)[self._kind]
         score = usd + self._switch(question)
         if mistake_usd:
-            score += mistake_usd * doubt
+            score += np.array([mistake_usd * doubt for doubt in doubts])[self._kind]
+        scores = _Scores(score, ttft, usd, finish=lambda: ttft + output * tpot, doubt=lambda: np.array(doubts)[self._kind])
         if question.miss_penalty_usd:
+            finish = scores.finish if question.deadline_s is not None else ttft
             score += question.miss_penalty_usd * _missed(question, ttft, finish)
-        return _Scores(score, finish, ttft, doubt, usd)
+        return scores
 
     def _switch(self, question: Question) -> Floats | float:
         """What leaving the warm worker costs."""
@@ -253,7 +270,8 @@ class Shortlist:
         least = min(doubt for doubt, count in zip(doubts, num_open, strict=True) if count)
         anew = int(np.where(open_ & (scores.doubt == least), scores.usd, np.inf).argmin())
         output = min(question.expected_output_tokens, question.max_output_tokens)
-        score, finish, ttft, doubt, usd = (column.copy() for column in scores)
+        score, finish, ttft = scores.score.copy(), scores.finish.copy(), scores.ttft.copy()
+        doubt, usd = scores.doubt.copy(), scores.usd.copy()
         left, switch = list(doubts), self._switch(question)
         for (_, tier), kind in self._kinds.items():
             escalating = question.escalations.get(tier)
@@ -274,12 +292,25 @@ class Shortlist:
             leaving = switch[of_kind] if isinstance(switch, np.ndarray) else switch
             missed = _missed(question, ttft[of_kind], finish[of_kind])
             score[of_kind] = usd[of_kind] + leaving + mistake_usd * left[kind] + question.miss_penalty_usd * missed
-        return _Scores(score, finish, ttft, doubt, usd), left, anew
+        return _Scores(score, ttft, usd, finish=lambda: finish, doubt=lambda: doubt), left, anew
 
-    def _pool(
-        self, question: Question, open_: Mask, num_open: Sequence[int], doubts: Sequence[float]
-    ) -> tuple[Mask, list[int], dict[str, int]]:
-        """Among whom the least score wins, of which kinds they are, and how many others do not come into question."""
+    def _pool(self, offer: _Offer, open_: Mask, num_open: Sequence[int], kinds: list[int]) -> Mask:
+        """Those that are open and of these kinds."""
+        if len(kinds) == len(num_open) - num_open.count(0):
+            return open_
+        known = offer.pools.get(tuple(kinds)) if open_ is offer.up else None
+        if known is None:
+            of_kinds = np.zeros(len(self._kinds), dtype=bool)
+            of_kinds[kinds] = True
+            known = open_ & of_kinds[self._kind]
+            if open_ is offer.up and len(offer.pools) < MAX_OFFERS:
+                offer.pools[tuple(kinds)] = known
+        return known
+
+    def _pool_kinds(
+        self, question: Question, num_open: Sequence[int], doubts: Sequence[float]
+    ) -> tuple[list[int], dict[str, int]]:
+        """The kinds among which the least score wins, and how many of the others do not come into question."""
         present = [kind for kind, count in enumerate(num_open) if count]
         contenders = present
         if question.locked_model is not None:
@@ -291,17 +322,12 @@ class Shortlist:
         if not kinds:
             least = min(doubts[kind] for kind in contenders)
             kinds = [kind for kind in contenders if doubts[kind] == least]
-        pool = open_
-        if len(kinds) < len(present):
-            chosen = np.zeros(len(self._kinds), dtype=bool)
-            chosen[kinds] = True
-            pool = open_ & chosen[self._kind]
         num_contenders = sum(num_open[kind] for kind in contenders)
         counts = {
             "locked_elsewhere": sum(num_open) - num_contenders,
             "below_quality_bar": num_contenders - sum(num_open[kind] for kind in kinds),
         }
-        return pool, kinds, counts
+        return kinds, counts
 
     def _why_not(
         self,
@@ -317,8 +343,8 @@ class Shortlist:
         chosen_usd, chosen_risk = float(score[chosen]), risks[int(self._kind[chosen])]
         most = SAME_COST * abs(chosen_usd)
         risky = [kind for kind in kinds if risks[kind] > chosen_risk]  # no other scores less but for its risk
-        if not risky and max(score[best].tolist()) - chosen_usd > most:  # so whoever is not among the best costs more
-            num_same = sum(bool(pool[row]) and float(score[row]) - chosen_usd <= most for row in best)
+        if not risky and max(map(score.item, best)) - chosen_usd > most:  # so whoever is not among the best costs more
+            num_same = sum(pool.item(row) and score.item(row) - chosen_usd <= most for row in best)
             num_same += chosen not in best
             return {"slower_same_cost": num_same - 1, "costs_more": size - num_same}
         same = score - chosen_usd <= most
@@ -357,24 +383,37 @@ def _miss(predicted: Floats, promised_s: float | None) -> Floats | float:
     return ratio if all_later else np.where(later, ratio, 0.0)
 
 
-def _best(scores: _Scores, rows: Rows, count: int) -> list[int]:
-    """The first rows as candidates are preferred, in any order: what is equal in one column is told apart by the next."""
+def _best(scores: _Scores, rows: Rows | None, count: int) -> list[int]:
+    """The first rows (of all, for None) as candidates are preferred, in any order: what is equal in one column is told apart
+    by the next."""
     found: list[int] = []
-    for column in scores[:4]:
+    for column in scores.columns():
+        values = column if rows is None else column.take(rows)
         wanted = count - len(found)
-        if len(rows) <= wanted:
+        if len(values) <= wanted:
             break
-        values = column[rows] if len(rows) < len(column) else column
         last = values.min()  # where many are equal to the first, that is enough to know
-        within = values <= last
-        if np.count_nonzero(within) < wanted:
+        equal = (values == last).nonzero()[0]
+        if len(equal) < wanted:
             last = np.partition(values, wanted - 1)[wanted - 1]
-            within = values <= last
-        rows, values = rows[within], values[within]
+            less = (values < last).nonzero()[0]
+            found += (less if rows is None else rows.take(less)).tolist()
+            wanted = count - len(found)
+            equal = (values == last).nonzero()[0]
+        rows = equal if rows is None else rows.take(equal)
         if len(rows) == wanted:
             break
-        less = values < last
-        found += rows[less].tolist()
-        rows = rows[~less]
-    found += rows[: count - len(found)].tolist()
+    left = range(len(scores.score)) if rows is None else rows.tolist()
+    found += left[: count - len(found)]
     return found
+
+
+def _first(scores: _Scores, rows: list[int]) -> int:
+    """Of a few rows the one that is preferred."""
+    for column in scores.columns():
+        if len(rows) == 1:
+            break
+        values = [column.item(row) for row in rows]
+        least = min(values)
+        rows = [row for row, value in zip(rows, values, strict=True) if value == least]
+    return min(rows)
