@@ -4,8 +4,8 @@ One WebSocket per worker, one msgpack message a frame, ordered both ways. Every 
 A gateway keeps to the credits of the last `Load`; a worker refuses what would exceed them.
 """
 
-import hashlib
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Literal
 
 import msgspec
@@ -256,28 +256,44 @@ def decode_up(frame: bytes) -> Up:
 
 def page_key(fingerprint: str, cache_salt: str) -> bytes:
     """Under which pages are named. BLAKE2b over the model's fingerprint and the salt."""
-    return hashlib.blake2b(f"{fingerprint}\0{cache_salt}".encode(), digest_size=32).digest()
+    return blake2b(f"{fingerprint}\0{cache_salt}".encode(), digest_size=32).digest()
 
 
-def page_names(
-    prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: str, known: Sequence[bytes] = (), shared_tokens: int = 0
-) -> list[bytes]:
+def page_names(prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: str, shared_tokens: int = 0) -> list[bytes]:
     """Names of the full pages of a prompt (uint32 little-endian ids), each chained to the page before it.
 
     Keyed with the model's fingerprint and the salt, so that equal names mean equal KV and nobody can guess them across salts.
-    The salt enters behind the pages that are whole within `shared_tokens`. `known` are the names of its first pages where
-    they were made before, with the same `shared_tokens`.
+    The salt enters behind the pages that are whole within `shared_tokens`.
     """
-    key, shared_key = page_key(fingerprint, cache_salt), page_key(fingerprint, SHARED_SALT)
-    num_shared = shared_tokens // page_size
+    return further_names(
+        prompt, page_size=page_size, fingerprint=fingerprint, cache_salt=cache_salt, shared_tokens=shared_tokens
+    )
+
+
+def further_names(
+    prompt: bytes,
+    *,
+    page_size: int,
+    fingerprint: str,
+    cache_salt: str,
+    shared_tokens: int = 0,
+    num_known: int = 0,
+    parent: bytes = b"",
+) -> list[bytes]:
+    """The names of `page_names` behind the first `num_known`, the last of which is `parent`."""
     width = page_size * 4
-    names = list(known)
-    parent = names[-1] if names else b""
-    for start in range(len(names) * width, len(prompt) - len(prompt) % width, width):
-        block = parent + prompt[start : start + width]
-        under = shared_key if len(names) < num_shared else key
-        parent = hashlib.blake2b(block, digest_size=PAGE_NAME_BYTES, key=under).digest()
-        names.append(parent)
+    end = len(prompt) - len(prompt) % width
+    shared_end = min(end, shared_tokens // page_size * width)
+    start = num_known * width
+    names: list[bytes] = []
+    for salt, stop in ((SHARED_SALT, shared_end), (cache_salt, end)):
+        if start >= stop:
+            continue
+        key = page_key(fingerprint, salt)
+        for at in range(start, stop, width):
+            parent = blake2b(parent + prompt[at : at + width], digest_size=PAGE_NAME_BYTES, key=key).digest()
+            names.append(parent)
+        start = stop
     return names
 
 

@@ -5,7 +5,7 @@ import asyncio
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import structs
@@ -71,7 +71,7 @@ class Ticket:
     predicted: tuple[str, float] | None = None
     """The worker that was expected to take it, and how long after its arrival its first token was expected; until it came."""
     degraded: bool = False
-    names: list[list[bytes]] = field(init=False)
+    names: list[Sequence[bytes]] = field(init=False)
     """Of the prompt's pages, once for each way in which some model's tokenizer reads it."""
 
     def __post_init__(self) -> None:

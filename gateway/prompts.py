@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from backends import wire
 from gateway.errors import ContextTooLong
 from gateway.fleet.link import Link
+from gateway.page_names import PageNames
 from gateway.request import Message, Request, Tool
 from gateway.runs.misses import Change, around, part_at
 from gateway.text.anchors import common_prefix
@@ -35,7 +35,7 @@ class Prompt(NamedTuple):
 
     data: bytes
     num_tokens: int
-    names: list[bytes]
+    names: Sequence[bytes]
     shared_tokens: int = 0
     change: Change | None = None
     """Against what the chain sent before; None when that is not known."""
@@ -47,7 +47,7 @@ class _Kept(NamedTuple):
 
     encoded: Encoded
     data: bytes
-    names: dict[tuple[str, int, str, int], list[bytes]]
+    names: dict[tuple[str, int, str, int], PageNames]
     shared_tokens: int
 
     def num_known(self, data: bytes, page_size: int) -> int:
@@ -143,14 +143,15 @@ class Prompts:
             one, before = kept[text.fingerprint], previous[text.fingerprint]
             key = (fingerprint, page_size, salt, one.shared_tokens)
             if key not in one.names:
-                known = before.names.get(key, [])[: before.num_known(one.data, page_size)] if before else []
-                one.names[key] = wire.page_names(
+                named = before.names.get(key) if before else None
+                one.names[key] = PageNames.of(
                     one.data,
                     page_size=page_size,
                     fingerprint=fingerprint,
                     cache_salt=salt,
-                    known=known,
                     shared_tokens=one.shared_tokens,
+                    before=named,
+                    num_known=before.num_known(one.data, page_size) if before and named is not None else 0,
                 )
             prompts[worker] = Prompt(
                 one.data, len(one.data) // 4, one.names[key], one.shared_tokens, changes.get(text.fingerprint)

@@ -6,6 +6,7 @@ when it is full, the largest worker is thinned: of its names only every second o
 that what a worker holds of a prompt is known to a few pages. Whoever holds a page holds all before it: lengths are bisected.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from msgspec import structs
@@ -58,21 +59,22 @@ class Residency:
         pages = self._pages.get(worker)
         if not pages:
             return 0
-        return _deepest(names, self._sparse.get(worker, 1), lambda name: name in pages) * page_size
+        return _deepest(names, self._sparse.get(worker, 1), pages.__contains__) * page_size
 
     def holders(self, names: Sequence[bytes], most: int = 16) -> dict[str, int]:
         """The workers that hold most of a prompt, and how many of its leading pages. Those that hold less than `most`
         others do may be left out."""
         found: dict[str, int] = {}
         sparse, high = max(self._sparse.values(), default=1), len(names)
+        holds: Callable[[bytes], bool] = self._holders.__contains__
         while len(found) < most:
-            depth = _deepest(names, sparse, lambda name: self._num_holders(name) > len(found), high)
+            depth = _deepest(names, sparse, holds, high)
             if depth == 0:
                 break
             holders = self._holders[names[depth - 1]]
             for worker in (holders,) if isinstance(holders, str) else holders:
                 found.setdefault(worker, depth)
-            high = depth - 1
+            high, holds = depth - 1, lambda name: self._num_holders(name) > len(found)
         return found
 
     def repair(
@@ -172,8 +174,10 @@ def _deepest(names: Sequence[bytes], sparse: int, holds: Callable[[bytes], bool]
     """How many leading pages are held, as far as kept names tell. `holds` is true of some first names and of none behind,
     nor of any from `high` on."""
     low, high = 0, len(names) if high is None else high  # names before `low` are held; none from `high` on is
-    if sparse == 1 and high and not holds(names[0]):
-        return 0
+    if sparse == 1:
+        if high == 0 or not holds(names[0]):
+            return 0
+        return bisect_left(names, True, 1, high, key=lambda name: not holds(name))
     while low < high:
         middle = at = (low + high) // 2
         while at < high and not _is_kept(names[at], sparse):

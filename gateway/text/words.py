@@ -89,13 +89,13 @@ class Words:
     def _part(self, text: str) -> bytes | None:
         """No added token is in it. Where there is more than a space between words, the quick cut gives parts that are empty or
         begin with whitespace, and no such word is kept."""
+        ids = self._ids
         for cut in (_quick_cut, _CUT.split):
-            first, *words = cut(text)
+            words = cut(text)
             try:
-                return self._encode(first) + b"".join(map(self._ids.__getitem__, words))
+                return self._begin(words.pop(0)) + b"".join(map(ids.__getitem__, words))
             except KeyError:
                 pass
-        ids = self._ids
         if len(ids) > MAX_WORDS:
             ids = self._ids = {}
         missing = (word for word in dict.fromkeys(words) if word not in ids)
@@ -105,7 +105,17 @@ class Words:
                 ids[word] = its
         if next(missing, None) is not None:
             return None
-        return self._encode(first) + b"".join([ids.get(word) or learned[word] for word in words])
+        first = _CUT.split(text, maxsplit=1)[0]
+        return self._begin(first) + b"".join([ids.get(word) or learned[word] for word in words])
+
+    def _begin(self, word: str) -> bytes:
+        """Of the word that a part begins with: no space is in front of it. It is kept behind one, as no other word is."""
+        its = self._ids.get(" " + word)
+        if its is None:
+            its = self._encode(word)
+            if len(word) <= MAX_WORD_CHARS and len(self._ids) <= MAX_WORDS:
+                self._ids[" " + word] = its
+        return its
 
     def _encode(self, text: str) -> bytes:
         if not text:

@@ -69,7 +69,8 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     known = Words.of(tokenizer_of(min(PATTERNS)), {"<end>", "<tool>"})
     assert known is not None
     for number in range(500):
-        known.encode(f"a b{number} {'x' * (words.MAX_WORD_CHARS + 1)}")
+        known.encode(f"a{number % 3} b{number} {'x' * (words.MAX_WORD_CHARS + 1)}")
+        known.encode(f"first{number}")
         assert len(known) <= 100 + words.MAX_LEARNED
 
 
