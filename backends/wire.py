@@ -271,7 +271,7 @@ def page_names(prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: s
 
 
 def further_names(
-    prompt: bytes,
+    prompt: bytes | bytearray,
     *,
     page_size: int,
     fingerprint: str,

@@ -38,7 +38,7 @@ from gateway.routing.decision import Question, WorkerView
 from gateway.runs.identity import identify
 from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Runs
-from gateway.scheduling.predict import LOAD_IS_FRESH_S, Predictor
+from gateway.scheduling.predict import COLD, LOAD_IS_FRESH_S, Predictor, Rates
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 from gateway.scheduling.residency import Residency
 from gateway.scheduling.retention import Retention
@@ -81,11 +81,12 @@ class World:
     def __init__(self, num_workers: int, num_runs: int, num_real: int, rng: random.Random) -> None:
         self.rng = rng
         self.workers = [f"w{number}" for number in range(num_workers)]
-        self.predictors = {worker: Predictor(changed=partial(self.touch, worker)) for worker in self.workers}
+        self.predictors = {worker: Predictor(_learned(rng), changed=partial(self.touch, worker)) for worker in self.workers}
         self.runs, self.keeper = Runs(num_runs + 1, 900.0), Keeper(Retention(), lambda worker, chain, score: None)
         self.residency, self.queue = Residency(MAX_PAGES), RunQueue(WAITING + 1)
         self.standing = Standing(self.workers, self.view, LOAD_IS_FRESH_S)
         self.names: dict[int, PageNames] = {}
+        self.prompt = bytearray(4 * PROMPT)
         for number in range(num_runs):
             self.pause(number)
         for number in range(num_real):
@@ -128,6 +129,11 @@ class World:
         self.runs.dispatched(chain, model="nano", worker=self.warm(number))
         self.keeper.finished(chain, 0.0, finish="tool_calls", tool="bash")
         self.runs.closed(run, final=False, now=0.0)
+
+
+def _learned(rng: random.Random) -> Rates:
+    """No two workers are found equally fast."""
+    return Rates(*(rate * rng.uniform(0.9, 1.1) for rate in COLD))
 
 
 def main() -> None:
@@ -186,8 +192,8 @@ def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int, new_text: 
     watch.time("identity", lambda: world.pause(number))
     ids = watch.time("tokenize", lambda: text.encode(new_text))
     # The names of the old part are known: those of the new one go on from the last of them.
-    prompt = bytes(4 * PAGE * len(names)) + ids.tobytes()
-    name = partial(PageNames.of, prompt, page_size=PAGE, fingerprint="fingerprint", cache_salt=TENANT)
+    world.prompt[4 * PAGE * len(names) :] = ids.tobytes()
+    name = partial(PageNames.of, world.prompt, page_size=PAGE, fingerprint="fingerprint", cache_salt=TENANT)
     named = watch.time("names", lambda: name(before=names, num_known=len(names)))
     holders = watch.time("residency", lambda: world.residency.holders(named))
     cached = {worker: pages * PAGE for worker, pages in holders.items()}

@@ -18,7 +18,7 @@ class PageNames(Sequence[bytes]):
     @classmethod
     def of(
         cls,
-        prompt: bytes,
+        prompt: bytes | bytearray,
         *,
         page_size: int,
         fingerprint: str,

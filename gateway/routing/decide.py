@@ -154,20 +154,8 @@ def _score(question: Question, view: WorkerView, mistake_usd: float, warm: _Warm
     missed = _missed(question, ttft_s, finish_s)
     doubt = 1.0 - question.quality.get(view.tier, 0.0)
     risk = mistake_usd * doubt
-    return _Scored(
-        score_usd=usd + switch + risk + question.miss_penalty_usd * missed,
-        finish_s=finish_s,
-        ttft_s=ttft_s,
-        doubt=doubt,
-        worker=view.worker,
-        view=view,
-        usd=usd,
-        switch_usd=switch,
-        risk_usd=risk,
-        miss_probability=missed,
-        prompt_tokens=prompt,
-        cached_tokens=cached,
-    )
+    score = usd + switch + risk + question.miss_penalty_usd * missed
+    return _Scored(score, finish_s, ttft_s, doubt, view.worker, view, usd, switch, risk, missed, prompt, cached)
 
 
 def _warm(question: Question, fleet: Sequence[WorkerView]) -> _Warm | None:
@@ -277,7 +265,7 @@ def _choose(bar: float, contenders: list[_Scored], closed: list[tuple[_Scored, R
     reason: Reason = "cheapest_good_enough" if good else "best_quality"
     least_doubt = min(scored.doubt for scored in contenders)
     pool = good or [scored for scored in contenders if scored.doubt == least_doubt]
-    chosen = min(pool, key=_preference)
+    chosen = min(pool)
     for scored in contenders:
         if scored is chosen:
             continue
@@ -293,10 +281,6 @@ def _why_not(scored: _Scored, chosen: _Scored) -> RejectReason:
         return "slower_same_cost"
     without_risk = scored.score_usd - scored.risk_usd < chosen.score_usd - chosen.risk_usd
     return "too_risky" if without_risk else "costs_more"
-
-
-def _preference(scored: _Scored) -> tuple[float, float, float, float, str]:
-    return scored[:5]
 
 
 def _reason(question: Question, chosen: Reason, *, num_open: int, locked: bool) -> Reason:
@@ -331,7 +315,8 @@ def _option(scored: _Scored, question: Question) -> Option:
 
 
 def _best_rejected(question: Question, closed: list[tuple[_Scored, RejectReason]]) -> tuple[Rejected, ...]:
-    best = heapq.nsmallest(MAX_REJECTED, closed, key=lambda pair: _preference(pair[0]))
+    # Candidates differ in their names at the latest, so pairs compare as candidates are preferred.
+    best = sorted(closed)[:MAX_REJECTED] if len(closed) <= 2 * MAX_REJECTED else heapq.nsmallest(MAX_REJECTED, closed)
     return tuple(Rejected(option=_option(scored, question), reason=reason) for scored, reason in best)
 
 
