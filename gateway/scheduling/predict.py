@@ -207,11 +207,13 @@ class Predictor:
 
     def wait_s(self, *, max_sequences: int, queued_tokens: int, now: float) -> float:
         """Until a new request's prefill begins: the prefills before it, and a turn at a seat when all are taken."""
-        rates = self.rates
+        return self._wait_s(self.rates, sum(self._pending.values()), max_sequences, queued_tokens, now)
+
+    def _wait_s(self, rates: Rates, pending_tokens: int, max_sequences: int, queued_tokens: int, now: float) -> float:
         running, waiting = len(self._pending), 0
         if self._load is not None and now - self._load_at <= LOAD_IS_FRESH_S:
             running, waiting = max(running, self._load.running), self._load.waiting
-        tokens = queued_tokens + sum(self._pending.values())
+        tokens = queued_tokens + pending_tokens
         over = running + waiting - max_sequences + 1
         seat_s = self._service.value * over / max_sequences if over > 0 else 0.0
         return tokens * rates.prefill_s_per_token + seat_s
@@ -235,7 +237,7 @@ class Predictor:
         queued_tokens: int = 0,
     ) -> WorkerView:
         """`queued_tokens` are uncached prompt tokens that wait in the gateway for this worker."""
-        rates = self.rates
+        rates, pending_tokens = self.rates, sum(self._pending.values())
         return WorkerView(
             worker=worker,
             model=model,
@@ -245,8 +247,8 @@ class Predictor:
             usd_per_s=usd_per_s,
             running=self.running,
             max_sequences=max_sequences,
-            queued_tokens=queued_tokens + sum(self._pending.values()),
-            wait_s=self.wait_s(max_sequences=max_sequences, queued_tokens=queued_tokens, now=now),
+            queued_tokens=queued_tokens + pending_tokens,
+            wait_s=self._wait_s(rates, pending_tokens, max_sequences, queued_tokens, now),
             overhead_s=rates.overhead_s,
             prefill_s_per_token=rates.prefill_s_per_token,
             tpot_s=rates.tpot_s,
