@@ -85,6 +85,8 @@ class RunQueue:
         self._lines: dict[tuple[Band, str], list[_Place]] = {}
         self._cold: list[tuple[float, int]] = []
         """Those that are not resident, by arrival."""
+        self._promised: dict[int, Waiting] = {}
+        """Those that are due at some time."""
         self._uncached = self._bytes = 0
 
     def __len__(self) -> int:
@@ -173,7 +175,7 @@ class RunQueue:
         return [self._waiting[request] for arrival, request in self._cold if now - arrival >= self._cold_after_s]
 
     def _due(self, now: float) -> list[Waiting]:
-        due = (one for one in self._waiting.values() if one.due <= now < one.broken)
+        due = (one for one in self._promised.values() if one.due <= now < one.broken)
         return sorted(due, key=lambda one: (self._work[one.tenant], one.due, one.request))
 
     def _in_order(self) -> Iterator[Waiting]:
@@ -186,6 +188,8 @@ class RunQueue:
         insort(self._lines.setdefault((item.band, item.tenant), []), _place(item))
         if not item.resident:
             insort(self._cold, (item.arrival, item.request))
+        if item.due < math.inf:
+            self._promised[item.request] = item
 
     def _step_out(self, item: Waiting) -> None:
         line = self._lines[item.band, item.tenant]
@@ -194,6 +198,7 @@ class RunQueue:
             del self._lines[item.band, item.tenant]
         if not item.resident:
             del self._cold[bisect_left(self._cold, (item.arrival, item.request))]
+        self._promised.pop(item.request, None)
 
     def _put(self, item: Waiting) -> None:
         """In the place of what waits under its number."""
@@ -273,3 +278,4 @@ class RunQueue:
         assert all(line == (item.band, item.tenant) for line, item in lined_up)
         assert all(line == sorted(line) for line in self._lines.values())
         assert self._cold == sorted((item.arrival, item.request) for item in self._waiting.values() if not item.resident)
+        assert self._promised == {item.request: item for item in self._waiting.values() if item.due < math.inf}
