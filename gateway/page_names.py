@@ -1,14 +1,14 @@
 """The names of a prompt's pages, one behind the other in one piece of memory: a further prompt takes over the first ones at
 once, and they take a third of what a list of them does."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import overload
 
-from backends.wire import PAGE_NAME_BYTES, further_names
+from backends.wire import PAGE_NAME_BYTES, further_names, split_names
 
 
 class PageNames(Sequence[bytes]):
-    """Unchangeable."""
+    """Unchangeable. Those of `wire.page_names`."""
 
     __slots__ = ("_joined",)
 
@@ -27,7 +27,7 @@ class PageNames(Sequence[bytes]):
         before: "PageNames | None" = None,
         num_known: int = 0,
     ) -> "PageNames":
-        """Those of `wire.page_names`. The first `num_known` are those of the prompt `before` it, named in the same way."""
+        """The first `num_known` are those of the prompt `before` it, named in the same way."""
         known = before.leading(num_known) if before is not None else b""
         new = further_names(
             prompt,
@@ -64,8 +64,5 @@ class PageNames(Sequence[bytes]):
             raise IndexError(f"page {at} of {len(self)}")
         return self._joined[start : start + PAGE_NAME_BYTES]
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PageNames) and self._joined == other._joined
-
-    def __hash__(self) -> int:
-        return hash(self._joined)
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(split_names(self._joined))
