@@ -138,24 +138,17 @@ class Prompts:
             for fingerprint, before in previous.items()
             if before is not None and request.text is None
         }
+        # Many workers read and name it alike: what follows for each of them is next to nothing.
         prompts: dict[str, Prompt] = {}
+        alike: dict[tuple[str, str, int], Prompt] = {}
         for worker, text, fingerprint, page_size, _ in targets:
-            one, before = kept[text.fingerprint], previous[text.fingerprint]
-            key = (fingerprint, page_size, salt, one.shared_tokens)
-            if key not in one.names:
-                named = before.names.get(key) if before else None
-                one.names[key] = PageNames.of(
-                    one.data,
-                    page_size=page_size,
-                    fingerprint=fingerprint,
-                    cache_salt=salt,
-                    shared_tokens=one.shared_tokens,
-                    before=named,
-                    num_known=before.num_known(one.data, page_size) if before and named is not None else 0,
-                )
-            prompts[worker] = Prompt(
-                one.data, len(one.data) // 4, one.names[key], one.shared_tokens, changes.get(text.fingerprint)
-            )
+            kind = (text.fingerprint, fingerprint, page_size)
+            if (prompt := alike.get(kind)) is None:
+                one, before = kept[text.fingerprint], previous[text.fingerprint]
+                names = _names(one, before, fingerprint, page_size, salt)
+                change = changes.get(text.fingerprint)
+                prompt = alike[kind] = Prompt(one.data, len(one.data) // 4, names, one.shared_tokens, change)
+            prompts[worker] = prompt
         return kept, prompts
 
     def _change(self, request: Request, before: _Kept, now: _Kept) -> Change:
@@ -176,6 +169,22 @@ class Prompts:
         while self._kept and (self._kept_chars > MAX_KEPT_CHARS or len(self._kept) > MAX_KEPT_CHAINS):
             _, dropped = self._kept.popitem(last=False)
             self._kept_chars -= len(dropped.encoded.text)
+
+
+def _names(one: _Kept, before: _Kept | None, fingerprint: str, page_size: int, salt: str) -> PageNames:
+    key = (fingerprint, page_size, salt, one.shared_tokens)
+    if key not in one.names:
+        named = before.names.get(key) if before else None
+        one.names[key] = PageNames.of(
+            one.data,
+            page_size=page_size,
+            fingerprint=fingerprint,
+            cache_salt=salt,
+            shared_tokens=one.shared_tokens,
+            before=named,
+            num_known=before.num_known(one.data, page_size) if before and named is not None else 0,
+        )
+    return one.names[key]
 
 
 def _encode(text: ModelText, request: Request, now: datetime, previous: Encoded | None) -> Encoded:
