@@ -6,8 +6,7 @@ What depends on the kind of worker alone (its model and tier: whether it is offe
 once a kind, and who is up and offered is kept until the health, kind or context of a worker changes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +14,8 @@ from numpy.typing import NDArray
 
 from gateway.routing.decide import AUTO, SAME_COST, Whole, typical_usd
 from gateway.routing.decision import MAX_REJECTED, Question, WorkerView
+from gateway.routing.scores import Floats, Scores, best_rows, first_row, missed
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
 MAX_OFFERS = 64
@@ -42,31 +40,6 @@ class _Offer(NamedTuple):
     least_context: float
     pools: dict[tuple[int, ...], Mask]
     """Those of `up` that are of some kinds, where that was asked for."""
-
-
-class _Scores:
-    """By row. What only settles what is equal is worked out when it is asked for."""
-
-    def __init__(
-        self, score: Floats, ttft: Floats, usd: Floats, *, finish: Callable[[], Floats], doubt: Callable[[], Floats]
-    ) -> None:
-        self.score, self.ttft, self.usd = score, ttft, usd
-        self._finish, self._doubt = finish, doubt
-
-    @cached_property
-    def finish(self) -> Floats:
-        return self._finish()
-
-    @cached_property
-    def doubt(self) -> Floats:
-        return self._doubt()
-
-    def columns(self) -> Iterator[Floats]:
-        """In the order in which candidates are preferred, but for the name."""
-        yield self.score
-        yield self.finish
-        yield self.ttft
-        yield self.doubt
 
 
 class Shortlist:
@@ -142,10 +115,10 @@ class Shortlist:
             rows.append(anew)
         kinds, of_kinds = self._pool_kinds(question, num_open, doubts)
         pool = self._pool(offer, open_, num_open, kinds)
-        best = _best(scores, None, MAX_REJECTED + 1)
+        best = best_rows(scores, None, MAX_REJECTED + 1)
         # Whoever is not among the best is behind all of them, so the best of the pool is among them if any of it is.
         among = [row for row in best if pool[row]]
-        chosen = _first(scores, among or _best(scores, np.flatnonzero(pool), 1))
+        chosen = first_row(scores, among or best_rows(scores, np.flatnonzero(pool), 1))
         rows += [chosen, *best]
         counts |= of_kinds
         risks = [mistake_usd * doubt for doubt in doubts]
@@ -216,7 +189,7 @@ class Shortlist:
             row = self._cheapest[kind] = int(np.where(self._kind == kind, self._typical, np.inf).argmin())
         return row
 
-    def _scores(self, question: Question, prompt: Floats | float, doubts: Sequence[float], mistake_usd: float) -> _Scores:
+    def _scores(self, question: Question, prompt: Floats | float, doubts: Sequence[float], mistake_usd: float) -> Scores:
         wait, overhead, prefill, tpot, decode, price, _ = self._numbers
         uncached = np.maximum(prompt, 0.0) if isinstance(prompt, np.ndarray) else prompt
         prefill_s = prefill * uncached
@@ -234,10 +207,10 @@ class Shortlist:
         score = usd + self._switch(question)
         if mistake_usd:
             score += np.array([mistake_usd * doubt for doubt in doubts])[self._kind]
-        scores = _Scores(score, ttft, usd, finish=lambda: ttft + output * tpot, doubt=lambda: np.array(doubts)[self._kind])
+        scores = Scores(score, ttft, usd, finish=lambda: ttft + output * tpot, doubt=lambda: np.array(doubts)[self._kind])
         if question.miss_penalty_usd:
             finish = scores.finish if question.deadline_s is not None else ttft
-            score += question.miss_penalty_usd * _missed(question, ttft, finish)
+            score += question.miss_penalty_usd * missed(question, ttft, finish)
         return scores
 
     def _switch(self, question: Question) -> Floats | float:
@@ -259,12 +232,12 @@ class Shortlist:
     def _escalated(
         self,
         question: Question,
-        scores: _Scores,
+        scores: Scores,
         open_: Mask,
         num_open: Sequence[int],
         doubts: Sequence[float],
         mistake_usd: float,
-    ) -> tuple[_Scores, list[float], int]:
+    ) -> tuple[Scores, list[float], int]:
         """With what beginning anew adds, the doubts that are left, and the row on which it begins."""
         _, _, _, tpot, decode, price, _ = self._numbers
         least = min(doubt for doubt, count in zip(doubts, num_open, strict=True) if count)
@@ -290,9 +263,9 @@ class Shortlist:
             left[kind] = 1.0 - escalating.quality_after(quality)
             doubt[of_kind] = left[kind]
             leaving = switch[of_kind] if isinstance(switch, np.ndarray) else switch
-            missed = _missed(question, ttft[of_kind], finish[of_kind])
-            score[of_kind] = usd[of_kind] + leaving + mistake_usd * left[kind] + question.miss_penalty_usd * missed
-        return _Scores(score, ttft, usd, finish=lambda: finish, doubt=lambda: doubt), left, anew
+            penalty = question.miss_penalty_usd * missed(question, ttft[of_kind], finish[of_kind])
+            score[of_kind] = usd[of_kind] + leaving + mistake_usd * left[kind] + penalty
+        return Scores(score, ttft, usd, finish=lambda: finish, doubt=lambda: doubt), left, anew
 
     def _pool(self, offer: _Offer, open_: Mask, num_open: Sequence[int], kinds: list[int]) -> Mask:
         """Those that are open and of these kinds."""
@@ -358,62 +331,3 @@ class Shortlist:
             "too_risky": num_risky,
             "costs_more": size - num_same - num_risky,
         }
-
-
-def _missed(question: Question, ttft: Floats, finish: Floats) -> Floats:
-    on_time = 1.0 - _miss(ttft, question.ttft_slo_s)
-    if question.deadline_s is not None:
-        on_time = on_time * (1.0 - _miss(finish, question.deadline_s))
-    missed: Floats = 1.0 - on_time
-    return missed
-
-
-def _miss(predicted: Floats, promised_s: float | None) -> Floats | float:
-    if promised_s is None:
-        return 0.0
-    later = predicted > 0
-    if promised_s <= 0:
-        return later.astype(np.float64)
-    ratio = promised_s / (predicted if (all_later := later.all()) else np.where(later, predicted, 1.0))
-    np.minimum(ratio, 1e6, out=ratio)
-    ratio *= ratio
-    ratio *= ratio
-    ratio += 1.0
-    np.divide(1.0, ratio, out=ratio)
-    return ratio if all_later else np.where(later, ratio, 0.0)
-
-
-def _best(scores: _Scores, rows: Rows | None, count: int) -> list[int]:
-    """The first rows (of all, for None) as candidates are preferred, in any order: what is equal in one column is told apart
-    by the next."""
-    found: list[int] = []
-    for column in scores.columns():
-        values = column if rows is None else column.take(rows)
-        wanted = count - len(found)
-        if len(values) <= wanted:
-            break
-        last = values.min()  # where many are equal to the first, that is enough to know
-        equal = (values == last).nonzero()[0]
-        if len(equal) < wanted:
-            last = np.partition(values, wanted - 1)[wanted - 1]
-            less = (values < last).nonzero()[0]
-            found += (less if rows is None else rows.take(less)).tolist()
-            wanted = count - len(found)
-            equal = (values == last).nonzero()[0]
-        rows = equal if rows is None else rows.take(equal)
-        if len(rows) == wanted:
-            break
-    left = range(len(scores.score)) if rows is None else rows.tolist()
-    found += left[: count - len(found)]
-    return found
-
-
-def _first(scores: _Scores, rows: list[int]) -> int:
-    """Of a few rows the one that is preferred."""
-    for column in scores.columns():
-        if len(rows) == 1:
-            break
-        values = [column.item(row) for row in rows]
-        least = min(values)
-        rows = [row for row, value in zip(rows, values, strict=True) if value == least]
-    return min(rows)
