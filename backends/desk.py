@@ -22,7 +22,7 @@ from backends.wire import (
     Submit,
     Tokens,
     Up,
-    encode,
+    frames,
 )
 
 LOAD_EVERY_NS, IDLE_LOAD_EVERY_NS = 50_000_000, 900_000_000
@@ -94,7 +94,7 @@ class Desk:
             case Attach(link):
                 reported = self.report(now_ns)
                 state = self._links[link] = _Link()
-                return [*reported, Outgoing(link, [encode(chunk) for chunk in self._resync(state)])]
+                return [*reported, Outgoing(link, list(frames(self._resync(state))))]
             case Detach(link):
                 if self._links.pop(link, None) is not None:
                     self._abandon(link)
@@ -117,7 +117,7 @@ class Desk:
             messages += [finished for owner, finished in output.finished if owner == link]
             messages += self._load(state, number, now_ns)
             if messages:
-                outgoing.append(Outgoing(link, [encode(message) for message in messages]))
+                outgoing.append(Outgoing(link, list(frames(messages))))
         return outgoing
 
     def _receive(self, link: int, message: Down) -> list[Outgoing]:

@@ -126,7 +126,8 @@ class Server:
             if message.type != WSMsgType.BINARY:
                 return "frames are binary msgpack"
             try:
-                self._post(Frame(link, decode_down(message.data)))
+                for one in decode_down(message.data):
+                    self._post(Frame(link, one))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 return f"no such message: {error}"
         return ""

@@ -1,10 +1,12 @@
 """The map of the system: every message between a gateway and a worker, and nothing else. Imports no torch.
 
-One WebSocket per worker, one msgpack message a frame, ordered both ways. Every `Submit` gets exactly one `Finished`.
+One WebSocket per worker; a frame is a msgpack array of the messages that were at hand, ordered both ways. Every `Submit` gets
+exactly one `Finished`.
 A gateway keeps to the credits of the last `Load`; a worker refuses what would exceed them.
 """
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Literal
 
@@ -13,9 +15,11 @@ import msgspec
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 """aiohttp's own default. Large things (assets, cache resync) are cut into chunks below it."""
 ASSET_CHUNK_BYTES = 1024 * 1024
+MAX_PACKED_BYTES = 256 * 1024
+"""Messages share a frame up to this; a larger one has a frame of its own. Fewer than 65,536 of even the smallest fit."""
 CACHE_CHUNK_PAGES = 16_384
 PAGE_NAME_BYTES = 16
-PROTOCOL = 1
+PROTOCOL = 2
 SHARED_SALT = "\0shared"
 """No tenant's: a name has no zero in it."""
 
@@ -149,13 +153,13 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     gpu: str = ""
 
 
-class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     text: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
 
 
-class Piece(msgspec.Struct, frozen=True, array_like=True):
+class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one sequence gained in one step: whole characters only, held back while they may begin a stop string.
 
     `confidence` is the least probability, of the model's own distribution, among its tokens; 1 where nobody asked.
@@ -233,25 +237,45 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
 
 Up = Asset | Hello | Tokens | Finished | Cache | Load
 
-_down_decoder = msgspec.msgpack.Decoder(Down)
-_up_decoder = msgspec.msgpack.Decoder(Up)
+_down_decoder = msgspec.msgpack.Decoder(list[Down])
+_up_decoder = msgspec.msgpack.Decoder(list[Up])
 _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(message: Down | Up) -> bytes:
-    return _encoder.encode(message)
+    """A frame of its own."""
+    return _encoder.encode((message,))
 
 
-def decode_down(frame: bytes) -> Down:
-    """Raises msgspec.ValidationError or DecodeError on a frame that is no such message."""
-    message: Down = _down_decoder.decode(frame)
-    return message
+def frames(messages: Iterable[Down | Up]) -> Iterator[bytes]:
+    """All of them in order, in as few frames as hold them."""
+    packed: list[bytes] = []
+    size = 0
+    for encoded in map(_encoder.encode, messages):
+        if packed and size + len(encoded) > MAX_PACKED_BYTES:
+            yield _frame(packed)
+            packed, size = [], 0
+        packed.append(encoded)
+        size += len(encoded)
+    if packed:
+        yield _frame(packed)
 
 
-def decode_up(frame: bytes) -> Up:
-    """Raises msgspec.ValidationError or DecodeError on a frame that is no such message."""
-    message: Up = _up_decoder.decode(frame)
-    return message
+def _frame(encoded: Sequence[bytes]) -> bytes:
+    """The head of a msgpack array, and its elements."""
+    return struct.pack(">BH", 0xDC, len(encoded)) + b"".join(encoded)
+
+
+def decode_down(frame: bytes) -> list[Down]:
+    """Raises msgspec.ValidationError or DecodeError on a frame that holds something else than such messages."""
+    messages: list[Down] = _down_decoder.decode(frame)
+    return messages
+
+
+def decode_up(frame: bytes) -> list[Up]:
+    """Raises msgspec.ValidationError or DecodeError on a frame that holds something else than such messages."""
+    messages: list[Up] = _up_decoder.decode(frame)
+    return messages
 
 
 def page_key(fingerprint: str, cache_salt: str) -> bytes:

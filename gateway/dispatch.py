@@ -7,6 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from msgspec import structs
 
@@ -324,16 +325,19 @@ class Dispatcher:
         sampling = ticket.sampling
         if worker in self.fleet.upstreams:
             assert ticket.request
-            return self.fleet.upstreams[worker].submit(
+            stream = self.fleet.upstreams[worker].submit(
                 ticket.request,
                 sampling,
                 prompt_tokens=decision.chosen.prompt_tokens,
                 chain=ticket.chain,
                 traceparent=ticket.traceparent,
             )
+            stream.on_first = partial(self.fleet.predictors[worker].first_token, stream.request)
+            return stream
         if grammar := ticket.grammars.get(worker):
             sampling = structs.replace(sampling, grammar=grammar)
-        if decision.chosen.tier in ticket.question.escalations:
+        escalating = ticket.question.escalations.get(decision.chosen.tier)
+        if escalating is not None:
             sampling = structs.replace(sampling, confidence=True)
         stream = self.fleet.links[worker].submit(
             ticket.prompts[worker].data,
@@ -345,7 +349,10 @@ class Dispatcher:
             chain=ticket.chain,
             traceparent=ticket.traceparent,
         )
+        if escalating is not None:
+            stream.hold_back(escalating.tokens, escalating.threshold)
         predictor, hello = self.fleet.predictors[worker], self.fleet.links[worker].hello
+        stream.on_first = partial(predictor.first_token, stream.request)
         wait_s = predictor.wait_s(max_sequences=hello.max_sequences if hello else 1, queued_tokens=0, now=self._clock())
         predictor.submitted(stream.request, uncached, wait_s=wait_s)
         tokens = decision.chosen.prompt_tokens + min(sampling.max_tokens, int(ticket.question.expected_output_tokens))

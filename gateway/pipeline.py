@@ -273,7 +273,7 @@ class Pipeline:
             finished = stream.finished
             if call.gone:
                 raise ClientGone("the client left")
-            if self._doubtful(call) and await self._begin_anew(call, stream):
+            if stream.doubtful and await self._begin_anew(call, stream):
                 continue
             finished = stream.finished
             if finished is None or call.first_at is not None or finished.reason in ("stop", "length"):
@@ -302,6 +302,7 @@ class Pipeline:
         call.stream = stream
         call.num_attempts += 1
         call.submitted_at = time.monotonic()
+        stream.on_begun = lambda: self._attempt_began(call)
         stream.on_finished = lambda finished: self._attempt_ended(call, finished)
         if call.gone:
             stream.abort()
@@ -309,29 +310,19 @@ class Pipeline:
         again = call.num_attempts > 1 or call.is_extra
         self.keeper.moved(call.chain, stream.worker)
         self.runs.dispatched(call.chain, model=ticket.decision.chosen.model, worker=stream.worker, again=again)
-        while not stream.pieces and not stream.finished and not call.gone:
-            await stream.wait()
-        if stream.pieces:
-            self.fleet.predictors[stream.worker].first_token(stream.request)
-            if (escalating := _escalating(ticket)) is not None and stream.worker in self.fleet.links:
-                await self._hold_back(call, stream, escalating)
-            call.first_at = time.monotonic()
-            self.dispatcher.began(ticket, call.first_at - call.arrival.at)
+        if call.request.stream:
+            while not (stream.begun or stream.finished or call.gone):
+                await stream.wait_begun()
+        else:
+            while not (stream.doubtful or stream.finished or call.gone):
+                await stream.wait_end()
+        if _escalating(ticket) is not None:
+            call.confidence = stream.confidence
         return stream
 
-    async def _hold_back(self, call: Call, stream: Stream, escalating: Escalating) -> None:
-        """Until so many tokens are there that the answer may be let go, or one that it may not."""
-        while True:
-            call.confidence = min((piece.confidence for piece in stream.pieces), default=1.0)
-            held = sum([piece.num_tokens for piece in stream.pieces])
-            enough = held >= escalating.tokens or call.confidence < escalating.threshold
-            if enough or stream.finished is not None or call.gone:
-                return
-            await stream.wait_more()
-
-    def _doubtful(self, call: Call) -> bool:
-        escalating = _escalating(call.ticket)
-        return escalating is not None and call.confidence is not None and call.confidence < escalating.threshold
+    def _attempt_began(self, call: Call) -> None:
+        call.first_at = time.monotonic()
+        self.dispatcher.began(call.ticket, call.first_at - call.arrival.at)
 
     async def _begin_anew(self, call: Call, stream: Stream) -> bool:
         """On the best tier, of which nothing has been sent yet; false when it is not there, and the answer stands."""

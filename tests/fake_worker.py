@@ -65,9 +65,10 @@ class _LinkSide:
     cache_sequence: int = 0
     live: dict[int, _Sequence] = field(default_factory=dict)
 
-    async def send(self, message: wire.Up) -> None:
+    async def send(self, *messages: wire.Up) -> None:
         with contextlib.suppress(ConnectionError):
-            await self.socket.send_bytes(wire.encode(message))
+            for frame in wire.frames(messages):
+                await self.socket.send_bytes(frame)
 
 
 class FakeWorker:
@@ -202,7 +203,8 @@ class FakeWorker:
         try:
             async for frame in socket:
                 if frame.type is WSMsgType.BINARY:
-                    await self._receive(link, wire.decode_down(frame.data))
+                    for message in wire.decode_down(frame.data):
+                        await self._receive(link, message)
         finally:
             self._links.remove(link)
             self._running = [s for s in self._running if s.link is not link]
@@ -323,17 +325,16 @@ class FakeWorker:
         stored: bytes,
         removed: bytes,
     ) -> None:
-        for link, gained in pieces.items():
-            await link.send(wire.Tokens(tuple(gained)))
-        for sequence, reason in finished:
-            await sequence.link.send(_finished(sequence, reason, batch))
         for link in tuple(self._links):
+            messages: list[wire.Up] = [wire.Tokens(tuple(pieces[link]))] if link in pieces else []
+            messages += [_finished(sequence, reason, batch) for sequence, reason in finished if sequence.link is link]
             if stored or removed:
                 link.cache_sequence += 1 + self.skip_cache_frames
                 self.skip_cache_frames = 0
-                await link.send(wire.Cache(sequence=link.cache_sequence, stored=stored, removed=removed))
+                messages.append(wire.Cache(sequence=link.cache_sequence, stored=stored, removed=removed))
             if finished:
-                await link.send(self._load())
+                messages.append(self._load())
+            await link.send(*messages)
 
     def _load(self) -> wire.Load:
         running = len(self._running)

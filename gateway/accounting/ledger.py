@@ -1,7 +1,6 @@
 """Every request, decision and run, kept. Writing never blocks the caller: rows go through a bounded buffer to one thread,
-and what does not fit is counted, not waited for."""
+which is woken once a batch, and what does not fit is counted, not waited for."""
 
-import queue
 import sqlite3
 import threading
 import time
@@ -83,7 +82,9 @@ class SqliteLedger:
         self.error = ""
         self._keep_s = None if keep_days is None else keep_days * _DAY_S
         self._forget_at = 0.0
-        self._rows: queue.Queue[Row | None] = queue.Queue(max_buffered_rows)
+        self._rows: deque[Row] = deque()
+        self._max_rows = max_buffered_rows
+        self._some, self._closing = threading.Event(), threading.Event()
         self._store = Store(str(path))
         self._reader = open_reader(path)
         self._reading = threading.Lock()
@@ -91,11 +92,12 @@ class SqliteLedger:
         self._thread.start()
 
     def record(self, row: Row) -> bool:
-        try:
-            self._rows.put_nowait(row)
-        except queue.Full:
+        if len(self._rows) >= self._max_rows:
             self.dropped += 1
             return False
+        self._rows.append(row)
+        if not self._some.is_set():
+            self._some.set()
         return True
 
     def read(self, query: str, values: Values = ()) -> list[dict[str, Any]]:
@@ -103,33 +105,23 @@ class SqliteLedger:
             return select(self._reader, query, values)
 
     def close(self) -> None:
-        self._rows.put(None)
+        self._closing.set()
+        self._some.set()
         self._thread.join()
         with self._reading:
             self._reader.close()
         self._store.close()
 
     def _write(self) -> None:
-        going_on = True
-        while going_on:
-            batch = self._batch()
-            going_on = not batch or batch[-1] is not None
-            self._insert([row for row in batch if row is not None])
+        """Each batch is what came within a moment of its first row."""
+        closing = False
+        while not closing:
+            self._some.wait(_FORGET_EVERY_S)
+            closing = self._closing.wait(_BATCH_WAIT_S)
+            self._some.clear()
+            while self._rows:
+                self._insert([self._rows.popleft() for _ in range(min(len(self._rows), _BATCH_ROWS))])
             self._forget(time.time())
-
-    def _batch(self) -> list[Row | None]:
-        """What comes within a moment of the first row; empty when none came and it is time to look for old ones."""
-        try:
-            batch = [self._rows.get(timeout=_FORGET_EVERY_S)]
-        except queue.Empty:
-            return []
-        until = time.monotonic() + _BATCH_WAIT_S
-        while len(batch) < _BATCH_ROWS and batch[-1] is not None:
-            try:
-                batch.append(self._rows.get(timeout=max(0.0, until - time.monotonic())))
-            except queue.Empty:
-                break
-        return batch
 
     def _insert(self, rows: list[Row]) -> None:
         try:

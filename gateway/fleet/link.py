@@ -6,7 +6,6 @@ of a stream, so one slow client cannot hold up the others.
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import assert_never
 
@@ -71,7 +70,7 @@ class Link:
         self._max_silence_s = max_silence_s
         self._heard_at = 0.0
         self._next_request = 0
-        self._outbox: deque[bytes] = deque()
+        self._outbox: list[wire.Down] = []
         self._outgoing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -134,7 +133,7 @@ class Link:
 
     def _send(self, message: wire.Down) -> None:
         # Bounded: at most one Submit and one Abort a live sequence, which the credits bound, and few scores.
-        self._outbox.append(wire.encode(message))
+        self._outbox.append(message)
         self._outgoing.set()
 
     async def _reconnect(self) -> None:
@@ -189,15 +188,15 @@ class Link:
             if frame.type is not aiohttp.WSMsgType.BINARY:
                 raise ValueError(f"a {frame.type.name} frame before Hello")
             match wire.decode_up(frame.data):
-                case wire.Asset(name, data, _):
+                case [wire.Asset(name, data, _)]:
                     parts.setdefault(name, bytearray()).extend(data)
                     size += len(data)
                     if size > MAX_ASSET_BYTES:
                         raise ValueError(f"assets of over {MAX_ASSET_BYTES:,} bytes")
-                case wire.Hello() as hello:
+                case [wire.Hello() as hello]:
                     break
-                case other:
-                    raise ValueError(f"{type(other).__name__} before Hello")
+                case others:
+                    raise ValueError(f"{', '.join(type(one).__name__ for one in others)} before Hello")
         if hello.protocol != wire.PROTOCOL:
             raise ValueError(f"the worker speaks protocol {hello.protocol}, this gateway {wire.PROTOCOL}: run the same version")
         files = {name: bytes(data) for name, data in parts.items()}
@@ -206,9 +205,12 @@ class Link:
         self.hello = hello
 
     async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """What gathered while other tasks ran goes out together."""
         while True:
             while self._outbox:
-                await socket.send_bytes(self._outbox.popleft())
+                messages, self._outbox = self._outbox, []
+                for frame in wire.frames(messages):
+                    await socket.send_bytes(frame)
             self._outgoing.clear()
             await self._outgoing.wait()
 
@@ -222,15 +224,17 @@ class Link:
                 raise TimeoutError(f"it made no step for {self._max_silence_s:g} s")
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        loop = asyncio.get_running_loop()
         async for frame in socket:
             if frame.type is not aiohttp.WSMsgType.BINARY:
                 if isinstance(socket.exception(), TimeoutError):  # no answer to a ping: the whole process stands still
                     self._events.stalled(self.worker)
                 raise ValueError(f"a {frame.type.name} frame on the link: {socket.exception()}")
-            self._take(wire.decode_up(frame.data))
+            self._heard_at = loop.time()
+            for message in wire.decode_up(frame.data):
+                self._take(message)
 
     def _take(self, message: wire.Up) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
         match message:
             case wire.Tokens(pieces):
                 for piece in pieces:

@@ -10,20 +10,55 @@ MAX_PIECES = 256
 
 
 class Stream:
-    """`pieces` is what came and was not taken. `on_finished` runs once, before any reader wakes."""
+    """`pieces` is what came and was not taken. Each callback runs once, before any reader wakes: `on_first` at the first piece,
+    `on_begun` when the answer may be let go, `on_finished` at the end.
 
-    __slots__ = ("_abort", "_loop", "_only_end", "_waiter", "finished", "on_finished", "pieces", "request", "worker")
+    It has `begun` at its first piece, unless it is held back: then with the last of the tokens to wait for, at the first one
+    that is `doubtful`, or at a good end.
+    """
+
+    __slots__ = (
+        "_abort",
+        "_held",
+        "_loop",
+        "_only_end",
+        "_threshold",
+        "_waiter",
+        "begun",
+        "confidence",
+        "finished",
+        "on_begun",
+        "on_finished",
+        "on_first",
+        "pieces",
+        "request",
+        "worker",
+    )
 
     def __init__(self, worker: str, request: int, abort: Callable[[int], None]) -> None:
         self.worker = worker
         self.request = request
         self.pieces: list[Piece] = []
         self.finished: Finished | None = None
+        self.on_first: Callable[[], None] | None = None
+        self.on_begun: Callable[[], None] | None = None
         self.on_finished: Callable[[Finished], None] | None = None
+        self.begun = False
+        self.confidence = 1.0
+        """The least of the tokens that were held back."""
+        self._held, self._threshold = 0, 0.0
         self._abort = abort
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._only_end = False
+
+    def hold_back(self, tokens: int, threshold: float) -> None:
+        """Before anything came: it begins with so many tokens, or with one whose confidence is below the threshold."""
+        self._held, self._threshold = tokens, threshold
+
+    @property
+    def doubtful(self) -> bool:
+        return self.confidence < self._threshold
 
     def abort(self) -> None:
         """Tells the worker to stop; the `Finished` that follows still counts what was spent."""
@@ -32,32 +67,26 @@ class Stream:
 
     async def wait(self) -> None:
         """Until there is a piece, or the end, or somebody calls `wake`."""
-        if self.pieces or self.finished:
-            return
+        if not self.pieces and self.finished is None:
+            await self._wait()
+
+    async def wait_begun(self) -> None:
+        """Until it has begun, or the end, or somebody calls `wake`."""
+        if not self.begun and self.finished is None:
+            await self._wait()
+
+    async def wait_end(self) -> None:
+        """Until the end, or the first doubt, or somebody calls `wake`; pieces pile up meanwhile and wake nobody."""
+        self._only_end = True
+        if self.finished is None:
+            await self._wait()
+
+    async def _wait(self) -> None:
         waiter = self._waiter = self._loop.create_future()
         try:
             await waiter
         finally:
             self._waiter = None
-
-    async def wait_more(self) -> None:
-        """Until there is another piece than those not taken, or the end, or somebody calls `wake`."""
-        if self.finished is None:
-            waiter = self._waiter = self._loop.create_future()
-            try:
-                await waiter
-            finally:
-                self._waiter = None
-
-    async def wait_end(self) -> None:
-        """Until the end, or somebody calls `wake`; pieces pile up meanwhile and wake nobody."""
-        self._only_end = True
-        if self.finished is None:
-            waiter = self._waiter = self._loop.create_future()
-            try:
-                await waiter
-            finally:
-                self._waiter = None
 
     def take(self) -> list[Piece]:
         pieces, self.pieces = self.pieces, []
@@ -87,12 +116,36 @@ class Stream:
                 last.logprobs + piece.logprobs,
                 min(last.confidence, piece.confidence),
             )
-        if not self._only_end:
+        if not self.begun:
+            self._weigh(piece)
+        elif not self._only_end:
             self.wake()
+
+    def _weigh(self, piece: Piece) -> None:
+        if self.on_first:
+            on_first, self.on_first = self.on_first, None
+            on_first()
+        self._held -= piece.num_tokens
+        self.confidence = min(self.confidence, piece.confidence)
+        if self._held <= 0 or self.doubtful:
+            self._begin()
+            if self.doubtful or not self._only_end:
+                self.wake()
+
+    def _begin(self) -> None:
+        self.begun = True
+        if self.on_begun:
+            on_begun, self.on_begun = self.on_begun, None
+            on_begun()
 
     def end(self, finished: Finished) -> None:
         assert self.finished is None, "a sequence ended twice"
         self.finished = finished
-        if self.on_finished:
-            self.on_finished(finished)
+        if not self.begun and self.pieces and finished.reason in ("stop", "length"):
+            self._begin()
+        # Whoever listens holds this stream: what is dropped here goes at once, and needs no garbage collector.
+        on_finished, self.on_finished = self.on_finished, None
+        self.on_first = self.on_begun = None
+        if on_finished:
+            on_finished(finished)
         self.wake()

@@ -93,12 +93,14 @@ class Escalation(msgspec.Struct, frozen=True, kw_only=True):
     def at(self, quality: float, *, bar: float | None = None, tokens: int | None = None) -> Escalating:
         """For one question, of which the tier's estimate is `quality`."""
         bar = self.bar if bar is None else bar
-        told = [shares.quality for shares in self.shares]
+        right = min(bisect.bisect_right(self.shares, quality, key=_quality), len(self.shares) - 1)
+        around = self.shares[max(0, right - 1) : right + 1]
+        told = [shares.quality for shares in around]
         return Escalating(
             tokens=tokens or self.tokens,
             threshold=self._threshold(quality, bar),
-            catch=interpolated(quality, told, [_below(bar, shares.worse) for shares in self.shares]),
-            alarm=interpolated(quality, told, [_below(bar, shares.good) for shares in self.shares]),
+            catch=interpolated(quality, told, [_below(bar, shares.worse) for shares in around]),
+            alarm=interpolated(quality, told, [_below(bar, shares.good) for shares in around]),
         )
 
     def _threshold(self, quality: float, bar: float) -> float:
@@ -257,11 +259,14 @@ def _below(bar: float, quantiles: Sequence[float]) -> float:
     """The share of those whose quantiles these are."""
     if not quantiles:
         return 0.0
-    ranks = [rank / (len(quantiles) - 1) for rank in range(len(quantiles))]
     last = bisect.bisect_left(quantiles, bar)
     if last == 0:
         return 0.0
     if last == len(quantiles):
         return 1.0
     low, high = quantiles[last - 1], quantiles[last]
-    return ranks[last - 1] + (ranks[last] - ranks[last - 1]) * (bar - low) / (high - low)
+    return (last - 1 + (bar - low) / (high - low)) / (len(quantiles) - 1)
+
+
+def _quality(shares: Shares) -> float:
+    return shares.quality

@@ -38,17 +38,20 @@ class ChatTemplate:
 
         Raises BadRequest with the template's own words where it refuses the conversation.
         """
-        variables = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        variables: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         template = self._choose(with_tools=bool(tools))
+        variables |= {
+            "messages": as_messages(messages),
+            "tools": as_tools(tools) if tools else None,
+            "documents": None,
+            "add_generation_prompt": True,
+            "strftime_now": now.strftime,
+        }
         try:
-            return template.render(
-                self._special_tokens | variables,
-                messages=as_messages(messages),
-                tools=as_tools(tools) if tools else None,
-                documents=None,
-                add_generation_prompt=True,
-                strftime_now=now.strftime,
-            )
+            context = template.new_context(self._special_tokens | variables)
+            text = "".join(template.root_render_func(context))
+            context.vars.clear()  # macros hold their context: without this only the garbage collector would end them
+            return text
         except Exception as error:  # a template is a foreign program: whatever it raises, it refuses this conversation
             raise BadRequest(_refusal(error), param="messages") from error
 
@@ -68,15 +71,31 @@ def _refusal(error: Exception) -> str:
 
 def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.Template:
     try:
-        return environment.from_string(source)
+        template = environment.from_string(source)
     except jinja2.TemplateError as error:
         raise ValueError(f"chat template {name} does not compile: {error}") from error
+    template.globals = dict(template.globals)  # plain: a chain of mappings is walked anew for every rendering
+    return template
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Where `message.role` is an entry of a plain dict, which is nearly all that templates ask for, it is looked up as one at
+    once: jinja2 would first fail to find such an attribute."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute not in _OF_DICTS:
+            try:
+                return obj[attribute]
+            except KeyError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
+_OF_DICTS = frozenset(dir(dict))
 
 
 def _environment() -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["dict"] = _SafeDict()

@@ -221,8 +221,7 @@ def test_links_are_told_what_the_host_tier_holds_and_what_a_reload_takes() -> No
 
     def take(outgoing: list[Outgoing]) -> list[Load]:
         loads = []
-        for frame in (frame for out in outgoing for frame in out.frames):
-            message = decode_up(frame)
+        for message in (message for out in outgoing for frame in out.frames for message in decode_up(frame)):
             if isinstance(message, Load):
                 loads.append(message)
             elif isinstance(message, Cache):

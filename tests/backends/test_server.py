@@ -52,7 +52,8 @@ class Gateway:
     async def until(self, done: Callable[[], object]) -> None:
         async with asyncio.timeout(60):
             while not done():
-                self.take(wire.decode_up(await self.socket.receive_bytes()))
+                for message in wire.decode_up(await self.socket.receive_bytes()):
+                    self.take(message)
 
     async def closed(self) -> tuple[int | None, str]:
         async with asyncio.timeout(60):

@@ -122,7 +122,7 @@ while not ledger.dropped:
     time.sleep(0.01)
 print(ledger.error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-while ledger._rows.qsize():
+while ledger._rows:
     time.sleep(0.01)
 time.sleep(0.5)
 assert ledger.record(DecisionRow(id="after", at=1.0, body=b""))
