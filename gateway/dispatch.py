@@ -333,7 +333,7 @@ class Dispatcher:
             )
         if grammar := ticket.grammars.get(worker):
             sampling = structs.replace(sampling, grammar=grammar)
-        if decision.chosen.tier in ticket.question.escalations:
+        if decision.chosen.held_tokens:
             sampling = structs.replace(sampling, confidence=True)
         stream = self.fleet.links[worker].submit(
             ticket.prompts[worker].data,

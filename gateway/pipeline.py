@@ -33,8 +33,8 @@ from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
 from gateway.prompts import Prompt, Prompts, Target, check_length, target_of
 from gateway.request import Request
-from gateway.routing.decision import Decision, Escalating, Question
-from gateway.routing.quality import Escalation
+from gateway.routing.decision import Decision, Option, Question
+from gateway.routing.escalation import Escalation
 from gateway.routing.question import question_for
 from gateway.runs.identity import Identity, identify, public_id
 from gateway.runs.keeper import Keeper
@@ -313,25 +313,25 @@ class Pipeline:
             await stream.wait()
         if stream.pieces:
             self.fleet.predictors[stream.worker].first_token(stream.request)
-            if (escalating := _escalating(ticket)) is not None and stream.worker in self.fleet.links:
-                await self._hold_back(call, stream, escalating)
+            if ticket.decision.chosen.held_tokens and stream.worker in self.fleet.links:
+                await self._hold_back(call, stream, ticket.decision.chosen)
             call.first_at = time.monotonic()
             self.dispatcher.began(ticket, call.first_at - call.arrival.at)
         return stream
 
-    async def _hold_back(self, call: Call, stream: Stream, escalating: Escalating) -> None:
+    async def _hold_back(self, call: Call, stream: Stream, chosen: Option) -> None:
         """Until so many tokens are there that the answer may be let go, or one that it may not."""
         while True:
             call.confidence = min((piece.confidence for piece in stream.pieces), default=1.0)
             held = sum([piece.num_tokens for piece in stream.pieces])
-            enough = held >= escalating.tokens or call.confidence < escalating.threshold
+            enough = held >= chosen.held_tokens or call.confidence < chosen.anew_below
             if enough or stream.finished is not None or call.gone:
                 return
             await stream.wait_more()
 
     def _doubtful(self, call: Call) -> bool:
-        escalating = _escalating(call.ticket)
-        return escalating is not None and call.confidence is not None and call.confidence < escalating.threshold
+        decision = call.ticket.decision
+        return decision is not None and call.confidence is not None and call.confidence < decision.chosen.anew_below
 
     async def _begin_anew(self, call: Call, stream: Stream) -> bool:
         """On the best tier, of which nothing has been sent yet; false when it is not there, and the answer stands."""
@@ -429,11 +429,6 @@ def _again(ticket: Ticket, number: int) -> Ticket:
     seed = ticket.sampling.seed
     sampling = ticket.sampling if seed is None else msgspec.structs.replace(ticket.sampling, seed=(seed + number) % 2**63)
     return replace(ticket, decision_id=f"dec-{os.urandom(12).hex()}", sampling=sampling)
-
-
-def _escalating(ticket: Ticket) -> Escalating | None:
-    """What holds for the answer of the tier that was chosen."""
-    return ticket.question.escalations.get(ticket.decision.chosen.tier) if ticket.decision else None
 
 
 def _band(slo_name: str, slo: Slo, chain: Chain | None, request: Request) -> Band:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.routing.decide import AUTO, SAME_COST, Whole, typical_usd
+from gateway.routing.decide import AUTO, SAME_COST, Whole, holds_for, typical_usd
 from gateway.routing.decision import MAX_REJECTED, Question, WorkerView
 
 Floats = NDArray[np.float64]
@@ -177,21 +177,23 @@ class Shortlist:
         score, finish, ttft, doubt, usd, risk = (column.copy() for column in scores)
         typical_risk = question.mistake_cost * self._needed(question)[1]
         switch = self._switch(question)
+        best, anew_usd = 1.0 - float(least), float(scores.usd[anew])
+        holds = holds_for(question, best=best, anew_usd=anew_usd, mistake_usd=typical_risk)
         for (_, tier), kind in self._kinds.items():
             of_kind = np.flatnonzero(open_ & (self._kind == kind) & (scores.doubt > least))
-            escalating = question.escalations.get(tier)
-            if escalating is None or not len(of_kind):
+            hold = holds.get(tier)
+            if hold is None or not len(of_kind):
                 continue
-            held = min(float(escalating.tokens), output)
+            held = min(float(hold.tokens), output)
             quality = 1.0 - float(scores.doubt[of_kind[0]])
-            chance = escalating.chance(quality)
+            chance = hold.chance(quality)
             was_usd, was_ttft, was_finish = scores.usd[of_kind], scores.ttft[of_kind], scores.finish[of_kind]
             held_usd = was_usd - price[of_kind] * (output - held) * decode[of_kind]
             held_s = held * tpot[of_kind]
             usd[of_kind] = (1.0 - chance) * was_usd + chance * (held_usd + scores.usd[anew])
             finish[of_kind] = (1.0 - chance) * was_finish + chance * (was_ttft + held_s + scores.finish[anew])
             ttft[of_kind] = was_ttft + held_s + chance * scores.ttft[anew]
-            doubt[of_kind] = 1.0 - escalating.quality_after(quality)
+            doubt[of_kind] = 1.0 - hold.quality_after(quality)
             risk[of_kind] = typical_risk * doubt[of_kind]
             left = switch[of_kind] if isinstance(switch, np.ndarray) else switch
             missed = _missed(question, ttft[of_kind], finish[of_kind])
