@@ -1,8 +1,8 @@
 """Lab instances and whether each tier of a running gateway answers them right, as the router's training data.
 
-`python -m backends.zoo.outcomes --url http://127.0.0.1:8080 --size N --seed S --out FILE.jsonl`. Instances come from the training
-side of the split, so that held-out ones stay unseen by the router too. `confidence` is the least probability among the first
-tokens of the small answer.
+`python -m backends.zoo.outcomes --url http://127.0.0.1:8080 --size N --seed S --out FILE.jsonl`. Instances come from the
+training side of the split, so that held-out ones stay unseen by the router too. `confidence` is the least probability among
+the first tokens of the small answer.
 """
 
 import argparse
