@@ -39,7 +39,8 @@ from gateway.pipeline import Judge, Pipeline
 from gateway.policy.schema import Policy
 from gateway.prompts import Prompts
 from gateway.request import Request
-from gateway.routing.quality import Escalation, QualityModel, top_only
+from gateway.routing.escalation import Escalation
+from gateway.routing.quality import QualityModel, top_only
 from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Runs
 from gateway.scheduling.predict import OutputLengths

@@ -336,8 +336,8 @@ class Dispatcher:
             return stream
         if grammar := ticket.grammars.get(worker):
             sampling = structs.replace(sampling, grammar=grammar)
-        escalating = ticket.question.escalations.get(decision.chosen.tier)
-        if escalating is not None:
+        chosen = decision.chosen
+        if chosen.held_tokens:
             sampling = structs.replace(sampling, confidence=True)
         stream = self.fleet.links[worker].submit(
             ticket.prompts[worker].data,
@@ -349,8 +349,8 @@ class Dispatcher:
             chain=ticket.chain,
             traceparent=ticket.traceparent,
         )
-        if escalating is not None:
-            stream.hold_back(escalating.tokens, escalating.threshold)
+        if chosen.held_tokens:
+            stream.hold_back(chosen.held_tokens, chosen.anew_below)
         predictor, hello = self.fleet.predictors[worker], self.fleet.links[worker].hello
         stream.on_first = partial(predictor.first_token, stream.request)
         wait_s = predictor.wait_s(max_sequences=hello.max_sequences if hello else 1, queued_tokens=0, now=self._clock())

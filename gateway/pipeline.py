@@ -33,8 +33,8 @@ from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
 from gateway.prompts import Prompt, Prompts, Target, check_length, target_of
 from gateway.request import Request
-from gateway.routing.decision import Decision, Escalating, Question
-from gateway.routing.quality import Escalation
+from gateway.routing.decision import Decision, Question
+from gateway.routing.escalation import Escalation
 from gateway.routing.question import question_for
 from gateway.runs.identity import Identity, identify, public_id
 from gateway.runs.keeper import Keeper
@@ -316,7 +316,7 @@ class Pipeline:
         else:
             while not (stream.doubtful or stream.finished or call.gone):
                 await stream.wait_end()
-        if _escalating(ticket) is not None:
+        if ticket.decision.chosen.held_tokens:
             call.confidence = stream.confidence
         return stream
 
@@ -420,11 +420,6 @@ def _again(ticket: Ticket, number: int) -> Ticket:
     seed = ticket.sampling.seed
     sampling = ticket.sampling if seed is None else msgspec.structs.replace(ticket.sampling, seed=(seed + number) % 2**63)
     return replace(ticket, decision_id=f"dec-{os.urandom(12).hex()}", sampling=sampling)
-
-
-def _escalating(ticket: Ticket) -> Escalating | None:
-    """What holds for the answer of the tier that was chosen."""
-    return ticket.question.escalations.get(ticket.decision.chosen.tier) if ticket.decision else None
 
 
 def _band(slo_name: str, slo: Slo, chain: Chain | None, request: Request) -> Band:

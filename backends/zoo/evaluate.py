@@ -22,9 +22,6 @@ from backends.zoo.instance import Instance, Message, agrees
 Answer = Callable[[Sequence[tuple[list[Message], list[dict[str, Any]]]]], list[Message]]
 """Conversations and their tools to the next assistant messages."""
 
-CONFIDENCE_TOKENS = 32
-"""An answer of `generator` tells, as `confidence`, the least probability among so many first tokens."""
-
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
@@ -99,25 +96,13 @@ def generator(path: Path, *, max_tokens: int = 160) -> Answer:
             batch = tokenizer(texts[start : start + size], padding=True, add_special_tokens=False, return_tensors="pt")
             batch.pop("token_type_ids", None)
             with torch.inference_mode():
-                out = model.generate(
-                    **batch, do_sample=False, max_new_tokens=max_tokens, output_scores=True, return_dict_in_generate=True
-                )
-            new = out.sequences[:, batch["input_ids"].shape[1] :]
-            least = _confidence(new, out.scores[:CONFIDENCE_TOKENS], tokenizer.eos_token_id)
-            for row, confidence in zip(new, least, strict=True):
+                out = model.generate(**batch, do_sample=False, max_new_tokens=max_tokens)
+            for row in out[:, batch["input_ids"].shape[1] :]:
                 text = tokenizer.decode([t for t in row.tolist() if t not in (tokenizer.eos_token_id, tokenizer.pad_token_id)])
-                answers.append(parse_answer(text) | {"confidence": confidence})
+                answers.append(parse_answer(text))
         return answers
 
     return answer
-
-
-def _confidence(tokens: torch.Tensor, scores: Sequence[torch.Tensor], eos: int) -> list[float]:
-    chosen = [logits.float().log_softmax(-1).gather(1, tokens[:, i : i + 1]) for i, logits in enumerate(scores)]
-    is_end = tokens[:, : len(scores)] == eos
-    padding = (is_end.cumsum(1) - is_end.long()) > 0
-    least: list[float] = torch.cat(chosen, 1).exp().masked_fill(padding, 1.0).amin(1).tolist()
-    return least
 
 
 def served(url: str, model: str, *, max_tokens: int = 160, at_once: int = 8) -> Answer:

@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.accounting.labels import outcomes_of
 from gateway.commands.table import columns
-from gateway.routing.escalate import fit_escalation
+from gateway.routing.fit_escalation import fit_escalation
 from gateway.routing.grade import Grade, grade
 from gateway.routing.outcome import Outcome, TrainingError
 from gateway.routing.quality import Artefact, ArtefactError, Metrics, QualityModel, Reliability

@@ -156,8 +156,9 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class Escalate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hold back the first `tokens` tokens of a lower tier's answer, and begin anew on the best tier when the chance that it is
-    as good, by the question and by how sure the model was of them, is below `bar`; both by default as `headway router
-    escalation` fitted them."""
+    as good, by the question and by how sure the model was of them, is below `bar`. By default `tokens` is as `headway router
+    escalation` fitted it, and the bar follows from what beginning anew costs and from the route's `mistake_cost`, or is the
+    fitted one where that is 0."""
 
     tokens: Annotated[int, Meta(ge=1, le=256)] | None = None
     bar: Share | None = None

@@ -14,7 +14,8 @@ changes the choice, and more cached tokens never make a worker less attractive. 
     risk     = mistake_cost * (1 - quality) * usd of a typical request on the best tier's cheapest worker
     score    = usd + switch + risk + miss_penalty_usd * P(missed)
 
-A tier that the route lets escalate begins anew on the best tier (worker t, its cheapest) with chance p:
+A tier that the route lets escalate begins anew on the best tier (worker t, its cheapest) with chance p, when its chance of a
+good answer is seen to fall below a bar: the route's, else quality(t) - usd(t) / price of a mistake, else the fitted one.
 
     quality  = 1 - (1 - quality) * (1 - catch)        p = quality * alarm + (1 - quality) * catch
     usd      = (1 - p) * usd + p * (usd of the tokens held back + usd(t))
@@ -33,7 +34,6 @@ from gateway.errors import ContextTooLong, NoWorker, UnknownModel
 from gateway.routing.decision import (
     MAX_REJECTED,
     Decision,
-    Escalating,
     Option,
     Question,
     Reason,
@@ -41,6 +41,7 @@ from gateway.routing.decision import (
     RejectReason,
     WorkerView,
 )
+from gateway.routing.escalation import Hold
 
 AUTO = "auto"
 SAME_COST = 1e-9
@@ -64,6 +65,7 @@ class _Scored(NamedTuple):
     prompt_tokens: int
     cached_tokens: int
     escalation_chance: float = 0.0
+    hold: Hold | None = None
 
 
 class _Warm(NamedTuple):
@@ -178,20 +180,30 @@ def _escalating(question: Question, open_: list[_Scored], mistake_usd: float) ->
     """With what beginning anew adds to those that may, and what it takes from their doubt."""
     least = min(scored.doubt for scored in open_)
     anew = min((scored for scored in open_ if scored.doubt == least), key=lambda scored: (scored.usd, scored.worker))
+    holds = holds_for(question, best=1.0 - least, anew_usd=anew.usd, mistake_usd=mistake_usd)
     return [
-        _with_escalation(question, scored, question.escalations[scored.view.tier], anew, mistake_usd)
-        if scored.doubt > least and scored.view.tier in question.escalations and scored.view.prices is None
+        _with_escalation(question, scored, holds[scored.view.tier], anew, mistake_usd)
+        if scored.doubt > least and scored.view.tier in holds and scored.view.prices is None
         else scored
         for scored in open_
     ]
 
 
-def _with_escalation(question: Question, scored: _Scored, escalating: Escalating, anew: _Scored, mistake_usd: float) -> _Scored:
+def holds_for(question: Question, *, best: float, anew_usd: float, mistake_usd: float) -> dict[str, Hold]:
+    """By tier, for this question; without those whose answers would stand however unsure they are."""
+    holds = {
+        tier: one.hold(question.quality.get(tier, 0.0), best=best, anew_usd=anew_usd, mistake_usd=mistake_usd)
+        for tier, one in question.escalations.items()
+    }
+    return {tier: hold for tier, hold in holds.items() if hold.threshold > 0.0}
+
+
+def _with_escalation(question: Question, scored: _Scored, hold: Hold, anew: _Scored, mistake_usd: float) -> _Scored:
     view = scored.view
     output = min(question.expected_output_tokens, question.max_output_tokens)
-    held = min(float(escalating.tokens), output)
-    chance = escalating.chance(1.0 - scored.doubt)
-    doubt = 1.0 - escalating.quality_after(1.0 - scored.doubt)
+    held = min(float(hold.tokens), output)
+    chance = hold.chance(1.0 - scored.doubt)
+    doubt = 1.0 - hold.quality_after(1.0 - scored.doubt)
     held_usd = scored.usd - (output - held) * view.write_usd
     usd = (1.0 - chance) * scored.usd + chance * (held_usd + anew.usd)
     held_s = held * view.tpot_s
@@ -208,6 +220,7 @@ def _with_escalation(question: Question, scored: _Scored, escalating: Escalating
         risk_usd=risk,
         miss_probability=missed,
         escalation_chance=chance,
+        hold=hold,
     )
 
 
@@ -302,6 +315,8 @@ def _option(scored: _Scored, question: Question) -> Option:
         tier=scored.view.tier,
         quality=1.0 - scored.doubt,
         escalation_chance=scored.escalation_chance,
+        held_tokens=scored.hold.tokens if scored.hold else 0,
+        anew_below=scored.hold.threshold if scored.hold else 0.0,
         prompt_tokens=scored.prompt_tokens,
         cached_tokens=scored.cached_tokens,
         ttft_s=scored.ttft_s,

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from gateway.policy.schema import TokenPrices
+from gateway.routing.escalation import Escalating
 from gateway.scheduling.placement import Why
 
 Reason = Literal[
@@ -99,27 +100,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     fallbacks: tuple[str, ...] = ()
     """Models that are candidates while none of the candidates is up."""
     has_tools: bool = False
-    escalations: dict[str, "Escalating"] = {}
+    escalations: dict[str, Escalating] = {}
     """By tier, where the route lets a doubtful answer begin anew."""
-
-
-class Escalating(msgspec.Struct, frozen=True, kw_only=True):
-    """The first `tokens` tokens of a tier's answer are held back, and it begins anew on the best tier when one of them is less
-    likely than `threshold`. `catch` and `alarm` are the shares of worse and of good answers to such a question for which that
-    happens."""
-
-    tokens: int
-    threshold: float
-    catch: float
-    alarm: float
-
-    def chance(self, quality: float) -> float:
-        """That a request escalates whose answer would be good with chance `quality`."""
-        return quality * self.alarm + (1.0 - quality) * self.catch
-
-    def quality_after(self, quality: float) -> float:
-        """Of the answer that the caller gets in the end."""
-        return 1.0 - (1.0 - quality) * (1.0 - self.catch)
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +120,9 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     score_usd: float
     escalation_chance: float = 0.0
     """Of beginning anew on the best tier: `quality`, `usd` and the times hold what that adds."""
+    held_tokens: int = 0
+    anew_below: float = 0.0
+    """So many tokens are held back, and when one of them is less likely than this, the answer begins anew."""
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,6 @@ made.
 """
 
 import base64
-import bisect
 import math
 from array import array
 from collections.abc import Sequence
@@ -16,10 +15,9 @@ import msgspec
 
 from gateway.request import Message, Tool
 from gateway.routing import features as _features
-from gateway.routing.decision import Escalating
+from gateway.routing.escalation import Escalation, interpolated
 
 ARTEFACT_VERSION = 3
-NEVER_SURE = 1.0 + 1e-6
 
 
 class ArtefactError(ValueError):
@@ -58,64 +56,6 @@ class Scalar(msgspec.Struct, frozen=True, array_like=True):
     weight: float
     low: float
     high: float
-
-
-class Shares(msgspec.Struct, frozen=True, array_like=True):
-    """Rows of about one estimate: quantiles, equally spaced, of their chances after the first tokens."""
-
-    quality: float
-    good: tuple[float, ...]
-    worse: tuple[float, ...]
-
-
-class Escalation(msgspec.Struct, frozen=True, kw_only=True):
-    """When the chance of a good answer is below `bar` once the first `tokens` tokens are seen, it begins anew on a better tier:
-
-        logit(chance) = bias + prior * logit(quality) - doubt * log(-log(confidence))
-
-    `catch` is the share of worse answers that this finds, `alarm` the share of good ones that it takes for worse, `kept` the
-    accuracy then, as a share of the top tier's, and `share` how many escalate, all on `rows` outcomes; `shares` tell them apart
-    by the estimate.
-    """
-
-    tokens: int
-    bar: float
-    bias: float
-    prior: float
-    doubt: float
-    shares: tuple[Shares, ...]
-    catch: float
-    alarm: float
-    kept: float
-    share: float
-    rows: int
-
-    def at(self, quality: float, *, bar: float | None = None, tokens: int | None = None) -> Escalating:
-        """For one question, of which the tier's estimate is `quality`."""
-        bar = self.bar if bar is None else bar
-        right = min(bisect.bisect_right(self.shares, quality, key=_quality), len(self.shares) - 1)
-        around = self.shares[max(0, right - 1) : right + 1]
-        told = [shares.quality for shares in around]
-        return Escalating(
-            tokens=tokens or self.tokens,
-            threshold=self._threshold(quality, bar),
-            catch=interpolated(quality, told, [_below(bar, shares.worse) for shares in around]),
-            alarm=interpolated(quality, told, [_below(bar, shares.good) for shares in around]),
-        )
-
-    def _threshold(self, quality: float, bar: float) -> float:
-        """The confidence with which the chance is just at the bar; over 1 where no confidence is enough."""
-        if bar <= 0.0:
-            return 0.0
-        room = self.bias + self.prior * log_odds(quality) - log_odds(bar)
-        if bar >= 1.0 or (self.doubt == 0.0 and room < 0.0):
-            return NEVER_SURE
-        if self.doubt == 0.0:
-            return 0.0
-        most = room / self.doubt
-        if most < unsureness(1.0):
-            return NEVER_SURE
-        return math.exp(-math.exp(min(most, 6.0)))
 
 
 class TierModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,42 +171,3 @@ def top_only(tiers: Sequence[str]) -> dict[str, float]:
     """What stands in for estimates when the policy has no router: only the last tier is good enough, and where a route
     does not offer it, the last that it does."""
     return {tier: 1.0 if tier == tiers[-1] else 1e-6 * (rank + 1) for rank, tier in enumerate(tiers)}
-
-
-def interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Piecewise linear through the points, level outside of them. `xs` must rise."""
-    right = bisect.bisect_right(xs, x)
-    if right == 0:
-        return ys[0]
-    if right == len(xs):
-        return ys[-1]
-    part = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
-    return ys[right - 1] + part * (ys[right] - ys[right - 1])
-
-
-def log_odds(chance: float) -> float:
-    """No estimate is surer than one in 200: some hundred outcomes cannot tell."""
-    chance = min(max(chance, 0.005), 0.995)
-    return math.log(chance / (1.0 - chance))
-
-
-def unsureness(confidence: float) -> float:
-    """log(-log(confidence)): spreads what is close to 1, where most confidences are."""
-    return math.log(-math.log(min(max(confidence, 1e-6), 1.0 - 1e-6)))
-
-
-def _below(bar: float, quantiles: Sequence[float]) -> float:
-    """The share of those whose quantiles these are."""
-    if not quantiles:
-        return 0.0
-    last = bisect.bisect_left(quantiles, bar)
-    if last == 0:
-        return 0.0
-    if last == len(quantiles):
-        return 1.0
-    low, high = quantiles[last - 1], quantiles[last]
-    return (last - 1 + (bar - low) / (high - low)) / (len(quantiles) - 1)
-
-
-def _quality(shares: Shares) -> float:
-    return shares.quality

@@ -5,8 +5,8 @@ from types import MappingProxyType
 
 from gateway.policy.routes import candidates_for, fallbacks_for
 from gateway.policy.schema import Policy, Route, Slo
-from gateway.routing.decision import Escalating, Question
-from gateway.routing.quality import Escalation
+from gateway.routing.decision import Question
+from gateway.routing.escalation import Escalating, Escalation
 
 _NONE: Mapping[str, Escalation] = MappingProxyType({})
 
@@ -60,5 +60,6 @@ def _escalations(route: Route, fitted: Mapping[str, Escalation], quality: Mappin
     wanted = route.escalate
     if wanted is None:
         return {}
-    judged = {tier: one for tier, one in fitted.items() if tier in quality}
-    return {tier: one.at(quality[tier], bar=wanted.bar, tokens=wanted.tokens) for tier, one in judged.items()}
+    return {
+        tier: Escalating(fitted=one, tokens=wanted.tokens, bar=wanted.bar) for tier, one in fitted.items() if tier in quality
+    }

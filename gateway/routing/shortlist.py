@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.routing.decide import AUTO, SAME_COST, Whole, typical_usd
+from gateway.routing.decide import AUTO, SAME_COST, Whole, holds_for, typical_usd
 from gateway.routing.decision import MAX_REJECTED, Question, WorkerView
 from gateway.routing.scores import Floats, Scores, best_rows, first_row, missed
 
@@ -247,21 +247,22 @@ class Shortlist:
         score, finish, ttft = scores.score.copy(), scores.finish.copy(), scores.ttft.copy()
         doubt, usd = scores.doubt.copy(), scores.usd.copy()
         left, switch = list(doubts), self._switch(question)
+        holds = holds_for(question, best=1.0 - least, anew_usd=float(scores.usd[anew]), mistake_usd=mistake_usd)
         for (_, tier), kind in self._kinds.items():
-            escalating = question.escalations.get(tier)
-            if escalating is None or not num_open[kind] or doubts[kind] <= least:
+            hold = holds.get(tier)
+            if hold is None or not num_open[kind] or doubts[kind] <= least:
                 continue
             of_kind = np.flatnonzero(open_ & (self._kind == kind))
-            held = min(float(escalating.tokens), output)
+            held = min(float(hold.tokens), output)
             quality = 1.0 - doubts[kind]
-            chance = escalating.chance(quality)
+            chance = hold.chance(quality)
             was_usd, was_ttft, was_finish = scores.usd[of_kind], scores.ttft[of_kind], scores.finish[of_kind]
             held_usd = was_usd - price[of_kind] * (output - held) * decode[of_kind]
             held_s = held * tpot[of_kind]
             usd[of_kind] = (1.0 - chance) * was_usd + chance * (held_usd + scores.usd[anew])
             finish[of_kind] = (1.0 - chance) * was_finish + chance * (was_ttft + held_s + scores.finish[anew])
             ttft[of_kind] = was_ttft + held_s + chance * scores.ttft[anew]
-            left[kind] = 1.0 - escalating.quality_after(quality)
+            left[kind] = 1.0 - hold.quality_after(quality)
             doubt[of_kind] = left[kind]
             leaving = switch[of_kind] if isinstance(switch, np.ndarray) else switch
             penalty = question.miss_penalty_usd * missed(question, ttft[of_kind], finish[of_kind])

@@ -9,10 +9,11 @@ import pytest
 from gateway.accounting.rows import RequestRow
 from gateway.policy.schema import Escalate
 from gateway.request import Message, Request
-from gateway.routing.decision import Escalating
-from gateway.routing.escalate import fit_escalation
+from gateway.routing.decide import decide
+from gateway.routing.decision import Option, Question, WorkerView
+from gateway.routing.escalation import Escalating, Escalation, Hold, Shares, log_odds, unsureness
+from gateway.routing.fit_escalation import fit_escalation
 from gateway.routing.outcome import Outcome, TrainingError
-from gateway.routing.quality import Escalation, Shares, log_odds, unsureness
 from tests.served import Served, ask, fake, serve, until
 
 
@@ -97,10 +98,75 @@ async def test_without_the_best_tier_the_doubtful_answer_stands(tmp_path: Path) 
 
 
 def test_the_chance_and_the_quality_after_follow_from_catch_and_alarm() -> None:
-    one = Escalating(tokens=8, threshold=0.5, catch=0.8, alarm=0.1)
+    one = Hold(tokens=8, threshold=0.5, catch=0.8, alarm=0.1)
     assert one.chance(1.0) == pytest.approx(0.1)
     assert one.chance(0.0) == pytest.approx(0.8)
     assert one.quality_after(0.5) == pytest.approx(0.9)
+
+
+def offered(prompt_tokens: int, *, mistake_cost: float, bar: float | None = None) -> Option:
+    """What the small tier is expected to give for a question that the large one answers five times as dear."""
+    fleet = [
+        WorkerView(
+            worker=tier,
+            model=tier,
+            tier=tier,
+            healthy=True,
+            max_context=8000,
+            usd_per_s=dear,
+            running=0,
+            max_sequences=8,
+            queued_tokens=0,
+            wait_s=0.0,
+            overhead_s=0.001,
+            prefill_s_per_token=1e-4,
+            tpot_s=0.002,
+            decode_device_s_per_token=0.001,
+        )
+        for tier, dear in (("small", 1.0), ("large", 5.0))
+    ]
+    question = Question(
+        asked="auto",
+        candidates=("small", "large"),
+        prompt_tokens={"small": prompt_tokens, "large": prompt_tokens},
+        cached_tokens={},
+        max_output_tokens=64,
+        expected_output_tokens=8,
+        quality={"small": 0.9, "large": 1.0},
+        quality_bar=0.0,
+        mistake_cost=mistake_cost,
+        escalations={"small": Escalating(fitted=FITTED, bar=bar)},
+    )
+    found = decide(question, fleet, decision_id="d")
+    return next(one for one in (found.chosen, *(other.option for other in found.rejected)) if one.tier == "small")
+
+
+def test_an_answer_begins_anew_sooner_where_the_best_tier_is_cheap() -> None:
+    short, long = offered(20, mistake_cost=1.5), offered(400, mistake_cost=1.5)
+    assert short.anew_below > long.anew_below > 0.0
+    assert short.escalation_chance > long.escalation_chance
+
+
+def test_the_dearer_a_mistake_the_sooner_an_answer_begins_anew() -> None:
+    cheap, dear = offered(200, mistake_cost=1.0), offered(200, mistake_cost=4.0)
+    assert cheap.anew_below < dear.anew_below
+    assert cheap.quality < dear.quality
+
+
+def test_an_answer_that_would_stand_however_unsure_it_is_is_not_held_back() -> None:
+    one = offered(4000, mistake_cost=1.5)
+    assert (one.held_tokens, one.anew_below, one.escalation_chance) == (0, 0.0, 0.0)
+    assert one.quality == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("mistake_cost", "bar", "told"), [(0.0, None, 0.5), (1.5, 0.7, 0.7)])
+def test_the_bar_is_the_route_s_or_the_fitted_one_where_no_price_says(
+    mistake_cost: float, bar: float | None, told: float
+) -> None:
+    for tokens in (20, 4000):
+        one = offered(tokens, mistake_cost=mistake_cost, bar=bar)
+        assert one.anew_below == FITTED.at(0.9, bar=told).threshold
+        assert one.held_tokens == FITTED.tokens
 
 
 def rows(number: int = 100) -> list[Outcome]:

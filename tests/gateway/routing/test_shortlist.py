@@ -7,9 +7,23 @@ from msgspec import structs
 
 from gateway.errors import HeadwayError
 from gateway.routing.decide import decide
-from gateway.routing.decision import MAX_REJECTED, Decision, Escalating, Question, WorkerView
+from gateway.routing.decision import MAX_REJECTED, Decision, Question, WorkerView
+from gateway.routing.escalation import Escalating, Escalation, Shares
 from gateway.routing.shortlist import Short, Shortlist
 
+FITTED = Escalation(
+    tokens=4,
+    bar=0.5,
+    bias=0.0,
+    prior=0.5,
+    doubt=2.0,
+    shares=(Shares(0.2, (0.1, 0.4, 0.9), (0.0, 0.2, 0.6)), Shares(0.9, (0.5, 0.9, 1.0), (0.1, 0.6, 0.7))),
+    catch=0.6,
+    alarm=0.1,
+    kept=0.98,
+    share=0.2,
+    rows=100,
+)
 MODELS = (("pico", "small"), ("pico-b", "small"), ("nano", "large"), ("mega", "huge"))
 
 
@@ -43,7 +57,7 @@ def a_question(rng: random.Random, fleet: list[WorkerView]) -> Question:
     tokens = {worker: rng.choice((100, 3_000)) for worker in made_for}
     if rng.random() < 0.5:
         tokens = dict.fromkeys(made_for, 1_500)
-    escalating = Escalating(tokens=4, threshold=0.5, catch=0.6, alarm=0.1)
+    escalating = Escalating(fitted=FITTED, tokens=rng.choice((None, 40)), bar=rng.choice((None, None, 0.5, 0.0)))
     return Question(
         asked=rng.choice(("auto", "auto", "auto", "small", "nano")),
         candidates=rng.choice((("small", "large"), ("pico", "nano"), ("large",), ("small", "large", "huge"))),

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gateway.routing.calibrate import rounded
+from gateway.routing.escalation import Escalation, Shares, log_odds, unsureness
 from gateway.routing.logistic import Floats, logistic
 from gateway.routing.outcome import Outcome, TrainingError, as_good
-from gateway.routing.quality import Escalation, Shares, log_odds, unsureness
 
 _AT_LEAST = 50
 _BIN_ROWS, _MAX_BINS = 60, 8
