@@ -1,9 +1,11 @@
 """The product in the simulator: its own queue, retention and placement, driven by virtual workers."""
 
 import itertools
+from collections import deque
 
+from backends.prefix import SUPERSEDED, SUPERSEDED_AFTER
 from benchmarks.simulate_loop import Pending, Rates, VirtualWorker
-from benchmarks.simulate_pool import Held, Worth
+from benchmarks.simulate_pool import Held, Tails, Worth
 from gateway.scheduling.placement import Placement, Site
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 from gateway.scheduling.retention import Retention, horizon_s
@@ -12,7 +14,8 @@ MAX_WAITING = 100_000
 
 
 class Headway:
-    keep_tails = False
+    keep_tails: Tails = "compacted"
+    host_by_worth = True
 
     def __init__(self, workers: int, rates: Rates) -> None:
         self._rates = rates
@@ -21,6 +24,8 @@ class Headway:
         self._numbers = itertools.count()
         self._pending: dict[int, Pending] = {}
         self._waits: dict[int, Pending] = {}
+        self._starts: dict[int, deque[float]] = {}
+        """Of the last turns of each chain."""
         self._worths = [self._worth(number) for number in range(workers)]
         self._workers: list[VirtualWorker] = []
 
@@ -43,7 +48,7 @@ class Headway:
                 deadline=float("inf"),
                 uncached_tokens=uncached,
                 resident=_is_resident(one, uncached),
-                attained=chain.attained,
+                attained_s=chain.attained / self._rates.prefill,
             )
         )
         self._pending[number] = self._waits[chain.number] = one
@@ -86,6 +91,14 @@ class Headway:
     def _score(self, held: Held, worker: VirtualWorker, now: float) -> float:
         if held.pinned:
             return 1.0
+        return self._chain_score(held, worker, now) * (SUPERSEDED if self._is_superseded(held) else 1.0)
+
+    def _is_superseded(self, held: Held) -> bool:
+        """As a worker's index does: what the last turns of its chain did not have."""
+        starts = self._starts.get(held.chain)
+        return held.tail and starts is not None and len(starts) == SUPERSEDED_AFTER and held.used_at <= starts[0]
+
+    def _chain_score(self, held: Held, worker: VirtualWorker, now: float) -> float:
         within_s = horizon_s(worker.pool.capacity, self._rates.prefill)
         one = self._waits.get(held.chain)
         if one is None:
@@ -97,6 +110,7 @@ class Headway:
 
     def started(self, one: Pending, uncached: int, now: float) -> None:
         one.chain.attained += uncached
+        self._starts.setdefault(one.chain.number, deque(maxlen=SUPERSEDED_AFTER)).append(now)
         del self._waits[one.chain.number]
 
     def finished(self, one: Pending, now: float) -> None:

@@ -145,6 +145,46 @@ def test_a_chain_of_lower_score_goes_first_and_of_score_zero_at_once() -> None:
     index.check()
 
 
+def turn(index: PrefixIndex, names: list[bytes], chain: str) -> None:
+    """What is resident of it is used again, the rest is computed."""
+    held = index.match(names)
+    index.hold(held, chain)
+    for number in range(len(held), len(names)):
+        held.append(index.insert(names[number], names[number - 1] if number else b"", index.take(1)[0], chain))
+    index.give_back(held)
+
+
+def test_what_the_last_turns_of_a_chain_did_not_have_goes_before_what_is_worth_less() -> None:
+    for old, turns, first_out in ((3, 2, b"other"), (3, 3, b"s-old-2"), (1, 1, b"s-old-0")):
+        index = PrefixIndex(PagePool(3 + old + 2))
+        turn(index, [b"s", *(b"s-old-%d" % number for number in range(old))], "compacted")
+        filled(index, b"other", "other")
+        index.retain("compacted", 0.8)
+        index.retain("other", 0.1)
+        for _ in range(turns):
+            turn(index, [b"s", b"s-new"], "compacted")
+            index.check()
+        before = set(index.names())
+        filled(index, b"x", "x")
+        filled(index, b"y", "x")
+        filled(index, b"z", "x")
+        assert set(index.names()) >= before
+        filled(index, b"full", "x")
+        assert before - set(index.names()) == {first_out}
+
+
+def test_side_requests_under_the_same_name_cost_the_main_thread_nothing() -> None:
+    index = PrefixIndex(PagePool(6))
+    for number in range(6):
+        turn(index, [b"main-1", b"main-2"] if number % 2 else [b"title"], "session")
+    filled(index, b"other", "other")
+    index.retain("session", 0.8)
+    index.retain("other", 0.5)
+    for name in (b"x", b"y", b"z"):
+        filled(index, name, "x")
+    assert {b"main-1", b"main-2", b"title"} <= set(index.names())
+
+
 def test_a_released_chain_lets_go_of_nothing_that_another_shares() -> None:
     index = PrefixIndex(PagePool(4))
     filled(index, b"a", "one")
