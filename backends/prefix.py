@@ -15,9 +15,9 @@ from backends.scores import Scores
 from backends.wire import PAGE_NAME_BYTES, SHARED_SALT, page_key
 
 MAX_CHAINS_PER_PAGE = 4
-SUPERSEDED_AFTER, SUPERSEDED = 3, 0.05
-"""What a chain left behind counts by this part of its score: at once where a turn goes on with half of the turn before or more,
-else after so many turns that did not have it, as side requests and sub-agents of a session may come under its name."""
+SUPERSEDED, LEFT_BEHIND = 0.05, -1
+"""Where a turn goes on with half of the turn before or more, what it did not take up counts by this part of the chain's
+score. Where it shares less nothing is said: side requests and sub-agents of a session may come under its name."""
 
 
 class Namer:
@@ -65,7 +65,7 @@ class _Node:
 
 @dataclass(slots=True)
 class _Turn:
-    """The last turn of a chain; `number` grows by SUPERSEDED_AFTER where what it did not have is left behind at once."""
+    """The last one of a chain."""
 
     number: int = 0
     num_pages: int = 0
@@ -120,15 +120,15 @@ class PrefixIndex:
     def hold(self, pages: Sequence[int], chain: str) -> None:
         """Holds matched pages for a sequence of `chain`, which begins a turn of it."""
         self._now += 1
-        before = self._begin_turn(chain, len(pages))
+        left = self._begin_turn(chain, pages)
         for page in pages:
             self._pool.hold(page)
             name = self._name_of[page]
             node = self._nodes[name]
             node.used_at = self._now
             self._join(name, node, chain)
-        if len(self._of_chain.get(chain, ())) > len(pages):
-            self._offer_superseded(chain, before)
+        if left is not None and len(self._of_chain[chain]) > len(pages):
+            self._leave_behind(chain, left)
 
     def take(self, count: int) -> list[int]:
         """Fresh pages, evicting as needed. Callers ask `available` first."""
@@ -185,22 +185,23 @@ class PrefixIndex:
         """Names stored and removed since the last call; what did both in between is in neither."""
         return self._changes.take()
 
-    def _begin_turn(self, chain: str, num_matched: int) -> int:
-        """Returns the number of the turn before."""
+    def _begin_turn(self, chain: str, pages: Sequence[int]) -> int | None:
+        """Returns the number of the turn before, where the new one goes on with it."""
         turn = self._turns.get(chain)
-        if turn is None:
-            return 0
+        if turn is None or not chain:
+            return None
         before = turn.number
-        turn.number += SUPERSEDED_AFTER if 2 * num_matched >= turn.num_pages else 1
-        turn.num_pages = 0
-        return before
+        num_shared = sum(self._nodes[self._name_of[page]].chains.get(chain) == before for page in pages)
+        goes_on = num_shared > 0 and 2 * num_shared >= turn.num_pages
+        turn.number, turn.num_pages = before + 1, 0
+        return before if goes_on else None
 
-    def _offer_superseded(self, chain: str, before: int) -> None:
-        """Those that have become so since turn `before` are worth less than the queue says."""
-        number = self._turns[chain].number
+    def _leave_behind(self, chain: str, before: int) -> None:
+        """Pages of turn `before` that the new one did not take up are worth less than the queue says."""
         for name in reversed(list(self._of_chain[chain])):
             node = self._nodes.get(name)
-            if node is not None and before < node.chains[chain] + SUPERSEDED_AFTER <= number:
+            if node is not None and node.chains[chain] == before:
+                node.chains[chain] = LEFT_BEHIND
                 self._offer(name)
 
     def _join(self, name: bytes, node: _Node, chain: str) -> None:
@@ -221,10 +222,10 @@ class PrefixIndex:
             del self._of_chain[chain], self._turns[chain]
 
     def _score(self, node: _Node) -> float:
-        return max(self._scores.get(chain) * self._part(chain, turn) for chain, turn in node.chains.items())
+        return max(map(self._worth, node.chains, node.chains.values()))
 
-    def _part(self, chain: str, turn: int) -> float:
-        return SUPERSEDED if chain and self._turns[chain].number - turn >= SUPERSEDED_AFTER else 1.0
+    def _worth(self, chain: str, turn: int) -> float:
+        return self._scores.get(chain) * (SUPERSEDED if turn == LEFT_BEHIND else 1.0)
 
     def _is_evictable(self, node: _Node) -> bool:
         return node.num_children == 0 and self._pool.num_holders(node.page) == 0

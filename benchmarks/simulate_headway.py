@@ -1,9 +1,7 @@
 """The product in the simulator: its own queue, retention and placement, driven by virtual workers."""
 
 import itertools
-from collections import deque
 
-from backends.prefix import SUPERSEDED, SUPERSEDED_AFTER
 from benchmarks.simulate_loop import Pending, Rates, VirtualWorker
 from benchmarks.simulate_pool import Held, Tails, Worth
 from gateway.scheduling.placement import Placement, Site
@@ -24,8 +22,6 @@ class Headway:
         self._numbers = itertools.count()
         self._pending: dict[int, Pending] = {}
         self._waits: dict[int, Pending] = {}
-        self._starts: dict[int, deque[float]] = {}
-        """Of the last turns of each chain."""
         self._worths = [self._worth(number) for number in range(workers)]
         self._workers: list[VirtualWorker] = []
 
@@ -91,14 +87,6 @@ class Headway:
     def _score(self, held: Held, worker: VirtualWorker, now: float) -> float:
         if held.pinned:
             return 1.0
-        return self._chain_score(held, worker, now) * (SUPERSEDED if self._is_superseded(held) else 1.0)
-
-    def _is_superseded(self, held: Held) -> bool:
-        """As a worker's index does: what the last turns of its chain did not have."""
-        starts = self._starts.get(held.chain)
-        return held.tail and starts is not None and len(starts) == SUPERSEDED_AFTER and held.used_at <= starts[0]
-
-    def _chain_score(self, held: Held, worker: VirtualWorker, now: float) -> float:
         within_s = horizon_s(worker.pool.capacity, self._rates.prefill)
         one = self._waits.get(held.chain)
         if one is None:
@@ -110,7 +98,6 @@ class Headway:
 
     def started(self, one: Pending, uncached: int, now: float) -> None:
         one.chain.attained += uncached
-        self._starts.setdefault(one.chain.number, deque(maxlen=SUPERSEDED_AFTER)).append(now)
         del self._waits[one.chain.number]
 
     def finished(self, one: Pending, now: float) -> None:
