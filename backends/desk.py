@@ -135,7 +135,7 @@ class Desk:
             case Reprioritize(request, priority):
                 self._engine.reprioritize(link, request, priority)
             case Retain(chain, score):
-                self._engine.index.retain(chain, score)
+                self._engine.retain(chain, score)
             case Drain():
                 self._engine.draining = True
             case _:

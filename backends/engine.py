@@ -58,7 +58,7 @@ class Engine:
         """`lookup` and `drafter` are where guesses come from; without either it guesses nothing."""
         self.limits = limits
         self.pool = PagePool(limits.num_pages)
-        self.index = PrefixIndex(self.pool)
+        self.index = PrefixIndex(self.pool, tier.scores if tier is not None else None)
         self.tier = tier
         self.scheduler = Scheduler(
             self.index,
@@ -167,6 +167,12 @@ class Engine:
             self.abort(owner, request)
         self._output.pieces.pop(owner, None)
         self._output.finished = [(who, finished) for who, finished in self._output.finished if who != owner]
+
+    def retain(self, chain: str, score: float) -> None:
+        """What the pages of a chain are worth, here and in the host tier; at 0 they may go now."""
+        self.index.retain(chain, score)
+        if self.tier is not None:
+            self.tier.retain(chain, score)
 
     def reprioritize(self, owner: Hashable, request: int, priority: int) -> None:
         sequence = self._live.get((owner, request))
@@ -307,7 +313,7 @@ class Engine:
         self.num_cached_tokens += sequence.num_cached or 0
         self.num_output_tokens += sequence.num_output
         if self.tier is not None:
-            self.tier.touch(sequence.names)
+            self.tier.touch(sequence.names, sequence.chain)
         self.scheduler.remove(sequence)
         end = finished(sequence, reason, now_ns, stop_text)
         self._output.finished.append((sequence.owner, end))

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from backends.pages import PagePool
+from backends.scores import Scores
 from backends.wire import PAGE_NAME_BYTES, SHARED_SALT, page_key
 
-DEFAULT_SCORE = 1.0
-MAX_SCORES, MAX_CHAINS_PER_PAGE = 65_536, 4
+MAX_CHAINS_PER_PAGE = 4
+SUPERSEDED, LEFT_BEHIND = 0.05, -1
+"""Where a turn goes on with half of the turn before or more, what it did not take up counts by this part of the chain's
+score. Where it shares less nothing is said: side requests and sub-agents of a session may come under its name."""
 
 
 class Namer:
@@ -56,16 +59,28 @@ class _Node:
     parent: bytes
     used_at: int
     num_children: int = 0
-    chains: dict[str, None] = field(default_factory=dict)
+    chains: dict[str, int] = field(default_factory=dict)
+    """With the number of the last turn of each that had it."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The last one of a chain."""
+
+    number: int = 0
+    num_pages: int = 0
 
 
 class PrefixIndex:
-    def __init__(self, pool: PagePool) -> None:
+    def __init__(self, pool: PagePool, scores: Scores | None = None) -> None:
+        """`scores` may be shared with the host tier."""
         self._pool = pool
+        self._scores = Scores() if scores is None else scores
         self._nodes: dict[bytes, _Node] = {}
         self._name_of: dict[int, bytes] = {}
-        self._scores: dict[str, float] = {}
         self._of_chain: dict[str, dict[bytes, None]] = {}
+        self._turns: dict[str, _Turn] = {}
+        """Of the chains that have pages."""
         self._queue: list[tuple[float, int, bytes]] = []
         self._now = 0
         self._changes = Changes()
@@ -103,14 +118,17 @@ class PrefixIndex:
         return sum(self._pool.num_holders(page) == 1 for page in pages)
 
     def hold(self, pages: Sequence[int], chain: str) -> None:
-        """Holds matched pages for a sequence of `chain`."""
+        """Holds matched pages for a sequence of `chain`, which begins a turn of it."""
         self._now += 1
+        left = self._begin_turn(chain, pages)
         for page in pages:
             self._pool.hold(page)
             name = self._name_of[page]
             node = self._nodes[name]
             node.used_at = self._now
             self._join(name, node, chain)
+        if left is not None and len(self._of_chain[chain]) > len(pages):
+            self._leave_behind(chain, left)
 
     def take(self, count: int) -> list[int]:
         """Fresh pages, evicting as needed. Callers ask `available` first."""
@@ -152,10 +170,7 @@ class PrefixIndex:
 
     def retain(self, chain: str, score: float) -> None:
         """Pages of chains with lower scores go first; at 0 they go now, or when their last sequence ends."""
-        before = self._scores.pop(chain, DEFAULT_SCORE)
-        self._scores[chain] = score
-        if len(self._scores) > MAX_SCORES:
-            del self._scores[next(iter(self._scores))]
+        before = self._scores.put(chain, score)
         if score >= before:  # a place in the queue that is too early is found out when it comes up
             return
         for name in reversed(list(self._of_chain.get(chain, ()))):
@@ -164,19 +179,39 @@ class PrefixIndex:
 
     def revive(self, chain: str) -> None:
         """A released chain has come back."""
-        if self._scores.get(chain) == 0:
-            del self._scores[chain]
+        self._scores.revive(chain)
 
     def take_changes(self) -> tuple[list[bytes], list[bytes]]:
         """Names stored and removed since the last call; what did both in between is in neither."""
         return self._changes.take()
 
+    def _begin_turn(self, chain: str, pages: Sequence[int]) -> int | None:
+        """Returns the number of the turn before, where the new one goes on with it."""
+        turn = self._turns.get(chain)
+        if turn is None or not chain:
+            return None
+        before = turn.number
+        num_shared = sum(self._nodes[self._name_of[page]].chains.get(chain) == before for page in pages)
+        goes_on = num_shared > 0 and 2 * num_shared >= turn.num_pages
+        turn.number, turn.num_pages = before + 1, 0
+        return before if goes_on else None
+
+    def _leave_behind(self, chain: str, before: int) -> None:
+        """Pages of turn `before` that the new one did not take up are worth less than the queue says."""
+        for name in reversed(list(self._of_chain[chain])):
+            node = self._nodes.get(name)
+            if node is not None and node.chains[chain] == before:
+                node.chains[chain] = LEFT_BEHIND
+                self._offer(name)
+
     def _join(self, name: bytes, node: _Node, chain: str) -> None:
-        if chain in node.chains:
-            return
-        if len(node.chains) == MAX_CHAINS_PER_PAGE:
+        if chain not in node.chains and len(node.chains) == MAX_CHAINS_PER_PAGE:
             self._leave(name, node, next(iter(node.chains)))
-        node.chains[chain] = None
+        turn = self._turns.setdefault(chain, _Turn())
+        if node.chains.get(chain) == turn.number:
+            return
+        node.chains[chain] = turn.number
+        turn.num_pages += 1
         self._of_chain.setdefault(chain, {})[name] = None
 
     def _leave(self, name: bytes, node: _Node, chain: str) -> None:
@@ -184,10 +219,13 @@ class PrefixIndex:
         names = self._of_chain[chain]
         del names[name]
         if not names:
-            del self._of_chain[chain]
+            del self._of_chain[chain], self._turns[chain]
 
     def _score(self, node: _Node) -> float:
-        return max(self._scores.get(chain, DEFAULT_SCORE) for chain in node.chains)
+        return max(map(self._worth, node.chains, node.chains.values()))
+
+    def _worth(self, chain: str, turn: int) -> float:
+        return self._scores.get(chain) * (SUPERSEDED if turn == LEFT_BEHIND else 1.0)
 
     def _is_evictable(self, node: _Node) -> bool:
         return node.num_children == 0 and self._pool.num_holders(node.page) == 0
@@ -250,5 +288,6 @@ class PrefixIndex:
             assert node.num_children == children[name]
             if self._is_evictable(node):
                 assert (node.used_at, name) in queued, "an evictable page is not queued"
+        assert self._turns.keys() == self._of_chain.keys()
         assert len(self._name_of) == len(self._nodes)
         assert self._pool.num_cached == sum(self._pool.num_holders(node.page) == 0 for node in self._nodes.values())

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from backends.host import HostTier
+from backends.host import Fresh, HostTier
 from backends.prefix import PrefixIndex
 from backends.sequence import Sequence
 
@@ -67,7 +67,7 @@ class Scheduler:
         tier: HostTier[Reload] | None = None,
     ) -> None:
         self._index, self._tier = index, tier
-        self._fresh: list[tuple[bytes, int]] = []
+        self._fresh: list[Fresh] = []
         self._page_size, self._max_sequences, self._prefill_tokens = page_size, max_sequences, prefill_tokens
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -117,7 +117,7 @@ class Scheduler:
         for i in range(done, full):
             parent = sequence.names[i - 1] if i else b""
             if self._tier is not None and not self._index.match(sequence.names[i : i + 1]):
-                self._fresh.append((sequence.names[i], sequence.pages[i]))
+                self._fresh.append(Fresh(sequence.names[i], sequence.pages[i], sequence.chain))
             sequence.pages[i] = self._index.insert(sequence.names[i], parent, sequence.pages[i], sequence.chain)
 
     def room_for_drafts(self, work: Work, count: int) -> int:
@@ -137,7 +137,7 @@ class Scheduler:
             sequence.reload = None
             self.computed(sequence, reload.count * self._page_size)
 
-    def take_fresh(self) -> list[tuple[bytes, int]]:
+    def take_fresh(self) -> list[Fresh]:
         """Pages that have become full since the last call, by name."""
         fresh, self._fresh = self._fresh, []
         return fresh

@@ -15,31 +15,18 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from backends import assets
 from backends.desk import Attach, Command, Detach, Frame, Outgoing
+from backends.outbox import Close, Outbox
 from backends.wire import MAX_FRAME_BYTES, Hello, decode_down, encode
-
-MAX_WAITING_SENDS = 4096
-"""Batches of frames that a slow gateway may leave unread, about as many steps."""
 
 Post = Callable[[Command], None]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Close(NamedTuple):
-    reason: str
-
-
 class Link(NamedTuple):
     """The sending side of one connection."""
 
-    outbox: asyncio.Queue[list[bytes] | Close]
+    outbox: Outbox
     transport: asyncio.Transport | None
-
-    def close(self, reason: str) -> None:
-        """After what is unsent, if there is room to say so."""
-        if self.outbox.full():
-            self.cut()
-        else:
-            self.outbox.put_nowait(Close(reason))
 
     def cut(self) -> None:
         """The other side does not read, so no reason would reach it."""
@@ -71,19 +58,16 @@ class Server:
             link = self.links.get(number)
             if link is None:
                 continue
-            if link.outbox.full():
+            if not link.outbox.put(frames):
                 link.cut()
-                continue
-            if frames:
-                link.outbox.put_nowait(frames)
-            if close:
-                link.close(close)
+            elif close:
+                link.outbox.close(close)
 
     def fail(self, error: BaseException) -> None:
         """The engine is gone: every link is closed, and health says so."""
         self._failure = f"{type(error).__name__}: {error}"
         for link in self.links.values():
-            link.close("the engine failed")
+            link.outbox.close("the engine failed")
 
     def _guarded(self, handler: Handler) -> Handler:
         async def guarded(request: web.Request) -> web.StreamResponse:
@@ -105,9 +89,8 @@ class Server:
         socket = web.WebSocketResponse(max_msg_size=MAX_FRAME_BYTES, heartbeat=30, compress=False)
         await socket.prepare(request)
         self._numbered += 1
-        link, outbox = self._numbered, asyncio.Queue[list[bytes] | Close](MAX_WAITING_SENDS)
+        link, outbox = self._numbered, Outbox(self._greeting)
         self.links[link] = Link(outbox, request.transport)
-        outbox.put_nowait(self._greeting)
         sender = asyncio.create_task(_send(socket, outbox))
         self._post(Attach(link))
         try:
@@ -133,15 +116,11 @@ class Server:
         return ""
 
 
-async def _send(socket: web.WebSocketResponse, outbox: asyncio.Queue[list[bytes] | Close]) -> None:
+async def _send(socket: web.WebSocketResponse, outbox: Outbox) -> None:
     with suppress(ConnectionError):
-        while True:
-            item = await outbox.get()
-            if isinstance(item, Close):
-                await _close(socket, item.reason)
-                return
-            for frame in item:
-                await socket.send_bytes(frame)
+        while not isinstance(item := await outbox.get(), Close):
+            await socket.send_bytes(item)
+        await _close(socket, item.reason)
 
 
 async def _close(socket: web.WebSocketResponse, reason: str) -> None:

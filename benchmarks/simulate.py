@@ -87,7 +87,9 @@ def _mean_of(name: str, sessions: Sequence[Session], args: argparse.Namespace, p
 def _run(name: str, sessions: Sequence[Session], args: argparse.Namespace, pool_tokens: int, seed: int) -> Outcome:
     rates = Rates()
     discipline = DISCIPLINES[name](args.workers, rates)
-    pools = [VirtualPool(pool_tokens, args.host_tokens, keep_tails=discipline.keep_tails) for _ in range(args.workers)]
+    tails, by_worth = discipline.keep_tails, discipline.host_by_worth
+    made = (VirtualPool(pool_tokens, args.host_tokens, keep_tails=tails, host_by_worth=by_worth) for _ in range(args.workers))
+    pools = list(made)
     workers = [VirtualWorker(number, pool) for number, pool in enumerate(pools)]
     simulation = Simulation(
         discipline, workers, endless(sessions, seed), rates=rates, until_s=3600 * args.hours, from_s=WARM_UP_S

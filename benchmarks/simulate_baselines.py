@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from benchmarks.simulate_headway import Headway
 from benchmarks.simulate_loop import Chain, Discipline, Pending, Rates, VirtualWorker
-from benchmarks.simulate_pool import Held, Worth
+from benchmarks.simulate_pool import Held, Tails, Worth
 
 TTL_S = 60.0
 HALF_LIFE_S = 60.0
@@ -28,7 +28,8 @@ class Rules(NamedTuple):
 
 
 class Baseline:
-    keep_tails = True
+    keep_tails: Tails = "all"
+    host_by_worth = False
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules

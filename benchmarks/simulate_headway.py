@@ -3,7 +3,7 @@
 import itertools
 
 from benchmarks.simulate_loop import Pending, Rates, VirtualWorker
-from benchmarks.simulate_pool import Held, Worth
+from benchmarks.simulate_pool import Held, Tails, Worth
 from gateway.scheduling.placement import Placement, Site
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 from gateway.scheduling.retention import Retention, horizon_s
@@ -12,7 +12,8 @@ MAX_WAITING = 100_000
 
 
 class Headway:
-    keep_tails = False
+    keep_tails: Tails = "compacted"
+    host_by_worth = True
 
     def __init__(self, workers: int, rates: Rates) -> None:
         self._rates = rates
@@ -43,7 +44,7 @@ class Headway:
                 deadline=float("inf"),
                 uncached_tokens=uncached,
                 resident=_is_resident(one, uncached),
-                attained=chain.attained,
+                attained_s=chain.attained / self._rates.prefill,
             )
         )
         self._pending[number] = self._waits[chain.number] = one

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from benchmarks.simulate_pool import VirtualPool, Worth
+from benchmarks.simulate_pool import Tails, VirtualPool, Worth
 from benchmarks.simulate_trace import Session, Turn
 
 LOOK_AGAIN_S = 5.0
@@ -85,7 +85,8 @@ class VirtualWorker:
 class Discipline(Protocol):
     """What is compared: which worker a turn waits for, which turn goes next, and whose KV is worth keeping."""
 
-    keep_tails: bool
+    keep_tails: Tails
+    host_by_worth: bool
 
     def place(self, one: Pending, workers: list[VirtualWorker], now: float) -> int: ...
 
@@ -225,7 +226,6 @@ class Simulation:
 
     def _finished(self, one: Pending, worker: VirtualWorker, now: float) -> None:
         chain = one.chain
-        worker.pool.end(chain.number, now)
         worker.running -= 1
         chain.turn += 1
         chain.calls_tool = one.turn.finish == "tool_use"
@@ -234,6 +234,7 @@ class Simulation:
         if now >= self._from_s:
             self.outcome.turns += 1
         self.discipline.finished(one, now)
+        worker.pool.end(chain.number, now, self.discipline.worth(worker))
         if chain.over:
             self._ended(chain, now)
         else:

@@ -1,11 +1,12 @@
 """A virtual worker's KV: how many leading tokens of each chain are on the device and on the host. No page is kept by name.
 
 device   live chains + superseded tails + running = used <= capacity
-host     written through when a turn ends; the least recently used chain makes room
+host     written through when a turn ends; the least recently used chain makes room, or the one that is worth least
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(slots=True, eq=False)
@@ -23,20 +24,26 @@ Worth = Callable[[Held, float], tuple[float, ...]]
 """Who is worth least goes first."""
 
 
+Tails = Literal["all", "compacted"]
+"""What of a chain's superseded tokens stays until evicted: all, or only where the next turn shares less than half with it."""
+
+
 class VirtualPool:
-    def __init__(self, capacity: int, host_capacity: int, *, keep_tails: bool) -> None:
+    def __init__(self, capacity: int, host_capacity: int, *, keep_tails: Tails, host_by_worth: bool = False) -> None:
         self.capacity, self.host_capacity, self.keep_tails = capacity, host_capacity, keep_tails
+        self._host_by_worth = host_by_worth
         self.used = self.pinned = self.host_used = 0
         self.chains: dict[int, Held] = {}
         self.tails: dict[int, Held] = {}
-        self.host: dict[int, int] = {}
+        self.host: dict[int, Held] = {}
 
     def device_tokens(self, chain: int, shared: int) -> int:
         held = self.chains.get(chain)
         return min(held.tokens, shared) if held else 0
 
     def host_tokens(self, chain: int, shared: int) -> int:
-        return min(self.host.get(chain, 0), shared)
+        held = self.host.get(chain)
+        return min(held.tokens, shared) if held else 0
 
     def fits(self, total: int) -> bool:
         """Whether a turn of so many tokens would fit if all that is not pinned went."""
@@ -56,17 +63,18 @@ class VirtualPool:
         held.tokens, held.used_at = total, now
         return on_device, reloaded
 
-    def end(self, chain: int, now: float) -> None:
+    def end(self, chain: int, now: float, worth: Worth) -> None:
         held = self.chains[chain]
         held.pinned, held.used_at = False, now
         self.pinned -= held.tokens
         if self.host_capacity:
-            self._write_through(chain, held.tokens)
+            self._write_through(chain, held.tokens, now, worth)
 
     def _supersede(self, held: Held, kept: int) -> None:
         dead = held.tokens - kept
+        goes_on = 2 * kept >= held.tokens
         held.tokens = kept
-        if self.keep_tails:
+        if self.keep_tails == "all" or (self.keep_tails == "compacted" and not goes_on):
             tail = self.tails.setdefault(held.chain, Held(held.chain, 0, held.used_at, tail=True))
             tail.tokens += dead
             tail.used_at = held.used_at
@@ -83,20 +91,22 @@ class VirtualPool:
             if not victim.tokens:
                 del (self.tails if victim.tail else self.chains)[victim.chain]
 
-    def _write_through(self, chain: int, tokens: int) -> None:
-        self.host_used += tokens - self.host.pop(chain, 0)
-        self.host[chain] = tokens
-        while self.host_used > self.host_capacity:
-            oldest = next(iter(self.host))
-            lack = self.host_used - self.host_capacity
-            gone = min(self.host[oldest], lack)
-            self.host[oldest] -= gone
+    def _write_through(self, chain: int, tokens: int, now: float, worth: Worth) -> None:
+        old = self.host.pop(chain, None)
+        self.host_used += tokens - (old.tokens if old else 0)
+        self.host[chain] = Held(chain, tokens, now)
+        while (lack := self.host_used - self.host_capacity) > 0:
+            victim = next(iter(self.host.values()))
+            if self._host_by_worth:
+                victim = min(self.host.values(), key=lambda held: worth(held, now))
+            gone = min(victim.tokens, lack)
+            victim.tokens -= gone
             self.host_used -= gone
-            if not self.host[oldest]:
-                del self.host[oldest]
+            if not victim.tokens:
+                del self.host[victim.chain]
 
     def check(self) -> None:
         held = [*self.chains.values(), *self.tails.values()]
         assert self.used == sum(one.tokens for one in held) <= self.capacity
         assert self.pinned == sum(one.tokens for one in held if one.pinned)
-        assert self.host_used == sum(self.host.values()) <= max(self.host_capacity, 0)
+        assert self.host_used == sum(held.tokens for held in self.host.values()) <= max(self.host_capacity, 0)

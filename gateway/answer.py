@@ -15,7 +15,7 @@ from gateway.call import Arrival, Call, ClientGone
 from gateway.errors import HeadwayError, MethodNotAllowed
 from gateway.pipeline import Pipeline, failure_of
 from gateway.reply import FIRST_COMMENT_S, Comments, Headers, Reply, decision_headers, send_error
-from gateway.runs.identity import mint_call_id, public_id
+from gateway.runs.identity import mint_id, public_id
 from gateway.text.family import Family
 from gateway.transcript import Transcript, message_of
 
@@ -187,7 +187,7 @@ class AnswerEndpoint:
     def _transcript(self, call: Call) -> Transcript:
         def new_id() -> str:
             call.chain.calls += 1
-            return mint_call_id(self._pipeline.secret, call.chain.name, call.chain.calls, tenant=call.tenant)
+            return mint_id(self._pipeline.secret, call.chain.name, call.chain.calls, tenant=call.tenant)
 
         assert call.stream
         if call.request.text is not None:

@@ -111,13 +111,8 @@ class Books:
         link = self.fleet.links.get(worker)
         hello = link.hello if link else None
         if hello:
-            self.fleet.residency.repair(
-                worker,
-                call.ticket.prompts[worker].names,
-                finished.num_cached_tokens,
-                page_size=hello.page_size,
-                since=call.ticket.residency_at,
-            )
+            names = call.ticket.prompts[worker].names
+            self.fleet.repair(worker, names, finished.num_cached_tokens, since=call.ticket.residency_at)
             if not call.is_extra:
                 call.chain.reports.append(
                     report(
@@ -128,6 +123,7 @@ class Books:
                         prompt_tokens=finished.num_prompt_tokens,
                         cached_tokens=finished.num_cached_tokens,
                         page_size=hello.page_size,
+                        normalized=call.request.normalized,
                     )
                 )
         self.lengths.observe(call.ticket.route, finished.num_output_tokens)

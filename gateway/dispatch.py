@@ -199,7 +199,7 @@ class Dispatcher:
             deadline=ticket.deadline,
             uncached_tokens=uncached,
             resident=2 * chosen.cached_tokens >= chosen.prompt_tokens or not by_run,
-            attained=ticket.attained if by_run else 0.0,
+            attained_s=ticket.attained * self._prefill_s(chosen.worker) if by_run else 0.0,
             num_bytes=sum(len(prompt.data) for prompt in ticket.prompts.values()),
             admitted_run=ticket.admitted_run,
             due=ticket.arrival + DUE_SHARE * ticket.promised_s,
@@ -237,6 +237,10 @@ class Dispatcher:
     def _by_run(self) -> bool:
         """Else first come, first served."""
         return self.fleet.policy.scheduling.order == "runs"
+
+    def _prefill_s(self, worker: str) -> float:
+        """Of a token."""
+        return self.fleet.predictors[worker].rates.prefill_s_per_token
 
     def _push(self, item: Waiting) -> bool:
         """Where the queue is full, what is no turn of an admitted run gives way to one that is, and a tenant that fills the
@@ -344,7 +348,7 @@ class Dispatcher:
             sampling,
             shared_tokens=ticket.prompts[worker].shared_tokens,
             uncached_tokens=uncached,
-            priority=int(ticket.band if self._by_run else Band.AGENT_TURN),
+            priority=int(ticket.band.line if self._by_run else Band.AGENT_TURN),
             salt=ticket.tenant,
             chain=ticket.chain,
             traceparent=ticket.traceparent,

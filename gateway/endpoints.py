@@ -44,12 +44,14 @@ AnyRequest = Request[Any, Any, Any]
 
 
 class Explained(msgspec.Struct, frozen=True, kw_only=True):
-    """`advisory` lists the fields that were accepted and change nothing; `run_source` the field that named the run."""
+    """`advisory` lists the fields that were accepted and change nothing, `normalized` what was taken out of the prompt or put
+    in order so that it begins as the one before; `run_source` the field that named the run."""
 
     decision: Decision
     run_id: str
     run_source: str
     advisory: tuple[str, ...]
+    normalized: tuple[str, ...]
 
 
 def route_handlers(gateway: "Gateway") -> list[HTTPRouteHandler | ASGIRouteHandler]:
@@ -197,6 +199,7 @@ def _explain(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[N
                 run_id=identity.run.partition(":")[2],
                 run_source=identity.source,
                 advisory=request.advisory,
+                normalized=request.normalized,
             )
             await respond(send, 200, msgspec.json.encode(explained), [])
         except HeadwayError as error:

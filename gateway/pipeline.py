@@ -3,6 +3,7 @@
 What is here knows no HTTP: the answer is written elsewhere, from the stream of the call that `start` leaves running.
 """
 
+import itertools
 import math
 import os
 import secrets
@@ -36,12 +37,13 @@ from gateway.request import Request
 from gateway.routing.decision import Decision, Question
 from gateway.routing.escalation import Escalation
 from gateway.routing.question import question_for
-from gateway.runs.identity import Identity, identify, public_id
+from gateway.runs.identity import Identity, identify, mint_id, public_id
 from gateway.runs.keeper import Keeper
 from gateway.runs.registry import Chain, Runs, in_tool_loop
 from gateway.scheduling.predict import OutputLengths
 from gateway.scheduling.queue import Band
 from gateway.text.family import Family
+from gateway.text.steady import steadied
 
 DEFAULT_MAX_TOKENS = 2048
 MAX_ATTEMPTS = 4
@@ -72,6 +74,7 @@ class Pipeline:
         self.policy, self.fleet, self.dispatcher, self.runs = policy, fleet, dispatcher, runs
         self.keeper, self.prompts, self.books, self.lengths, self.judge = keeper, prompts, books, lengths, judge
         self.secret = secrets.token_bytes(32)
+        self._answers = itertools.count()
         self.stopping = False
 
     async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
@@ -80,11 +83,12 @@ class Pipeline:
         if self.stopping:
             raise NoWorker("this gateway is stopping: try again", retry_after_s=1.0)
         check_asked(self.policy, asked=request.model, tenant=tenant)
+        request = steadied(request, self.policy.text)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
         tokens = self._hold_tokens(ticket, request, arrival)
-        id = id_prefix + os.urandom(12).hex()
+        id = mint_id(self.secret, chain.name, next(self._answers), tenant=tenant, prefix=id_prefix)
         payers = Payers(tenant, arrival.key_id, public_id(identity.run))
         if holds := self._hold(ticket, request.num_choices, payers, arrival):
             self.books.held(id, ticket.route, payers, holds, arrival.wall_ns / 1e9)
@@ -135,8 +139,14 @@ class Pipeline:
         said = identify(arrival.headers, request.hints, tenant=tenant)
         if said is not None:
             return said
-        trace, random_id = trace_of(arrival.headers), os.urandom(12).hex()
-        return self.runs.infer(request.messages, tenant=tenant, secret=self.secret, random_id=random_id, trace=trace)
+        return self.runs.infer(
+            request.messages,
+            tenant=tenant,
+            secret=self.secret,
+            random_id=os.urandom(12).hex(),
+            trace=trace_of(arrival.headers),
+            previous=dict(request.hints).get("previous_response_id", ""),
+        )
 
     async def ticket(
         self, request: Request, arrival: Arrival, tenant: str, identity: Identity, chain: Chain | None, *, attained: float
@@ -215,7 +225,7 @@ class Pipeline:
     async def count(self, request: Request, tenant: str) -> int:
         """Prompt tokens, for the model that counts most of those that may answer. Raises BadRequest or NoWorker."""
         check_asked(self.policy, asked=request.model, tenant=tenant)
-        prompts = await self._prompts(request, "", tenant)
+        prompts = await self._prompts(steadied(request, self.policy.text), "", tenant)
         if not prompts:
             raise NoWorker("no worker is up that could count: try again", retry_after_s=1.0)
         return max(prompt.num_tokens for prompt in prompts.values())
@@ -390,16 +400,20 @@ class Pipeline:
             self.books.close(call, "rejected" if error.status < 500 else "failed", error.status, error.code)
 
     def _pauses(self, call: Call) -> None:
-        """The run goes on, after a pause."""
+        """The run goes on, after a pause; of a sub-agent that is done, without it."""
         if call.finished is None or self.runs.get(call.run.name) is not call.run:
+            return
+        if call.identity.closes:
+            if self.runs.end_chain(call.chain):
+                self.keeper.chain_ended(call.chain)
             return
         calls = call.answer.tool_calls if call.answer else ()
         finish, tool = ("tool_calls", calls[-1].name) if calls else (call.finished.reason, "")
-        self.keeper.finished(call.chain, time.monotonic(), finish=finish, tool=tool)
+        self.keeper.finished(call.chain, time.monotonic(), finish=finish, tool=tool, keep_s=call.request.keep_s)
 
     async def explain(self, body: bytes, arrival: Arrival, tenant: str) -> tuple[Request, Identity, Decision]:
         """The decision that the request would get now. Nothing is run, nothing remembered."""
-        request = parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS)
+        request = steadied(parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS), self.policy.text)
         check_asked(self.policy, asked=request.model, tenant=tenant)
         identity = self.identity(request, arrival, tenant)
         run = self.runs.get(identity.run)

@@ -52,6 +52,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     `text` is a prompt that goes to the model as it stands: there are no messages then. `num_choices` answers are asked for.
     `calls` holds the answer to a form that differs by model; a form that does not is in `sampling.grammar`.
 
+    `normalized` says what `text.steady` took out or put in order. `keep_s` is for how long the caller wants its prefix kept.
     `advisory` lists the fields that were accepted and change nothing; `hints` are body fields that identify runs.
     """
 
@@ -64,6 +65,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool = False
     advisory: tuple[str, ...] = ()
     hints: tuple[tuple[str, str], ...] = ()
+    normalized: tuple[str, ...] = ()
+    keep_s: float = 0.0
     text: str | None = None
     num_choices: int = 1
     calls: CallRule | None = None

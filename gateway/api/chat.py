@@ -8,9 +8,10 @@ from typing import Any
 
 from backends.wire import Grammar, Sampling
 from gateway.api.body import BodyDecoder
-from gateway.api.chat_body import ChatBody, ConversationId
+from gateway.api.chat_body import ChatBody
 from gateway.api.chat_messages import read_messages, read_tools
 from gateway.api.format import read_format
+from gateway.api.run_fields import run_hints
 from gateway.api.tool_choice import rule_for
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.policy.references import AUTO
@@ -29,8 +30,9 @@ NO_OPS: Mapping[str, tuple[Any, ...]] = {
 """Fields that would change the answer, and the values with which they do not."""
 
 ADVISORY = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-HINTS = ("litellm_session_id", "program_id", "session_id", "prompt_cache_key", "previous_response_id")
-METADATA_HINTS = ("litellm_session_id", "session_id", "user_id")
+
+DAY_S = 86_400.0
+"""What `prompt_cache_retention: 24h` asks for."""
 
 _decoder = BodyDecoder(ChatBody)
 
@@ -57,7 +59,8 @@ def parse_chat(body: bytes, *, max_tokens_default: int) -> Request:
         stream=bool(given.stream),
         include_usage=_includes_usage(given),
         advisory=advisory,
-        hints=_hints(given),
+        hints=run_hints(given),
+        keep_s=DAY_S if given.prompt_cache_retention == "24h" else 0.0,
         num_choices=given.n or 1,
         calls=calls,
         service_tier=given.service_tier,
@@ -145,16 +148,3 @@ def _includes_usage(given: ChatBody) -> bool:
     if not given.stream:
         raise BadRequest("stream_options needs stream: send stream true with it", param="stream_options")
     return bool(given.stream_options.include_usage)
-
-
-def _hints(given: ChatBody) -> tuple[tuple[str, str], ...]:
-    """What the body says of the run that it belongs to, unchecked, as (path, value)."""
-    hints = [(name, value) for name in HINTS if (value := getattr(given, name)) is not None]
-    conversation = given.conversation
-    if conversation is not None:
-        hints.append(("conversation", conversation.id if isinstance(conversation, ConversationId) else conversation))
-    for name in METADATA_HINTS if given.metadata else ():
-        value = given.metadata.get(name) if given.metadata else None
-        if isinstance(value, str):
-            hints.append((f"metadata.{name}", value))
-    return tuple(hints)

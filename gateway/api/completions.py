@@ -27,6 +27,7 @@ from gateway.api.chat_body import (
 )
 from gateway.api.chat_render import DONE, LEAST_LOGPROB, render_error, render_error_event
 from gateway.api.dialect import Asked, Begun, Choice, Spent
+from gateway.api.run_fields import RunFields, run_hints
 from gateway.errors import BadRequest, HeadwayError, UnsupportedParameter
 from gateway.request import Message, Request
 from gateway.text.events import Event, TextDelta
@@ -36,8 +37,8 @@ DEFAULT_MAX_TOKENS = 16
 _encode = msgspec.json.Encoder().encode
 
 
-class CompletionsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`top_k` and `ignore_eos` are extensions."""
+class CompletionsBody(RunFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`top_k`, `ignore_eos` and the fields that identify runs are extensions."""
 
     model: Label
     prompt: Text | tuple[Any, ...]
@@ -59,6 +60,10 @@ class CompletionsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     echo: bool | None = None
     best_of: int | None = None
     suffix: str | None = None
+    metadata: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    conversation: str | None = None
+    previous_response_id: str | None = None
 
 
 _decode = BodyDecoder(CompletionsBody).decode
@@ -95,6 +100,7 @@ def parse_completion(body: bytes) -> Request:
         stream=bool(given.stream),
         include_usage=bool(given.stream_options and given.stream_options.include_usage),
         advisory=("user",) if given.user is not None else (),
+        hints=run_hints(given),
         num_choices=given.n or 1,
     )
 

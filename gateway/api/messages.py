@@ -20,6 +20,7 @@ from gateway.api.messages_body import (
     UserTurn,
 )
 from gateway.api.offered_tools import OfferedTools, missing, refuse_kind
+from gateway.api.run_fields import run_hints
 from gateway.api.tool_choice import Offered, rule_for
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Request, Tool, ToolCall
@@ -37,7 +38,6 @@ def parse_messages(body: bytes) -> Request:
     """Raises BadRequest with the path of the field at fault in `param`, and nothing else."""
     given = _decode(body)
     offered = _offered(given)
-    user = given.metadata.user_id if given.metadata else None
     if given.service_tier not in (None, "auto", "standard_only"):
         raise UnsupportedParameter("service_tier is supported only as auto or standard_only", param="service_tier")
     return Request(
@@ -56,7 +56,8 @@ def parse_messages(body: bytes) -> Request:
         stream=bool(given.stream),
         include_usage=True,
         advisory=_accepted(given),
-        hints=(("metadata.user_id", user),) if user else (),
+        hints=run_hints(given),
+        keep_s=_keep_s(given),
         calls=offered.calls,
         reasoning_effort=_effort(given),
         effort_param="thinking",
@@ -82,6 +83,14 @@ def _accepted(given: CountBody) -> tuple[str, ...]:
         if getattr(given, name, None) is not None:
             raise UnsupportedParameter(f"{name} is not supported: leave it out", param=name)
     return tuple(name for name in ADVISORY if getattr(given, name, None) is not None)
+
+
+def _keep_s(given: MessagesBody) -> float:
+    """The longest that any mark of it says, wherever it stands; 0 without one."""
+    marks = [given.cache_control, *(tool.cache_control for tool in given.tools or ())]
+    marks += [block.cache_control for block in given.system or () if not isinstance(block, str)]
+    marks += [block.cache_control for turn in given.messages for block in turn.content if not isinstance(block, str)]
+    return max((mark.keep_s for mark in marks if mark is not None), default=0.0)
 
 
 def _effort(given: CountBody) -> str | None:

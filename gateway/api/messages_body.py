@@ -7,8 +7,19 @@ from msgspec import Meta
 
 from gateway.api.chat_body import Count, FunctionName, Label, StopText, TopK, TopP
 
-Cache = dict[str, Any] | None
-"""`cache_control`: prefixes are cached anyway, so it changes no answer."""
+
+class CacheControl(msgspec.Struct, frozen=True, kw_only=True):
+    """Prefixes are cached anyway; it says for how long the caller may come back."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+    @property
+    def keep_s(self) -> float:
+        return 3600.0 if self.ttl == "1h" else 300.0
+
+
+Cache = CacheControl | None
 
 
 class TextBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -64,6 +75,8 @@ class ToolChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str | None = None
+    session_id: str | None = None
+    litellm_session_id: str | None = None
 
 
 class Thinking(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,3 +122,9 @@ class MessagesBody(CountBody, frozen=True, kw_only=True, forbid_unknown_fields=T
     container: Any = None
     inference_geo: Any = None
     speed: Any = None
+    program_id: str | None = None
+    session_id: str | None = None
+    litellm_session_id: str | None = None
+    prompt_cache_key: str | None = None
+    conversation: str | None = None
+    previous_response_id: str | None = None

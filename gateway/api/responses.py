@@ -8,6 +8,7 @@ import msgspec
 from backends.wire import Sampling
 from gateway.api.body import BodyDecoder
 from gateway.api.call_order import check_call_order
+from gateway.api.chat import DAY_S
 from gateway.api.format import read_format
 from gateway.api.offered_tools import OfferedTools, missing, refuse_kind
 from gateway.api.responses_body import (
@@ -19,6 +20,7 @@ from gateway.api.responses_body import (
     ResponsesBody,
     ResponseTool,
 )
+from gateway.api.run_fields import run_hints
 from gateway.api.tool_choice import rule_for
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Request, Role, Tool, ToolCall
@@ -63,8 +65,6 @@ def parse_response(given: ResponsesBody, before: Sequence[Message], *, max_token
         raise BadRequest("input is empty: send text or items", param="input")
     parallel = given.parallel_tool_calls is not False
     tools, calls = rule_for(_tools(given.tools or ()), given.tool_choice, parallel=parallel)
-    hints = [("prompt_cache_key", given.prompt_cache_key)] if given.prompt_cache_key else []
-    user = (given.metadata or {}).get("session_id")
     request = Request(
         model=given.model,
         messages=messages,
@@ -74,7 +74,8 @@ def parse_response(given: ResponsesBody, before: Sequence[Message], *, max_token
         stream=bool(given.stream),
         include_usage=True,
         advisory=advisory,
-        hints=tuple(hints) + ((("metadata.session_id", user),) if isinstance(user, str) else ()),
+        hints=run_hints(given),
+        keep_s=DAY_S if given.prompt_cache_retention == "24h" else 0.0,
         calls=calls,
         service_tier=given.service_tier,
         reasoning_effort=given.reasoning.effort if given.reasoning else None,

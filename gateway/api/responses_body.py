@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from gateway.api.chat_body import Count, Effort, FunctionName, Label, Temperature, Text, TopLogprobs, TopP
+from gateway.api.run_fields import RunFields
 from gateway.policy.schema import ServiceTier
 
 
@@ -85,7 +86,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     include_obfuscation: bool | None = None
 
 
-class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResponsesBody(RunFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`top_k`, `seed` and `stop` are not in this dialect."""
 
     model: Label

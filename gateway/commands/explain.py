@@ -27,16 +27,18 @@ from gateway.routing.quality import ArtefactError, QualityModel, top_only
 from gateway.routing.question import question_for
 from gateway.scheduling.predict import OutputLengths, Predictor, cold_rates
 from gateway.text.model_text import ModelText
+from gateway.text.steady import steadied
 
 _TIMEOUT_S = 10.0
 _NOBODY = "nobody"
 """The tenant that an offline decision is made for: one that lists no models, so may use all."""
 
 
-class _Explained(msgspec.Struct, kw_only=True):
+class Explained(msgspec.Struct, kw_only=True):
     """What `POST /v1/headway/explain` answers; other fields are passed over."""
 
     decision: Decision
+    normalized: tuple[str, ...] = ()
 
 
 class _Fault(msgspec.Struct, kw_only=True):
@@ -60,15 +62,18 @@ class _Config(msgspec.Struct, kw_only=True):
 def explain(arguments: Namespace, env: Mapping[str, str]) -> int:
     try:
         body = sys.stdin.buffer.read() if arguments.request == "-" else Path(arguments.request).read_bytes()
-        decision, how = _decided(arguments, body, env)
+        explained, how = _decided(arguments, body, env)
     except (OSError, PolicyError, ArtefactError, HeadwayError, ValueError, _Refused) as error:
         print(error, file=sys.stderr)
         return 1
-    print(msgspec.json.encode(decision).decode() if arguments.json else f"{how}\n{decision_text(decision)}")
+    if arguments.json:
+        print(msgspec.json.encode(explained.decision).decode())
+    else:
+        print("\n".join([how, *(f"normalized: {what}" for what in explained.normalized), decision_text(explained.decision)]))
     return 0
 
 
-def _decided(arguments: Namespace, body: bytes, env: Mapping[str, str]) -> tuple[Decision, str]:
+def _decided(arguments: Namespace, body: bytes, env: Mapping[str, str]) -> tuple[Explained, str]:
     key = env.get("HEADWAY_API_KEY", "")
     if arguments.url:
         return ask(arguments.url, body, key), f"asked {arguments.url}"
@@ -80,7 +85,7 @@ def _decided(arguments: Namespace, body: bytes, env: Mapping[str, str]) -> tuple
         return decide_offline(policy, body), f"nobody answers at {url}: decided here, with idle workers that hold nothing"
 
 
-def ask(url: str, body: bytes, key: str) -> Decision:
+def ask(url: str, body: bytes, key: str) -> Explained:
     """The decision of a running gateway. Raises OSError when nobody answers there."""
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(f"{url.rstrip('/')}/v1/headway/explain", data=body, headers=headers)
@@ -88,7 +93,7 @@ def ask(url: str, body: bytes, key: str) -> Decision:
         raise _Refused(f"{url}: not an http address")
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            return msgspec.json.decode(answer.read(), type=_Explained).decision
+            return msgspec.json.decode(answer.read(), type=Explained)
     except urllib.error.HTTPError as error:
         with error:
             raise _Refused(f"{url} answered {error.code}: {_message(error.read())}") from error
@@ -103,9 +108,9 @@ def _message(body: bytes) -> str:
         return body[:200].decode(errors="replace")
 
 
-def decide_offline(policy: Policy, body: bytes) -> Decision:
+def decide_offline(policy: Policy, body: bytes) -> Explained:
     """As a gateway would that has just started. Needs the model directories. Raises HeadwayError, OSError or ValueError."""
-    request = parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS)
+    request = steadied(parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS), policy.text)
     now = datetime.now(UTC)
     views = {name: _cold_view(policy, name) for name in policy.workers}
     tokens_by_model: dict[str, int] = {}
@@ -134,7 +139,8 @@ def decide_offline(policy: Policy, body: bytes) -> Decision:
         has_tools=bool(request.tools),
         escalations=router.escalations() if router else {},
     )
-    return decide(question, list(views.values()), decision_id="offline", route=route.name)
+    decision = decide(question, list(views.values()), decision_id="offline", route=route.name)
+    return Explained(decision=decision, normalized=request.normalized)
 
 
 def _cold_view(policy: Policy, name: str) -> WorkerView:

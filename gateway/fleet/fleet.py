@@ -154,6 +154,15 @@ class Fleet:
         prefill = self.predictors[worker].rates.prefill_s_per_token
         return reload_credit(tokens, reload_s_per_token=load.reload_s_per_token, prefill_s_per_token=prefill)
 
+    def repair(self, worker: str, names: Sequence[bytes], cached_tokens: int, *, since: int) -> None:
+        """With what a worker found of a prompt, on its device and then on its host, when it took it: nothing behind that was
+        on either, as of its cache frame `since`."""
+        hello = self.links[worker].hello
+        if hello is None:
+            return
+        self.residency.repair(worker, names, cached_tokens, page_size=hello.page_size, since=since)
+        self.on_host.deny(worker, names[cached_tokens // hello.page_size :], since)
+
     def capacity_tokens(self, worker: str) -> int:
         """Of its pages; 0 for one that never said hello."""
         hello = self.links[worker].hello

@@ -213,6 +213,15 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     miss_penalty_usd: NotNegative = 0.0
 
 
+class Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is done to a request so that its prompt begins as that of the turn before. `drop_lines`: lines of system messages
+    that match one of these patterns (with `*` and `?`) are left out, for what clients change with every request. `sort_tools`
+    shows tools to the model in the order of their names, in whichever they came."""
+
+    drop_lines: tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...] = ("x-anthropic-billing-header:*",)
+    sort_tools: bool = True
+
+
 class Scheduling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is done by run. `order`: which request goes next; `arrival` is first come first served, whatever it is. `retention`
     tells workers what the pages of pausing chains are worth; without it they keep what was used last. `placement` chooses among
@@ -259,6 +268,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The quality artefact (relative to the policy file); none means: the top candidate tier always."""
     limits: Limits = Limits()
     scheduling: Scheduling = Scheduling()
+    text: Text = Text()
     include: tuple[str, ...] = ()
     """Files (relative to this one) whose names and routes are added; what is written here stands before them."""
 

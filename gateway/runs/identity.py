@@ -15,22 +15,25 @@ from gateway.errors import BadRequest
 
 MAX_ID_LENGTH = 200
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=~-]{0,199}\Z")
-_CLAUDE_USER = re.compile(r"session_([0-9a-fA-F-]{36})\Z")
+_USER_SESSION = re.compile(r"""(?:session_|"session_id"\s*:\s*")([0-9a-fA-F-]{36})(?:\Z|")""")
+"""In the user id that coding clients make: `user_..._session_<uuid>`, or a JSON object."""
 _TRUE = ("1", "true", "yes")
-_CALL = "call_"
 _HANDLE_BYTES, _NONCE_BYTES, _MAC_BYTES = 8, 4, 6
+_MINTED_CHARS = 4 * (_HANDLE_BYTES + _NONCE_BYTES + _MAC_BYTES) // 3
 
 Hints = Iterable[tuple[str, str]]
 
 
 class Identity(NamedTuple):
-    """`run` and `chain` are namespaced (`tenant:id`); `source` names the field that said so."""
+    """`run` and `chain` are namespaced (`tenant:id`); `source` names the field that said so. With this turn the run is over if
+    `final`, and its chain if `closes`."""
 
     run: str
     chain: str
     parent: str | None
     source: str
     final: bool
+    closes: bool = False
 
 
 class _Family(NamedTuple):
@@ -67,6 +70,8 @@ HINTS = (
     "conversation",
 )
 """Body fields, best first."""
+BODY_FIELDS = (*HINTS, "previous_response_id")
+"""The last names no run but the answer that this turn follows: `Runs.infer` knows whose it was."""
 
 
 def identify(headers: Mapping[str, str], hints: Hints, *, tenant: str) -> Identity | None:
@@ -81,7 +86,7 @@ def identify(headers: Mapping[str, str], hints: Hints, *, tenant: str) -> Identi
     for hint in HINTS:
         value = given.get(hint, "")
         if hint == "metadata.user_id":
-            match = _CLAUDE_USER.search(value)
+            match = _USER_SESSION.search(value)
             value = match.group(1) if match else ""
         if _ID.match(value):
             return Identity(_named(tenant, value), _named(tenant, value), None, hint, final=False)
@@ -105,7 +110,8 @@ def _from_family(family: _Family, run: str, headers: Mapping[str, str], tenant: 
     final = headers.get(family.final, "").strip().lower() in _TRUE if family.final else False
     if family.chain is None and parent is not None:  # a sub-agent with a session of its own, inside its parent's run
         # That it is over says nothing of its parent.
-        return Identity(_named(tenant, parent), _named(tenant, parent, run), _named(tenant, parent), family.run, False)
+        run, chain = parent, _named(tenant, parent, run)
+        return Identity(_named(tenant, run), chain, _named(tenant, run), family.run, final=False, closes=final)
     return Identity(
         run=_named(tenant, run),
         chain=_named(tenant, run, chain) if chain else _named(tenant, run),
@@ -137,18 +143,17 @@ def chain_handle(chain: str) -> bytes:
     return hashlib.blake2b(chain.encode(), digest_size=_HANDLE_BYTES).digest()
 
 
-def mint_call_id(secret: bytes, chain: str, number: int, *, tenant: str) -> str:
-    """The id of a tool call, `call_` and 24 characters, which says of which chain it is. `number` counts within the chain."""
+def mint_id(secret: bytes, chain: str, number: int, *, tenant: str, prefix: str = "call_") -> str:
+    """The id of a tool call or of an answer, a prefix and 24 characters, which says of which chain it is. `number` tells ids of
+    one chain apart."""
     body = chain_handle(chain) + (number % 2 ** (8 * _NONCE_BYTES)).to_bytes(_NONCE_BYTES, "little")
-    return _CALL + base64.urlsafe_b64encode(body + _mac(secret, body, tenant)).decode()
+    return prefix + base64.urlsafe_b64encode(body + _mac(secret, body, tenant)).decode()
 
 
-def read_call_id(secret: bytes, call_id: str, *, tenant: str) -> bytes | None:
+def read_id(secret: bytes, minted: str, *, tenant: str) -> bytes | None:
     """The chain's handle, if we minted this id for this tenant; else None. Never raises."""
-    if not call_id.startswith(_CALL) or len(call_id) != len(_CALL) + 24:
-        return None
     try:
-        raw = base64.b64decode(call_id[len(_CALL) :], altchars=b"-_", validate=True)
+        raw = base64.b64decode(minted[-_MINTED_CHARS:], altchars=b"-_", validate=True)
     except ValueError:
         return None
     body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]

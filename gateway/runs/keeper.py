@@ -38,9 +38,9 @@ class Keeper:
         if worker is not None and score < 1.0:
             self._retain(worker, chain.name, 1.0)
 
-    def finished(self, chain: Chain, now: float, *, finish: str, tool: str) -> None:
+    def finished(self, chain: Chain, now: float, *, finish: str, tool: str, keep_s: float = 0.0) -> None:
         """Its turn was answered; the next one comes after a pause, if at all."""
-        self.retention.finished(chain.name, now, finish=finish, tool=tool)
+        self.retention.finished(chain.name, now, finish=finish, tool=tool, keep_s=keep_s)
         if chain.warm_worker is not None:
             self._tell(chain.warm_worker, chain.name, self._score(chain.warm_worker, chain.name, now))
 
@@ -55,6 +55,13 @@ class Keeper:
             self.retention.ended(name)
             self._told.pop(name, None)
 
+    def chain_ended(self, chain: Chain) -> None:
+        """A sub-agent is done: nobody will come back for its pages, though its run goes on."""
+        self.retention.ended(chain.name)
+        self._told.pop(chain.name, None)
+        if chain.warm_worker is not None:
+            self._retain(chain.warm_worker, chain.name, 0.0)
+
     def refresh(self, now: float) -> None:
         """Looks at the chains that were not looked at for the longest."""
         for _ in range(min(LOOKED_AT, len(self._told))):
@@ -62,7 +69,7 @@ class Keeper:
             score = self._score(worker, name, now)
             if score < _CHANGED * told:
                 self._tell(worker, name, score)
-            elif told > _SETTLED:
+            elif told >= _SETTLED:
                 self._told[name] = worker, told
 
     def _score(self, worker: str, chain: str, now: float) -> float:

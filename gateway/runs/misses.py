@@ -37,7 +37,7 @@ class Change(NamedTuple):
 class TurnReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`shared_tokens` are those that the prompt begins with as the turn before did, `missed_tokens` those of them that were
     computed again. Where it changed, `part` names what, from token `shared_tokens` on; `before` and `after` are the text there
-    then and now, where content is recorded."""
+    then and now, where content is recorded. `normalized` says what was taken out of the prompt or put in order before."""
 
     turn: int
     worker: str
@@ -49,6 +49,7 @@ class TurnReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     part: str = ""
     before: str = ""
     after: str = ""
+    normalized: tuple[str, ...] = ()
 
 
 def report(
@@ -60,10 +61,18 @@ def report(
     prompt_tokens: int,
     cached_tokens: int,
     page_size: int,
+    normalized: tuple[str, ...] = (),
 ) -> TurnReport:
     """What became of one turn. At least the last token of a prompt is always computed, and only whole pages are kept."""
     if change is None:
-        return TurnReport(turn=turn, worker=worker, why="first_turn", prompt_tokens=prompt_tokens, cached_tokens=cached_tokens)
+        return TurnReport(
+            turn=turn,
+            worker=worker,
+            why="first_turn",
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            normalized=normalized,
+        )
     reusable = min(change.shared_tokens, prompt_tokens - 1) // page_size * page_size
     missed = max(0, reusable - cached_tokens)
     why: Why = "hit"
@@ -83,6 +92,7 @@ def report(
         part=changed.part,
         before=changed.before,
         after=changed.after,
+        normalized=normalized,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
 from gateway.request import Message
-from gateway.runs.identity import Identity, chain_handle, new_run, public_id, read_call_id
+from gateway.runs.identity import Identity, chain_handle, new_run, public_id, read_id
 from gateway.runs.misses import MAX_TURNS, TurnReport
 from gateway.runs.text_blocks import TextBlocks
 
@@ -95,12 +95,23 @@ class Runs:
         """This tenant's, the one seen last first."""
         return list(islice((run for run in reversed(self._runs.values()) if run.tenant == tenant), count))
 
-    def infer(self, messages: Sequence[Message], *, tenant: str, secret: bytes, random_id: str, trace: str = "") -> Identity:
-        """The chain that a history continues: by minted ids, by the answers we returned, by its opening within a trace that
-        was seen before, by its text; else a new run."""
+    def infer(
+        self,
+        messages: Sequence[Message],
+        *,
+        tenant: str,
+        secret: bytes,
+        random_id: str,
+        trace: str = "",
+        previous: str = "",
+    ) -> Identity:
+        """The chain that a history continues: by the id of the answer before, `previous`, by minted ids of calls, by the
+        answers we returned, by its opening within a trace that was seen before, by its text; else a new run."""
+        if (chain := self._by_handle.get(read_id(secret, previous, tenant=tenant) or b"")) is not None:
+            return Identity(chain.run, chain.name, chain.parent, "previous_response_id", final=False)
         for message in reversed(messages):
             for call_id in (message.tool_call_id, *(call.id for call in message.tool_calls)):
-                handle = read_call_id(secret, call_id, tenant=tenant) if call_id else None
+                handle = read_id(secret, call_id, tenant=tenant) if call_id else None
                 chain = self._by_handle.get(handle) if handle else None
                 if chain is not None:
                     return Identity(chain.run, chain.name, chain.parent, "call_id", final=False)
@@ -186,6 +197,14 @@ class Runs:
         run.last_seen = now
         self._runs.move_to_end(run.name)
         return self._drop(run.name) if run.is_final and not run.num_open else None
+
+    def end_chain(self, chain: Chain) -> bool:
+        """A sub-agent is done, its run goes on. False when it was gone before."""
+        run = self._runs.get(chain.run)
+        if run is None or run.chains.get(chain.name) is not chain:
+            return False
+        self._drop_chain(run, chain.name)
+        return True
 
     def dispatched(self, chain: Chain, *, model: str, worker: str, again: bool = False) -> None:
         """A worker took a turn: it is warm now, and the model is locked until the tool loop ends. `again` when the same

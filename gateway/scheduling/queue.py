@@ -2,8 +2,10 @@
 
 overdue   a cold one that has waited too long, the first come first, while a bounded share of all prefill work lasts
 due       one whose promise is half used up and can still be kept: the tenant with the least work, then who is due first
-band      interactive > agent turn > new run > batch
-in a band the tenant with the least uncached work per weight, then runs by (not resident, attained service, arrival)
+band      interactive > agent turn and new run > batch
+in a band the tenant with the least uncached work per weight; of its requests
+  resident  first, the run with the least attained service
+  cold      then, in order of arrival plus half of the time that their runs have been served
 
 Each tenant's requests of a band are kept in order; the order of tenants, which every request changes, is made at the taking.
 """
@@ -19,21 +21,29 @@ import msgspec
 COLD_AFTER_S = 600.0
 """A cold request that has waited so long may go first, see docs/runs.md; aging of every request collapses throughput."""
 COLD_SHARE = 0.25
+SERVED_WEIGHT = 0.5
+"""By so much of its attained service a cold request stands back: one that was served for a minute lets those by that come in
+the next half. From 0.25 to 1 it makes no difference to throughput, see docs/runs.md."""
 _COLD_SAVED_S = 60.0
 """The cold budget saves up at most what it earns in this time; one request may overdraw it."""
 
 
 class Band(IntEnum):
-    """Lower runs first."""
+    """Lower runs first; a new run waits in one line with turns of others, and is the first of them to be shed."""
 
     INTERACTIVE = 0
     AGENT_TURN = 1
     NEW_RUN = 2
     BATCH = 3
 
+    @property
+    def line(self) -> "Band":
+        return Band.AGENT_TURN if self is Band.NEW_RUN else self
+
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """One request in the queue. `attained` is its run's work so far in tokens; `deadline` is when waiting is pointless."""
+    """One request in the queue. `attained_s` is its run's work so far, in seconds of a worker; `deadline` is when waiting is
+    pointless."""
 
     request: int
     tenant: str
@@ -43,7 +53,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float
     uncached_tokens: int
     resident: bool = False
-    attained: float = 0.0
+    attained_s: float = 0.0
     num_bytes: int = 0
     admitted_run: bool = False
     """It continues a run, and does not give way."""
@@ -57,7 +67,8 @@ _Place = tuple[bool, float, float, int]
 
 
 def _place(item: Waiting) -> _Place:
-    return (not item.resident, item.attained, item.arrival, item.request)
+    first = item.attained_s if item.resident else item.arrival + SERVED_WEIGHT * item.attained_s
+    return (not item.resident, first, item.arrival, item.request)
 
 
 class RunQueue:
@@ -185,17 +196,18 @@ class RunQueue:
                 yield self._waiting[place[-1]]
 
     def _line_up(self, item: Waiting) -> None:
-        insort(self._lines.setdefault((item.band, item.tenant), []), _place(item))
+        insort(self._lines.setdefault((item.band.line, item.tenant), []), _place(item))
         if not item.resident:
             insort(self._cold, (item.arrival, item.request))
         if item.due < math.inf:
             self._promised[item.request] = item
 
     def _step_out(self, item: Waiting) -> None:
-        line = self._lines[item.band, item.tenant]
+        key = item.band.line, item.tenant
+        line = self._lines[key]
         del line[bisect_left(line, _place(item))]
         if not line:
-            del self._lines[item.band, item.tenant]
+            del self._lines[key]
         if not item.resident:
             del self._cold[bisect_left(self._cold, (item.arrival, item.request))]
         self._promised.pop(item.request, None)
@@ -255,7 +267,7 @@ class RunQueue:
         return sum(self._order(other) < mine for other in self._waiting.values())
 
     def _order(self, item: Waiting) -> tuple[int, float, str, _Place]:
-        return (item.band, self._work[item.tenant], item.tenant, _place(item))
+        return (item.band.line, self._work[item.tenant], item.tenant, _place(item))
 
     def _take(self, item: Waiting) -> None:
         self._step_out(item)
@@ -275,7 +287,7 @@ class RunQueue:
         assert self._per_tenant.keys() <= self._work.keys()
         lined_up = [(line, self._waiting[place[-1]]) for line, places in self._lines.items() for place in places]
         assert {item.request for _, item in lined_up} == self._waiting.keys() and len(lined_up) == len(self._waiting)
-        assert all(line == (item.band, item.tenant) for line, item in lined_up)
+        assert all(line == (item.band.line, item.tenant) for line, item in lined_up)
         assert all(line == sorted(line) for line in self._lines.values())
         assert self._cold == sorted((item.arrival, item.request) for item in self._waiting.values() if not item.resident)
         assert self._promised == {item.request: item for item in self._waiting.values() if item.due < math.inf}

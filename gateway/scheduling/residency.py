@@ -91,9 +91,13 @@ class Residency:
         resident = cached // page_size
         known = self.cached_tokens(worker, names[:resident], 1)
         self._store(worker, names[known:resident], self._sequence[worker])
-        if since is None:
-            return
-        for name in names[resident:]:
+        if since is not None:
+            self.deny(worker, names[resident:], since)
+
+    def deny(self, worker: str, names: Sequence[bytes], since: int) -> None:
+        """These were not there at submission: what was claimed even then is taken out."""
+        pages = self._pages.get(worker, {})
+        for name in names:
             if pages.get(name, since + 1) <= since:
                 del pages[name]
                 self._no_holder(name, worker)

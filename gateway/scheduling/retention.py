@@ -2,7 +2,7 @@
 
 waits and is mostly resident   1        it goes next
 waits and is cold              0.05     it may wait long, and is computed anew anyway
-pauses                         P(return within H | idle so far, class)
+pauses                         P(return within H | idle so far, class), not under 0.02 while its caller wants it kept
 """
 
 from collections import OrderedDict
@@ -16,6 +16,9 @@ _OF_TURNOVER = 0.5
 WAITS_COLD = 0.05
 LEAST = 0.001
 """Zero would mean: release now."""
+WANTED = 0.02
+"""The least while a caller's `cache_control` lasts: it outlives what was idle for minutes and not so marked, never what is
+likely to be wanted. How likely those are to return who mark their prompts is learned, as of every class."""
 
 
 @dataclass(slots=True)
@@ -25,6 +28,7 @@ class _Pause:
     kind: Kind
     since: float | None
     last_s: float | None = None
+    keep_s: float = 0.0
 
 
 def horizon_s(capacity_tokens: float, prefill_rate: float) -> float:
@@ -52,11 +56,11 @@ class Retention:
             pause.since = None
             self._pauses.move_to_end(chain)
 
-    def finished(self, chain: str, now: float, *, finish: str, tool: str = "") -> None:
-        """A turn ended and a pause begins."""
+    def finished(self, chain: str, now: float, *, finish: str, tool: str = "", keep_s: float = 0.0) -> None:
+        """A turn ended and a pause begins; the caller may have asked to keep it for so long."""
         before = self._pauses.pop(chain, None)
         last_s = before.last_s if before else None
-        self._pauses[chain] = _Pause(Kind(finish, tool, pace(last_s)), now, last_s)
+        self._pauses[chain] = _Pause(Kind(finish, tool, pace(last_s), keep_s), now, last_s, keep_s)
         if len(self._pauses) > self._max_chains:
             self._pauses.popitem(last=False)
 
@@ -77,7 +81,12 @@ class Retention:
         """In (0, 1]: pages of lower scores go first."""
         if waits:
             return 1.0 if resident else WAITS_COLD
-        return max(LEAST, self.chance(chain, now, within_s))
+        return max(self._least(chain, now), self.chance(chain, now, within_s))
+
+    def _least(self, chain: str, now: float) -> float:
+        pause = self._pauses.get(chain)
+        wanted = pause is not None and pause.since is not None and now - pause.since < pause.keep_s
+        return WANTED if wanted else LEAST
 
     def check(self) -> None:
         """Asserts the invariants; for tests."""

@@ -19,11 +19,13 @@ _FORGET = 0.999
 
 
 class Kind(NamedTuple):
-    """How the turn before the pause ended: the finish reason, the tool it called (empty for none or unknown), the pace."""
+    """How the turn before the pause ended: the finish reason, the tool it called (empty for none or unknown), the pace, and for
+    how long the caller asked its prefix to be kept."""
 
     finish: str
     tool: str = ""
     pace: int = -1
+    keep_s: float = 0.0
 
 
 def pace(last_s: float | None) -> int:

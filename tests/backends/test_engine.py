@@ -147,7 +147,7 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
         if rng.random() < 0.1:
             rig.engine.reprioritize("me", rng.randrange(request + 1), rng.randrange(3))
         if rng.random() < 0.1:
-            rig.engine.index.retain(rng.choice("xyz"), rng.choice((0.0, 0.5, 2.0)))
+            rig.engine.retain(rng.choice("xyz"), rng.choice((0.0, 0.5, 2.0)))
         rig.engine.check()
     rig.run()
     assert set(rig.finished) == set(asked)
@@ -249,6 +249,60 @@ def test_a_tier_keeps_the_pages_that_others_hang_on_longest() -> None:
     rig.run()
     tier, names = rig.engine.tier, page_names(array("I", [5] * 17).tobytes(), page_size=4, fingerprint="fake", cache_salt="")
     assert tier is not None and tier.match(names) == 2
+
+
+def host_rig(*chains: str, host_pages: int) -> tuple[Rig, dict[str, list[bytes]]]:
+    """After one prompt of five pages for each chain, of tokens of its own; the device forgets all but the last ones."""
+    rig, names = Rig(limits(num_pages=8, page_size=4), host_pages=host_pages), {}
+    for number, chain in enumerate(chains):
+        prompt = [number + 1] * 21
+        rig.submit(number, prompt, max_tokens=1, chain=chain)
+        rig.run()
+        names[chain] = page_names(array("I", prompt).tobytes(), page_size=4, fingerprint="fake", cache_salt="")
+    return rig, names
+
+
+def test_the_host_tier_gives_up_what_is_worth_least_and_of_equals_what_was_used_first() -> None:
+    rig, names = host_rig("a", "b", "c", host_pages=15)
+    tier = rig.engine.tier
+    assert tier is not None
+    rig.engine.retain("a", 0.6)
+    rig.engine.retain("b", 0.1)
+    rig.engine.retain("c", 0.6)
+    for request, (chain, left) in enumerate({"d": (5, 0, 5), "e": (0, 0, 5), "f": (0, 0, 0)}.items()):
+        rig.submit(100 + request, [50 + request] * 21, max_tokens=1, chain=chain)
+        rig.run()
+        assert tuple(tier.match(names[name]) for name in "abc") == left
+        tier.check()
+
+
+def test_pages_that_another_chain_has_as_well_stay_with_it() -> None:
+    rig = Rig(limits(num_pages=8, page_size=4), host_pages=15)
+    shared = [7] * 12
+    for request, chain in enumerate("ab"):
+        rig.submit(request, [*shared, *[20 + request] * 9], max_tokens=1, chain=chain)
+        rig.run()
+    tier = rig.engine.tier
+    assert tier is not None and len(tier.names()) == 3 + 2 * 2
+    rig.engine.retain("a", 0.0)
+    assert len(tier.names()) == 3 + 2
+    rig.engine.retain("b", 0.0)
+    assert tier.names() == []
+    tier.check()
+
+
+def test_of_a_chain_that_was_cut_short_the_host_gives_up_first_what_its_last_turn_did_not_have() -> None:
+    rig, names = host_rig("a", host_pages=8)
+    tier = rig.engine.tier
+    assert tier is not None
+    rig.submit(50, [*[1] * 8, *[9] * 13], max_tokens=1, chain="a")
+    rig.run()
+    rig.engine.retain("a", 0.5)
+    rig.submit(51, [30] * 13, max_tokens=1, chain="b")
+    rig.run()
+    assert tier.match(names["a"]) == 2
+    now = page_names(array("I", [*[1] * 8, *[9] * 13]).tobytes(), page_size=4, fingerprint="fake", cache_salt="")
+    assert tier.match(now) == 5
 
 
 def test_prompts_with_different_salts_never_share_pages() -> None:

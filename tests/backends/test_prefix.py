@@ -145,6 +145,46 @@ def test_a_chain_of_lower_score_goes_first_and_of_score_zero_at_once() -> None:
     index.check()
 
 
+def turn(index: PrefixIndex, names: list[bytes], chain: str) -> None:
+    """What is resident of it is used again, the rest is computed."""
+    held = index.match(names)
+    index.hold(held, chain)
+    for number in range(len(held), len(names)):
+        held.append(index.insert(names[number], names[number - 1] if number else b"", index.take(1)[0], chain))
+    index.give_back(held)
+
+
+def test_what_a_turn_did_not_go_on_with_goes_before_what_is_worth_less() -> None:
+    index = PrefixIndex(PagePool(7))
+    turn(index, [b"s", b"t", b"old-1", b"old-2"], "a")
+    filled(index, b"other", "other")
+    index.retain("a", 0.8)
+    index.retain("other", 0.1)
+    turn(index, [b"s", b"t", b"new"], "a")
+    index.check()
+    filled(index, b"x", "x")
+    filled(index, b"y", "x")
+    assert {b"s", b"t", b"old-1", b"other", b"new"} <= set(index.names()) and b"old-2" not in index.names()
+    filled(index, b"z", "x")
+    assert b"old-1" not in index.names() and b"other" in index.names()
+    index.check()
+
+
+def test_side_requests_and_sub_agents_under_the_same_name_cost_the_main_thread_nothing() -> None:
+    index, main = PrefixIndex(PagePool(9)), [b"m1", b"m2", b"m3", b"m4"]
+    turn(index, main, "session")
+    turn(index, [b"m1", b"sub-1"], "session")  # of two turns while the main thread waits
+    turn(index, [b"m1", b"sub-1", b"sub-2"], "session")
+    turn(index, [b"title"], "session")
+    filled(index, b"other", "other")
+    index.retain("session", 0.8)
+    index.retain("other", 0.5)
+    for name in (b"x", b"y"):
+        filled(index, name, "x")
+        index.check()
+    assert set(main) | {b"title"} <= set(index.names()) and b"other" not in index.names()
+
+
 def test_a_released_chain_lets_go_of_nothing_that_another_shares() -> None:
     index = PrefixIndex(PagePool(4))
     filled(index, b"a", "one")

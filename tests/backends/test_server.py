@@ -19,6 +19,7 @@ from backends.desk import Outgoing
 from backends.engine import Engine
 from backends.limits import Limits
 from backends.listen import Address
+from backends.outbox import Outbox
 from backends.server import Link, Server
 from backends.worker import Worker
 from tests.backends.conftest import MakeCheckpoint
@@ -306,7 +307,7 @@ async def test_a_gateway_that_does_not_read_is_cut() -> None:
     of = limits()
     server = Server(hello(of), {}, CollectorRegistry(), post=lambda command: None)
     transport = Transport()
-    server.links[1] = Link(asyncio.Queue(1), transport)
+    server.links[1] = Link(Outbox(max_bytes=8), transport)
     server.deliver([Outgoing(1, [b"first"])])
     assert not transport.aborted
     server.deliver([Outgoing(1, [b"second"]), Outgoing(2, [b"nobody"])])

@@ -34,7 +34,9 @@ def sessions(seed: int = 1) -> list[Session]:
 
 def simulate(name: str, *, pool: int, workers: int = 1, host: int = 0, hours: float = 1.0, num: int = 16) -> Outcome:
     discipline = DISCIPLINES[name](workers, Rates())
-    made = [VirtualWorker(i, VirtualPool(pool, host, keep_tails=discipline.keep_tails)) for i in range(workers)]
+    tails, by_worth = discipline.keep_tails, discipline.host_by_worth
+    pools = [VirtualPool(pool, host, keep_tails=tails, host_by_worth=by_worth) for _ in range(workers)]
+    made = [VirtualWorker(number, one) for number, one in enumerate(pools)]
     simulation = Simulation(discipline, made, endless(sessions(), 0), rates=Rates(), until_s=3600 * hours, from_s=300.0)
     outcome = simulation.closed(num, random.Random(0))
     for worker in made:
@@ -70,15 +72,16 @@ def test_when_everything_fits_they_change_nothing() -> None:
 
 def test_in_an_open_loop_all_that_came_is_served_while_there_is_time() -> None:
     discipline = DISCIPLINES["headway"](1, Rates())
-    worker = VirtualWorker(0, VirtualPool(10_000_000, 0, keep_tails=False))
+    worker = VirtualWorker(0, VirtualPool(10_000_000, 0, keep_tails="compacted"))
     simulation = Simulation(discipline, [worker], endless(sessions(), 0), rates=Rates(), until_s=7200, from_s=0)
     outcome = simulation.open(20.0, random.Random(0))
     assert len(outcome.run_s) + len(simulation.live) == simulation.num_begun
     assert outcome.longest_wait_s < 60
 
 
-def test_a_pool_under_a_random_walk_neither_loses_nor_invents_tokens() -> None:
-    rng, pool = random.Random(2), VirtualPool(10_000, 4_000, keep_tails=True)
+@pytest.mark.parametrize("by_worth", [False, True])
+def test_a_pool_under_a_random_walk_neither_loses_nor_invents_tokens(by_worth: bool) -> None:
+    rng, pool = random.Random(2), VirtualPool(10_000, 4_000, keep_tails="all", host_by_worth=by_worth)
     running: set[int] = set()
 
     def worth(held: Held, now: float) -> tuple[float, ...]:
@@ -87,7 +90,7 @@ def test_a_pool_under_a_random_walk_neither_loses_nor_invents_tokens() -> None:
     for step in range(3000):
         chain, total = rng.randrange(30), rng.randrange(1, 3000)
         if chain in running:
-            pool.end(chain, float(step))
+            pool.end(chain, float(step), worth)
             running.remove(chain)
         elif pool.fits(total):
             shared = rng.randrange(total)

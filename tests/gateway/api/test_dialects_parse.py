@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.api.chat import parse_chat
 from gateway.api.completions import CompletionsBody, parse_completion
 from gateway.api.json_schema import check_schema
 from gateway.api.messages import parse_count, parse_messages
@@ -125,3 +126,37 @@ def test_stored_responses_are_bounded_and_their_tenants_own() -> None:
             store.get(tenant, id)
     store.put("a", "resp_3", (Message(role="user", content="y" * 2000),), b"{}")
     assert len(store) == 0
+
+
+EPHEMERAL = {"type": "ephemeral"}
+HOUR = {"type": "ephemeral", "ttl": "1h"}
+
+
+@pytest.mark.parametrize(
+    ("more", "keep_s"),
+    [
+        ({}, 0.0),
+        ({"cache_control": EPHEMERAL}, 300.0),
+        ({"system": [{"type": "text", "text": "s", "cache_control": EPHEMERAL}]}, 300.0),
+        ({"system": [{"type": "text", "text": "s", "cache_control": HOUR}], "cache_control": EPHEMERAL}, 3600.0),
+        ({"tools": [{"name": "f", "input_schema": SCHEMA, "cache_control": {**HOUR, "scope": "global"}}]}, 3600.0),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": EPHEMERAL}]}]}, 300.0),
+    ],
+)
+def test_cache_control_says_for_how_long_a_prefix_is_wanted(more: dict[str, Any], keep_s: float) -> None:
+    body = {"model": "auto", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]} | more
+    assert parse_messages(msgspec.json.encode(body)).keep_s == keep_s
+
+
+@pytest.mark.parametrize("wrong", [{"type": "forever"}, {"type": "ephemeral", "ttl": "2h"}, {}])
+def test_cache_control_of_another_kind_is_refused(wrong: dict[str, str]) -> None:
+    body = {"model": "auto", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}], "cache_control": wrong}
+    with pytest.raises(BadRequest, match="cache_control"):
+        parse_messages(msgspec.json.encode(body))
+
+
+def test_a_day_of_retention_is_the_same_wish() -> None:
+    chat = {"model": "auto", "messages": [{"role": "user", "content": "x"}], "prompt_cache_retention": "24h"}
+    assert parse_chat(msgspec.json.encode(chat), max_tokens_default=5).keep_s == 86_400.0
+    chat["prompt_cache_retention"] = "in_memory"
+    assert parse_chat(msgspec.json.encode(chat), max_tokens_default=5).keep_s == 0.0

@@ -40,6 +40,10 @@ def test_host_pages_behind_the_resident_ones_are_credited_and_forgotten_with_the
     assert fleet.cached_tokens(worker, NAMES) == 8 * size * 3 // 4
     assert fleet._cached(worker, Cache(sequence=3, host_removed=b"".join(NAMES[4:])))
     assert fleet.cached_tokens(worker, NAMES) == 4 * size * 3 // 4
+    # A worker that found three pages says so, and what the index claimed behind them is taken back; later pages are not.
+    assert fleet._cached(worker, Cache(sequence=4, host_stored=b"".join(NAMES[5:6])))
+    fleet.repair(worker, NAMES, 3 * size, since=3)
+    assert [fleet.on_host.cached_tokens(worker, [name], 1) for name in NAMES[:7]] == [1, 1, 1, 0, 0, 1, 0]
     link.load = None  # as a link that was lost
     fleet._state_changed(worker)
     link.load = load()

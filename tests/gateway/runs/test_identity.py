@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest
-from gateway.runs.identity import Identity, chain_handle, identify, mint_call_id, new_run, public_id, read_call_id
+from gateway.runs.identity import Identity, chain_handle, identify, mint_id, new_run, public_id, read_id
 
 SECRET = b"s" * 32
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -64,7 +64,7 @@ def test_sub_agents_are_chains_of_their_run() -> None:
     claude = {"x-claude-code-session-id": "s", "x-claude-code-agent-id": "a", "x-claude-code-parent-agent-id": "p"}
     assert known(claude) == Identity("acme:s", "acme:s#a", "acme:s#p", "x-claude-code-session-id", False)
     dynamo = {"x-dynamo-session-id": "child", "x-dynamo-parent-session-id": "s", "x-dynamo-session-final": "1"}
-    assert known(dynamo) == Identity("acme:s", "acme:s#child", "acme:s", "x-dynamo-session-id", False)
+    assert known(dynamo) == Identity("acme:s", "acme:s#child", "acme:s", "x-dynamo-session-id", False, closes=True)
     helicone = known({"helicone-session-id": "s", "helicone-session-path": "/plan/search"})
     assert helicone is not None
     assert helicone.chain == "acme:s#plan/search"
@@ -109,24 +109,24 @@ def test_nothing_said_is_nothing_known() -> None:
 
 @given(st.text(min_size=1, max_size=300), st.integers(0, 2**40), st.text(max_size=20))
 def test_minted_ids_come_back_for_their_tenant_only(chain: str, number: int, tenant: str) -> None:
-    minted = mint_call_id(SECRET, chain, number, tenant=tenant)
+    minted = mint_id(SECRET, chain, number, tenant=tenant)
     assert len(minted) == 29
-    assert read_call_id(SECRET, minted, tenant=tenant) == chain_handle(chain)
-    assert read_call_id(SECRET, minted, tenant=tenant + "x") is None
-    assert read_call_id(b"other", minted, tenant=tenant) is None
+    assert read_id(SECRET, minted, tenant=tenant) == chain_handle(chain)
+    assert read_id(SECRET, minted, tenant=tenant + "x") is None
+    assert read_id(b"other", minted, tenant=tenant) is None
 
 
 def test_minted_ids_differ_by_number() -> None:
-    assert len({mint_call_id(SECRET, "c", number, tenant="t") for number in range(1000)}) == 1000
+    assert len({mint_id(SECRET, "c", number, tenant="t") for number in range(1000)}) == 1000
 
 
 @given(st.text(max_size=40) | st.text("call_ABCab01-_=", min_size=20, max_size=30).map(lambda text: "call_" + text))
 def test_other_ids_are_not_ours(call_id: str) -> None:
-    assert read_call_id(SECRET, call_id, tenant="t") is None
+    assert read_id(SECRET, call_id, tenant="t") is None
 
 
 def test_a_changed_id_is_not_ours() -> None:
-    minted = mint_call_id(SECRET, "chain", 1, tenant="t")
+    minted = mint_id(SECRET, "chain", 1, tenant="t")
     for place in range(5, 29):
         other = "A" if minted[place] != "A" else "B"
-        assert read_call_id(SECRET, minted[:place] + other + minted[place + 1 :], tenant="t") is None
+        assert read_id(SECRET, minted[:place] + other + minted[place + 1 :], tenant="t") is None

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from gateway.request import Message, ToolCall
-from gateway.runs.identity import Identity, mint_call_id
+from gateway.runs.identity import Identity, mint_id
 from gateway.runs.registry import Chain, Run, Runs, in_tool_loop
 
 SECRET = b"k" * 16
@@ -66,7 +66,7 @@ def test_minted_ids_make_tool_loops_exact() -> None:
     runs = Runs(10, 900)
     for name in ("a", "b"):
         began(runs, name, user("hi"))
-    call_id = mint_call_id(SECRET, "t:b", 0, tenant="t")
+    call_id = mint_id(SECRET, "t:b", 0, tenant="t")
     call = Message(role="assistant", tool_calls=(ToolCall(id=call_id, name="f", arguments="{}"),))
     result = Message(role="tool", content="3", tool_call_id=call_id)
     found = inferred(runs, user("hi"), call, result)

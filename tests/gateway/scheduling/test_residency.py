@@ -1,5 +1,7 @@
 import random
 
+import pytest
+
 from backends.wire import PAGE_NAME_BYTES, Cache, page_names
 from gateway.scheduling.residency import Residency
 
@@ -131,3 +133,39 @@ def test_a_random_walk_knows_no_more_than_the_worker_has() -> None:
         for number in rng.sample(range(80), 10):
             if known[worker] and residency.cached_tokens(worker, names(number), 1):
                 assert number in truth[worker]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_lost_late_or_sent_twice_the_index_claims_nothing_that_is_not_there(seed: int) -> None:
+    """A worker's frames as they are, and a network that loses, delays and repeats them; a frame that is refused is answered by
+    a resync in chunks, as after a reconnect."""
+    rng, residency, held = random.Random(seed), Residency(200), dict[int, None]()
+    sequence, sent, connected = 0, list[Cache](), False
+    for step in range(3000):
+        if not connected:  # everything in flight is gone with the link
+            chunks = [tuple(held)[start : start + 7] for start in range(0, max(1, len(held)), 7)]
+            sent = [frame(sequence + n, chunk, reset=n == 0) for n, chunk in enumerate(chunks)]
+            sequence, connected = sequence + len(chunks), True
+        else:
+            stored = {rng.randrange(60) for _ in range(rng.randrange(4))} - held.keys()
+            removed = set(rng.sample(sorted(held), min(len(held), rng.randrange(4))))
+            for number in removed:
+                del held[number]
+            held |= dict.fromkeys(stored)
+            sent.append(frame(sequence, tuple(stored), tuple(removed)))
+            sequence += 1
+        fate = rng.random()
+        if fate < 0.02 and len(sent) > 1:
+            sent[-2:] = sent[:-3:-1]  # the last two change places
+        elif fate < 0.04:
+            sent.append(sent[-1])
+        elif fate < 0.06:
+            sent.pop()
+        while sent and rng.random() < 0.7:
+            if not (connected := residency.apply("w", sent.pop(0))):
+                assert len(residency) == 0
+                break
+            residency.check()
+        if connected and not sent and residency.sequence("w") == sequence - 1:
+            claimed = {number for number in range(60) if residency.cached_tokens("w", names(number), 1)}
+            assert claimed == held.keys(), step

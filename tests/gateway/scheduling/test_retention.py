@@ -1,6 +1,6 @@
 import random
 
-from gateway.scheduling.retention import WAITS_COLD, WITHIN_S, Retention, horizon_s
+from gateway.scheduling.retention import LEAST, WAITS_COLD, WANTED, WITHIN_S, Retention, horizon_s
 
 
 def test_the_longer_a_chain_pauses_the_less_its_pages_are_worth() -> None:
@@ -17,6 +17,33 @@ def test_what_waits_is_kept_only_if_it_goes_soon() -> None:
     retention.arrived("a", 5.0)
     assert retention.score("a", 6.0, waits=True) == 1.0
     assert retention.score("a", 6.0, waits=True, resident=False) == WAITS_COLD
+
+
+def test_a_callers_wish_lifts_what_was_idle_for_long_and_nothing_above_what_is_likely_wanted() -> None:
+    retention = Retention()
+    retention.finished("marked", 0.0, finish="stop", keep_s=300.0)
+    retention.finished("hour", 0.0, finish="stop", keep_s=3600.0)
+    retention.finished("plain", 0.0, finish="stop")
+    assert retention.score("marked", 1.0) == retention.score("plain", 1.0) > 0.3
+    for number in range(400):  # nobody is seen to return after a minute
+        for keep_s in (0.0, 300.0, 3600.0):
+            retention.finished(f"{number}", 0.0, finish="stop", keep_s=keep_s)
+            retention.ended(f"{number}")
+    assert retention.score("plain", 250.0) < WANTED == retention.score("marked", 250.0)
+    assert retention.score("marked", 301.0) < WANTED == retention.score("hour", 301.0)
+    assert LEAST < WANTED < WAITS_COLD
+
+
+def test_what_is_learned_of_those_that_mark_their_prompts_is_said_of_no_others() -> None:
+    retention = Retention()
+    for number in range(300):
+        retention.finished(f"m{number}", 0.0, finish="stop", keep_s=300.0)
+        retention.arrived(f"m{number}", 5.0)
+        retention.finished(f"p{number}", 0.0, finish="stop")
+        retention.ended(f"p{number}")
+    retention.finished("marked", 0.0, finish="stop", keep_s=300.0)
+    retention.finished("plain", 0.0, finish="stop")
+    assert retention.score("marked", 0.0) > 0.8 > 0.2 > retention.score("plain", 0.0)
 
 
 def test_nothing_is_known_of_a_new_chain_and_it_is_kept() -> None:

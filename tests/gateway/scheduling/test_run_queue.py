@@ -29,7 +29,11 @@ def test_bands_go_before_everything_else() -> None:
     queue = RunQueue(10)
     for request, band in enumerate([Band.BATCH, Band.NEW_RUN, Band.AGENT_TURN, Band.INTERACTIVE]):
         queue.push(item(request, band=band))
-    assert drained(queue) == [3, 2, 1, 0]
+    assert drained(queue) == [3, 1, 2, 0]  # a new run and a turn of another one are in one line
+    queue.push(item(1, band=Band.AGENT_TURN))
+    queue.push(item(2, band=Band.NEW_RUN, arrival=0.0))
+    gone = queue.give_way(item(3, admitted_run=True))
+    assert gone is not None and gone.request == 2  # but when one has to go it is the new run
 
 
 def test_what_is_due_goes_first_while_its_promise_can_be_kept() -> None:
@@ -66,13 +70,15 @@ def test_a_full_queue_takes_from_the_tenant_that_fills_it() -> None:
     assert gone is not None and gone.request == 22
 
 
-def test_in_a_band_the_resident_then_the_least_served_then_the_first() -> None:
+def test_in_a_band_the_resident_that_were_served_least_then_the_cold_as_they_came() -> None:
     queue = RunQueue(10)
-    queue.push(item(1, attained=50.0))
+    queue.push(item(1, attained_s=6.0))  # stands back by three seconds, which is behind 3
     queue.push(item(2))
     queue.push(item(3))
-    queue.push(item(4, resident=True, attained=900.0))
-    assert drained(queue) == [4, 2, 3, 1]
+    queue.push(item(4, resident=True, attained_s=900.0))
+    queue.push(item(5, resident=True, attained_s=2.0))
+    queue.push(item(6))
+    assert drained(queue) == [5, 4, 2, 3, 1, 6]
 
 
 def test_tenants_share_by_weight_in_uncached_work() -> None:
@@ -169,7 +175,7 @@ def test_a_random_walk_keeps_the_counts() -> None:
 def test_a_cold_one_that_waited_too_long_goes_first_while_the_budget_lasts() -> None:
     queue = RunQueue(1000, cold_after_s=600.0, cold_share=0.25)
     for request in range(100):
-        queue.push(item(request, arrival=0.0, uncached_tokens=1000, attained=1e6))
+        queue.push(item(request, arrival=0.0, uncached_tokens=1000, attained_s=1e3))
     for request in range(100, 400):
         queue.push(item(request, arrival=700.0, uncached_tokens=10, resident=True))
     queue.pop(now=699.0, prefill_rate=0.0)
