@@ -26,6 +26,8 @@ COMPILE_S = 10.0
 """A schema of ordinary size takes milliseconds, with a vocabulary of 150,000 some tenths of a second."""
 CACHE_BYTES = 256 * 1024 * 1024
 SEPARATORS = (", ", ": ")
+CHARS_A_TOKEN = 3
+"""Of a schema's text. What a schema says is longer than the least that satisfies it."""
 
 
 class Matcher:
@@ -41,7 +43,9 @@ class Matcher:
     def limit(self, room: int) -> None:
         """The answer has this many tokens at most."""
         if self._pieces is not None:
-            self._landing = Landing(self._pieces, room=room, thinks=self._grammar.thinks != "no")
+            grammar = self._grammar
+            most = len(grammar.text) // CHARS_A_TOKEN
+            self._landing = Landing(self._pieces, room=room, most=most, thinks=grammar.thinks != "no")
 
     def settle(self, token: int) -> int:
         """What is taken for a token that the mask allowed: itself, unless the answer could then not end within its limit."""
@@ -55,8 +59,12 @@ class Matcher:
             self._landing.accepted(token)
         if not self._matcher.is_terminated():
             return None
-        cut = self._landing is not None and self._landing.steered and not self._grammar.fit
-        return "length" if cut else "stop"
+        return "length" if self.was_led and not self._grammar.fit else "stop"
+
+    @property
+    def was_led(self) -> bool:
+        """Whether its limit changed what was said, so that it could end."""
+        return self._landing is not None and self._landing.steered
 
     def fill(self, masks: Tensor, row: int) -> None:
         self._matcher.fill_next_token_bitmask(masks, row)

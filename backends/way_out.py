@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import xgrammar
 
 SHARE = 2
-MAX_WAY_BYTES = 20_000
 THINK_BEGIN, THINK_END = b"<think>", b"</think>"
 
 _QUOTE, _BACKSLASH = ord('"'), ord("\\")
@@ -28,14 +27,14 @@ class Pieces:
     def __init__(self, texts: Sequence[bytes]) -> None:
         self.texts = texts
         self._ids = {text: token for token, text in enumerate(texts) if text}
-        self._longest = max(map(len, self._ids), default=0)
+        self.longest = max(map(len, self._ids), default=0)
 
     def tokens(self, text: bytes) -> list[int] | None:
         """The longest piece that fits, then again: so what is left behind the first tokens has the other tokens. None where
         a byte is no piece."""
         tokens, at = list[int](), 0
         while at < len(text):
-            length = next((n for n in range(min(self._longest, len(text) - at), 0, -1) if text[at : at + n] in self._ids), 0)
+            length = next((n for n in range(min(self.longest, len(text) - at), 0, -1) if text[at : at + n] in self._ids), 0)
             if not length:
                 return None
             tokens.append(self._ids[text[at : at + length]])
@@ -55,22 +54,31 @@ class Way(NamedTuple):
 
 
 class Landing:
-    """One sequence's. `room` is the number of tokens that it may still have."""
+    """One sequence's. `room` is the number of tokens that it may still have, `most` what one more part may cost, about.
 
-    def __init__(self, pieces: Pieces, *, room: int, thinks: bool) -> None:
-        self._pieces, self._room, self._thinks = pieces, room, thinks
+    Far from the limit nobody looks: the next look is when a quarter of what is to spare is used up.
+    """
+
+    def __init__(self, pieces: Pieces, *, room: int, most: int, thinks: bool) -> None:
+        self._pieces, self._room, self._most, self._thinks = pieces, room, most, thinks
         self._said = bytearray()
+        self._look_at = room
         self._way: Way | None = None
-        self._ahead: tuple[int, Way | None] | None = None
+        self._ahead: tuple[int, Way] | None = None
         self.steered = False
 
     def settle(self, matcher: "xgrammar.GrammarMatcher", token: int) -> int:
         """The token, or the one that is taken for it. The matcher stays where it is."""
-        way = self._way
-        if way is None:
-            way = self._way = self._found(matcher, b"")
         text = self._pieces.texts[token]
-        if way is None or way.cost > self._room or not text:
+        if self._room > self._look_at or not text:
+            return token
+        way = self._way or self._found(matcher, b"")
+        if way is None or way.cost > self._room:
+            self._look_at = -1  # there is no end in reach any more
+            return token
+        self._most = max(self._most, way.cost)
+        if (spare := (self._room - SHARE * (way.cost + self._most)) // 4) > 0:
+            self._look_at = self._room - spare
             return token
         after = self._after(matcher, token, way)
         left = self._room - 1
@@ -79,7 +87,8 @@ class Landing:
             return token
         self.steered = True
         if not way.tokens:
-            return matcher.stop_token_ids[0]
+            stop: int = matcher.stop_token_ids[0]
+            return stop
         self._ahead = way.tokens[0], self._rest(way)
         return way.tokens[0]
 
@@ -106,13 +115,14 @@ class Landing:
 
     def _found(self, matcher: "xgrammar.GrammarMatcher", text: bytes) -> Way | None:
         """From where `matcher` is, behind `text` that is not yet accepted here."""
-        found = way_out(matcher.fork(), bytes(self._said) + text, thinks=self._thinks)
+        at_most = self._room * self._pieces.longest
+        found = way_out(matcher.fork(), bytes(self._said) + text, thinks=self._thinks, max_bytes=at_most)
         tokens = None if found is None else self._pieces.tokens(found)
         return None if found is None or tokens is None else Way(found, tokens)
 
 
-def way_out(matcher: "xgrammar.GrammarMatcher", said: bytes, *, thinks: bool) -> bytes | None:
-    """What ends the answer that `said` begins, advancing `matcher`; None where no end is found."""
+def way_out(matcher: "xgrammar.GrammarMatcher", said: bytes, *, thinks: bool, max_bytes: int) -> bytes | None:
+    """What ends the answer that `said` begins, advancing `matcher`; None where no end is found in so many bytes."""
     way, used = bytearray(), dict[int, int]()
     thoughts, _, answer = said.rpartition(THINK_END)
     if thinks and not thoughts and matcher.accept_string(THINK_END):
@@ -126,7 +136,7 @@ def way_out(matcher: "xgrammar.GrammarMatcher", said: bytes, *, thinks: bool) ->
         else:
             order = [_QUOTE, *sorted(_INSIDE, key=lambda byte: used.get(byte, 0))] if inside else _OUTSIDE
             step = next((one for byte in order if matcher.accept_string(one := bytes((byte,)))), b"")
-            if not step or len(way) > MAX_WAY_BYTES:
+            if not step or len(way) > max_bytes:
                 return None
             used[step[0]] = used.get(step[0], 0) + 1
         way += step
