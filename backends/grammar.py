@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from backends.json_pattern import with_patterns_spelled_out
 from backends.limits import Refusal
 from backends.schema_bounds import bounded, bounded_rules
 from backends.structural_tag import ANY_OBJECT, structural_tag
@@ -185,13 +186,13 @@ def _rules(schema: Any) -> str:
     grammar = xgrammar.Grammar.from_json_schema(
         json.dumps(schema), any_whitespace=False, separators=SEPARATORS, strict_mode=False
     )
-    return bounded_rules(str(grammar))
+    return with_patterns_spelled_out(bounded_rules(str(grammar)))
 
 
 def _tagged_rules(tag: Any) -> str:
     import xgrammar
 
-    return bounded_rules(str(xgrammar.Grammar.from_structural_tag(json.dumps(tag))))
+    return with_patterns_spelled_out(bounded_rules(str(xgrammar.Grammar.from_structural_tag(json.dumps(tag)))))
 
 
 def _vocabulary(tokenizer: Tokenizer) -> list[str]:

@@ -1,11 +1,11 @@
 """Claim: an answer that is held to a form costs almost no time, and always has that form.
 
-Speed: eight sequences at once on nano, one step after the other as the engine runs them, 192 tokens each: held to a JSON
-Schema (a long list of records) and free, in turns, best of the rounds of each, up to the first end; and once more held with a limit so near that
-every token is looked at for whether the answer can still end. Form: 200 generated schemas, asked for in words and held to
-strictly, to fit into 512 tokens (`fit`): how many end, how many of these only because they were led to an end near the limit, and
-whether each that ends satisfies `jsonschema`. At temperature 1 with a frequency penalty of 0.5: a small model asked for what it
-never saw fills an endless string with one word when greedy.
+Speed: eight sequences at once on nano, one step after the other as the engine runs them, up to 192 tokens each and until one
+ends: free, held to a JSON Schema (a long list of records), and held with a limit so near that every token is looked at for
+whether the answer can still end; in turns, best of the rounds of each. Form: 200 generated schemas, asked for in words and
+held to strictly, to fit into 512 tokens (`fit`): how many end, how many of these only because they were led to an end near
+the limit, and whether each that ends satisfies `jsonschema`. At temperature 1 with a frequency penalty of 0.5: a small model
+asked for what it never saw fills an endless string with one word when greedy.
 """
 
 import json

@@ -104,7 +104,9 @@ def _accepted(given: ResponsesBody) -> tuple[str, ...]:
 def _sampling(given: ResponsesBody, max_tokens_default: int) -> Sampling:
     wanted = LOGPROBS in (given.include or ()) or bool(given.top_logprobs)
     format = given.text.format if given.text else None
-    grammar = format and read_format(format.type, format.schema, format.pattern, param="text.format", fit=bool(format.fit))
+    grammar = (
+        read_format(format.type, format.schema, format.pattern, param="text.format", fit=bool(format.fit)) if format else None
+    )
     return Sampling(
         max_tokens=given.max_output_tokens or max_tokens_default,
         temperature=given.temperature or 0.0,
