@@ -215,4 +215,7 @@ def _vocabulary_type(tokenizer: Tokenizer) -> "xgrammar.VocabType":
 def _reason(error: Exception) -> str:
     """The library's first line, without where in its source it was."""
     lines = str(error).strip().splitlines()
-    return lines[0].rpartition(".cc:")[2].partition(": ")[2] or lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    _, source, said = lines[0].rpartition(".cc:")
+    return said.partition(": ")[2] if source else lines[0]

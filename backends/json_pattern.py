@@ -12,6 +12,7 @@ _PIECE = re.compile(r'(?P<literal>"(?:\\.|[^"\\])*")|(?P<set>\[(?:\\.|[^\]\\])*\
 _CODE = r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|\\.|[^\\]"
 _RANGE = re.compile(rf"({_CODE})(?:-({_CODE}))?", re.DOTALL)
 _ESCAPES = {"0": 0, "a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "e": 27}
+_ESCAPED_LITERAL = re.compile(r'(?<!\\)(?:\\\\)*\\(?:["\\abtnvfre0]|x[01])')
 _ESCAPED = ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
 """Control characters, quote and backslash."""
 
@@ -34,6 +35,10 @@ def _spelled_out(line: str) -> str:
     def piece(found: "re.Match[str]") -> str:
         if found["name"]:
             return f"{name}_{found['name']}"
+        if found["literal"] and _ESCAPED_LITERAL.search(found["literal"]):
+            raise ValueError(
+                "a `pattern` with a quote, a backslash or a control character is not supported, as JSON escapes them"
+            )
         return found["literal"] or _without_escaped(found["set"])
 
     return f"{name} ::= {name}_root\n" + _PIECE.sub(piece, str(xgrammar.Grammar.from_regex(pattern)))

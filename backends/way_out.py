@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import xgrammar
 
 SHARE = 2
+PASSED = 6
+"""Tokens of a way that one other token may stand for."""
 THINK_BEGIN, THINK_END = b"<think>", b"</think>"
 
 _QUOTE, _BACKSLASH = ord('"'), ord("\\")
@@ -99,15 +101,20 @@ class Landing:
         self._ahead = None
 
     def _after(self, matcher: "xgrammar.GrammarMatcher", token: int, way: Way) -> Way | None:
-        """The way behind a token: mostly the same, or what is left of it."""
+        """The way behind a token: mostly the same, or what is left of it when the token said what its first ones would have."""
         if way.tokens and token == way.tokens[0]:
             return self._rest(way)
         ahead = matcher.fork()
         if not ahead.accept_token(token):
             return None
-        trial = ahead.fork()
-        if (not way.text or trial.accept_string(way.text)) and trial.is_completed():
-            return way
+        rest = way
+        for _ in range(PASSED):
+            trial = ahead.fork()
+            if (not rest.text or trial.accept_string(rest.text)) and trial.is_completed():
+                return rest
+            if not rest.tokens:
+                break
+            rest = self._rest(rest)
         return self._found(ahead, self._pieces.texts[token])
 
     def _rest(self, way: Way) -> Way:
