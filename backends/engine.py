@@ -151,7 +151,9 @@ class Engine:
         if submit.chain:
             self.index.revive(submit.chain)
         sequence = self._sequence(owner, submit)
-        sequence.matcher = matcher
+        if matcher is not None:
+            sequence.matcher = matcher
+            matcher.limit(sequence.limit - sequence.num_prompt)
         self._live[owner, submit.request] = sequence
         self.scheduler.add(sequence)
 
@@ -269,8 +271,9 @@ class Engine:
         pending.confidence = min(pending.confidence, sampled.confidence)
         if sampled.logprob is not None:
             pending.logprobs.append(self._described(sampled))
-        over = sequence.matcher is not None and sequence.matcher.accept(token)
-        if over or (token in self.limits.eos_tokens and not sequence.sampling.ignore_eos):
+        if sequence.matcher is not None and (over := sequence.matcher.accept(token)):
+            return [(sequence, over, "")]
+        if token in self.limits.eos_tokens and not sequence.sampling.ignore_eos:
             return [(sequence, "stop", "")]
         passed = sequence.stops.feed(sequence.detokenizer.feed(token))
         pending.text += passed.text

@@ -13,10 +13,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from backends.json_pattern import with_patterns_spelled_out
 from backends.limits import Refusal
 from backends.schema_bounds import bounded, bounded_rules
 from backends.structural_tag import ANY_OBJECT, structural_tag
-from backends.wire import Grammar
+from backends.way_out import Landing, Pieces
+from backends.wire import FinishReason, Grammar
 
 if TYPE_CHECKING:
     import xgrammar
@@ -25,19 +27,45 @@ COMPILE_S = 10.0
 """A schema of ordinary size takes milliseconds, with a vocabulary of 150,000 some tenths of a second."""
 CACHE_BYTES = 256 * 1024 * 1024
 SEPARATORS = (", ", ": ")
+CHARS_A_TOKEN = 3
+"""Of a schema's text. What a schema says is longer than the least that satisfies it."""
 
 
 class Matcher:
-    """Where one sequence is in its grammar."""
+    """Where one sequence is in its grammar. `pieces` are the vocabulary, where the answer must come to its end in time."""
 
-    def __init__(self, matcher: "xgrammar.GrammarMatcher", *, vocab_size: int) -> None:
-        self._matcher, self.vocab_size = matcher, vocab_size
+    def __init__(
+        self, matcher: "xgrammar.GrammarMatcher", grammar: Grammar, *, vocab_size: int, pieces: Pieces | None = None
+    ) -> None:
+        self._matcher, self._grammar, self.vocab_size = matcher, grammar, vocab_size
+        self._pieces = pieces
+        self._landing: Landing | None = None
 
-    def accept(self, token: int) -> bool:
-        """Takes a token that the mask allowed. True when the answer is over."""
+    def limit(self, room: int) -> None:
+        """The answer has this many tokens at most."""
+        if self._pieces is not None:
+            grammar = self._grammar
+            most = len(grammar.text) // CHARS_A_TOKEN
+            self._landing = Landing(self._pieces, room=room, most=most, thinks=grammar.thinks != "no")
+
+    def settle(self, token: int) -> int:
+        """What is taken for a token that the mask allowed: itself, unless the answer could then not end within its limit."""
+        return token if self._landing is None else self._landing.settle(self._matcher, token)
+
+    def accept(self, token: int) -> FinishReason | None:
+        """Takes a token that the mask allowed. How the answer ended, if it is over: `length` if its limit ended it."""
         accepted = self._matcher.accept_token(token)
         assert accepted, f"token {token} was sampled against its mask"
-        return bool(self._matcher.is_terminated())
+        if self._landing is not None:
+            self._landing.accepted(token)
+        if not self._matcher.is_terminated():
+            return None
+        return "length" if self.was_led and not self._grammar.fit else "stop"
+
+    @property
+    def was_led(self) -> bool:
+        """Whether its limit changed what was said, so that it could end."""
+        return self._landing is not None and self._landing.steered
 
     def fill(self, masks: Tensor, row: int) -> None:
         self._matcher.fill_next_token_bitmask(masks, row)
@@ -93,6 +121,7 @@ class Grammars:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammars")
         self._lock = threading.Lock()
         self._compiler: Any = None
+        self._pieces: Pieces | None = None
 
     def compile(self, grammar: Grammar, ready: Callable[[Matcher | Refusal], None]) -> None:
         """`ready` is called once, on another thread: with a matcher at its start, or why there is none."""
@@ -118,14 +147,16 @@ class Grammars:
         import xgrammar
 
         try:
-            return Matcher(xgrammar.GrammarMatcher(self._compiled(grammar)), vocab_size=self._vocab_size)
+            matcher = xgrammar.GrammarMatcher(self._compiled(grammar))
+            pieces = self._pieces if grammar.kind in ("json", "schema") else None
+            return Matcher(matcher, grammar, vocab_size=self._vocab_size, pieces=pieces)
         except (RuntimeError, ValueError, TypeError) as error:  # what the library raises for a grammar that it cannot take
             return Refusal("bad_grammar", f"{grammar.param}: {_reason(error)}", grammar.param)
 
     def _compiled(self, grammar: Grammar) -> "xgrammar.CompiledGrammar":
         compiler = self._ready_compiler()
         if grammar.thinks != "no" or grammar.kind == "calls":
-            return compiler.compile_structural_tag(json.dumps(structural_tag(grammar)))
+            return compiler.compile_grammar(_tagged_rules(structural_tag(grammar)))
         if grammar.kind == "regex":
             return compiler.compile_regex(grammar.text)
         schema = bounded(json.loads(grammar.text)) if grammar.kind == "schema" else ANY_OBJECT
@@ -142,6 +173,7 @@ class Grammars:
                     vocab_size=self._vocab_size,
                     stop_token_ids=self._eos_tokens,
                 )
+                self._pieces = Pieces(info.decoded_vocab)
                 self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES)
             compiler: xgrammar.GrammarCompiler = self._compiler
             return compiler
@@ -154,7 +186,13 @@ def _rules(schema: Any) -> str:
     grammar = xgrammar.Grammar.from_json_schema(
         json.dumps(schema), any_whitespace=False, separators=SEPARATORS, strict_mode=False
     )
-    return bounded_rules(str(grammar))
+    return with_patterns_spelled_out(bounded_rules(str(grammar)))
+
+
+def _tagged_rules(tag: Any) -> str:
+    import xgrammar
+
+    return with_patterns_spelled_out(bounded_rules(str(xgrammar.Grammar.from_structural_tag(json.dumps(tag)))))
 
 
 def _vocabulary(tokenizer: Tokenizer) -> list[str]:
@@ -177,4 +215,7 @@ def _vocabulary_type(tokenizer: Tokenizer) -> "xgrammar.VocabType":
 def _reason(error: Exception) -> str:
     """The library's first line, without where in its source it was."""
     lines = str(error).strip().splitlines()
-    return lines[0].rpartition(".cc:")[2].partition(": ")[2] or lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    _, source, said = lines[0].rpartition(".cc:")
+    return said.partition(": ")[2] if source else lines[0]

@@ -46,6 +46,8 @@ def sample(logits: Tensor, asks: Sequence[Ask], masks: Masks | None = None) -> l
     for row, ask in enumerate(asks):
         if ask.sampling.temperature > 0:
             tokens[row] = _draw(allowed[row], ask)
+        if ask.matcher is not None:
+            tokens[row] = ask.matcher.settle(tokens[row])
     sampled = [_described(logits[row], token, ask) for row, (token, ask) in enumerate(zip(tokens, asks, strict=True))]
     if rows := [row for row, ask in enumerate(asks) if ask.sampling.confidence]:
         asked = logits[rows]

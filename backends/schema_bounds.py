@@ -1,7 +1,7 @@
 """Bounds that a JSON Schema leaves open and every reader has: without them a small model may write digits for ever.
 
 Integers are those of 64 bits, numbers have as many digits as a double can hold, formats are those of
-formats.py.
+formats.py, and text has no halves of a surrogate pair.
 """
 
 from typing import Any
@@ -13,6 +13,11 @@ INT64 = 2**63 - 1
 _BY_NAME = ("properties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties")
+_ANY_ESCAPE = '("u" [A-Fa-f0-9] [A-Fa-f0-9] [A-Fa-f0-9] [A-Fa-f0-9])'
+_ESCAPE = '("u" ([A-CEFa-cef0-9] [A-Fa-f0-9] | [Dd] [0-7]) [A-Fa-f0-9] [A-Fa-f0-9])'
+_ANY_CHARACTER = r"([^\"\\\r\n])"
+"""Of a string with a length: control characters as well, which are no JSON."""
+_CHARACTER = r"([^\0-\x1f\"\\])"
 _LOWER, _UPPER = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
 
 
@@ -46,13 +51,14 @@ def _bound(schema: dict[str, Any]) -> None:
 
 
 def bounded_rules(ebnf: str) -> str:
-    """The same for numbers of any size, in the rules that xgrammar names `basic_...`."""
+    """The same for numbers of any size and for text, in the rules as xgrammar 0.2.8 writes them."""
     lines = ebnf.splitlines()
     return "\n".join(_bounded_rule(line) for line in lines)
 
 
 def _bounded_rule(line: str) -> str:
     name = line.partition(" ::= ")[0]
+    line = line.replace(_ANY_ESCAPE, _ESCAPE).replace(_ANY_CHARACTER, _CHARACTER)
     if not name.startswith(("basic_integer", "basic_number")):
         return line
     digits = "{1, 3}" if "[eE]" in line else "{1, 17}"

@@ -42,6 +42,8 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `thinks` allows reasoning up to `</think>` in front: `opens` when the model writes `<think>`, `inside` when its prompt
     does. `param` is the request's field that asked for it: errors name it.
+
+    Near its limit an answer in JSON is led to its end. It then ends by `length`, or by `stop` if it was told to `fit`.
     """
 
     kind: Literal["json", "schema", "regex", "calls"]
@@ -55,6 +57,7 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     required: bool = False
     parallel: bool = True
     thinks: Literal["no", "opens", "inside"] = "no"
+    fit: bool = False
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -75,7 +75,7 @@ class AnswerEndpoint:
                 send = _saying(send, lambda: rates.headers(caller.limited, time.monotonic()))
             arrival.passed = rates.enter(caller.limited, arrival.at)
             body = await read_body(headers, receive, max_bytes=self._max_body)
-            asked = self._dialect.parse(body, tenant)
+            asked = await self._dialect.parse(body, tenant)
             calls = await self._pipeline.open(asked.request, arrival, tenant, id_prefix=self._dialect.id_prefix)
         except HeadwayError as error:
             failure = error

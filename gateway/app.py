@@ -107,7 +107,7 @@ class Gateway:
             policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge, escalations
         )
         self.answers = OpenAnswers()
-        self.responses = ResponseStore()
+        self.responses = ResponseStore(self.ledger, time.time)
         dialects: dict[str, Dialect] = {
             "/v1/chat/completions": ChatDialect(),
             "/v1/completions": CompletionsDialect(),

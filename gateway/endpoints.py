@@ -146,16 +146,17 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
 
 
 def _responses(gateway: "Gateway") -> list[HTTPRouteHandler]:
-    @get("/v1/responses/{response_id:str}", media_type=MediaType.JSON, sync_to_thread=False)
-    def stored(request: AnyRequest, response_id: FromPath[str]) -> Response[bytes]:
+    @get("/v1/responses/{response_id:str}", media_type=MediaType.JSON)
+    async def stored(request: AnyRequest, response_id: FromPath[str]) -> Response[bytes]:
         """A response that was stored, as it was answered."""
         tenant = gateway.keys.tenant_of(request.scope["headers"])
-        return Response(gateway.responses.get(tenant, response_id).body, media_type=MediaType.JSON)
+        found = await gateway.responses.get(tenant, response_id)
+        return Response(found.body, media_type=MediaType.JSON)
 
-    @delete("/v1/responses/{response_id:str}", status_code=200, sync_to_thread=False)
-    def forget(request: AnyRequest, response_id: FromPath[str]) -> dict[str, Any]:
+    @delete("/v1/responses/{response_id:str}", status_code=200)
+    async def forget(request: AnyRequest, response_id: FromPath[str]) -> dict[str, Any]:
         tenant = gateway.keys.tenant_of(request.scope["headers"])
-        gateway.responses.delete(tenant, response_id)
+        await gateway.responses.delete(tenant, response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
     return [stored, forget]

@@ -8,7 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway.accounting.rows import HoldRow, Row
+from gateway.accounting.rows import HoldRow, ResponseRow, Row
 from gateway.accounting.store import Store, Values, select
 
 MAX_BUFFERED_ROWS = 50_000
@@ -43,7 +43,7 @@ class MemoryLedger:
         self._reading = threading.Lock()
 
     def record(self, row: Row) -> bool:
-        if isinstance(row, HoldRow):  # for the next process, which will find nothing here
+        if isinstance(row, HoldRow | ResponseRow):  # for the next process, which will find nothing here
             return True
         self.rows.append(row)
         self._num_recorded += 1

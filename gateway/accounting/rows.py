@@ -146,9 +146,21 @@ class HoldRow(msgspec.Struct, frozen=True, kw_only=True, tag="holds"):
     turns: int
 
 
-Row = HoldRow | RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow | OutcomeRow | KeyRow | KeyUseRow
+class ResponseRow(msgspec.Struct, frozen=True, kw_only=True, tag="responses"):
+    """A stored response: `messages` are the conversation that it ends, `body` what the client got, `size` the bytes of both.
+    One without a body deletes the one of its id."""
+
+    tenant: str
+    id: str
+    at: float
+    size: int
+    messages: bytes
+    body: bytes
+
+
+Row = HoldRow | RequestRow | DecisionRow | RunRow | DeviceRow | PolicyRow | OutcomeRow | KeyRow | KeyUseRow | ResponseRow
 KINDS: tuple[type[Row], ...] = (
-    HoldRow, RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow, OutcomeRow, KeyRow, KeyUseRow,
+    HoldRow, RequestRow, DecisionRow, RunRow, DeviceRow, PolicyRow, OutcomeRow, KeyRow, KeyUseRow, ResponseRow,
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from gateway.accounting.rows import (
     OutcomeRow,
     PolicyRow,
     RequestRow,
+    ResponseRow,
     Row,
     RunRow,
     table,
@@ -83,12 +84,18 @@ CREATE TABLE holds (
     request TEXT NOT NULL, at REAL NOT NULL, route TEXT NOT NULL, tenant TEXT NOT NULL, key_id TEXT NOT NULL,
     run TEXT NOT NULL, usd REAL NOT NULL, tokens INTEGER NOT NULL, turns INTEGER NOT NULL, PRIMARY KEY (request));
 """
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6)
+_V7 = """
+CREATE TABLE responses (
+    tenant TEXT NOT NULL, id TEXT NOT NULL, at REAL NOT NULL, size INTEGER NOT NULL, messages BLOB NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (tenant, id));
+CREATE INDEX responses_by_time ON responses (at, tenant, size);
+"""
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7)
 """What brings a file from each version to the next; a file's `user_version` is how many of them it has seen."""
 
 _AGES: dict[type[Row], str] = {
     HoldRow: "at", RequestRow: "at", DecisionRow: "at", RunRow: "last_seen", DeviceRow: "at", PolicyRow: "at",
-    OutcomeRow: "at", KeyRow: "revoked_at", KeyUseRow: "at",
+    OutcomeRow: "at", KeyRow: "revoked_at", KeyUseRow: "at", ResponseRow: "at",
 }  # fmt: skip
 _MAY_GO: dict[type[Row], str] = {
     # The policy in force stays, however old.
@@ -97,6 +104,15 @@ _MAY_GO: dict[type[Row], str] = {
     KeyRow: "revoked_at > 0 AND changed < (SELECT max(changed) FROM api_keys)",
     KeyUseRow: "id NOT IN (SELECT id FROM api_keys)",
 }
+MAX_RESPONSES, MAX_RESPONSE_BYTES = 10_000, 256 * 1024 * 1024
+"""Of each tenant. Its oldest go first."""
+_TRIM = """
+DELETE FROM responses WHERE rowid IN (
+    SELECT id FROM (
+        SELECT rowid AS id, row_number() OVER newest AS number, sum(size) OVER newest AS bytes FROM responses
+        WHERE tenant = ? WINDOW newest AS (ORDER BY at DESC, rowid DESC))
+    WHERE number > ? OR bytes > ?)
+"""
 _FORGET_ROWS = 5_000
 """A delete of so many rows takes milliseconds, and between two of them new rows are written."""
 
@@ -124,10 +140,17 @@ class Store:
                 if values:
                     self.connection.executemany(_INSERT[kind], values)
             self.connection.executemany("DELETE FROM holds WHERE request = ?", [(request,) for request in ended])
+            self._bound_responses([row for row in rows if isinstance(row, ResponseRow)])
             self.connection.execute("COMMIT")
         finally:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
+
+    def _bound_responses(self, rows: Sequence[ResponseRow]) -> None:
+        gone = [(row.tenant, row.id) for row in rows if not row.body]
+        self.connection.executemany("DELETE FROM responses WHERE tenant = ? AND id = ? AND body = x''", gone)
+        for tenant in {row.tenant for row in rows}:
+            self.connection.execute(_TRIM, (tenant, MAX_RESPONSES, MAX_RESPONSE_BYTES))
 
     def forget(self, before: float, kinds: Iterable[type[Row]] = KINDS) -> int:
         """Deletes some rows older than a Unix time; 0 when none is left. What they took is given back to the disk."""

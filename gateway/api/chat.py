@@ -136,7 +136,7 @@ def _grammar(given: ChatBody) -> Grammar | None:
     if format is None:
         return None
     schema = format.json_schema.schema if format.json_schema else None
-    grammar = read_format(format.type, schema, format.pattern, param="response_format")
+    grammar = read_format(format.type, schema, format.pattern, param="response_format", fit=bool(format.fit))
     if grammar is not None and given.ignore_eos:
         raise BadRequest("ignore_eos beside response_format: an answer of a form ends with it", param="ignore_eos")
     return grammar

@@ -116,11 +116,12 @@ class JsonSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`regex` with its `pattern` is an extension."""
+    """`regex` with its `pattern` is an extension, and so is `fit`."""
 
     type: str
     json_schema: JsonSchema | None = None
     pattern: Annotated[str, Meta(min_length=1, max_length=10_000)] | None = None
+    fit: bool | None = None
 
 
 class ConversationId(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ DEFAULT_MAX_TOKENS = 2048
 class ChatDialect:
     id_prefix = "chatcmpl-"
 
-    def parse(self, body: bytes, tenant: str) -> Asked:
+    async def parse(self, body: bytes, tenant: str) -> Asked:
         return Asked(parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS), ChatWriter)
 
     def error(self, error: HeadwayError) -> bytes:

@@ -120,7 +120,7 @@ def _prompt(given: CompletionsBody) -> str:
 class CompletionsDialect:
     id_prefix = "cmpl-"
 
-    def parse(self, body: bytes, tenant: str) -> Asked:
+    async def parse(self, body: bytes, tenant: str) -> Asked:
         return Asked(parse_completion(body), CompletionsWriter)
 
     def error(self, error: HeadwayError) -> bytes:

@@ -57,11 +57,11 @@ class Asked(NamedTuple):
 
 
 class Dialect(Protocol):
-    """`tenant` is whose state `parse` may refer to. It raises BadRequest and nothing else."""
+    """`tenant` is whose state `parse` may refer to, and may have to wait for. It raises BadRequest and nothing else."""
 
     id_prefix: str
 
-    def parse(self, body: bytes, tenant: str) -> Asked: ...
+    async def parse(self, body: bytes, tenant: str) -> Asked: ...
 
     def error(self, error: HeadwayError) -> bytes:
         """The body of an error response."""

@@ -9,22 +9,27 @@ from gateway.api.json_schema import check_schema
 from gateway.errors import BadRequest, UnsupportedParameter
 
 
-def read_format(kind: str, schema: dict[str, Any] | None, pattern: str | None, *, param: str) -> Grammar | None:
-    """None for plain text. `param` is the field that says so, under which `json_schema` has its schema.
+def read_format(
+    kind: str, schema: dict[str, Any] | None, pattern: str | None, *, param: str, fit: bool = False
+) -> Grammar | None:
+    """None for plain text. `param` is the field that says so, under which `json_schema` has its schema. With `fit` an answer
+    that is led to its end by its limit is taken as one that ended.
 
     Raises BadRequest with the place of what is missing or not supported.
     """
+    if fit and kind not in ("json_object", "json_schema"):
+        raise UnsupportedParameter(f"{param}.fit is for json_object and json_schema: leave it out", param=f"{param}.fit")
     match kind:
         case "text":
             return None
         case "json_object":
-            return Grammar(kind="json", param=param)
+            return Grammar(kind="json", param=param, fit=fit)
         case "json_schema":
             if schema is None:
                 path = f"{param}.json_schema.schema"
                 raise BadRequest(f"{path} is missing: it is required", param=path)
             check_schema(schema, param=param)
-            return Grammar(kind="schema", param=param, text=msgspec.json.encode(schema).decode())
+            return Grammar(kind="schema", param=param, text=msgspec.json.encode(schema).decode(), fit=fit)
         case "regex":
             if pattern is None:
                 raise BadRequest(f"{param}.pattern is missing: it is required", param=f"{param}.pattern")

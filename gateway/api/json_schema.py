@@ -43,6 +43,7 @@ _NOT_TOGETHER = (
     ("properties", "maxProperties"),
 )
 _CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]")
+_ALONE_IN_CLASS = re.compile(r"\[(\"|\\.)\]")
 _ESCAPED = re.compile(r"[\"\x00-\x1f]|\\\\|\\[nrtfv0]|\\c[A-Za-z]|\\(?:x|u00)(?:[01][0-9A-Fa-f]|22|5[Cc])")
 """In an expression without its classes: what an answer would have to write in two characters, and the grammar writes in one."""
 MAX_DEPTH = 100
@@ -105,7 +106,9 @@ class _Check:
         form = schema.get("format")
         if form is not None and form not in FORMATS:
             raise self._refused(path, f"the `format` {str(form)[:64]!r} is not supported: leave it out")
-        if isinstance(pattern := schema.get("pattern"), str) and _ESCAPED.search(_CLASS.sub("", pattern)):
+        if isinstance(pattern := schema.get("pattern"), str) and _ESCAPED.search(
+            _CLASS.sub("", _ALONE_IN_CLASS.sub(r"\1", pattern))
+        ):
             problem = "a `pattern` with a quote, a backslash or a control character is not supported: JSON escapes them"
             raise self._refused(path, problem)
         for name, other in _NOT_TOGETHER:

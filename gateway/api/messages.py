@@ -110,7 +110,7 @@ def _grammar(given: MessagesBody) -> Grammar | None:
     if format.type != "json_schema":
         param = "output_config.format.type"
         raise UnsupportedParameter(f"{param}: '{format.type[:64]}' is not supported: use json_schema", param=param)
-    return read_format("json_schema", format.schema, None, param="output_config.format")
+    return read_format("json_schema", format.schema, None, param="output_config.format", fit=bool(format.fit))
 
 
 def _offered(given: CountBody) -> Offered:

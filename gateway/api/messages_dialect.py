@@ -30,7 +30,7 @@ Data = dict[str, Any]
 class MessagesDialect:
     id_prefix = "msg_"
 
-    def parse(self, body: bytes, tenant: str) -> Asked:
+    async def parse(self, body: bytes, tenant: str) -> Asked:
         return Asked(parse_messages(body), MessagesWriter)
 
     def error(self, error: HeadwayError) -> bytes:

@@ -1,52 +1,89 @@
-"""Responses that clients may refer to: the conversation that each ends, and its body. Bounded; the oldest go first."""
+"""Responses that clients may refer to: the conversation that each ends, and its body. The ledger keeps them, the newest are at
+hand in memory as well: a row is written a moment after it was recorded, and without a ledger file there are only these."""
 
+import asyncio
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
+from gateway.accounting.rows import ResponseRow
 from gateway.errors import NotFound
 from gateway.request import Message
 
-MAX_RESPONSES = 10_000
-MAX_BYTES = 256 * 1024 * 1024
+MAX_AT_HAND = 10_000
+MAX_BYTES_AT_HAND = 64 * 1024 * 1024
+_READ = "SELECT messages, body FROM responses WHERE tenant = ? AND id = ?"
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[Message, ...]).decode
+
+
+class Kept(Protocol):
+    """What it needs of a ledger."""
+
+    def record(self, row: ResponseRow) -> bool: ...
+
+    def read(self, query: str, values: tuple[str, ...]) -> list[dict[str, Any]]: ...
 
 
 class Stored(NamedTuple):
     """`messages` are the whole conversation, instructions left out; `body` is what the client got."""
 
-    messages: tuple[Message, ...]
+    messages: bytes
     body: bytes
-    size: int
+
+    def conversation(self) -> tuple[Message, ...]:
+        return _decode(self.messages)
+
+
+GONE = Stored(b"", b"")
 
 
 class ResponseStore:
-    def __init__(self, *, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
-        self._max_responses, self._max_bytes = max_responses, max_bytes
-        self._kept: OrderedDict[tuple[str, str], Stored] = OrderedDict()
+    """`now` is Unix time."""
+
+    def __init__(
+        self,
+        ledger: Kept,
+        now: Callable[[], float],
+        *,
+        max_at_hand: int = MAX_AT_HAND,
+        max_bytes: int = MAX_BYTES_AT_HAND,
+    ) -> None:
+        self._ledger, self._now = ledger, now
+        self._max_at_hand, self._max_bytes = max_at_hand, max_bytes
+        self._at_hand: OrderedDict[tuple[str, str], Stored] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._at_hand)
 
     def put(self, tenant: str, id: str, messages: tuple[Message, ...], body: bytes) -> None:
-        size = len(body) + sum(map(_size, messages))
-        self._kept[tenant, id] = Stored(messages, body, size)
-        self._bytes += size
-        while self._kept and (len(self._kept) > self._max_responses or self._bytes > self._max_bytes):
-            self._bytes -= self._kept.popitem(last=False)[1].size
+        self._take(tenant, id, Stored(_encode(messages), body))
 
-    def get(self, tenant: str, id: str) -> Stored:
+    async def get(self, tenant: str, id: str) -> Stored:
         """Raises NotFound, also for another tenant's."""
-        stored = self._kept.get((tenant, id))
+        stored = self._at_hand.get((tenant, id))
         if stored is None:
+            rows = await asyncio.to_thread(self._ledger.read, _READ, (tenant, id))
+            stored = Stored(**rows[0]) if rows else GONE
+        if stored == GONE:
             raise NotFound(f"there is no response {id[:100]!r}: it was not stored, is not yours, or made room for newer ones")
         return stored
 
-    def delete(self, tenant: str, id: str) -> None:
+    async def delete(self, tenant: str, id: str) -> None:
         """Raises NotFound."""
-        self.get(tenant, id)
-        self._bytes -= self._kept.pop((tenant, id)).size
+        await self.get(tenant, id)
+        self._take(tenant, id, GONE)
 
-
-def _size(message: Message) -> int:
-    """About its memory; conversations share messages, so their sum is on the high side."""
-    return len(message.content) + len(message.reasoning) + sum(100 + len(call.arguments) for call in message.tool_calls)
+    def _take(self, tenant: str, id: str, stored: Stored) -> None:
+        size = len(stored.messages) + len(stored.body)
+        self._ledger.record(ResponseRow(tenant=tenant, id=id, at=self._now(), size=size, **stored._asdict()))
+        before = self._at_hand.pop((tenant, id), GONE)
+        self._at_hand[tenant, id] = stored
+        self._bytes += size - len(before.messages) - len(before.body)
+        while self._at_hand and (len(self._at_hand) > self._max_at_hand or self._bytes > self._max_bytes):
+            oldest = self._at_hand.popitem(last=False)[1]
+            self._bytes -= len(oldest.messages) + len(oldest.body)

@@ -105,12 +105,15 @@ def _accepted(given: ResponsesBody) -> tuple[str, ...]:
 def _sampling(given: ResponsesBody, max_tokens_default: int) -> Sampling:
     wanted = LOGPROBS in (given.include or ()) or bool(given.top_logprobs)
     format = given.text.format if given.text else None
+    grammar = (
+        read_format(format.type, format.schema, format.pattern, param="text.format", fit=bool(format.fit)) if format else None
+    )
     return Sampling(
         max_tokens=given.max_output_tokens or max_tokens_default,
         temperature=given.temperature or 0.0,
         top_p=1.0 if given.top_p is None else given.top_p,
         top_logprobs=given.top_logprobs or 0 if wanted else None,
-        grammar=read_format(format.type, format.schema, format.pattern, param="text.format") if format else None,
+        grammar=grammar,
     )
 
 

@@ -69,6 +69,7 @@ class TextFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     schema: dict[str, Any] | None = None
     strict: bool | None = None
     pattern: str | None = None
+    fit: bool | None = None
 
 
 class TextConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -27,12 +27,12 @@ class ResponsesDialect:
     def __init__(self, store: ResponseStore) -> None:
         self._store = store
 
-    def parse(self, body: bytes, tenant: str) -> Asked:
+    async def parse(self, body: bytes, tenant: str) -> Asked:
         given = read_body(body)
         before: tuple[Message, ...] = ()
         if given.previous_response_id is not None:
             try:
-                before = self._store.get(tenant, given.previous_response_id).messages
+                before = (await self._store.get(tenant, given.previous_response_id)).conversation()
             except NotFound as error:
                 raise BadRequest(f"previous_response_id: {error.message}", param="previous_response_id") from error
         parsed = parse_response(given, before, max_tokens_default=DEFAULT_MAX_TOKENS)

@@ -1,24 +1,27 @@
-"""The official Anthropic client runs a tool loop over messages, whole and streamed."""
+"""The official Anthropic client runs nano through a tool loop over messages, whole and streamed."""
 
 from typing import Any
 
 import anthropic
 import pytest
 
-SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"]}
+from tests.frameworks import lab
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_messages(url: str, stream: bool) -> None:
-    client = anthropic.Anthropic(base_url=url, api_key="none")
-    messages: list[Any] = [{"role": "user", "content": "What is 19 + 23? Use add."}]
+def test_messages(nano: str, stream: bool) -> None:
+    client = anthropic.Anthropic(base_url=nano, api_key="none")
+    messages: list[Any] = [{"role": "user", "content": lab.QUESTION}]
     asked: dict[str, Any] = {
         "model": "auto",
         "max_tokens": 500,
-        "system": [{"type": "text", "text": "You add.", "cache_control": {"type": "ephemeral"}}],
-        "tools": [{"name": "add", "description": "Adds", "input_schema": SCHEMA}],
+        "system": [{"type": "text", "text": lab.SYSTEM, "cache_control": {"type": "ephemeral"}}],
+        "tools": [
+            {"name": one["name"], "description": one["description"], "input_schema": one["parameters"]}
+            for one in lab.functions()
+        ],
     }
-    for _ in range(3):
+    for _ in range(4):
         if stream:
             with client.messages.stream(messages=messages, **asked) as events:
                 message = events.get_final_message()
@@ -27,19 +30,19 @@ def test_messages(url: str, stream: bool) -> None:
         if message.stop_reason != "tool_use":
             break
         results = [
-            {"type": "tool_result", "tool_use_id": block.id, "content": str(block.input["a"] + block.input["b"])}
+            {"type": "tool_result", "tool_use_id": block.id, "content": lab.result(block.name, block.input)}
             for block in message.content
             if block.type == "tool_use"
         ]
         content = [block.model_dump(exclude_none=True) for block in message.content]
         messages += [{"role": "assistant", "content": content}, {"role": "user", "content": results}]
     (block,) = message.content
-    assert block.type == "text" and block.text == "The sum is 42."
+    assert block.type == "text" and block.text == lab.ANSWER
     assert client.messages.count_tokens(model="auto", messages=messages).input_tokens > 10
 
 
-def test_errors_are_the_clients_own(url: str) -> None:
-    client = anthropic.Anthropic(base_url=url, api_key="none")
+def test_errors_are_the_clients_own(nano: str) -> None:
+    client = anthropic.Anthropic(base_url=nano, api_key="none")
     with pytest.raises(anthropic.NotFoundError):
         client.messages.create(model="none", max_tokens=5, messages=[{"role": "user", "content": "x"}])
     with pytest.raises(anthropic.BadRequestError):

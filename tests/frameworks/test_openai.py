@@ -1,4 +1,4 @@
-"""The official OpenAI client runs a tool loop over chat completions and over responses, whole and streamed."""
+"""The official OpenAI client runs nano through a tool loop over chat completions and over responses, whole and streamed."""
 
 import json
 from typing import Any
@@ -6,21 +6,15 @@ from typing import Any
 import openai
 import pytest
 
-TOOL = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"]}
-QUESTION = "What is 19 + 23? Use add."
-
-
-def added(arguments: str) -> str:
-    given = json.loads(arguments)
-    return str(given["a"] + given["b"])
+from tests.frameworks import lab
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_chat(url: str, stream: bool) -> None:
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-    tools: Any = [{"type": "function", "function": {"name": "add", "parameters": TOOL}}]
-    messages: list[Any] = [{"role": "user", "content": QUESTION}]
-    for _ in range(3):
+def test_chat(nano: str, stream: bool) -> None:
+    client = openai.OpenAI(base_url=f"{nano}/v1", api_key="none")
+    tools: Any = [{"type": "function", "function": one} for one in lab.functions()]
+    messages: list[Any] = [{"role": "system", "content": lab.SYSTEM}, {"role": "user", "content": lab.QUESTION}]
+    for _ in range(4):
         if stream:
             with client.chat.completions.stream(model="auto", messages=messages, tools=tools) as events:
                 message: Any = events.get_final_completion().choices[0].message
@@ -30,21 +24,22 @@ def test_chat(url: str, stream: bool) -> None:
             break
         messages.append(message.model_dump(exclude_none=True, exclude={"parsed", "refusal"}))
         for call in message.tool_calls:
-            call_id, arguments = call.id, call.function.arguments
-            messages.append({"role": "tool", "tool_call_id": call_id, "content": added(arguments)})
-    assert message.content == "The sum is 42."
+            result = lab.result(call.function.name, json.loads(call.function.arguments))
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    assert message.content == lab.ANSWER
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_responses(url: str, stream: bool) -> None:
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+def test_responses(nano: str, stream: bool) -> None:
+    client = openai.OpenAI(base_url=f"{nano}/v1", api_key="none")
     asked: dict[str, Any] = {
         "model": "auto",
-        "tools": [{"type": "function", "name": "add", "parameters": TOOL, "strict": False}],
+        "instructions": lab.SYSTEM,
+        "tools": [{"type": "function", "strict": False, **one} for one in lab.functions()],
     }
-    items: Any = QUESTION
+    items: Any = lab.QUESTION
     previous = None
-    for _ in range(3):
+    for _ in range(4):
         if stream:
             with client.responses.stream(input=items, previous_response_id=previous, **asked) as events:
                 response: Any = events.get_final_response()
@@ -54,5 +49,8 @@ def test_responses(url: str, stream: bool) -> None:
         if not calls:
             break
         previous = response.id
-        items = [{"type": "function_call_output", "call_id": one.call_id, "output": added(one.arguments)} for one in calls]
-    assert response.output_text == "The sum is 42."
+        items = [
+            {"type": "function_call_output", "call_id": one.call_id, "output": lab.result(one.name, json.loads(one.arguments))}
+            for one in calls
+        ]
+    assert response.output_text == lab.ANSWER

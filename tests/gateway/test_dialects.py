@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from backends.wire import Sampling
+from gateway.accounting.ledger import SqliteLedger
 from tests.served import Served, fake, serve
 
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
@@ -64,6 +65,25 @@ async def test_a_response_is_continued_by_its_id(tmp_path: Path) -> None:
     assert second.usage and second.usage.input_tokens > 120
     assert caught.value.param == "previous_response_id"
     assert run.turns == 2
+
+
+async def test_a_response_is_continued_after_a_restart(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.db"
+    async with serve(tmp_path, ledger=SqliteLedger(ledger)) as served, served.client() as client:
+        kept, forgotten = [
+            await client.responses.create(model="auto", max_output_tokens=8, input="My name is Ada.") for _ in range(2)
+        ]
+        unstored = await client.responses.create(model="auto", max_output_tokens=8, input="x", store=False)
+        await client.responses.delete(forgotten.id)
+    async with serve(tmp_path, ledger=SqliteLedger(ledger)) as served, served.client() as client:
+        again = await client.responses.create(
+            model="auto", max_output_tokens=8, input="Who am I?", previous_response_id=kept.id
+        )
+        assert (await client.responses.retrieve(kept.id)).output_text == kept.output_text
+        for id in (forgotten.id, unstored.id):
+            with pytest.raises(openai.NotFoundError):
+                await client.responses.retrieve(id)
+    assert kept.usage and again.usage and again.usage.input_tokens > kept.usage.input_tokens
 
 
 async def test_a_streamed_response_ends_as_the_whole_one(tmp_path: Path) -> None:

@@ -10,8 +10,20 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.accounting import store
 from gateway.accounting.ledger import MemoryLedger, SqliteLedger
-from gateway.accounting.rows import KINDS, DecisionRow, DeviceRow, HoldRow, PolicyRow, RequestRow, Row, RunRow, table
+from gateway.accounting.rows import (
+    KINDS,
+    DecisionRow,
+    DeviceRow,
+    HoldRow,
+    PolicyRow,
+    RequestRow,
+    ResponseRow,
+    Row,
+    RunRow,
+    table,
+)
 from gateway.accounting.store import MIGRATIONS
 
 REQUEST = RequestRow(
@@ -159,6 +171,32 @@ def test_a_hold_goes_when_its_request_is_written_down(tmp_path: Path) -> None:
     ledger.record(msgspec.structs.replace(REQUEST, request="r1"))
     ledger.close()
     assert rows(path, "SELECT request FROM holds") == [("r3",)]
+
+
+def test_stored_responses_are_bounded_for_each_tenant_and_can_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_RESPONSES", 3)
+    monkeypatch.setattr(store, "MAX_RESPONSE_BYTES", 100)
+    path = tmp_path / "ledger.db"
+
+    def response(tenant: str, number: int, size: int = 10, body: bytes = b"{}") -> ResponseRow:
+        return ResponseRow(tenant=tenant, id=f"r{number}", at=float(number), size=size, messages=b"m", body=body)
+
+    def kept() -> list[tuple[Any, ...]]:
+        return rows(path, "SELECT tenant, id FROM responses ORDER BY tenant, at")
+
+    for batch in ([("a", 1), ("b", 1), ("a", 2)], [("a", 3), ("a", 4)]):
+        ledger = SqliteLedger(path)
+        for tenant, number in batch:
+            ledger.record(response(tenant, number))
+        ledger.close()
+    assert kept() == [("a", "r2"), ("a", "r3"), ("a", "r4"), ("b", "r1")]
+    ledger = SqliteLedger(path)
+    ledger.record(response("a", 5, size=85))
+    ledger.record(response("b", 1, body=b""))
+    ledger.close()
+    assert kept() == [("a", "r4"), ("a", "r5")]
 
 
 def test_the_memory_ledger_keeps_the_last() -> None:

@@ -1,5 +1,6 @@
 """Whatever is in a body of any dialect, it gives a request or a bad request, never anything else."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.accounting.ledger import MemoryLedger
 from gateway.api.chat import parse_chat
 from gateway.api.completions import CompletionsBody, parse_completion
 from gateway.api.json_schema import check_schema
@@ -117,13 +119,13 @@ def test_any_schema_is_taken_or_refused(place: tuple[Any, ...], value: Any) -> N
 
 
 def test_stored_responses_are_bounded_and_their_tenants_own() -> None:
-    store = ResponseStore(max_responses=2, max_bytes=1000)
+    store = ResponseStore(MemoryLedger(), lambda: 0.0, max_at_hand=2, max_bytes=1000)
     for number in range(3):
         store.put("a", f"resp_{number}", (Message(role="user", content="x"),), b"{}")
-    assert len(store) == 2 and store.get("a", "resp_2").messages[0].content == "x"
+    assert len(store) == 2 and asyncio.run(store.get("a", "resp_2")).conversation()[0].content == "x"
     for tenant, id in (("a", "resp_0"), ("b", "resp_2")):
         with pytest.raises(NotFound):
-            store.get(tenant, id)
+            asyncio.run(store.get(tenant, id))
     store.put("a", "resp_3", (Message(role="user", content="y" * 2000),), b"{}")
     assert len(store) == 0
 
