@@ -15,10 +15,15 @@ from typing import NamedTuple
 
 Coefficients = tuple[float, float, float, float]
 
-FORGET = 0.995
-"""Weight of a step in the next one's fit: about the last 200 steps count."""
+FORGET = 0.998
+"""Weight of a step in the next one's fit: about the last 500 steps count."""
 FORGET_CHUNKS = 0.98
 """Of a step with a chunk: those are rare, and the last 50 count, however many others came between."""
+DISTURBED = 0.05
+"""A step that is further off than this share of what the fit expects counts less, in proportion: times have a long tail, of
+whatever else the machine does, and squares would follow it (docs/log.md)."""
+SETTLED = 64
+"""Steps before the fit may doubt one."""
 SOLVE_EVERY = 16
 """Steps between two solutions, which take a tenth of a millisecond."""
 _SIZE = 7
@@ -57,9 +62,7 @@ class _Sums:
         self.target = [0.0] * _SIZE
         self._forget = forget
 
-    def add(self, row: Row, dt_s: float) -> None:
-        """Each step counts by 1 / dt, so that a few long prefills do not outweigh many short decodes."""
-        weight = 1 / max(dt_s, 1e-6)
+    def add(self, row: Row, dt_s: float, weight: float) -> None:
         for i, (gram, value) in enumerate(zip(self.gram, row, strict=True)):
             scaled = weight * value
             for j in range(_SIZE):
@@ -87,12 +90,20 @@ class StepCost:
 
     def observe(self, caused: Sequence[Caused], dt_s: float) -> None:
         total = (1.0, *(sum(column) for column in zip(*_rows(caused), strict=True)))
-        (self._mixed if total[3] else self._plain).add(total, dt_s)
+        (self._mixed if total[3] else self._plain).add(total, dt_s, self._weight(total, dt_s))
         self._seen += 1
         if self._seen % SOLVE_EVERY == 0 or self._seen < SOLVE_EVERY:
             grams = zip(self._plain.gram, self._mixed.gram, strict=True)
             target = _plus(self._plain.target, self._mixed.target)
             self._fit = least_squares([_plus(plain, mixed) for plain, mixed in grams], target)
+
+    def _weight(self, row: Row, dt_s: float) -> float:
+        """By relative errors, so that a few long prefills do not outweigh many short decodes."""
+        weight = max(dt_s, 1e-6) ** -2
+        expected_s = sum(value * x for value, x in zip(self._fit, row, strict=True))
+        if self._seen < SETTLED or expected_s <= 0:
+            return weight
+        return weight * min(1.0, DISTURBED / max(abs(dt_s / expected_s - 1), 1e-9))
 
     def split(self, caused: Sequence[Caused], dt_ns: int) -> list[int]:
         """Shares in nanoseconds, in the order given; they sum to `dt_ns` exactly."""

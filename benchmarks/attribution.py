@@ -1,20 +1,22 @@
 """Claim: a request is charged what it caused: the cost rule's shares are within 5 % of Shapley values, and nothing is lost.
 
-Method: the engine runs a seeded mix of prompts (some with a shared prefix) on the shipped models. At sampled steps the same
-forward pass is repeated, with the same pages, for subsets of the batch, and timed in the thread's CPU time. That is what those
-sequences would have taken alone. Every subset is timed in REPEATS rounds, all in turn and each round in an order of its own, so
-that a disturbance meets none of them alone; its time is the median. Shapley values of these times, exact up to five sequences
-and over sampled orders and their reverses above, are the fair shares. The rule splits the time of the whole batch with the
-coefficients that it has fitted by then from every pass so far.
+Method: the engine runs a seeded mix of prompts (8 to 2,700 tokens, three in ten with a shared prefix) on the shipped models,
+with up to six sequences at once that come and go, so that most steps decode at different contexts and some read a prompt beside
+it. After the warm-up one step in `every` is graded, whatever it does: the same forward pass is repeated, with the same pages,
+for every subset of the batch. That is what those sequences would have taken alone. All subsets are timed in ROUNDS rounds, each
+in an order of its own, so that a disturbance meets none of them alone; the time of one is the median. Shapley values of these
+times, exact, are the fair shares. The rule splits the time of the whole batch with the coefficients that it has fitted by then.
+
+Times are the thread's CPU time, as the engine has one thread here; `cpu_of_wall` is how much of the clock that was.
 
 Error: what each request was charged in all graded steps against its fair shares, sum of |difference| over the sum of times: a
-bill is per request. Beside it step by step, in which the noise of single measurements does not cancel. Noise floor: the same
-sums between the fair shares of the odd and of the even rounds, two measurements of one thing; below it no rule can be told
-from Shapley. Baselines: by tokens computed, and by time in the batch (equal shares). Conservation: requests' device-seconds
-and idle time against wall time.
+bill is per request. Beside it step by step, in which the noise of single measurements does not cancel. Noise floor: half the
+difference between the fair shares of the odd and of the even rounds, summed the same way, which has the spread of their mean;
+an error below it cannot be told from none. Baselines: by tokens computed, and by time in the batch (equal shares).
+Conservation: requests' device-seconds and idle time against wall time.
 """
 
-import itertools
+import math
 import random
 import statistics
 import time
@@ -34,23 +36,25 @@ from backends.wire import Sampling, Submit
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 
 MODELS = ("pico", "nano")
-MAX_SEQUENCES = 8
-EXACT_UP_TO = 5
-ORDERS = 32
-REPEATS = 6
-"""Rounds; the odd and the even ones are two measurements."""
-WARM_UP_STEPS = 200
+MAX_SEQUENCES = 6
+"""2^6 subsets of a batch can all be timed."""
+ROUNDS = 6
+"""The odd and the even ones are two measurements."""
+WARM_UP_STEPS = 500
 """About as many as the fit remembers (step_cost.FORGET)."""
 RULES = ("step model", "by tokens", "by time")
 NOISE = "noise floor"
 
-Subset = frozenset[int]
+Subset = int
+"""Bit i: the batch's i-th sequence is in it."""
 
 
 class Graded(NamedTuple):
-    """One step: its time, whose it was, the fair shares, each rule's, and how two measurements of those differ. Seconds."""
+    """One step: whose it was, whether a prompt was read in it, its time, the fair shares, each rule's, and how far two
+    measurements of those are from their mean. Seconds."""
 
     requests: list[int]
+    mixed: bool
     whole_s: float
     fair_s: list[float]
     shares_s: dict[str, list[float]]
@@ -76,10 +80,11 @@ class GradingRunner:
         self.num_steps = 0
         self._rule = StepCost()
         self.graded: list[Graded] = []
+        self.cpu_s = self.wall_s = 0.0
 
     def run(self, work: Sequence[Work]) -> list[list[Sampled]]:
         self.num_steps += 1
-        if self.num_steps > WARM_UP_STEPS and len(work) > 1 and self._is_due(work):
+        if self.num_steps > WARM_UP_STEPS and len(work) > 1 and self._rng.random() < 1 / self._every:
             started = time.thread_time_ns()
             self.graded.append(self._grade(work))
             self._clock.left_out_ns += time.thread_time_ns() - started
@@ -88,28 +93,27 @@ class GradingRunner:
         self._rule.observe(self._caused(work), time.thread_time() - started_s)
         return sampled
 
-    def _is_due(self, work: Sequence[Work]) -> bool:
-        """Steps that read a prompt are rare, and where requests differ most: half of those, and one in `every` of the rest."""
-        mixed = any(one.length > 1 for one in work)
-        return self._rng.random() < (0.5 if mixed else 1 / self._every)
-
     def _grade(self, work: Sequence[Work]) -> Graded:
-        everyone = frozenset(range(len(work)))
-        game = Game(len(work), self._rng)
-        rounds = [self._round(work, game.subsets) for _ in range(REPEATS)]
+        everyone = 2 ** len(work) - 1
+        rounds = [self._round(work) for _ in range(ROUNDS)]
         odd, even, all_s = (_medians(some) for some in (rounds[::2], rounds[1::2], rounds))
         whole = all_s[everyone]
         caused = self._caused(work)
         modelled = [share / 1e9 for share in self._rule.split(caused, round(whole * 1e9))]
         tokens = sum(one.tokens for one in caused)
         shares = (modelled, [whole * one.tokens / tokens for one in caused], [whole / len(work)] * len(work))
-        apart = [one - other for one, other in zip(game.shapley(odd), game.shapley(even), strict=True)]
+        apart = [(one - other) / 2 for one, other in zip(shapley(odd), shapley(even), strict=True)]
         requests = [one.sequence.request for one in work]
-        return Graded(requests, whole, game.shapley(all_s), dict(zip(RULES, shares, strict=True)), apart)
+        mixed = any(one.tokens > 1 for one in caused)
+        return Graded(requests, mixed, whole, shapley(all_s), dict(zip(RULES, shares, strict=True)), apart)
 
-    def _round(self, work: Sequence[Work], subsets: Sequence[Subset]) -> dict[Subset, float]:
-        order = self._rng.sample(subsets, len(subsets))
-        return {subset: self._timed([work[i] for i in sorted(subset)]) for subset in order}
+    def _round(self, work: Sequence[Work]) -> list[float]:
+        """Seconds by subset."""
+        found = [0.0] * 2 ** len(work)
+        subsets = range(1, len(found))
+        for subset in self._rng.sample(subsets, len(subsets)):
+            found[subset] = self._timed([one for i, one in enumerate(work) if subset >> i & 1])
+        return found
 
     def _caused(self, work: Sequence[Work]) -> list[Caused]:
         """As the engine tells the rule."""
@@ -117,50 +121,46 @@ class GradingRunner:
         return [caused_by(one, self.engine.limits.kv_bytes) for one in work]
 
     def _timed(self, part: list[Work]) -> float:
-        started = time.thread_time()
+        started_s, started = time.perf_counter(), time.thread_time()
         self._runner.run(part)
-        return time.thread_time() - started
+        took = time.thread_time() - started
+        self.cpu_s += took
+        self.wall_s += time.perf_counter() - started_s
+        return took
 
 
-def _medians(rounds: Sequence[dict[Subset, float]]) -> dict[Subset, float]:
-    return {subset: statistics.median(one[subset] for one in rounds) for subset in rounds[0]}
+def _medians(rounds: Sequence[list[float]]) -> list[float]:
+    return [statistics.median(one) for one in zip(*rounds, strict=True)]
 
 
-class Game:
-    """Orders in which the players of one step join, and the subsets whose worth they need."""
-
-    def __init__(self, players: int, rng: random.Random) -> None:
-        everyone = range(players)
-        if players <= EXACT_UP_TO:
-            self._orders = [list(order) for order in itertools.permutations(everyone)]
-        else:
-            drawn = [rng.sample(everyone, players) for _ in range(ORDERS // 2)]
-            self._orders = drawn + [order[::-1] for order in drawn]
-        self.subsets = list({frozenset(order[:size]) for order in self._orders for size in range(1, players + 1)})
-
-    def shapley(self, worth: dict[Subset, float]) -> list[float]:
-        """Each player's mean contribution over the orders; they sum to the worth of all."""
-        gained = [0.0] * len(self._orders[0])
-        for order in self._orders:
-            before = 0.0
-            for size, player in enumerate(order, 1):
-                now = worth[frozenset(order[:size])]
-                gained[player] += now - before
-                before = now
-        return [one / len(self._orders) for one in gained]
+def shapley(worth: Sequence[float]) -> list[float]:
+    """Each player's mean contribution over all orders in which they can join; `worth` by subset. They sum to that of all."""
+    players = len(worth).bit_length() - 1
+    gained = [0.0] * players
+    for subset, value in enumerate(worth):
+        size = subset.bit_count()
+        for player in range(players):
+            if not subset >> player & 1:
+                weight = 1 / (players * math.comb(players - 1, size))
+                gained[player] += weight * (worth[subset | 1 << player] - value)
+    return gained
 
 
 class Outcome(NamedTuple):
-    """Of every rule, and between two measurements of the fair shares."""
+    """Errors of every rule, and between two measurements of the fair shares; in all steps and in those that read a prompt."""
 
     error: dict[str, float]
     error_by_step: dict[str, float]
+    error_in_mixed: dict[str, float]
+    requests: int
     steps: int
+    mixed_steps: int
     mean_batch: float
+    cpu_of_wall: float
     conservation: float
 
 
-def measure(model: str, steps: int, every: int, seed: int) -> Outcome:
+def measure(model: str, requests: int, every: int, seed: int) -> Outcome:
     settings = Settings(
         model=ROOT / "backends" / "zoo" / model,
         name=model,
@@ -175,14 +175,30 @@ def measure(model: str, steps: int, every: int, seed: int) -> Outcome:
     engine = Engine(runner, started._decoder, started.limits, clock_ns=clock, rng=random.Random(seed))
     runner.engine = engine
     begun = engine.meter.marked_ns
-    spent_s = _drive(engine, runner, steps, rng)
+    spent_s = _drive(engine, runner, requests, rng)
     engine.meter.idle_until(engine.clock_ns())
     wall_s = (engine.meter.marked_ns - begun) / 1e9
-    lost = abs(spent_s + engine.meter.idle_ns / 1e9 - wall_s) / wall_s
     graded = runner.graded
-    by_request = {rule: _error(graded, rule, lambda step, place: step.requests[place]) for rule in (*RULES, NOISE)}
-    by_step = {rule: _error(graded, rule, lambda step, place: (id(step), place)) for rule in (*RULES, NOISE)}
-    return Outcome(by_request, by_step, len(graded), statistics.mean(len(one.fair_s) for one in graded), lost)
+    mixed = [one for one in graded if one.mixed]
+    return Outcome(
+        error={rule: _error(graded, rule, _request) for rule in (*RULES, NOISE)},
+        error_by_step={rule: _error(graded, rule, _step) for rule in (*RULES, NOISE)},
+        error_in_mixed={rule: _error(mixed, rule, _request) for rule in (*RULES, NOISE)},
+        requests=len({request for one in graded for request in one.requests}),
+        steps=len(graded),
+        mixed_steps=len(mixed),
+        mean_batch=statistics.mean(len(one.fair_s) for one in graded),
+        cpu_of_wall=runner.cpu_s / runner.wall_s,
+        conservation=abs(spent_s + engine.meter.idle_ns / 1e9 - wall_s) / wall_s,
+    )
+
+
+def _request(step: Graded, place: int) -> Hashable:
+    return step.requests[place]
+
+
+def _step(step: Graded, place: int) -> Hashable:
+    return id(step), place
 
 
 def _error(graded: Sequence[Graded], rule: str, whose: Callable[[Graded, int], Hashable]) -> float:
@@ -194,20 +210,21 @@ def _error(graded: Sequence[Graded], rule: str, whose: Callable[[Graded, int], H
     return sum(map(abs, off.values())) / sum(step.whole_s for step in graded)
 
 
-def _drive(engine: Engine, runner: GradingRunner, graded_steps: int, rng: random.Random) -> float:
-    """Until so many steps are graded and everything has ended. Returns the device-seconds that the requests were charged."""
+def _drive(engine: Engine, runner: GradingRunner, requests: int, rng: random.Random) -> float:
+    """So many requests after the warm-up, until all have ended. Returns the device-seconds that they were charged."""
     vocabulary, longest = engine.limits.vocab_size, engine.limits.longest
     shared = [rng.randrange(3, vocabulary) for _ in range(longest // 8)]
-    numbers = itertools.count(1)
-    spent_s = 0.0
-    while engine.has_work or len(runner.graded) < graded_steps:
+    number, spent_s = 0, 0.0
+    while engine.has_work or requests > 0:
         room = MAX_SEQUENCES - len(engine.scheduler.running) - len(engine.scheduler.waiting)
-        if len(runner.graded) < graded_steps and room > 0 and (not engine.has_work or rng.random() < 0.2):
-            length = round(2 ** rng.uniform(3, (longest * 2 // 3).bit_length() - 1))
+        if requests > 0 and room > 0 and (not engine.has_work or rng.random() < 0.2):
+            length = round(math.exp(rng.uniform(math.log(8), math.log(longest * 2 / 3))))
             fresh = [rng.randrange(3, vocabulary) for _ in range(length)]
             prompt = (shared + fresh if rng.random() < 0.3 else fresh)[: longest - 130]
             sampling = Sampling(max_tokens=rng.randrange(4, 128), ignore_eos=True)
-            engine.submit("benchmark", Submit(request=next(numbers), prompt=array("I", prompt).tobytes(), sampling=sampling))
+            number += 1
+            requests -= runner.num_steps > WARM_UP_STEPS
+            engine.submit("benchmark", Submit(request=number, prompt=array("I", prompt).tobytes(), sampling=sampling))
         if engine.has_work:
             engine.step()
         spent_s += sum(finished.device_s for _, finished in engine.take_output().finished)
@@ -217,14 +234,14 @@ def _drive(engine: Engine, runner: GradingRunner, graded_steps: int, rng: random
 
 def main() -> None:
     args = arguments(__doc__).parse_args()
-    steps, every = (6, 40) if args.quick else (150, 25)
-    outcomes = {model: measure(model, steps, every, seed=7) for model in MODELS}
+    requests, every = (4, 12) if args.quick else (20, 6)
+    outcomes = {model: measure(model, requests, every, seed=7) for model in MODELS}
     rows = [
-        (model, rule, 100 * outcome.error[rule], 100 * outcome.error_by_step[rule])
+        (model, rule, *(100 * errors[rule] for errors in (outcome.error, outcome.error_by_step, outcome.error_in_mixed)))
         for model, outcome in outcomes.items()
         for rule in (*RULES, NOISE)
     ]
-    print(table(("model", "rule", "error, %", "by step, %"), rows))
+    print(table(("model", "rule", "error, %", "by step, %", "steps with a prompt, %"), rows))
     results = {model: outcome._asdict() for model, outcome in outcomes.items()}
     targets = [
         Target(f"{model}: error against Shapley, %", 100 * outcome.error["step model"], "<=", 5.0)

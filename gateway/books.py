@@ -222,7 +222,7 @@ def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: floa
         started_ns=call.arrival.wall_ns,
         duration_s=duration_s,
         error_code=error_code,
-        finish_reason=finished.reason if finished else "",
+        finish_reason=_finish_reason(call),
         decision=call.ticket.decision if call.num_attempts else None,
         queue_s=call.queue_s,
         ttft_s=call.ttft_s,
@@ -250,6 +250,13 @@ def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: floa
         route=call.arrival.route,
         key_id=call.arrival.key_id,
     )
+
+
+def _finish_reason(call: Call) -> str:
+    """As the GenAI conventions name it; empty while nothing ended."""
+    if call.finished is None:
+        return ""
+    return "tool_call" if call.finished.reason == "stop" and call.answer and call.answer.tool_calls else call.finished.reason
 
 
 def _slo_met(call: Call, outcome: Outcome, status: int, duration_s: float) -> bool | None:

@@ -17,6 +17,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
 from gateway.accounting import history, promises, spending
+from gateway.accounting.attention import attention
 from gateway.accounting.cost import COUNTERFACTUAL_METHOD, SAVED_METHOD
 from gateway.accounting.scope import Read, Scope
 from gateway.errors import BadRequest, Forbidden
@@ -151,6 +152,12 @@ def _sums(reader: _Reader) -> list[HTTPRouteHandler]:
         methods = {"saved": SAVED_METHOD, "all_large": COUNTERFACTUAL_METHOD}
         return _json({**await reader.read(report), "methods": methods})
 
+    @get("/v1/headway/attention")
+    async def worth_a_look(request: AnyRequest) -> Response[bytes]:
+        """At first sight: what runs cost, which promise is in danger, which requests to open."""
+        scope = reader.caller(request).scope(_hours(request))
+        return _json(await reader.read(lambda read: attention(read, scope)))
+
     @get("/v1/headway/promises")
     async def kept(request: AnyRequest) -> Response[bytes]:
         """Attainment and burn by class, percentiles over time, refusals by reason."""
@@ -167,7 +174,7 @@ def _sums(reader: _Reader) -> list[HTTPRouteHandler]:
         slo = reader.gateway.policy.slo
         return _json({**await reader.read(report), "slo": slo, "objective": promises.OBJECTIVE})
 
-    return [money, kept]
+    return [money, worth_a_look, kept]
 
 
 def _hours(request: AnyRequest) -> float:

@@ -89,6 +89,7 @@ async def serve(
     spans: SpanWriter | None = None,
     wait_for_local: bool = True,
     ledger: SqliteLedger | None = None,
+    settings: Settings | None = None,
 ) -> AsyncIterator[Served]:
     """`workers` are fakes reached by URL, called `MODEL-N`; `local` are started by the gateway, as `NAME: MODEL`. The gateway
     closes the `ledger` that it is given."""
@@ -105,7 +106,7 @@ async def serve(
         policy = load_policy(file, {})
         memory = MemoryLedger()
         fleet = Fleet(policy, env=env or {}, command=command, progress=lambda line: None)
-        gateway = Gateway(policy, Settings(), fleet, ledger=ledger or memory, spans=spans)
+        gateway = Gateway(policy, settings or Settings(), fleet, ledger=ledger or memory, spans=spans)
         port = free_port()
         server = make_server(gateway, "127.0.0.1", port)
         serving = asyncio.create_task(server.serve())

@@ -7,16 +7,18 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const SERIES = ["--c1", "--c2", "--c3", "--c4", "--c5"];
 const HEIGHT = 180;
 
-// `times` in Unix seconds, `series` [{label, values, fill}], `text(value)` for axis and legend.
-export function chart(label, times, series, text, { empty, whole } = {}) {
+// `times` in Unix seconds, `series` [{label, values, fill}], `text(value)` for axis and legend. While nothing is pointed at,
+// the legend says the last value, or the sum of what is `summed`.
+export function chart(label, times, series, text, { empty, summed, highest } = {}) {
+  const rest = summed ? (values) => values.reduce((total, value) => total + (value || 0), 0) : last;
   if (times.length < 2) return h("p", { class: "empty" }, empty || "Not enough points for a curve yet.");
   const plot = h("div", { class: "plot", role: "img", "aria-label": `${label}. ${summary(series, text)}` });
   const legend = h("ul", { class: "legend", "aria-hidden": "true" }, series.map((one, index) =>
-    h("li", {}, h("span", { class: `swatch s${index + 1}` }), `${one.label} `, h("b", {}, text(last(one.values))))));
+    h("li", {}, h("span", { class: `swatch s${index + 1}` }), `${one.label} `, h("b", {}, text(rest(one.values))))));
   let drawn = null;
   const draw = () => {
     drawn?.destroy();
-    drawn = new uPlot(options(plot.clientWidth || 600, series, text, legend, whole), [times, ...series.map((one) => one.values)], plot);
+    drawn = new uPlot(options(plot.clientWidth || 600, series, text, legend, rest, highest), [times, ...series.map((one) => one.values)], plot);
   };
   const resized = new ResizeObserver(() => {
     if (!plot.isConnected) return;
@@ -30,17 +32,17 @@ export function chart(label, times, series, text, { empty, whole } = {}) {
   return h("figure", { class: "chart" }, h("figcaption", {}, h("span", {}, label), legend), plot);
 }
 
-function options(width, series, text, legend, whole) {
+function options(width, series, text, legend, rest, highest) {
   const [ink, grid] = [colour("--muted"), colour("--line")];
   const font = "11px system-ui, sans-serif";
   const axis = { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false } };
   return {
-    width, height: HEIGHT, padding: [8, 8, 0, 0], legend: { show: false },
+    width, height: HEIGHT, padding: [8, 20, 0, 0], legend: { show: false },
     cursor: { points: { size: 6 }, drag: { x: false, y: false } },
-    scales: { y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
+    scales: { y: { range: (_, low, high) => [Math.min(0, low), highest || (high > 0 ? high * 1.08 : 1)] } },
     axes: [
       { ...axis, grid: { show: false }, space: 70, size: 28, values: (_, ticks, __, ___, step) => ticks.map((at) => tick(at, step)) },
-      { ...axis, size: 68, space: 36, incrs: whole ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] : undefined, values: (_, ticks) => ticks.map(text) },
+      { ...axis, size: 68, space: 36, values: (_, ticks) => ticks.map(text) },
     ],
     series: [{}, ...series.map((one, index) => ({
       stroke: colour(SERIES[index]), width: 1.5, spanGaps: true, points: { show: false },
@@ -50,7 +52,7 @@ function options(width, series, text, legend, whole) {
       setCursor: [(plot) => {
         const at = plot.cursor.idx;
         [...legend.querySelectorAll("b")].forEach((value, index) => {
-          const shown = at === null || at === undefined ? last(series[index].values) : series[index].values[at];
+          const shown = at === null || at === undefined ? rest(series[index].values) : series[index].values[at];
           value.textContent = shown === null || shown === undefined ? "–" : text(shown);
         });
       }],

@@ -53,6 +53,23 @@ export function figures(...items) {
       note ? h("span", { class: "note" }, note) : null))));
 }
 
+// What routing saved, or that it saved nothing.
+export function routed(usd, large, unit, percent) {
+  return large >= usd
+    ? ["Saved by routing", unit.text(large - usd), `${percent(large - usd, large)} of all on large`]
+    : ["Saved by routing", "nothing", `${unit.text(usd - large)} more than all on large`];
+}
+
+// A number with a bar of its size beside it, so that the largest of a column is seen at once.
+export function weighed(text, value, largest) {
+  const bar = h("span", { class: "weight" });
+  bar.style.width = `${largest > 0 ? Math.max(0, (100 * value) / largest) : 0}%`;
+  return h("span", { class: "weighed" }, h("span", { class: "weights", "aria-hidden": "true" }, bar), h("span", {}, text));
+}
+
+export const runLink = (tenant, run, request) =>
+  `#/run/${[tenant, run, request].filter(Boolean).map(encodeURIComponent).join("/")}`;
+
 export function section(title, ...children) {
   return h("section", { "aria-label": title }, h("h2", {}, title), ...children);
 }

@@ -7,15 +7,24 @@ export const count = (value) => integer.format(value);
 // Factor, unit, digits, and the least figure that it is used for.
 const UNITS = [[1, "$", 2, 0.1], [1e3, "m$", 2, 1], [1e6, "µ$", 2, 0.1], [1e9, "n$", 1, 0]];
 
-// A unit for dollars up to `largest`: {unit, text(value)}.
+// A unit for all of `values`, so that figures side by side compare: {unit, number(value), text(value)}.
 export function dollars(values) {
-  const largest = Math.max(0, ...values.map(Math.abs));
-  const [factor, unit, digits] = largest === 0 ? UNITS[0] : UNITS.find(([scale, , , least]) => largest * scale >= least);
+  const sizes = values.map(Math.abs).filter((value) => value > 0);
+  const largest = Math.max(0, ...sizes);
+  const [factor, unit, least_digits] = largest === 0 ? UNITS[0] : UNITS.find(([scale, , , least]) => largest * scale >= least);
+  const digits = least_digits + (unit !== "$" && Math.min(...sizes) * factor < 1 ? 1 : 0);
   const number = new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   return { unit, factor, number: (value) => number.format(value * factor), text: (value) => (unit === "$" ? `$${number.format(value)}` : `${number.format(value * factor)} ${unit}`) };
 }
 
 export const money = (value) => dollars([value]).text(value);
+
+// What the small units are, where they are used.
+export function unitNote(...units) {
+  const said = { "m$": "1 m$ is a thousandth of a dollar", "µ$": "1 µ$ is a millionth of a dollar", "n$": "1 n$ is a billionth of a dollar" };
+  const used = [...new Set(units.map(({ unit }) => said[unit]).filter(Boolean))];
+  return used.length ? `${used.join(", ")}.` : "";
+}
 
 export function percent(part, whole, digits = 0) {
   return whole ? `${((100 * part) / whole).toFixed(digits)} %` : "–";

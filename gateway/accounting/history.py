@@ -11,7 +11,7 @@ _TURN = ", ".join(RequestRow.__struct_fields__)
 
 
 class RunLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One run as far as it lies in the scope. `models` are joined by commas."""
+    """One run as far as it lies in the scope. `models` and `reasons` are joined by commas."""
 
     run: str
     tenant: str
@@ -27,6 +27,7 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True):
     saved_usd: float
     all_large_usd: float
     models: str
+    reasons: str
     failed: int
     slo_counted: int
     slo_met: int
@@ -47,6 +48,7 @@ def runs(read: Read, scope: Scope, *, limit: int = 200) -> list[RunLine]:
         " count(DISTINCT chain) AS chains, sum(prompt_tokens) AS prompt_tokens, sum(cached_tokens) AS cached_tokens,"
         " sum(output_tokens) AS output_tokens, sum(device_s) AS device_s, sum(usd) AS usd, sum(saved_usd) AS saved_usd,"
         " sum(all_large_usd) AS all_large_usd, group_concat(DISTINCT model) AS models,"
+        " group_concat(DISTINCT reason) AS reasons,"
         " sum(CASE WHEN outcome = 'ok' THEN 0 ELSE 1 END) AS failed, sum(slo_counted) AS slo_counted,"
         f" sum(slo_counted * slo_met) AS slo_met FROM requests WHERE {where} AND run <> ''"
         " GROUP BY tenant, run ORDER BY last_at DESC LIMIT ?",

@@ -29,7 +29,8 @@ MIN_QUEUE_S = 0.001
 _SCOPE = InstrumentationScope("headway")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
-_FINISH = {"stop": "stop", "length": "length"}
+_FINISH = {"stop": "stop", "length": "length", "tool_call": "tool_call"}
+_OPERATION = {"/v1/completions": "text_completion"}
 
 Attributes = dict[str, AttributeValue]
 
@@ -117,7 +118,7 @@ class _Telling:
         if entry.decision:
             self._stages()
             failed = Status(StatusCode.ERROR, entry.error_code) if entry.outcome == "failed" else _UNSET
-            name = f"chat {entry.decision.chosen.model}"
+            name = f"{_OPERATION.get(entry.route, 'chat')} {entry.decision.chosen.model}"
             self._emit(name, self._chat, self._server, SpanKind.CLIENT, _chat_attributes(entry), 0.0, entry.duration_s, failed)
         parent = None
         if trace.parent_id is not None:
@@ -176,6 +177,8 @@ def _server_attributes(entry: Entry) -> Attributes:
     attributes: Attributes = {
         "http.request.method": "POST",
         "http.route": entry.route,
+        "url.path": entry.route,
+        "url.scheme": "http",
         "http.response.status_code": entry.status,
         "headway.tenant": entry.tenant,
         "headway.outcome": entry.outcome,
@@ -205,11 +208,12 @@ def _chat_attributes(entry: Entry) -> Attributes:
     assert entry.decision
     chosen = entry.decision.chosen
     attributes: Attributes = {
-        "gen_ai.operation.name": "chat",
+        "gen_ai.operation.name": _OPERATION.get(entry.route, "chat"),
         "gen_ai.provider.name": "headway",
         "gen_ai.request.model": entry.asked,
         "gen_ai.request.max_tokens": entry.max_tokens,
         "gen_ai.request.temperature": entry.temperature,
+        "gen_ai.request.stream": entry.stream,
         "gen_ai.response.model": chosen.model,
         "gen_ai.response.id": entry.request_id,
         "gen_ai.response.finish_reasons": (_FINISH.get(entry.finish_reason, "error"),),
@@ -241,6 +245,8 @@ def _chat_attributes(entry: Entry) -> Attributes:
     }
     if entry.ttft_s is not None:
         attributes["headway.ttft_s"] = entry.ttft_s
+        if entry.stream:
+            attributes["gen_ai.response.time_to_first_chunk"] = entry.ttft_s
     if entry.slo_met is not None:
         attributes["headway.slo_met"] = entry.slo_met
     if entry.error_code:

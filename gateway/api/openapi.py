@@ -60,6 +60,7 @@ OPERATIONS = (
     Operation("get", "/v1/headway/turns", "Every request of one run: `?run=ID`."),
     Operation("get", "/v1/headway/decisions/{name}", "One decision with the options that it rejected."),
     Operation("get", "/v1/headway/money", "Dollars by tenant, model, run or day, and over time."),
+    Operation("get", "/v1/headway/attention", "What runs cost, which promise is in danger, which requests to open."),
     Operation("get", "/v1/headway/promises", "Promises kept by class, percentiles over time, refusals by reason."),
     Operation("get", "/dashboard", "The dashboard.", media="text/html", open=True),
     Operation("get", "/dashboard/{name}", "What the dashboard's page is made of.", media="text/plain", open=True),

@@ -47,6 +47,17 @@ def test_the_fit_finds_what_a_step_costs() -> None:
     assert min(a, b, c, d) >= 0
 
 
+def test_steps_that_something_else_disturbed_do_not_lead_the_fit_away() -> None:
+    rng, cost = random.Random(3), StepCost()
+    for _ in range(1500):
+        step = some_step(rng)
+        cost.observe(step, true_cost(step) * rng.uniform(0.98, 1.02) * (rng.uniform(2, 6) if rng.random() < 0.1 else 1.0))
+    a, b, c, d = cost.coefficients
+    for step in (some_step(rng) for _ in range(50)):
+        found = a + sum(one.tokens * (b + c * one.context) + d * one.kv_bytes for one in step)
+        assert found == pytest.approx(true_cost(step), rel=0.05)
+
+
 def test_who_causes_more_pays_more_and_the_fixed_part_is_shared() -> None:
     rng, cost = random.Random(1), StepCost()
     for _ in range(500):

@@ -131,5 +131,5 @@ async def test_a_picture_of_it(phoenix: str, tmp_path: Path) -> None:
     async with browser(tmp_path) as page:
         await page.look(width=1280, height=640, dark=False)
         await page.open(f"{phoenix}/projects/{project}/traces")
-        await page.until("document.body && document.body.innerText.includes('chat ')", timeout_s=120)
+        await page.until("document.body && document.body.innerText.includes('POST /v1/')", timeout_s=120)
         await page.picture(Path(PICTURE))

@@ -1,8 +1,8 @@
 // Where the dollars went, what stood idle, and what it would have cost without cache or without routing.
 
 import { chart } from "../chart.js";
-import { choice, figures, h, section, table } from "../dom.js";
-import { count, dollars, percent, seconds } from "../format.js";
+import { choice, figures, h, routed, runLink, section, table, weighed } from "../dom.js";
+import { count, dollars, percent, seconds, unitNote } from "../format.js";
 
 export const title = "Money";
 export const refresh_s = 30;
@@ -20,21 +20,20 @@ export function draw(body, data, context) {
   const series = filled(data.series, data.step_s);
   const sum = (rows, name) => rows.reduce((total, row) => total + row[name], 0);
   const [usd, saved, large, stood] = [sum(lines, "usd"), sum(lines, "saved_usd"), sum(lines, "all_large_usd"), sum(idle, "idle_usd")];
-  const total = dollars([Math.max(usd, large)]);
-  const whole = dollars([stood, usd]);
+  const total = dollars([usd, large, saved, stood]);
   const points = dollars(series.flatMap((one) => [one.usd, one.all_large_usd]));
   body.replaceChildren(
     figures(
       ["Charged", total.text(usd), `${count(sum(lines, "requests"))} requests`],
-      ["Saved by routing", total.text(large - usd), `${percent(large - usd, large)} of all on large`],
+      routed(usd, large, total, percent),
       ["Saved by cache", total.text(saved), `${percent(sum(lines, "cached_tokens"), sum(lines, "prompt_tokens"))} of prompt tokens`],
-      context.me.operator && ["Idle", whole.text(stood), idle.length ? `${percent(sum(idle, "idle_s"), sum(idle, "idle_s") + sum(idle, "busy_s"))} of device time` : "told every 30 s"],
+      context.me.operator && ["Idle", total.text(stood), idle.length ? `${percent(sum(idle, "idle_s"), sum(idle, "idle_s") + sum(idle, "busy_s"))} of device time` : "told every 30 s"],
     ),
-    chart(`Dollars every ${step(data.step_s)}`, series.map((one) => one.at), [
+    chart(`Dollars per ${step(data.step_s)}`, series.map((one) => one.at), [
       { label: "charged", values: series.map((one) => one.usd), fill: true },
       { label: "all on large", values: series.map((one) => one.all_large_usd) },
       { label: "saved by cache", values: series.map((one) => one.saved_usd) },
-    ], points.text),
+    ], points.text, { summed: true }),
     h("section", { "aria-label": "Charged" },
       h("div", { class: "head" }, h("h2", {}, "Charged by"), choice("Charged by", "by", BY, view.by, (by) => {
         view.by = by;
@@ -44,7 +43,7 @@ export function draw(body, data, context) {
     context.me.operator ? section("Idle", table("Device time by worker", idleColumns(idle), idle, { empty: "No worker has told of its time yet." })) : null,
     h("p", { class: "note" }, `Charged and idle are measured: requests + unattributed + idle = price × time. Saved is an estimate by ${data.methods.saved}`,
       ` (cached tokens at the worker's rate for uncached ones), all on large by ${data.methods.all_large} (the same tokens on the best tier, equally cached).`,
-      " The same table on the command line: ", h("code", {}, `headway cost --by ${data.by}`), ", with ", h("code", {}, "--csv"), " in FOCUS columns."),
+      ` ${unitNote(total, ...["usd", "saved_usd"].map((name) => dollars(lines.map((line) => line[name]))))} The same table on the command line: `, h("code", {}, `headway cost --by ${data.by}`), ", with ", h("code", {}, "--csv"), " in FOCUS columns."),
   );
 }
 
@@ -62,21 +61,22 @@ function columns(lines, by, { me }) {
   const unit = dollars(lines.flatMap((line) => [line.usd, line.all_large_usd]));
   const small = dollars(lines.map((line) => line.saved_usd));
   const sum = (name) => lines.reduce((total, line) => total + line[name], 0);
+  const largest = Math.max(...lines.map((line) => line.usd));
   const name = (line) => (by === "run" && line.key
-    ? h("a", { class: "mono clip", title: line.key, href: `#/run/${encodeURIComponent(line.tenant)}/${encodeURIComponent(line.key)}` }, line.key)
+    ? h("a", { class: "mono clip", title: line.key, href: runLink(line.tenant, line.key) }, line.key)
     : line.key || h("span", { class: "note" }, "(turned away)"));
   return [
     { title: by[0].toUpperCase() + by.slice(1), head: true, cell: name, total: () => "Sum" },
     by === "run" && me.operator && { title: "Tenant", cell: (line) => line.tenant, optional: true },
+    { title: `Charged, ${unit.unit}`, num: true, cell: (line) => weighed(unit.number(line.usd), line.usd, largest), total: () => unit.number(sum("usd")) },
+    { title: "Share", num: true, cell: (line) => percent(line.usd, sum("usd")) },
+    { title: `On large, ${unit.unit}`, num: true, cell: (line) => unit.number(line.all_large_usd), total: () => unit.number(sum("all_large_usd")) },
+    { title: `Saved by cache, ${small.unit}`, num: true, cell: (line) => small.number(line.saved_usd), total: () => small.number(sum("saved_usd")) },
     { title: "Requests", num: true, cell: (line) => count(line.requests), total: () => count(sum("requests")) },
     { title: "Prompt", num: true, cell: (line) => count(line.prompt_tokens), total: () => count(sum("prompt_tokens")) },
     { title: "Cached", num: true, cell: (line) => percent(line.cached_tokens, line.prompt_tokens), total: () => percent(sum("cached_tokens"), sum("prompt_tokens")) },
     { title: "Out", num: true, cell: (line) => count(line.output_tokens), total: () => count(sum("output_tokens")) },
     { title: "Device time", num: true, cell: (line) => seconds(line.device_s), total: () => seconds(sum("device_s")), optional: true },
-    { title: `Charged, ${unit.unit}`, num: true, cell: (line) => unit.number(line.usd), total: () => unit.number(sum("usd")) },
-    { title: "Share", num: true, cell: (line) => percent(line.usd, sum("usd")) },
-    { title: `On large, ${unit.unit}`, num: true, cell: (line) => unit.number(line.all_large_usd), total: () => unit.number(sum("all_large_usd")) },
-    { title: `Saved by cache, ${small.unit}`, num: true, cell: (line) => small.number(line.saved_usd), total: () => small.number(sum("saved_usd")) },
   ].filter(Boolean);
 }
 

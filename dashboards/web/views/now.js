@@ -1,53 +1,91 @@
-// The fleet at this moment: every worker with its batch, its pages and its dollars, and the last quarter of an hour.
+// At first sight: what the last hour cost, which promise is in danger, which requests to open; and the fleet at this moment.
 
 import { chart } from "../chart.js";
-import { figures, h, section, table, tag } from "../dom.js";
-import { count, dollars, percent } from "../format.js";
+import { figures, h, routed, runLink, section, table, tag } from "../dom.js";
+import { count, dollars, moment, percent, seconds, unitNote, words } from "../format.js";
 
 export const title = "Now";
 export const refresh_s = 3;
 
+const LOOK_EVERY_MS = 15000;
+const EMPTY = "Curves begin with the second sample, ten seconds after the start.";
+const view = { looked: null, looked_at: 0 };
+
 export async function load({ get }) {
   const [now, fleet] = await Promise.all([get("now"), get("workers")]);
-  return { ...now, workers: fleet.workers };
+  if (!view.looked || Date.now() - view.looked_at > LOOK_EVERY_MS) {
+    view.looked = await get("attention", { hours: 1 });
+    view.looked_at = Date.now();
+  }
+  return { ...now, workers: fleet.workers, ...view.looked };
 }
 
-export function draw(body, data) {
-  const { workers, samples } = data;
+export function draw(body, data, { me }) {
+  const { workers, samples, totals } = data;
   const latest = samples.at(-1);
   const priced = workers.filter((worker) => worker.usd_per_s !== undefined);
   const perHour = dollars(priced.map((worker) => 3600 * worker.usd_per_s));
   const all = priced.reduce((sum, worker) => sum + 3600 * worker.usd_per_s, 0);
   const up = workers.filter((worker) => worker.up).length;
   const running = workers.reduce((sum, worker) => sum + (worker.load?.running || 0), 0);
-  const total = dollars([all]);
+  const unit = dollars([totals.usd, totals.saved_usd, totals.all_large_usd]);
+  const price = dollars([all]);
+  const focused = document.activeElement?.id;
   body.replaceChildren(
     figures(
-      ["Workers up", `${up} of ${workers.length}`, null, up < workers.length ? "bad" : null],
-      ["Running", count(running), "sequences"],
-      ["Queue", count(data.queue), data.queue === 1 ? "request" : "requests", data.queue > 0 ? "warn" : null],
-      ["Live runs", count(data.runs)],
-      ["Price", total.text(all), "an hour"],
-      latest && ["Busy", percent(latest.busy_usd_per_h, latest.busy_usd_per_h + latest.idle_usd_per_h), `${total.text(latest.busy_usd_per_h)} an hour`],
-      latest && ["Idle", percent(latest.idle_usd_per_h, latest.busy_usd_per_h + latest.idle_usd_per_h), `${total.text(latest.idle_usd_per_h)} an hour`],
+      ["Spent in the last hour", unit.text(totals.usd), totals.runs ? `${count(totals.runs)} runs, ${unit.text(totals.usd / totals.runs)} each` : "no run"],
+      ["Saved by cache", unit.text(totals.saved_usd), `${percent(totals.cached_tokens, totals.prompt_tokens)} of prompt tokens`],
+      routed(totals.usd, totals.all_large_usd, unit, percent),
+      danger(data.classes),
+      ["Waiting", count(data.queue), `${count(running)} running, ${count(data.runs)} live runs`, data.queue > 0 ? "warn" : null],
+      ["Workers up", `${up} of ${workers.length}`, `${price.text(all)} an hour${latest ? `, ${percent(latest.busy_usd_per_h, latest.busy_usd_per_h + latest.idle_usd_per_h)} busy` : ""}`, up < workers.length ? "bad" : null],
     ),
+    section("Requests to open", table("Requests to open", looks(data, me), data.to_open, { empty: "Nothing was asked in the last hour." })),
     section("Workers", table("Workers", columns(latest, perHour), workers, { empty: "The policy names no worker." })),
     h("div", { class: "pair" },
-      chart("Running sequences", samples.map((one) => one.at), perWorker(workers, samples), (value) => String(Math.round(value)),
-        { whole: true, empty: "Curves begin with the second sample, ten seconds after the start." }),
+      chart("Busy, by worker", samples.map((one) => one.at), perWorker(workers, samples), (value) => percent(value, 1), { empty: EMPTY, highest: 1.04 }),
       chart("Dollars an hour", samples.map((one) => one.at), [
         { label: "busy", values: samples.map((one) => one.busy_usd_per_h), fill: true },
         { label: "idle", values: samples.map((one) => one.idle_usd_per_h) },
-      ], total.text, { empty: "Curves begin with the second sample, ten seconds after the start." })),
+      ], price.text, { empty: EMPTY })),
+    h("p", { class: "note" }, unitNote(unit, perHour)),
   );
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+}
+
+// The class that uses up its allowance fastest; 1 is just in time.
+function danger(classes) {
+  const [worst] = classes;
+  if (!worst) return ["Promises", "–", "none was made"];
+  const [said, tone] = worst.burn > 1 ? ["breaks", "bad"] : worst.burn > 0.5 ? ["in danger", "warn"] : ["kept", null];
+  return [`Promise ${said}`, percent(worst.met, worst.counted, worst.met === worst.counted ? 0 : 1), `${worst.slo}, burns ${worst.burn.toFixed(1)}×`, tone];
+}
+
+const WHY = { failed: ["failed", "bad"], broken: ["promise broken", "warn"], dearest: ["dearest", null] };
+
+function looks({ to_open }, me) {
+  const unit = dollars(to_open.map((one) => one.usd));
+  return [
+    { title: "Why", cell: (one) => tag(...WHY[one.why]) },
+    { title: "Request of run", cell: (one) => h("a", { id: `open-${one.why}-${one.request}`, class: "mono clip", title: one.request, href: runLink(one.tenant, one.run, one.request) }, one.run) },
+    me.operator && new Set(to_open.map((one) => one.tenant)).size > 1 && { title: "Tenant", cell: (one) => one.tenant, optional: true },
+    { title: `Cost, ${unit.unit}`, num: true, cell: (one) => unit.number(one.usd) },
+    { title: "First token", num: true, cell: (one) => (one.why === "failed" ? "–" : seconds(one.ttft_s)) },
+    { title: "Total", num: true, cell: (one) => seconds(one.total_s) },
+    { title: "Model", cell: (one) => one.model || "–", optional: true },
+    { title: "Promise", cell: (one) => one.slo || "–", optional: true },
+    { title: "Ended with", cell: (one) => words(one.status), optional: true },
+    { title: "When", num: true, cell: (one) => moment(one.at) },
+  ].filter(Boolean);
 }
 
 function perWorker(workers, samples) {
-  const named = workers.slice(0, 4).map((worker) => ({ label: worker.name, values: samples.map((one) => one.running[worker.name] || 0) }));
+  const share = (sample, worker) => sample.busy_share[worker.name] || 0;
+  const named = workers.slice(0, 4).map((worker) => ({ label: worker.name, values: samples.map((one) => share(one, worker)) }));
   const rest = workers.slice(4);
   if (rest.length) named.push({
-    label: `${rest.length} more`,
-    values: samples.map((one) => rest.reduce((sum, worker) => sum + (one.running[worker.name] || 0), 0)),
+    label: `${rest.length} more, mean`,
+    values: samples.map((one) => rest.reduce((sum, worker) => sum + share(one, worker), 0) / rest.length),
   });
   return named;
 }
@@ -57,12 +95,12 @@ function columns(latest, perHour) {
     { title: "Worker", head: true, cell: (worker) => worker.name },
     { title: "State", cell: (worker) => (worker.up ? tag("up", "good") : h("span", {}, tag("down", "bad"), " ", worker.problem)) },
     { title: "Model", cell: (worker) => worker.model },
+    { title: "Batch", num: true, cell: (worker) => (worker.load ? `${worker.load.running} / ${worker.hello.max_sequences}` : "–") },
+    { title: "Busy", num: true, cell: (worker) => (latest ? percent(latest.busy_share[worker.name] || 0, 1) : "–") },
+    { title: "Pages", wide: true, cell: (worker) => pages(worker.load) },
+    { title: "Waiting", num: true, cell: (worker) => (worker.load ? count(worker.load.waiting) : "–") },
     { title: "Tier", cell: (worker) => worker.tier },
     { title: "Device", cell: (worker) => worker.device },
-    { title: "Batch", num: true, cell: (worker) => (worker.load ? `${worker.load.running} / ${worker.hello.max_sequences}` : "–") },
-    { title: "Waiting", num: true, cell: (worker) => (worker.load ? count(worker.load.waiting) : "–") },
-    { title: "Pages", wide: true, cell: (worker) => pages(worker.load) },
-    { title: "Busy", num: true, cell: (worker) => (latest ? percent(latest.busy_share[worker.name] || 0, 1) : "–") },
     { title: `${perHour.unit} an hour`, num: true, cell: (worker) => perHour.number(3600 * worker.usd_per_s) },
     { title: "Restarts", num: true, optional: true, cell: (worker) => count(worker.restarts) },
   ];

@@ -20,6 +20,7 @@ export function draw(body, { policies }) {
   const [{ at, digest, body: policy }] = policies;
   const listed = (part) => Object.entries(policy[part]).map(([name, value]) => ({ name, ...value }));
   const price = dollars(listed("devices").map((device) => device.usd_per_hour));
+  const miss = dollars(listed("slo").map((slo) => slo.miss_penalty_usd));
   const name = { title: "Name", head: true, cell: (one) => one.name };
   body.replaceChildren(
     figures(
@@ -33,7 +34,7 @@ export function draw(body, { policies }) {
       { title: "Matches", cell: (route) => matches(route.match) },
       { title: "Candidates", cell: (route) => route.candidates.join(", ") },
       { title: "Quality bar", num: true, cell: (route) => percent(route.quality_bar, 1) },
-      { title: "Mistake cost", num: true, cell: (route) => String(route.mistake_cost) },
+      { title: "A mistake costs", num: true, cell: (route) => `${route.mistake_cost} requests` },
       { title: "Promise", cell: (route) => route.slo },
       { title: "Tool loop", cell: (route) => (route.lock_tool_loop ? "keeps its model" : "may change") },
     ], policy.routes)),
@@ -45,7 +46,7 @@ export function draw(body, { policies }) {
       ], listed("workers"))),
       section("Promises", table("Promises", [
         name, { title: "First token", num: true, cell: (slo) => seconds(slo.ttft_s) }, { title: "Deadline", num: true, cell: (slo) => seconds(slo.deadline_s) },
-        { title: "A miss costs", num: true, cell: (slo) => dollars([slo.miss_penalty_usd]).text(slo.miss_penalty_usd) },
+        { title: "A miss costs", num: true, cell: (slo) => (slo.miss_penalty_usd ? miss.text(slo.miss_penalty_usd) : "nothing") },
       ], listed("slo"))),
       section("Devices", table("Devices", [
         name, { title: `${price.unit} an hour`, num: true, cell: (device) => price.number(device.usd_per_hour) },
@@ -65,8 +66,13 @@ export function draw(body, { policies }) {
 }
 
 function matches(match) {
-  const said = Object.entries(match).filter(([, value]) => value !== null && !(Array.isArray(value) && !value.length));
-  return said.length ? said.map(([key, value]) => `${key.replaceAll("_", " ")}: ${Array.isArray(value) ? value.join(", ") : value}`).join("; ") : "everything";
+  const said = Object.entries(match).map(([key, value]) => [key, listing(value)]).filter(([, text]) => text);
+  return said.length ? said.map(([key, text]) => `${key.replaceAll("_", " ")}: ${text}`).join("; ") : "everything";
+}
+
+function listing(value) {
+  if (value === null || typeof value !== "object") return value === null ? "" : String(value);
+  return (Array.isArray(value) ? value : Object.entries(value).map(([key, one]) => `${key} = ${one}`)).join(", ");
 }
 
 function changes(policies) {
