@@ -69,7 +69,9 @@ class Engine:
         )
         self.step_cost = StepCost()
         self.speculator = (
-            Speculator(self.scheduler, self.step_cost, kv_bytes=limits.kv_bytes, lookup=lookup, drafter=drafter)
+            Speculator(
+                self.scheduler, self.step_cost, kv_bytes=limits.kv_bytes, clock_ns=clock_ns, lookup=lookup, drafter=drafter
+            )
             if lookup or drafter is not None
             else None
         )
@@ -209,6 +211,7 @@ class Engine:
             priority=submit.priority,
             arrival=self._arrivals,
             chain=submit.chain,
+            salt=submit.cache_salt,
             namer=Namer(self.limits.fingerprint, submit.cache_salt, submit.shared_tokens // self.limits.page_size),
             detokenizer=Detokenizer(self._decoder),
             stops=StopFilter(sampling.stop),
@@ -317,6 +320,8 @@ class Engine:
         self.num_output_tokens += sequence.num_output
         if self.tier is not None:
             self.tier.touch(sequence.names, sequence.chain)
+        if self.speculator is not None:
+            self.speculator.finished(sequence)
         self.scheduler.remove(sequence)
         end = finished(sequence, reason, now_ns, stop_text)
         self._output.finished.append((sequence.owner, end))

@@ -61,6 +61,7 @@ class Sequence:
     priority: int
     arrival: int
     chain: str
+    salt: str
     namer: Namer
     detokenizer: Detokenizer
     stops: StopFilter

@@ -1,14 +1,16 @@
-"""Guesses for a step that only decodes, from what was read before or from a draft model, where measured costs say they save.
+"""Guesses for a step that only decodes, from what was read and said before or from a draft model, where measured costs say
+they save.
 
 Tokens are chosen as without guesses, from (seed, position), and a guess is kept if it is what was chosen: the text is the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from backends.draft import Drafter
 from backends.gate import FORGETTING, LEARNING, MAX_DRAFTS, Chance, Price, best_count, may_guess, price, saved
-from backends.lookup import Lookup
+from backends.recall import Evidence, Guess, Recall
 from backends.scheduler import Scheduler, Work
 from backends.sequence import Sequence
 from backends.step_cost import StepCost
@@ -20,11 +22,10 @@ SLOW = 0.1
 
 @dataclass(slots=True)
 class Guesses:
-    """Of one sequence. `source` is where those of this step are from."""
+    """Of one sequence: how often the draft model is right, and what the guesses of this step are by, if not by the draft."""
 
-    lookup: Lookup
-    chances: dict[Source, Chance]
-    source: Source = "lookup"
+    draft: Chance
+    evidence: Evidence | None = None
 
 
 @dataclass(slots=True)
@@ -48,7 +49,14 @@ class Speculator:
     """`kv_bytes` are those of one token of the model that is guessed for."""
 
     def __init__(
-        self, scheduler: Scheduler, step_cost: StepCost, *, kv_bytes: int, lookup: bool, drafter: Drafter | None = None
+        self,
+        scheduler: Scheduler,
+        step_cost: StepCost,
+        *,
+        kv_bytes: int,
+        clock_ns: Callable[[], int],
+        lookup: bool,
+        drafter: Drafter | None = None,
     ) -> None:
         self.tallies: dict[Source, Tally] = {}
         if lookup:
@@ -56,7 +64,8 @@ class Speculator:
         if drafter is not None:
             self.tallies["draft"] = Tally()
         self._scheduler, self._step_cost, self._kv_bytes, self._drafter = scheduler, step_cost, kv_bytes, drafter
-        self._hopes: dict[Source, Chance] = {source: Chance() for source in self.tallies}
+        self._recall = Recall(clock_ns) if lookup else None
+        self._hope = Chance()
 
     def with_drafts(self, work: tuple[Work, ...]) -> tuple[Work, ...]:
         """The same work with guesses behind the tokens of some; a step with chunks gets none."""
@@ -64,17 +73,18 @@ class Speculator:
             return work
         context = sum(one.stop for one in work) / len(work)
         of = price(self._step_cost.cost, len(work), context, self._kv_bytes)
+        if not best_count(1.0, of):  # not even what is sure to be right: what a full batch finds
+            return work
         guessed, plans = list(work), list[_Plan]()
         for at, one in enumerate(work):
             if may_guess(one.sequence.sampling):
                 guesses = self._guesses(one.sequence)
-                drafts, lookup_saves = self._look_up(one, guesses, of)
-                plan = self._planned(at, one, guesses, of, len(work), context, lookup_saves)
+                looked_up = self._recall.guess(one.sequence, of) if self._recall else None
+                plan = self._planned(at, one, guesses, of, len(work), context, looked_up.saves if looked_up else 0.0)
                 if plan is not None:
                     plans.append(plan)
-                elif drafts:
-                    guesses.source = "lookup"
-                    guessed[at] = one._replace(drafts=drafts[: self._scheduler.room_for_drafts(one, len(drafts))])
+                elif looked_up:
+                    guessed[at] = self._with(one, guesses, looked_up)
         if plans and self._drafter is not None:
             told = self._drafter.guess([(plan.work.sequence, plan.count) for plan in plans])
             for plan, drafts in zip(plans, told, strict=True):
@@ -86,45 +96,42 @@ class Speculator:
         guesses, drafted = work.sequence.guesses, len(work.drafts)
         if not drafted or guesses is None:
             return
-        guesses.chances[guesses.source].learn(drafted, accepted)
-        self._hopes[guesses.source].learn(drafted, accepted, SLOW * LEARNING)
-        tally = self.tallies[guesses.source]
+        if guesses.evidence is not None and self._recall is not None:
+            self._recall.learn(guesses.evidence, drafted, accepted)
+        else:
+            guesses.draft.learn(drafted, accepted)
+            self._hope.learn(drafted, accepted, SLOW * LEARNING)
+        tally = self.tallies["draft" if guesses.evidence is None else "lookup"]
         tally.drafted += drafted
         tally.accepted += accepted
 
+    def finished(self, sequence: Sequence) -> None:
+        if self._recall is not None:
+            self._recall.finished(sequence)
+
     def _guesses(self, sequence: Sequence) -> Guesses:
         if sequence.guesses is None:
-            chances = {source: Chance(hope.value) for source, hope in self._hopes.items()}
-            sequence.guesses = Guesses(Lookup(), chances)
+            sequence.guesses = Guesses(Chance(self._hope.value))
         return sequence.guesses
 
-    def _look_up(self, work: Work, guesses: Guesses, of: Price) -> tuple[tuple[int, ...], float]:
-        """What followed before, and the seconds that it promises to save."""
-        chance = guesses.chances.get("lookup")
-        if chance is None:
-            return (), 0.0
-        count = self._count("lookup", chance, of)
-        drafts = guesses.lookup.guess(work.sequence.tokens, count) if count else ()
-        return drafts, saved(chance.value, of, len(drafts)) if drafts else 0.0
+    def _with(self, work: Work, guesses: Guesses, guess: Guess) -> Work:
+        guesses.evidence = guess.evidence
+        return work._replace(drafts=guess.tokens[: self._scheduler.room_for_drafts(work, len(guess.tokens))])
 
     def _planned(
         self, at: int, work: Work, guesses: Guesses, of: Price, num_sequences: int, context: float, otherwise: float
     ) -> _Plan | None:
         """For the draft model, where that promises to save more than `otherwise`."""
-        chance = guesses.chances.get("draft")
-        if self._drafter is None or chance is None or len(work.sequence.tokens) + MAX_DRAFTS > self._drafter.longest:
+        if self._drafter is None or len(work.sequence.tokens) + MAX_DRAFTS > self._drafter.longest:
             return None
+        chance = guesses.draft
         of = self._drafter.priced(of, work.sequence, num_sequences, context)
-        count = self._count("draft", chance, of)
-        if not count or saved(chance.value, of, count) <= otherwise:
-            return None
-        count = self._scheduler.room_for_drafts(work, count)
-        guesses.source = "draft"
-        return _Plan(at, work, count) if count else None
-
-    def _count(self, source: Source, chance: Chance, of: Price) -> int:
         count = best_count(chance.value, of)
         if not count:
             chance.forget()
-            self._hopes[source].forget(SLOW * FORGETTING)
-        return count
+            self._hope.forget(SLOW * FORGETTING)
+        if not count or saved(chance.value, of, count) <= otherwise:
+            return None
+        count = self._scheduler.room_for_drafts(work, count)
+        guesses.evidence = None
+        return _Plan(at, work, count) if count else None

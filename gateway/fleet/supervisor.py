@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from msgspec import structs
+
 from gateway.policy.schema import Worker
 
 FIRST_BACKOFF_S = 0.25
@@ -26,16 +28,22 @@ KEPT_LINES = 20
 log = logging.getLogger("headway.supervisor")
 
 Command = Callable[[str, Worker, Path, Path, int], Sequence[str]]
-"""(worker name, its policy, model directory, socket, threads) to an argument list."""
+"""(worker name, its policy with the directory of its draft, model directory, socket, threads) to an argument list."""
 
 
 def worker_command(name: str, worker: Worker, model: Path, socket: Path, threads: int) -> list[str]:
     command = [sys.executable, "-m", "backends", "--model", str(model), "--name", name, "--listen", f"unix://{socket}"]
     command += ["--device", worker.device if worker.device.startswith("cuda") else "cpu", "--threads", str(threads)]
     command += ["--dtype", worker.dtype, "--linear", worker.linear, "--max-sequences", str(worker.max_sequences)]
-    if worker.kv_tokens is not None:
-        command += ["--kv-tokens", str(worker.kv_tokens)]
+    for field in ("kv_tokens", "host_kv_tokens", "kv_dtype", "speculate", "draft", "prefill_tokens"):
+        if (value := getattr(worker, field)) is not None:
+            command += [f"--{field.replace('_', '-')}", str(value)]
     return [*command, "--exit-with-parent"]
+
+
+def _drafted(worker: Worker, model_paths: Mapping[str, Path]) -> Worker:
+    """Its `draft` as a directory."""
+    return structs.replace(worker, draft=str(model_paths[worker.draft])) if worker.draft else worker
 
 
 def assign_threads(workers: Mapping[str, Worker], cores: int) -> dict[str, int]:
@@ -162,7 +170,7 @@ class Supervisor:
         self.workers = {
             name: LocalWorker(
                 name,
-                command(name, worker, model_paths[worker.model], self.sockets[name], threads[name]),
+                command(name, _drafted(worker, model_paths), model_paths[worker.model], self.sockets[name], threads[name]),
                 env=worker_environment(env, threads[name]),
                 progress=progress or _to_stderr,
             )

@@ -53,11 +53,13 @@ def _workers(policy: Policy) -> Iterator[Found]:
     for name, worker in policy.workers.items():
         yield from _known(("workers", name, "model"), "model", worker.model, policy.models)
         yield from _known(("workers", name, "device"), "device", worker.device, policy.devices)
+        if worker.draft is not None:
+            yield from _known(("workers", name, "draft"), "model", worker.draft, policy.models)
         if worker.url is None:
             continue
         if not worker.url.startswith(_URL_SCHEMES):
             yield ("workers", name, "url"), f"must begin with one of {', '.join(_URL_SCHEMES)}"
-        for field in ("threads", "kv_tokens"):
+        for field in ("threads", "kv_tokens", "host_kv_tokens", "kv_dtype", "speculate", "draft", "prefill_tokens"):
             if getattr(worker, field) is not None:
                 yield ("workers", name, field), "is for workers that the gateway starts; this one has a url"
 

@@ -46,7 +46,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One engine process. `url` names one that runs elsewhere; else the gateway starts it.
 
-    `share` is the part of the device's price that this worker's busy second costs; by default an equal part.
+    `share` is the part of the device's price that this worker's busy second costs; by default an equal part. What is left at
+    None is the worker's own default. `draft` names a model of the same tokenizer that guesses for this one.
     """
 
     model: Name
@@ -56,8 +57,13 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     share: Share | None = None
     threads: Count | None = None
     kv_tokens: Count | None = None
+    host_kv_tokens: Count | None = None
+    kv_dtype: Literal["auto", "int8"] | None = None
+    speculate: Literal["off", "lookup"] | None = None
+    draft: Name | None = None
+    prefill_tokens: Count | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    linear: Literal["auto", "float32", "bfloat16", "w8a8"] = "auto"
+    linear: Literal["auto", "float32", "bfloat16", "w8a8", "int4"] = "auto"
     max_sequences: Count = 32
 
 

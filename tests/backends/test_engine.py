@@ -28,7 +28,7 @@ class Oracle(Speculator):
         return tuple(self._drafted(one) for one in work) if decodes else work
 
     def _drafted(self, work: Work) -> Work:
-        self._guesses(work.sequence)
+        self._guesses(work.sequence).evidence = ("own", 1)
         right = reference(list(work.sequence.tokens), self.rng.randrange(4))
         guessed = tuple(token if self.rng.random() < 0.8 else (token + 1) % 97 for token in right)
         return work._replace(drafts=guessed[: self._scheduler.room_for_drafts(work, len(guessed))])
@@ -42,7 +42,7 @@ class Twin(Speculator):
         shape = {"num_pages": of.num_pages, "page_size": of.page_size, "longest": of.longest, "kv_bytes": 1}
         drafter = Drafter(runner, most_tokens=of.prefill_tokens, clock_ns=clock, **shape)
         drafter.priced = lambda of, sequence, num_sequences, context: Price(1.0, 0.0, 0.0)  # type: ignore[method-assign]
-        super().__init__(engine.scheduler, engine.step_cost, kv_bytes=1, lookup=False, drafter=drafter)
+        super().__init__(engine.scheduler, engine.step_cost, kv_bytes=1, clock_ns=clock, lookup=False, drafter=drafter)
 
     def learn(self, work: Work, accepted: int) -> None:
         tokens = list(work.sequence.tokens)
@@ -61,7 +61,8 @@ class Rig:
             tier = HostTier(host_pages, LateCopier(self.runner, host_pages, of.page_size, seed))
         self.engine = Engine(self.runner, LetterDecoder(), of, clock_ns=self.clock, rng=random.Random(seed), tier=tier)
         if guesses == "oracle":
-            self.engine.speculator = Oracle(self.engine.scheduler, self.engine.step_cost, kv_bytes=of.kv_bytes, lookup=True)
+            costs, clock = self.engine.step_cost, self.clock
+            self.engine.speculator = Oracle(self.engine.scheduler, costs, kv_bytes=of.kv_bytes, clock_ns=clock, lookup=True)
         elif guesses == "draft":
             self.engine.speculator = Twin(self.engine, of, self.clock)
         self.text: dict[int, str] = {}

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backends.engine import Engine
 from backends.gate import HOPED, MAX_DRAFTS, Chance, best_count, may_guess, price
 from backends.limits import Limits
 from backends.linear import LinearChooser
-from backends.lookup import Lookup
+from backends.lookup import LONGEST, MAX_TENANTS, SEARCHED_TOKENS, Match, Said, own
 from backends.model import open_model
 from backends.runner import ModelRunner
 from backends.step_cost import Cost
@@ -21,11 +23,44 @@ from tests.backends.fakes import Ticks
 from tests.backends.test_llama import CharacterDecoder
 
 
-def test_what_followed_the_last_three_tokens_is_guessed() -> None:
-    lookup = Lookup()
-    assert lookup.guess([1, 2, 3], 4) == ()
-    assert lookup.guess([1, 2, 3, 4, 5, 1, 2, 3], 4) == (4, 5, 1, 2)
-    assert lookup.guess([1, 2, 3, 4, 5, 1, 2, 3, 9, 1, 2, 3], 2) == (9, 1)
+def test_what_followed_the_longest_part_of_the_end_is_guessed() -> None:
+    assert own(array("I", [1, 2, 3]), 4) is None
+    assert own(array("I", [1, 2, 3, 4, 5, 1, 2, 3]), 4) == Match("own", 3, (4, 5, 1, 2))
+    assert own(array("I", [1, 2, 3, 4, 5, 1, 2, 3, 9, 1, 2, 3]), 2) == Match("own", 3, (9, 1))
+    assert own(array("I", [7, 2, 3, 4, 1, 2, 3, 5, 9, 3, 6, 7, 2, 3]), 1) == Match("own", 3, (4,))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 5))
+def test_a_match_is_what_a_search_by_hand_finds(tokens: list[int], count: int) -> None:
+    best = None
+    for end in range(1, len(tokens)):  # what follows is at `end`
+        length = 0
+        while length < min(LONGEST, end) and tokens[end - 1 - length] == tokens[-1 - length]:
+            length += 1
+        if length and (best is None or length >= best.length):
+            best = Match("own", length, tuple(tokens[end : end + count]))
+    assert own(array("I", tokens), count) == best
+
+
+def test_what_a_tenant_was_told_is_a_guess_for_that_tenant_alone() -> None:
+    said = Said()
+    said.add("a", array("I", [9, 9, 1, 2, 3, 4]), 4)
+    said.add("a", array("I", [9, 9, 5, 6]), 2)
+    assert said.find("a", array("I", [8, 2]), 9) == Match("said", 1, (3, 4))
+    assert said.find("a", array("I", [8, 1, 2, 3, 4]), 9) is None, "nothing of the next answer"
+    assert said.find("b", array("I", [8, 1, 2]), 9) is None
+
+
+def test_what_was_said_is_bounded() -> None:
+    said, rng = Said(), random.Random(0)
+    for number in range(3 * MAX_TENANTS):
+        said.add(str(number), array("I", [number, 7]), 2)
+    assert said.find("0", array("I", [0]), 1) is None
+    for _ in range(400):
+        said.add("busy", array("I", rng.choices(range(50, 60), k=300)), 290)
+    said.add("busy", array("I", range(1, 40)), 39)
+    assert said.find("busy", array("I", [3, 4, 5]), 2) == Match("said", 3, (6, 7))
+    assert all(len(text) == SEARCHED_TOKENS for text, _ in said._texts.values()) and len(said._texts) == MAX_TENANTS
 
 
 def test_the_gate_follows_measured_costs() -> None:

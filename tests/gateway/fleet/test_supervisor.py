@@ -12,7 +12,7 @@ from tests.served import PICO, until
 SLEEPS = "import sys; print('{\"ready\": 1}', flush=True); sys.stdin.read()"
 
 
-def worker(**options: int) -> Worker:
+def worker(**options: int | str) -> Worker:
     return Worker(model="pico", device="cpu", **options)  # type: ignore[arg-type]
 
 
@@ -34,6 +34,14 @@ def test_the_command_carries_what_the_policy_says() -> None:
     said = " ".join(command)
     for part in ("--model /models/x", "--listen unix:///run/w.sock", "--threads 3", "--kv-tokens 4096", "--exit-with-parent"):
         assert part in said
+    assert "--host-kv-tokens" not in said and "--draft" not in said
+    options = worker(
+        host_kv_tokens=9, kv_dtype="int8", speculate="lookup", draft="/models/y", prefill_tokens=256, linear="int4"
+    )
+    said = " ".join(worker_command("w", options, Path("/models/x"), Path("/run/w.sock"), 3))
+    for part in ("--host-kv-tokens 9", "--kv-dtype int8", "--speculate lookup", "--draft /models/y", "--prefill-tokens 256"):
+        assert part in said
+    assert "--linear int4" in said
 
 
 async def test_a_worker_that_dies_is_started_again_and_its_last_lines_are_kept() -> None:

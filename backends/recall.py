@@ -1,0 +1,74 @@
+"""Which match is worth guessing by: every kind of evidence has a chance of its own, learned from all sequences.
+
+Evidence is where a match was found and how many tokens agreed. What searching takes is measured: where it promises less than
+that, only one step in `RARELY` searches.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from backends.gate import MAX_DRAFTS, Chance, Price, best_count, saved
+from backends.lookup import LONGEST, Match, Origin, Said, own
+from backends.sequence import Sequence
+
+LEARNING, FORGETTING = 0.05, 0.002
+RARELY = 16
+SMOOTHING = 0.05
+
+Evidence = tuple[Origin, int]
+
+
+class Guess(NamedTuple):
+    """`saves` is in seconds, expected."""
+
+    evidence: Evidence
+    tokens: tuple[int, ...]
+    saves: float
+
+
+class Recall:
+    def __init__(self, clock_ns: Callable[[], int]) -> None:
+        self._clock_ns = clock_ns
+        self._said = Said()
+        origins: tuple[Origin, ...] = ("own", "said")
+        self._chances: dict[Evidence, Chance] = {(origin, n): Chance() for origin in origins for n in range(1, LONGEST + 1)}
+        self._search_s = self._promised_s = 0.0
+        self._skipped = 0
+
+    def guess(self, sequence: Sequence, of: Price) -> Guess | None:
+        """What saves most, if anything does."""
+        if not best_count(max(chance.value for chance in self._chances.values()), of):
+            for chance in self._chances.values():
+                chance.forget(FORGETTING)
+            return None
+        if self._promised_s < self._search_s and self._skipped < RARELY:
+            self._skipped += 1
+            return None
+        self._skipped = 0
+        started_ns = self._clock_ns()
+        found = self._best(sequence, of)
+        self._search_s += SMOOTHING * ((self._clock_ns() - started_ns) / 1e9 - self._search_s)
+        self._promised_s += SMOOTHING * ((found.saves if found else 0.0) - self._promised_s)
+        return found
+
+    def _best(self, sequence: Sequence, of: Price) -> Guess | None:
+        tokens = sequence.tokens
+        matches = (own(tokens, MAX_DRAFTS), self._said.find(sequence.salt, tokens, MAX_DRAFTS))
+        guesses = [guess for match in matches if match and (guess := self._priced(match, of))]
+        return max(guesses, key=lambda guess: guess.saves, default=None)
+
+    def _priced(self, match: Match, of: Price) -> Guess | None:
+        chance = self._chances[match.origin, match.length]
+        count = min(best_count(chance.value, of), len(match.tokens))
+        if not count:
+            chance.forget(FORGETTING)
+            return None
+        return Guess((match.origin, match.length), match.tokens[:count], saved(chance.value, of, count))
+
+    def learn(self, evidence: Evidence, drafted: int, accepted: int) -> None:
+        self._chances[evidence].learn(drafted, accepted, LEARNING)
+
+    def finished(self, sequence: Sequence) -> None:
+        """What it said may be said again by others of its tenant."""
+        if sequence.num_output:
+            self._said.add(sequence.salt, sequence.tokens, sequence.num_output)
