@@ -24,12 +24,12 @@ from gateway.scheduling.lateness import Lateness
 from gateway.scheduling.placement import Placement
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 from gateway.scheduling.retention import WAITS_COLD
+from gateway.scheduling.seats import Seats, is_kept
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
 MAX_DECISIONS_A_PUMP = 64
 """Bounds how long one pump holds the event loop; what is left is looked at when the next worker reports."""
-KEPT_SEATS = 1 / 8
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
@@ -83,6 +83,7 @@ class Dispatcher:
         self.fleet = fleet
         self.queue = queue
         self.placement = Placement()
+        self.seats = Seats(queue.weight)
         self._clock = clock
         self._retry_after_s = retry_after_s
         self._numbers = itertools.count(1)
@@ -114,9 +115,10 @@ class Dispatcher:
         """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded: at once where the route sheds
         what it cannot keep its promise to, or after too long a wait."""
         ticket.decision = self.decide(ticket)
+        self.seats.came(ticket.tenant, self._clock())
         if not ticket.admitted:
             self._admit(ticket, ticket.decision)
-        if not self._waiting and self._has_room(ticket, ticket.decision):
+        if not self._waiting and self._has_room(ticket.decision) and not self._leaves(ticket, ticket.decision):
             return self._submit(ticket, ticket.decision)
         return await self._wait(ticket, ticket.decision)
 
@@ -264,13 +266,14 @@ class Dispatcher:
             self._refreshed_at = now
             self._refresh()
         looked = 0
-
+        full = set[str]()
+        """Workers for which the first in order has to wait: who comes after it does not go past it."""
         outcome: Decision | HeadwayError | None = None
 
         def ready(item: Waiting) -> bool:
             nonlocal looked, outcome
             ticket = self._waiting[item.request]
-            if looked >= MAX_DECISIONS_A_PUMP or not self._may_go(ticket):
+            if looked >= MAX_DECISIONS_A_PUMP or not self._may_go(ticket, full):
                 return False
             looked += 1
             try:
@@ -278,7 +281,11 @@ class Dispatcher:
             except HeadwayError as error:
                 outcome = error
                 return True
-            return self._has_room(ticket, outcome)
+            if outcome.chosen.worker in full or self._leaves(ticket, outcome):
+                return False
+            if not self._has_room(outcome):
+                full.add(outcome.chosen.worker)
+            return outcome.chosen.worker not in full
 
         while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate)) is not None:
             ticket = self._waiting.pop(item.request)
@@ -301,20 +308,29 @@ class Dispatcher:
             resident = 2 * cached >= chosen.prompt_tokens or not self._by_run
             self.queue.refresh(number, uncached_tokens=uncached, resident=resident)
 
-    def _may_go(self, ticket: Ticket) -> bool:
+    def _may_go(self, ticket: Ticket, full: set[str]) -> bool:
         """A cheap look before deciding: some worker has a seat, or none is up, which is to be told."""
-        links = [self.fleet.server(worker) for worker in ticket.prompts if worker not in ticket.excluded]
-        return any(link.credits.num_free > 0 for link in links) or not any(link.healthy for link in links)
+        links = {worker: self.fleet.server(worker) for worker in ticket.prompts if worker not in ticket.excluded}
+        free = any(link.credits.num_free > 0 for worker, link in links.items() if worker not in full)
+        return free or not any(link.healthy for link in links.values())
 
-    def _has_room(self, ticket: Ticket, decision: Decision) -> bool:
-        """Where promises are judged, batch work leaves a share of the seats to those who were promised a soon first token."""
+    def _has_room(self, decision: Decision) -> bool:
         chosen = decision.chosen
-        credits = self.fleet.server(chosen.worker).credits
+        return self.fleet.server(chosen.worker).credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
+
+    def _leaves(self, ticket: Ticket, decision: Decision) -> bool:
+        """The last seats: batch work leaves them to those who were promised a soon first token, where promises are judged, and
+        a tenant that has its share to the others."""
+        worker = decision.chosen.worker
+        hello = self.fleet.links[worker].hello if worker in self.fleet.links else None
+        if not hello or not self._by_run:
+            return False
+        credits = self.fleet.links[worker].credits
+        if not credits.live or not is_kept(credits.num_free, hello.max_sequences):
+            return False
         if ticket.band is Band.BATCH and ticket.on_overload != "queue":
-            hello = self.fleet.links[chosen.worker].hello if chosen.worker in self.fleet.links else None
-            if hello and credits.live and credits.num_free <= hello.max_sequences * KEPT_SEATS:
-                return False
-        return credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
+            return True
+        return self.seats.has_its_share(ticket.tenant, credits.taken, hello.max_sequences, self._clock())
 
     def _submit(self, ticket: Ticket, decision: Decision) -> Stream:
         worker = decision.chosen.worker
