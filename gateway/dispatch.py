@@ -28,8 +28,10 @@ from gateway.scheduling.seats import Seats, is_kept
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
-MAX_DECISIONS_A_PUMP = 64
-"""Bounds how long one pump holds the event loop; what is left is looked at when the next worker reports."""
+MAX_DECISIONS_A_LINE = 16
+"""Of a tenant and band, in one pump, which holds the event loop; what is left is looked at when the next worker reports."""
+DECIDED_FOR_S = 0.25
+"""A choice is made again so often while its worker has no seat."""
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
@@ -66,6 +68,7 @@ class Ticket:
     admitted_run: bool = False
     """It continues a run that was let in, and is never refused for a promise."""
     admitted: bool = False
+    decided_at: float = -math.inf
     promised_s: float = math.inf
     """How long after its arrival its first token may come, where that was judged."""
     predicted: tuple[str, float] | None = None
@@ -76,6 +79,16 @@ class Ticket:
 
     def __post_init__(self) -> None:
         self.names = list({id(prompt.names): prompt.names for prompt in self.prompts.values()}.values())
+
+
+class _Look:
+    """One look at all that wait: workers for which the first in order has to wait, so that who comes after it does not go past;
+    who leaves the seats that are free; and how many of each line were decided anew."""
+
+    def __init__(self) -> None:
+        self.full = set[str]()
+        self.leaves: dict[tuple[str, str, bool], bool] = {}
+        self.num = Counter[tuple[str, Band]]()
 
 
 class Dispatcher:
@@ -118,7 +131,7 @@ class Dispatcher:
         self.seats.came(ticket.tenant, self._clock())
         if not ticket.admitted:
             self._admit(ticket, ticket.decision)
-        if not self._waiting and self._has_room(ticket.decision) and not self._leaves(ticket, ticket.decision):
+        if not self._waiting and self._has_room(ticket.decision) and not self._leaves(ticket, ticket.decision.chosen.worker):
             return self._submit(ticket, ticket.decision)
         return await self._wait(ticket, ticket.decision)
 
@@ -265,27 +278,28 @@ class Dispatcher:
         if now - self._refreshed_at >= REFRESH_EVERY_S:
             self._refreshed_at = now
             self._refresh()
-        looked = 0
-        full = set[str]()
-        """Workers for which the first in order has to wait: who comes after it does not go past it."""
         outcome: Decision | HeadwayError | None = None
+        look = _Look()
 
         def ready(item: Waiting) -> bool:
-            nonlocal looked, outcome
+            nonlocal outcome
             ticket = self._waiting[item.request]
-            if looked >= MAX_DECISIONS_A_PUMP or not self._may_go(ticket, full):
+            line = ticket.tenant, ticket.band
+            if look.num[line] >= MAX_DECISIONS_A_LINE or not self._may_go(ticket, look, now):
                 return False
-            looked += 1
+            look.num[line] += 1
             try:
                 outcome = self.decide(ticket)
             except HeadwayError as error:
                 outcome = error
                 return True
-            if outcome.chosen.worker in full or self._leaves(ticket, outcome):
+            ticket.decision, ticket.decided_at = outcome, now
+            worker = outcome.chosen.worker
+            if self._is_shut(ticket, worker, look):
                 return False
             if not self._has_room(outcome):
-                full.add(outcome.chosen.worker)
-            return outcome.chosen.worker not in full
+                look.full.add(worker)
+            return worker not in look.full
 
         while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate)) is not None:
             ticket = self._waiting.pop(item.request)
@@ -296,6 +310,7 @@ class Dispatcher:
                 ticket.waiter.set_exception(outcome)
             else:
                 ticket.waiter.set_result(self._submit(ticket, outcome))
+                look.leaves.clear()
 
     def _refresh(self) -> None:
         """The order is that of what is resident now, of those that have waited longest."""
@@ -308,20 +323,34 @@ class Dispatcher:
             resident = 2 * cached >= chosen.prompt_tokens or not self._by_run
             self.queue.refresh(number, uncached_tokens=uncached, resident=resident)
 
-    def _may_go(self, ticket: Ticket, full: set[str]) -> bool:
-        """A cheap look before deciding: some worker has a seat, or none is up, which is to be told."""
-        links = {worker: self.fleet.server(worker) for worker in ticket.prompts if worker not in ticket.excluded}
-        free = any(link.credits.num_free > 0 for worker, link in links.items() if worker not in full)
-        return free or not any(link.healthy for link in links.values())
+    def _may_go(self, ticket: Ticket, look: "_Look", now: float) -> bool:
+        """A cheap look before deciding: the worker that was chosen lately, or else any, has a seat for it, or none is up, which
+        is to be told."""
+        if ticket.decision and now - ticket.decided_at < DECIDED_FOR_S:
+            chosen = ticket.decision.chosen.worker
+            if self.fleet.server(chosen).healthy:
+                return not self._is_shut(ticket, chosen, look)
+        workers = [worker for worker in ticket.prompts if worker not in ticket.excluded]
+        if not all(self._is_shut(ticket, worker, look) for worker in workers):
+            return True
+        return not any(self.fleet.server(worker).healthy for worker in workers)
+
+    def _is_shut(self, ticket: Ticket, worker: str, look: "_Look") -> bool:
+        """Whether it has no seat, or none for this one."""
+        if worker in look.full or self.fleet.server(worker).credits.num_free < 1:
+            return True
+        kind = worker, ticket.tenant, ticket.band is Band.BATCH and ticket.on_overload != "queue"
+        if kind not in look.leaves:
+            look.leaves[kind] = self._leaves(ticket, worker)
+        return look.leaves[kind]
 
     def _has_room(self, decision: Decision) -> bool:
         chosen = decision.chosen
         return self.fleet.server(chosen.worker).credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
 
-    def _leaves(self, ticket: Ticket, decision: Decision) -> bool:
+    def _leaves(self, ticket: Ticket, worker: str) -> bool:
         """The last seats: batch work leaves them to those who were promised a soon first token, where promises are judged, and
         a tenant that has its share to the others."""
-        worker = decision.chosen.worker
         hello = self.fleet.links[worker].hello if worker in self.fleet.links else None
         if not hello or not self._by_run:
             return False

@@ -177,3 +177,26 @@ async def test_a_tenant_that_floods_leaves_a_seat_to_another_that_was_here(tmp_p
         assert worker.submitted[-1].cache_salt == "ash"
         worker.release()
         assert await asyncio.gather(*flood, asked) == [200] * 21
+
+
+async def test_however_many_of_one_tenant_wait_the_seat_that_it_leaves_is_found_by_the_other(tmp_path: Path) -> None:
+    worker = fake("nano", max_sequences=8)
+    async with serve(tmp_path, workers={"nano-0": worker}, more=TENANTS) as served:
+
+        async def post(tenant: str, number: int, text: str = "question") -> int:
+            headers, body = {"authorization": f"Bearer key-of-{tenant}"}, ask(f"{text} {number}")
+            async with served.http.post(f"{served.url}/v1/chat/completions", json=body, headers=headers) as answer:
+                return answer.status
+
+        worker.hold()
+        first = [asyncio.create_task(post("oak", 0)), asyncio.create_task(post("ash", 0, "lamp " * 300))]
+        await until(lambda: worker.num_live == 2)
+        flood = [asyncio.create_task(post("oak", number)) for number in range(1, 60)]
+        await until(lambda: worker.num_live + len(served.gateway.queue) == 61)
+        # What ash had was longer, so that all of oak's stand before it.
+        served.gateway.queue._work |= {"ash": 1e6}
+        asked = asyncio.create_task(post("ash", 1))
+        await until(lambda: worker.num_live == 8)
+        assert worker.submitted[-1].cache_salt == "ash"
+        worker.release()
+        assert await asyncio.gather(*first, *flood, asked) == [200] * 62
