@@ -30,8 +30,8 @@ EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
 MAX_DECISIONS_A_LINE = 16
 """Of a tenant and band, in one pump, which holds the event loop; what is left is looked at when the next worker reports."""
-DECIDED_FOR_S = 0.25
-"""A choice is made again so often while its worker has no seat."""
+DECIDED_FOR_S = 0.05
+"""A choice is made again at most so often while its worker has no seat."""
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
@@ -385,7 +385,7 @@ class Dispatcher:
             sampling,
             shared_tokens=ticket.prompts[worker].shared_tokens,
             uncached_tokens=uncached,
-            priority=int(ticket.band if self._by_run else Band.AGENT_TURN),
+            priority=self._priority(ticket, worker),
             salt=ticket.tenant,
             chain=ticket.chain,
             traceparent=ticket.traceparent,
@@ -398,6 +398,15 @@ class Dispatcher:
         if prefix := beginning(ticket.prompts[worker].names):
             self.placement.went(worker, self._clock(), prefix=prefix)
         return stream
+
+    def _priority(self, ticket: Ticket, worker: str) -> int:
+        """At the worker, where lower goes first: by band, and in a band who has not its share of the seats yet."""
+        if not self._by_run:
+            return 0
+        link = self.fleet.links[worker]
+        total = link.hello.max_sequences if link.hello else 1
+        has_its_share = self.seats.has_its_share(ticket.tenant, link.credits.taken, total, self._clock())
+        return 2 * int(ticket.band) + has_its_share
 
     def _plan_expiry(self) -> None:
         if self._expiry is None:
