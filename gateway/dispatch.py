@@ -30,7 +30,9 @@ EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
 MAX_DECISIONS_A_LINE = 16
 """Of a tenant and band, in one pump, which holds the event loop; what is left is looked at when the next worker reports."""
-DECIDED_FOR_S = 0.05
+NOT_PASSED_AFTER_S = 0.05
+"""Who has waited so long for a worker to have room for its prompt is not gone past any more: a step or two."""
+DECIDED_FOR_S = 0.02
 """A choice is made again at most so often while its worker has no seat."""
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
@@ -297,9 +299,10 @@ class Dispatcher:
             worker = outcome.chosen.worker
             if self._is_shut(ticket, worker, look):
                 return False
-            if not self._has_room(outcome):
+            room = self._has_room(outcome)
+            if not room and now - item.arrival >= NOT_PASSED_AFTER_S:
                 look.full.add(worker)
-            return worker not in look.full
+            return room
 
         while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate)) is not None:
             ticket = self._waiting.pop(item.request)
