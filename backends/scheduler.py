@@ -163,17 +163,21 @@ class Scheduler:
         return True
 
     def _chunks(self) -> Iterator[Work]:
+        """In the order of turns, begun or waiting: a long prompt that was begun does not hold up what goes before it."""
         budget = self._prefill_tokens
-        for sequence in self.running:
-            if budget and sequence.num_uncomputed > 1 and not sequence.reload:
-                count = min(budget, sequence.num_uncomputed)
-                budget -= count
-                yield Work(sequence, sequence.num_computed, count)
-        while budget and self.waiting and self._admit(self.waiting[0]):
-            sequence = self.waiting.pop(0)
-            self.running.append(sequence)
-            if sequence.reload:
-                continue
+        begun = [s for s in reversed(self.running) if s.num_uncomputed > 1 and not s.reload]
+        room = True
+        while budget and (begun or (self.waiting and room)):
+            if self.waiting and room and not (begun and _turn(begun[-1]) < _turn(self.waiting[0])):
+                sequence = self.waiting[0]
+                room = self._admit(sequence)
+                if not room:
+                    continue
+                self.running.append(self.waiting.pop(0))
+                if sequence.reload:
+                    continue
+            else:
+                sequence = begun.pop()
             count = min(budget, sequence.num_uncomputed)
             budget -= count
             yield Work(sequence, sequence.num_computed, count)

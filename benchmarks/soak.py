@@ -127,8 +127,10 @@ class Soak:
             elif one.ok:
                 self.wrong.append(Wrong(index, model, turn, expected, one.text))
                 return  # its later turns follow from it
-            elif one.error in HONEST and expected.startswith(one.text):
+            elif one.error in HONEST:
                 self.counts[one.error] += 1
+                if not expected.startswith(one.text):
+                    self.wrong.append(Wrong(index, model, turn, expected, one.text))
             else:
                 self.counts[f"unexpected: {one.status} {one.error}"] += 1
 

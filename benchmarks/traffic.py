@@ -40,10 +40,11 @@ class Item(NamedTuple):
 
 
 class Played(NamedTuple):
-    """One item and what became of its turns; fewer than it has where one failed."""
+    """One item and what became of its turns; fewer than it has where one failed. `ended_at` is when, by `perf_counter`."""
 
     item: int
     seen: tuple[Seen, ...]
+    ended_at: tuple[float, ...]
 
 
 def trace_of(data: Path) -> list[Planned]:
@@ -93,6 +94,7 @@ async def play(
     if item.kind == "agent":
         said.setdefault("x-headway-run-id", f"{name}-{number}")
     seen: list[Seen] = []
+    ended_at: list[float] = []
     for turn, text in enumerate(item.texts):
         if turn and pauses:
             await asyncio.sleep(item.pause_s)
@@ -104,14 +106,21 @@ async def play(
             http, f"{url}/v1/chat/completions", body, said, due=time.perf_counter() if turn or due is None else due
         )
         seen.append(one)
+        ended_at.append(time.perf_counter())
         if not one.ok:
             break
         messages.append({"role": "assistant", "content": one.text})
-    return Played(index, tuple(seen))
+    return Played(index, tuple(seen), tuple(ended_at))
 
 
 async def capacity(
-    http: aiohttp.ClientSession, url: str, items: Sequence[Item], seconds: float, headers: Mapping[str, str] | None = None
+    http: aiohttp.ClientSession,
+    url: str,
+    items: Sequence[Item],
+    seconds: float,
+    headers: Mapping[str, str] | None = None,
+    *,
+    promised: bool = False,
 ) -> float:
     """Items a second that CALLERS get through who ask again at once, for so long or until each has had one. The first fifth of
     the time is not counted, in which the batches fill."""
@@ -124,7 +133,15 @@ async def capacity(
         while time.perf_counter() < until or number == 0:
             index = rng.randrange(len(items))
             await play(
-                http, url, items[index], number, index=index, name=f"c{caller}", promised=False, pauses=False, headers=headers
+                http,
+                url,
+                items[index],
+                number,
+                index=index,
+                name=f"c{caller}",
+                promised=promised,
+                pauses=False,
+                headers=headers,
             )
             number += 1
             done.append(time.perf_counter())

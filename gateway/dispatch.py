@@ -25,12 +25,16 @@ from gateway.scheduling.lateness import Lateness
 from gateway.scheduling.placement import Placement
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 from gateway.scheduling.retention import WAITS_COLD
+from gateway.scheduling.seats import Seats, is_kept
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
-MAX_DECISIONS_A_PUMP = 64
-"""Bounds how long one pump holds the event loop; what is left is looked at when the next worker reports."""
-KEPT_SEATS = 1 / 8
+MAX_DECISIONS_A_LINE = 16
+"""Of a tenant and band, in one pump, which holds the event loop; what is left is looked at when the next worker reports."""
+NOT_PASSED_AFTER_S = 0.05
+"""Who has waited so long for a worker to have room for its prompt is not gone past any more: a step or two."""
+DECIDED_FOR_S = 0.02
+"""A choice is made again at most so often while its worker has no seat."""
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
@@ -67,6 +71,7 @@ class Ticket:
     admitted_run: bool = False
     """It continues a run that was let in, and is never refused for a promise."""
     admitted: bool = False
+    decided_at: float = -math.inf
     promised_s: float = math.inf
     """How long after its arrival its first token may come, where that was judged."""
     predicted: tuple[str, float] | None = None
@@ -79,11 +84,22 @@ class Ticket:
         self.names = list({id(prompt.names): prompt.names for prompt in self.prompts.values()}.values())
 
 
+class _Look:
+    """One look at all that wait: workers for which the first in order has to wait, so that who comes after it does not go past;
+    who leaves the seats that are free; and how many of each line were decided anew."""
+
+    def __init__(self) -> None:
+        self.full = set[str]()
+        self.leaves: dict[tuple[str, str, bool], bool] = {}
+        self.num = Counter[tuple[str, Band]]()
+
+
 class Dispatcher:
     def __init__(self, fleet: Fleet, queue: RunQueue, *, clock: Callable[[], float], retry_after_s: float = 1.0) -> None:
         self.fleet = fleet
         self.queue = queue
         self.placement = Placement()
+        self.seats = Seats(queue.weight)
         self._clock = clock
         self._retry_after_s = retry_after_s
         self._numbers = itertools.count(1)
@@ -115,9 +131,10 @@ class Dispatcher:
         """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded: at once where the route sheds
         what it cannot keep its promise to, or after too long a wait."""
         ticket.decision = self.decide(ticket)
+        self.seats.came(ticket.tenant, self._clock())
         if not ticket.admitted:
             self._admit(ticket, ticket.decision)
-        if not self._waiting and self._has_room(ticket, ticket.decision):
+        if not self._waiting and self._has_room(ticket.decision) and not self._leaves(ticket, ticket.decision.chosen.worker):
             return self._submit(ticket, ticket.decision)
         return await self._wait(ticket, ticket.decision)
 
@@ -268,22 +285,29 @@ class Dispatcher:
         if now - self._refreshed_at >= REFRESH_EVERY_S:
             self._refreshed_at = now
             self._refresh()
-        looked = 0
-
         outcome: Decision | HeadwayError | None = None
+        look = _Look()
 
         def ready(item: Waiting) -> bool:
-            nonlocal looked, outcome
+            nonlocal outcome
             ticket = self._waiting[item.request]
-            if looked >= MAX_DECISIONS_A_PUMP or not self._may_go(ticket):
+            line = ticket.tenant, ticket.band
+            if look.num[line] >= MAX_DECISIONS_A_LINE or not self._may_go(ticket, look, now):
                 return False
-            looked += 1
+            look.num[line] += 1
             try:
                 outcome = self.decide(ticket)
             except HeadwayError as error:
                 outcome = error
                 return True
-            return self._has_room(ticket, outcome)
+            ticket.decision, ticket.decided_at = outcome, now
+            worker = outcome.chosen.worker
+            if self._is_shut(ticket, worker, look):
+                return False
+            room = self._has_room(outcome)
+            if not room and now - item.arrival >= NOT_PASSED_AFTER_S:
+                look.full.add(worker)
+            return room
 
         while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate)) is not None:
             ticket = self._waiting.pop(item.request)
@@ -294,6 +318,7 @@ class Dispatcher:
                 ticket.waiter.set_exception(outcome)
             else:
                 ticket.waiter.set_result(self._submit(ticket, outcome))
+                look.leaves.clear()
 
     def _refresh(self) -> None:
         """The order is that of what is resident now, of those that have waited longest."""
@@ -306,20 +331,43 @@ class Dispatcher:
             resident = 2 * cached >= chosen.prompt_tokens or not self._by_run
             self.queue.refresh(number, uncached_tokens=uncached, resident=resident)
 
-    def _may_go(self, ticket: Ticket) -> bool:
-        """A cheap look before deciding: some worker has a seat, or none is up, which is to be told."""
-        links = [self.fleet.server(worker) for worker in ticket.prompts if worker not in ticket.excluded]
-        return any(link.credits.num_free > 0 for link in links) or not any(link.healthy for link in links)
+    def _may_go(self, ticket: Ticket, look: "_Look", now: float) -> bool:
+        """A cheap look before deciding: the worker that was chosen lately, or else any, has a seat for it, or none is up, which
+        is to be told."""
+        if ticket.decision and now - ticket.decided_at < DECIDED_FOR_S:
+            chosen = ticket.decision.chosen.worker
+            if self.fleet.server(chosen).healthy:
+                return not self._is_shut(ticket, chosen, look)
+        workers = [worker for worker in ticket.prompts if worker not in ticket.excluded]
+        if not all(self._is_shut(ticket, worker, look) for worker in workers):
+            return True
+        return not any(self.fleet.server(worker).healthy for worker in workers)
 
-    def _has_room(self, ticket: Ticket, decision: Decision) -> bool:
-        """Where promises are judged, batch work leaves a share of the seats to those who were promised a soon first token."""
+    def _is_shut(self, ticket: Ticket, worker: str, look: "_Look") -> bool:
+        """Whether it has no seat, or none for this one."""
+        if worker in look.full or self.fleet.server(worker).credits.num_free < 1:
+            return True
+        kind = worker, ticket.tenant, ticket.band is Band.BATCH and ticket.on_overload != "queue"
+        if kind not in look.leaves:
+            look.leaves[kind] = self._leaves(ticket, worker)
+        return look.leaves[kind]
+
+    def _has_room(self, decision: Decision) -> bool:
         chosen = decision.chosen
-        credits = self.fleet.server(chosen.worker).credits
+        return self.fleet.server(chosen.worker).credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
+
+    def _leaves(self, ticket: Ticket, worker: str) -> bool:
+        """The last seats: batch work leaves them to those who were promised a soon first token, where promises are judged, and
+        a tenant that has its share to the others."""
+        hello = self.fleet.links[worker].hello if worker in self.fleet.links else None
+        if not hello or not self._by_run:
+            return False
+        credits = self.fleet.links[worker].credits
+        if not credits.live or not is_kept(credits.num_free, hello.max_sequences):
+            return False
         if ticket.band is Band.BATCH and ticket.on_overload != "queue":
-            hello = self.fleet.links[chosen.worker].hello if chosen.worker in self.fleet.links else None
-            if hello and credits.live and credits.num_free <= hello.max_sequences * KEPT_SEATS:
-                return False
-        return credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
+            return True
+        return self.seats.has_its_share(ticket.tenant, credits.taken, hello.max_sequences, self._clock())
 
     def _submit(self, ticket: Ticket, decision: Decision) -> Stream:
         worker = decision.chosen.worker
@@ -348,7 +396,7 @@ class Dispatcher:
             sampling,
             shared_tokens=ticket.prompts[worker].shared_tokens,
             uncached_tokens=uncached,
-            priority=int(ticket.band.line if self._by_run else Band.AGENT_TURN),
+            priority=self._priority(ticket, worker),
             salt=ticket.tenant,
             chain=ticket.chain,
             traceparent=ticket.traceparent,
@@ -364,6 +412,15 @@ class Dispatcher:
         if prefix := beginning(ticket.prompts[worker].names):
             self.placement.went(worker, self._clock(), prefix=prefix)
         return stream
+
+    def _priority(self, ticket: Ticket, worker: str) -> int:
+        """At the worker, where lower goes first: by band, and in a band who has not its share of the seats yet."""
+        if not self._by_run:
+            return 0
+        link = self.fleet.links[worker]
+        total = link.hello.max_sequences if link.hello else 1
+        has_its_share = self.seats.has_its_share(ticket.tenant, link.credits.taken, total, self._clock())
+        return 2 * int(ticket.band.line) + has_its_share
 
     def _plan_expiry(self) -> None:
         if self._expiry is None:

@@ -12,6 +12,8 @@ from gateway.policy.schema import ServiceTier
 
 MAX_STOP_CHARS = 512
 """Stop strings travel with every submit and text is held back by their length: a bound of ours, OpenAI names none."""
+MAX_MESSAGES, MAX_TOOLS = 10_000, 1_000
+"""Every one takes a few microseconds of the event loop, whatever is in it."""
 
 Text = Annotated[str, Meta(min_length=1)]
 Label = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -132,8 +134,8 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """`top_k`, `ignore_eos` and the fields that identify runs are extensions."""
 
     model: Label
-    messages: tuple[BodyMessage, ...]
-    tools: tuple[BodyTool, ...] | None = None
+    messages: Annotated[tuple[BodyMessage, ...], Meta(max_length=MAX_MESSAGES)]
+    tools: Annotated[tuple[BodyTool, ...], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -5,8 +5,10 @@ Grammars cannot compare two values, count what is unique, or hold two schemas at
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
+
+import msgspec
 
 from gateway.errors import UnsupportedParameter
 
@@ -47,12 +49,21 @@ _ALONE_IN_CLASS = re.compile(r"\[(\"|\\.)\]")
 _ESCAPED = re.compile(r"[\"\x00-\x1f]|\\\\|\\[nrtfv0]|\\c[A-Za-z]|\\(?:x|u00)(?:[01][0-9A-Fa-f]|22|5[Cc])")
 """In an expression without its classes: what an answer would have to write in two characters, and the grammar writes in one."""
 MAX_DEPTH = 100
+MAX_BYTES = 128 * 1024
+"""Of a schema as JSON: what is larger holds up others while it is looked through."""
+MAX_OPTIONS = 64
+"""Of `oneOf`, where each is held against every other."""
 
 
 def check_schema(schema: Any, *, param: str) -> None:
     """Raises UnsupportedParameter with the path and the keyword that an answer cannot be held to."""
     try:
+        if (size := len(msgspec.json.encode(schema))) > MAX_BYTES:
+            message = f"{param}: the schema has {size:,} bytes, {MAX_BYTES:,} are the most: make it smaller"
+            raise UnsupportedParameter(message, param=param)
         _Check(schema, param).run()
+    except RecursionError as error:
+        raise UnsupportedParameter(f"{param}: the schema is nested too deep: flatten it", param=param) from error
     except (TypeError, AttributeError, LookupError, ValueError) as error:  # a keyword's value is of a kind that it never is
         raise UnsupportedParameter(f"{param}: this is no JSON Schema: {error}"[:500], param=param) from error
 
@@ -117,8 +128,8 @@ class _Check:
         if len(schema.get("allOf", ())) > 1:
             raise self._refused(path, "the keyword `allOf` with several schemas is not supported: merge them")
         if "oneOf" in schema and not self._disjoint(schema["oneOf"]):
-            problem = "needs options of different types, or with a `const` that tells them apart: use `anyOf`"
-            raise self._refused(path, f"the keyword `oneOf` {problem}")
+            problem = f"needs {MAX_OPTIONS} options at most, of different types or with a `const` that tells them apart"
+            raise self._refused(path, f"the keyword `oneOf` {problem}: use `anyOf`")
         if "enum" in schema and not (isinstance(schema["enum"], list) and schema["enum"]):
             raise self._refused(path, "`enum` must be a list with a value at least")
         self._check_required(schema, path)
@@ -145,7 +156,7 @@ class _Check:
 
     def _disjoint(self, options: Any) -> bool:
         """Whether no value can satisfy two of them, as far as types and constants tell."""
-        if not isinstance(options, list):
+        if not isinstance(options, list) or len(options) > MAX_OPTIONS:
             return False
         followed = [self._followed(option) for option in options]
         return all(_apart(a, b) for a, b in itertools.combinations(followed, 2))
@@ -186,15 +197,22 @@ def _apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
         return True
     for name in set(a.get("required") or ()) & set(b.get("required") or ()):
         values = [_constants((schema.get("properties") or {}).get(name)) for schema in (a, b)]
-        if values[0] and values[1] and not any(value in values[1] for value in values[0]):
+        if values[0] and values[1] and values[0].isdisjoint(values[1]):
             return True
     return False
 
 
-def _constants(schema: Any) -> list[Any]:
+def _constants(schema: Any) -> set[Hashable]:
     if not isinstance(schema, dict):
-        return []
+        return set()
     if "const" in schema:
-        return [schema["const"]]
+        return {_hashable(schema["const"])}
     enum = schema.get("enum")
-    return enum if isinstance(enum, list) else []
+    return set(map(_hashable, enum)) if isinstance(enum, list) else set()
+
+
+def _hashable(value: Any) -> Hashable:
+    """Equal for equal values."""
+    if isinstance(value, dict):
+        return "object", frozenset((name, _hashable(inner)) for name, inner in value.items())
+    return ("array", *map(_hashable, value)) if isinstance(value, list) else value

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from gateway.api.chat_body import Count, FunctionName, Label, StopText, TopK, TopP
+from gateway.api.chat_body import MAX_MESSAGES, MAX_TOOLS, Count, FunctionName, Label, StopText, TopK, TopP
 
 
 class CacheControl(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,9 +100,9 @@ class CountBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What `count_tokens` takes: all that makes the prompt."""
 
     model: Label
-    messages: tuple[UserTurn | AssistantTurn, ...]
+    messages: Annotated[tuple[UserTurn | AssistantTurn, ...], Meta(max_length=MAX_MESSAGES)]
     system: str | tuple[TextBlock, ...] | None = None
-    tools: tuple[ClaudeTool, ...] | None = None
+    tools: Annotated[tuple[ClaudeTool, ...], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     cache_control: Cache = None

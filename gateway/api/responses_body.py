@@ -1,10 +1,22 @@
 """What a client may put into the body of a response, as OpenAI spells it. Strict: an unknown field is an error."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
-from gateway.api.chat_body import Count, Effort, FunctionName, Label, Temperature, Text, TopLogprobs, TopP
+from gateway.api.chat_body import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    Count,
+    Effort,
+    FunctionName,
+    Label,
+    Temperature,
+    Text,
+    TopLogprobs,
+    TopP,
+)
 from gateway.api.run_fields import RunFields
 from gateway.policy.schema import ServiceTier
 
@@ -91,7 +103,7 @@ class ResponsesBody(RunFields, frozen=True, kw_only=True, forbid_unknown_fields=
     """`top_k`, `seed` and `stop` are not in this dialect."""
 
     model: Label
-    input: str | tuple[dict[str, Any], ...]
+    input: str | Annotated[tuple[dict[str, Any], ...], Meta(max_length=MAX_MESSAGES)]
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: Count | None = None
@@ -99,7 +111,7 @@ class ResponsesBody(RunFields, frozen=True, kw_only=True, forbid_unknown_fields=
     top_p: TopP | None = None
     top_logprobs: TopLogprobs | None = None
     include: tuple[str, ...] | None = None
-    tools: tuple[ResponseTool, ...] | None = None
+    tools: Annotated[tuple[ResponseTool, ...], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None

@@ -4,16 +4,21 @@ A `Load` does not know of submits that were on their way when it was made: they 
 running and waiting, and the last in order.
 """
 
+from collections import Counter
+
 from backends.wire import Load
 
 
 class Credits:
-    """`live` maps each request submitted and not finished to its uncached prompt tokens, in order of submission."""
+    """`live` maps each request submitted and not finished to its uncached prompt tokens, in order of submission; `taken` counts
+    them by tenant."""
 
     def __init__(self) -> None:
         self.sequences = 0
         self.tokens = 0
         self.live: dict[int, int] = {}
+        self.taken = Counter[str]()
+        self._tenants: dict[int, str] = {}
         self._unseen: dict[int, int] = {}
 
     @property
@@ -31,12 +36,18 @@ class Credits:
             return False
         return not self.live or uncached_tokens <= self.tokens - self.tokens_in_flight
 
-    def submit(self, request: int, uncached_tokens: int) -> None:
+    def submit(self, request: int, uncached_tokens: int, tenant: str = "") -> None:
         self.live[request] = uncached_tokens
+        self._tenants[request] = tenant
+        self.taken[tenant] += 1
         self._unseen[request] = uncached_tokens
 
     def finish(self, request: int) -> None:
-        self.live.pop(request, None)
+        if self.live.pop(request, None) is not None:
+            tenant = self._tenants.pop(request)
+            self.taken[tenant] -= 1
+            if not self.taken[tenant]:
+                del self.taken[tenant]
         self._unseen.pop(request, None)
 
     def grant(self, load: Load) -> None:
@@ -51,5 +62,5 @@ class Credits:
     def forget(self) -> None:
         """The link is gone: nothing may be submitted, nothing is live."""
         self.sequences = self.tokens = 0
-        self.live.clear()
-        self._unseen.clear()
+        for waste in (self.live, self._unseen, self._tenants, self.taken):
+            waste.clear()

@@ -107,7 +107,7 @@ class Link:
         self._next_request += 1
         request = self._next_request
         stream = self.streams[request] = Stream(self.worker, request, self._abort)
-        self.credits.submit(request, uncached_tokens)
+        self.credits.submit(request, uncached_tokens, salt)
         self._send(
             wire.Submit(
                 request=request,

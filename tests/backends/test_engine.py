@@ -430,6 +430,18 @@ def test_a_higher_priority_displaces_a_lower_one_that_later_goes_on() -> None:
     assert rig.text[1] == "".join(letter(t) for t in reference_without_end([1] * 9, 20))
 
 
+def test_a_long_prompt_that_was_begun_does_not_hold_up_what_goes_before_it() -> None:
+    rig = Rig(limits(prefill_tokens=8, num_pages=100))
+    rig.submit(1, [1] * 60, priority=1, max_tokens=2, ignore_eos=True)
+    rig.step()
+    rig.submit(2, [2] * 7, priority=0, max_tokens=3, ignore_eos=True)
+    rig.submit(3, [3] * 7, priority=1, max_tokens=3, ignore_eos=True)
+    rig.step()
+    assert rig.counted == {2: 1}
+    rig.run()
+    assert rig.counted == {1: 2, 2: 3, 3: 3}
+
+
 def reference_without_end(prompt: list[int], count: int) -> list[int]:
     tokens = list(prompt)
     while len(tokens) < len(prompt) + count:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.dispatch import NOT_PASSED_AFTER_S
 from gateway.text.model_text import ModelText
 from tests.served import ask, fake, serve, until
 
@@ -137,3 +138,67 @@ async def test_a_worker_that_comes_up_while_a_request_waits_does_not_get_it_with
         workers["nano-0"].release()
         answers = await asyncio.wait_for(asyncio.gather(*asked), 20)
         assert [(status, body["usage"]["headway"]["worker"]) for status, body in answers] == [(200, "nano-0")] * 2
+
+
+async def test_nobody_goes_past_a_long_prompt_that_waits_for_room(tmp_path: Path) -> None:
+    worker = fake("nano", credit_tokens=60)
+    async with serve(tmp_path, workers={"nano-0": worker}) as served:
+        worker.hold()
+        tasks = [asyncio.create_task(served.chat(ask("first")))]
+        await until(lambda: worker.num_live == 1)
+        tasks.append(asyncio.create_task(served.chat(ask("lamp " * 200))))
+        await until(lambda: len(served.gateway.queue) == 1)
+        tasks.append(asyncio.create_task(served.chat(ask("short"))))
+        await until(lambda: len(served.gateway.queue) == 2)
+        await asyncio.sleep(2 * NOT_PASSED_AFTER_S)
+        worker.release()
+        assert [status for status, _ in await asyncio.gather(*tasks)] == [200] * 3
+        lengths = [len(submit.prompt) // 4 for submit in worker.submitted]
+        assert lengths[1] == max(lengths) > 60 > lengths[2]
+
+
+TENANTS = "tenants: {ash: {keys: [key-of-ash]}, oak: {keys: [key-of-oak]}}"
+
+
+async def test_a_tenant_that_floods_leaves_a_seat_to_another_that_was_here(tmp_path: Path) -> None:
+    worker = fake("nano", max_sequences=8)
+    async with serve(tmp_path, workers={"nano-0": worker}, more=TENANTS) as served:
+
+        async def post(tenant: str, number: int) -> int:
+            headers, body = {"authorization": f"Bearer key-of-{tenant}"}, ask(f"question {number}")
+            async with served.http.post(f"{served.url}/v1/chat/completions", json=body, headers=headers) as answer:
+                return answer.status
+
+        assert await post("ash", 0) == 200
+        worker.hold()
+        flood = [asyncio.create_task(post("oak", number)) for number in range(20)]
+        await until(lambda: worker.num_live + len(served.gateway.queue) == 20)
+        assert worker.num_live == 7
+        asked = asyncio.create_task(post("ash", 1))
+        await until(lambda: worker.num_live == 8)
+        assert worker.submitted[-1].cache_salt == "ash"
+        worker.release()
+        assert await asyncio.gather(*flood, asked) == [200] * 21
+
+
+async def test_however_many_of_one_tenant_wait_the_seat_that_it_leaves_is_found_by_the_other(tmp_path: Path) -> None:
+    worker = fake("nano", max_sequences=8)
+    async with serve(tmp_path, workers={"nano-0": worker}, more=TENANTS) as served:
+
+        async def post(tenant: str, number: int, text: str = "question") -> int:
+            headers, body = {"authorization": f"Bearer key-of-{tenant}"}, ask(f"{text} {number}")
+            async with served.http.post(f"{served.url}/v1/chat/completions", json=body, headers=headers) as answer:
+                return answer.status
+
+        worker.hold()
+        first = [asyncio.create_task(post("oak", 0)), asyncio.create_task(post("ash", 0, "lamp " * 300))]
+        await until(lambda: worker.num_live == 2)
+        flood = [asyncio.create_task(post("oak", number)) for number in range(1, 60)]
+        await until(lambda: worker.num_live + len(served.gateway.queue) == 61)
+        # What ash had was longer, so that all of oak's stand before it.
+        served.gateway.queue._work |= {"ash": 1e6}
+        asked = asyncio.create_task(post("ash", 1))
+        await until(lambda: worker.num_live == 8)
+        assert worker.submitted[-1].cache_salt == "ash"
+        worker.release()
+        assert await asyncio.gather(*first, *flood, asked) == [200] * 62

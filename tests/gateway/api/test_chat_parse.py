@@ -294,6 +294,7 @@ BROKEN = [
     (b'{"model": "a", "messages": [], "metadata": ' + b'{"a":' * 100_000, "nested too deep"),
     (b'{"model": "a", "messages": [], "tools": ' + b"[" * 100_000, "tools[0]"),
     (b'{"model": "a", "model": "b", "messages": []}', "`model` is given twice"),
+    (b'{"model": "a", "m\\u006fdel": "b", "messages": [{"role": "user", "content": "x"}]}', "without escapes"),
     (b'{"seed": 1, "model": "a", "messages": [{"role": "user", "content": "x"}], "seed": 1}', "`seed` is given twice"),
 ]
 
@@ -382,3 +383,29 @@ def test_any_damage_to_the_bytes_gives_a_request_or_a_bad_request(at: int, cut: 
 @given(body=st.binary(max_size=60))
 def test_any_bytes_give_a_bad_request(body: bytes) -> None:
     check_only_bad_requests(body)
+
+
+def test_what_would_hold_up_everybody_else_is_refused_whole() -> None:
+    user = {"role": "user", "content": ""}
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert refused(messages=[user] * 10_001).param == "messages"
+    assert refused(tools=[tool] * 1_001).param == "tools"
+    wide = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(10_000)}}
+    many = {"oneOf": [{"type": "object", "properties": {"k": {"const": n}}, "required": ["k"]} for n in range(65)]}
+    for schema, words in ((wide, "131,072 are the most"), (many, "64 options at most")):
+        error = refused(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+        assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "apart"), [(["x"], ["y"], True), ([1], [1.0], False), ([[1, {"a": 2}]], [[1, {"a": 2}]], False)]
+)
+def test_values_that_tell_options_apart_are_compared_as_json_does(a: list[Any], b: list[Any], apart: bool) -> None:
+    def option(values: list[Any]) -> dict[str, Any]:
+        return {"type": "object", "properties": {"k": {"enum": values}}, "required": ["k"]}
+
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"oneOf": [option(a), option(b)]}}}
+    if apart:
+        assert parse(response_format=form).sampling.grammar
+    else:
+        assert "tells them apart" in refused(response_format=form).message

@@ -72,3 +72,17 @@ def test_a_worker_never_has_more_than_its_seats_however_frames_cross(moves: list
             case "load":
                 credits.grant(load(seats - len(running), running=len(running)))
         assert len(running) + len(on_the_way) <= seats
+
+
+def test_who_has_the_seats_is_counted_by_tenant() -> None:
+    credits = Credits()
+    credits.submit(1, 10, "ash")
+    credits.submit(2, 10, "oak")
+    credits.submit(3, 10, "oak")
+    assert credits.taken == {"ash": 1, "oak": 2}
+    credits.finish(1)
+    credits.finish(1)
+    assert credits.taken == {"oak": 2}
+    credits.forget()
+    credits.finish(2)
+    assert not credits.taken
