@@ -65,14 +65,18 @@ constexpr int MOST_ROWS = 6, MOST_TILES = 4;
 constexpr int MOST_ROWS = 2, MOST_TILES = 2;
 #endif
 
-typedef void (*Block)(const uint8_t* a, size_t stride, const uint8_t* const* tiles, int units, void* sums);
+// `ahead` are two tiles that will be wanted next: they come in while this multiplies.
+typedef void (*Block)(const uint8_t* a, size_t stride, const uint8_t* const* tiles, int units, const uint8_t* ahead,
+                      void* sums);
 
 template <class In, int ROWS, int TILES>
-void block(const uint8_t* a, size_t stride, const uint8_t* const* tiles, int units, void* sums) {
+void block(const uint8_t* a, size_t stride, const uint8_t* const* tiles, int units, const uint8_t* ahead, void* sums) {
   typename In::Sum sum[ROWS][TILES] = {};
   const uint8_t* at[TILES];
   for (int t = 0; t < TILES; t++) at[t] = tiles[t];
   for (size_t unit = 0; unit < size_t(units); unit++) {
+    __builtin_prefetch(ahead + 128 * unit, 0, 2);
+    __builtin_prefetch(ahead + 128 * unit + 64, 0, 2);
     Words weights[TILES];
 #pragma GCC unroll 8
     for (int t = 0; t < TILES; t++) weights[t] = load<Words>(at[t] + 64 * unit);
@@ -119,15 +123,16 @@ void product(const Matrix& m, const Operand& a, int rows, int first, int last, b
   int number[MOST_TILES];
   for (int tile = first; tile < last; tile += MOST_TILES) {
     const int count = last - tile < MOST_TILES ? last - tile : MOST_TILES;
-    for (int t = 0; t < count; t++) {
-      number[t] = halves ? (tile + t) / 2 + ((tile + t) % 2) * half : tile + t;
-      tiles[t] = m.tiles + number[t] * tile_bytes;
-    }
+    const auto place = [&](int t) { return halves ? (tile + t) / 2 + ((tile + t) % 2) * half : tile + t; };
+    for (int t = 0; t < count; t++) tiles[t] = m.tiles + (number[t] = place(t)) * tile_bytes;
+    const bool full = tile + 2 * MOST_TILES <= last;
+    const uint8_t* ahead[2] = {m.tiles + place(full ? MOST_TILES : 0) * tile_bytes,
+                               m.tiles + place((full ? MOST_TILES : 0) + (halves ? 1 : MOST_TILES / 2)) * tile_bytes};
     // Rows in blocks of about one size: seven are four and three, not six and one.
     const int blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
     for (int i = 0, row = 0; i < blocks; i++) {
       const int some = (rows - row) / (blocks - i);
-      block_of(m.kind, some, count)(a.bytes + row * a.stride, a.stride, tiles, m.units, sums);
+      block_of(m.kind, some, count)(a.bytes + row * a.stride, a.stride, tiles, m.units, i < 2 ? ahead[i] : tiles[0], sums);
       for (int r = 0; r < some; r++, row++) {
         Floats y[MOST_TILES];
         for (int t = 0; t < count; t++) {

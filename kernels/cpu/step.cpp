@@ -54,6 +54,12 @@ constexpr int64_t BLOCK_ROWS = 64;
 // Up to this many rows for each thread, weights are what a step waits for, and they are read once.
 constexpr int64_t FEW_ROWS = 16;
 
+// Part `number` of `threads` of `total` tiles, in whole blocks of them.
+int part(int number, int threads, int total) {
+  const int blocks = (total + MOST_TILES - 1) / MOST_TILES;
+  return std::min(total, blocks * number / threads * MOST_TILES);
+}
+
 struct Free {
   void operator()(void* pointer) const { free(pointer); }
 };
@@ -252,12 +258,6 @@ class Run {
     }
   }
 
-  // This thread's part of `total` tiles, in whole blocks of them.
-  static int part(int number, int threads, int total) {
-    const int blocks = (total + MOST_TILES - 1) / MOST_TILES;
-    return std::min(total, blocks * number / threads * MOST_TILES);
-  }
-
   template <class Done>
   void share(const Matrix& matrix, const Operand& a, int64_t rows, int number, int threads, bool halves, Done&& done) {
     const int tiles = matrix.num_tiles();
@@ -438,11 +438,11 @@ void headway_pack(int32_t kind, int64_t outputs, int64_t width, int64_t units, c
 // y (rows, outputs) = x (rows, width) times the matrix; `room` holds the rows as the matrix wants them, then their scales.
 void headway_product(const Matrix* matrix, const float* x, int64_t rows, float* y, uint8_t* room, int32_t threads) {
   const Operand a = {room, size_t(matrix->units) * 4, reinterpret_cast<float*>(room + rows * matrix->width * 4)};
-  const int tiles = matrix->num_tiles(), blocks = (tiles + MOST_TILES - 1) / MOST_TILES;
+  const int tiles = matrix->num_tiles();
   for (int64_t i = 0; i < rows; i++) give(*matrix, x + i * matrix->width, a, int(i));
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int i = 0; i < blocks; i++)
-    product(*matrix, a, int(rows), i * MOST_TILES, std::min(tiles, (i + 1) * MOST_TILES), false,
+  for (int i = 0; i < threads; i++)
+    product(*matrix, a, int(rows), part(i, threads, tiles), part(i + 1, threads, tiles), false,
             [=](int row, int tile, const Floats* out, int count) {
               for (int t = 0; t < count; t++) {
                 const int64_t at = int64_t(tile + t) * LANES, left = std::min<int64_t>(LANES, matrix->outputs - at);
