@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from backends.assets import read_assets
-from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings, SpeculateChoice
+from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings, SpeculateChoice, StepChoice
 from backends.listen import Address, parse_address
 from backends.start import Started, start_engine
 from backends.worker import Worker
@@ -79,6 +79,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         "speculate",
         "draft",
         "linear",
+        "step",
         "page_size",
         "prefill_tokens",
     )
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=get_args(DtypeChoice), default="auto", help="of activations and KV")
     parser.add_argument("--kv-dtype", choices=get_args(KvDtype), default="auto", help="of KV alone; int8 halves its memory")
     parser.add_argument("--linear", choices=get_args(LinearChoice), default="auto", help="kernel of all matrices")
+    parser.add_argument("--step", choices=get_args(StepChoice), default="auto", help="whose code runs steps on CPU")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin closes")
     return parser
 

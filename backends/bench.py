@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings
+from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings, StepChoice
 from backends.engine import Engine
 from backends.start import Started, start_engine
 from backends.wire import Sampling, Submit
@@ -80,13 +80,15 @@ def report(settings: Settings, started: Started, cells: Sequence[Cell]) -> dict[
         "dtype": hello.kernels["dtype"],
         "kernels": json.loads(hello.kernels["linear"]),
         "path": hello.kernels["path"],
+        "step": hello.kernels["step"],
         "cells": [cell._asdict() for cell in cells],
     }
 
 
 def shown(found: dict[str, Any]) -> str:
     kernels = ", ".join(f"{count} in {name}" for name, count in found["kernels"].items()) or "transformers' own"
-    lines = [f"{found['model']} on {found['device']}, {found['threads']} threads, {found['dtype']}; matrices: {kernels}"]
+    run = f"{found['threads']} threads, {found['dtype']}, steps by {found['step']}"
+    lines = [f"{found['model']} on {found['device']}, {run}; matrices: {kernels}"]
     lines.append(f"{'sequences':>9}  {'context':>8}  {'prefill tokens/s':>16}  {'decode tokens/s':>15}  {'each tokens/s':>13}")
     for cell in (Cell(**cell) for cell in found["cells"]):
         each = cell.decode_tokens_per_s / cell.batch
@@ -116,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", choices=get_args(DtypeChoice), default="auto")
     made.add_argument("--kv-dtype", choices=get_args(KvDtype), default="auto")
     made.add_argument("--linear", choices=get_args(LinearChoice), default="auto", help="kernel of all matrices")
+    made.add_argument("--step", choices=get_args(StepChoice), default="auto", help="whose code runs steps on CPU")
     made.add_argument("--json", action="store_true", help="print JSON instead of a table")
     made.add_argument("--out", type=Path, help="also write the JSON there")
     return made
@@ -140,6 +143,7 @@ def main() -> None:
             dtype=args.dtype,
             kv_dtype=args.kv_dtype,
             linear=args.linear,
+            step=args.step,
             page_size=page,
             prefill_tokens=512,
         )

@@ -10,6 +10,7 @@ DtypeChoice = Literal["auto", "float32", "bfloat16"]
 Dtype = Literal["float32", "bfloat16"]
 SpeculateChoice = Literal["off", "lookup"]
 KvDtype = Literal["auto", "int8"]
+StepChoice = Literal["auto", "compiled", "torch"]
 LinearChoice = Literal["auto", "float32", "bfloat16", "w8a8", "int4"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
@@ -37,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     speculate: SpeculateChoice = "off"
     draft: Path | None = None
     linear: LinearChoice = "auto"
+    step: StepChoice = "auto"
     page_size: int = 16
     prefill_tokens: int = 512
 

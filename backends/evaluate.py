@@ -13,21 +13,18 @@ import time
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from backends.compiled import resolve_library
 from backends.config import KvDtype, LinearChoice
 from backends.engine import Engine
 from backends.limits import Limits
 from backends.linear import LinearChooser
-from backends.llama import Batch
 from backends.model import open_model
-from backends.runner import ModelRunner
-from backends.scheduler import Work
-from backends.sequence import Sequence as Tokens
-from backends.spans import Layout
+from backends.runners import cpu_runner
 from backends.weight import UnsupportedCheckpoint
 from backends.wire import Sampling, Submit
 
@@ -42,21 +39,18 @@ class Letters:
         return "".join(chr(FIRST_LETTER + token) for token in ids)
 
 
-class _Text(NamedTuple):
-    tokens: list[int]
-    pages: list[int]
-
-
 class Subject:
     """A model opened to be evaluated, in float32 on CPU unless its kernels say otherwise."""
 
     def __init__(self, directory: Path, *, linear: LinearChoice, kv_dtype: KvDtype) -> None:
         self.name = directory.name
-        chooser = LinearChooser(linear, torch.float32, "cpu")
+        library = resolve_library("auto", device="cpu").value
+        chooser = LinearChooser(linear, torch.float32, "cpu", library)
         self.served = served = open_model(directory, chooser, dtype=torch.float32, device="cpu")
         self.context = min(served.max_positions, CONTEXT)
         pages = -(-self.context // PAGE) * 4
         self._kv = served.kv(num_pages=pages, page_size=PAGE, dtype=torch.float32, device="cpu", int8=kv_dtype == "int8")
+        self._runner = cpu_runner(served.model, self._kv, dtype=torch.float32, library=library)
         self._limits = Limits(
             max_context=self.context,
             vocab_size=served.vocab_size,
@@ -71,8 +65,7 @@ class Subject:
 
     def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Up to `count` tokens after each, the end token left out."""
-        runner = ModelRunner(self.served.model, self._kv, dtype=torch.float32, device="cpu")
-        engine = Engine(runner, Letters(), self._limits, clock_ns=time.perf_counter_ns, rng=random.Random(0))
+        engine = Engine(self._runner, Letters(), self._limits, clock_ns=time.perf_counter_ns, rng=random.Random(0))
         said: list[list[int]] = [[] for _ in prompts]
         for number, prompt in enumerate(prompts):
             kept = array("I", prompt[-(self.context - count) :])
@@ -85,16 +78,9 @@ class Subject:
             said[piece.request] += [ord(letter) - FIRST_LETTER for letter in piece.text]
         return [[token for token in tokens if token not in self._limits.eos_tokens] for tokens in said]
 
-    @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Of every position, (len(ids), vocabulary)."""
-        text = _Text(list(ids), list(range(-(-len(ids) // PAGE))))
-        layout = Layout(self._kv, self.served.model.windows, dtype=torch.float32, device="cpu")
-        spans = layout.spans([Work(cast(Tokens, text), 0, len(ids))])
-        every = torch.arange(len(ids))
-        logits = self.served.model.forward(Batch(torch.tensor(text.tokens), every, every, spans, every), self._kv)
-        assert logits is not None
-        return logits
+        return self._runner.all_logits(ids, list(range(-(-len(ids) // PAGE))))
 
 
 class Comparison(NamedTuple):

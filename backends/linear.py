@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backends.compiled import Library
 from backends.config import LinearChoice
+from backends.tiles import TiledLinear, dense_tiles, takes_tiles
 from backends.weight import Weight
 
 DECODE_ROWS, PREFILL_ROWS = 1, 128
@@ -142,6 +144,31 @@ KERNELS: dict[str, Build] = {
     "w8a8": W8A8Linear,
     "int4": Int4Linear,
 }
+
+
+def kernels_of(library: Library | None) -> dict[str, Build]:
+    """Our compiled products where there are some and they take the matrix, else torch's."""
+    if library is None:
+        return KERNELS
+
+    def dense(name: str, dtype: torch.dtype) -> Build:
+        def build(weight: Weight, stream: torch.dtype) -> Linear:
+            if takes_tiles(weight.values.shape[1]):
+                return dense_tiles(library, weight, dtype, stream)
+            return KERNELS[name](weight, stream)
+
+        return build
+
+    def w8a8(weight: Weight, stream: torch.dtype) -> Linear:
+        if not (library.takes_int8 and takes_tiles(weight.values.shape[1])):
+            return KERNELS["w8a8"](weight, stream)
+        values, scale = quantize_rows(weight)
+        return TiledLinear(library, values, stream=stream, bias=weight.bias, scale=scale)
+
+    ours = {"float32": dense("float32", torch.float32), "bfloat16": dense("bfloat16", torch.bfloat16), "w8a8": w8a8}
+    return KERNELS | ours
+
+
 KEEPS: dict[Stored, tuple[str, ...]] = {
     "float32": ("float32",),
     "bfloat16": ("float32", "bfloat16"),
@@ -171,10 +198,11 @@ class LinearChooser:
     Asked for int4, it leaves the matrix that logits come from as it is stored, and those whose shape the kernel does not take.
     """
 
-    def __init__(self, choice: LinearChoice, stream: torch.dtype, device: str) -> None:
+    def __init__(self, choice: LinearChoice, stream: torch.dtype, device: str, library: Library | None = None) -> None:
         if choice in ("w8a8", "int4") and device != "cpu":
             raise ValueError(f"{choice} runs on cpu, not on {device}: choose another --linear")
         self._choice, self._stream, self._device = choice, stream, device
+        self._kernels = kernels_of(library)
         self.chosen: dict[Shape, str] = {}
         self.timings: dict[Shape, list[Timing]] = {}
         self.chosen_for_layers: list[str] = []
@@ -186,7 +214,7 @@ class LinearChooser:
         if key not in self.chosen:
             self.chosen[key] = self._choose(weight, key)
         self.chosen_for_layers.append(self.chosen[key])
-        return KERNELS[self.chosen[key]](weight, self._stream)
+        return self._kernels[self.chosen[key]](weight, self._stream)
 
     def reasons(self) -> list[str]:
         """One line a shape: what was chosen, and the times that spoke for it."""
@@ -207,7 +235,9 @@ class LinearChooser:
         names = candidates(key.stored, self._stream)
         if len(names) == 1:
             return names[0]
-        timings = [_time(name, KERNELS[name](weight, self._stream), weight.values.shape[1], self._stream) for name in names]
+        timings = [
+            _time(name, self._kernels[name](weight, self._stream), weight.values.shape[1], self._stream) for name in names
+        ]
         self.timings[key] = timings
         return fastest(timings, prefills=key.prefills)
 

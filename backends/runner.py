@@ -1,7 +1,7 @@
 """Turns planned work into one forward pass and its sampled tokens. Reads sequences, changes none."""
 
 from collections.abc import Sequence as SequenceOf
-from typing import Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +11,15 @@ from backends.grammar import MaskFiller
 from backends.llama import Batch
 from backends.sampler import Ask, Sampled, sample
 from backends.scheduler import Work
+from backends.sequence import Sequence
 from backends.spans import Layout, place
+
+
+class _Text(NamedTuple):
+    """What a layout asks of a sequence."""
+
+    tokens: SequenceOf[int]
+    pages: list[int]
 
 
 class Runner(Protocol):
@@ -62,6 +70,18 @@ class ModelRunner:
             for i in sampling:
                 results[i] = [next(found) for _ in range(1 + len(work[i].drafts))]
         return results
+
+    @torch.inference_mode()
+    def all_logits(self, ids: SequenceOf[int], pages: list[int]) -> Tensor:
+        """Of every position of a sequence that is read at once, (len(ids), vocabulary). Its KV goes into `pages`."""
+        every = self._tensor(list(range(len(ids))))
+        text = _Text(ids, pages)
+        spans = self._layout.spans([Work(cast(Sequence, text), 0, len(ids))])
+        slots = torch.tensor(pages, device=self._device)[every // self._kv.page_size] * self._kv.page_size
+        batch = Batch(self._tensor(list(ids)), every, slots + every % self._kv.page_size, spans, every)
+        logits = self._model.forward(batch, self._kv)
+        assert logits is not None
+        return logits
 
     def _everywhere(self, span: Rows | Chunk) -> dict[int, tuple[Rows | Chunk]]:
         return dict.fromkeys(self._model.windows, (span,))

@@ -37,12 +37,12 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
 
-def sample(logits: Tensor, asks: Sequence[Ask], masks: Masks | None = None) -> list[Sampled]:
-    """`logits` (len(asks), vocabulary) float32, to one token each that `masks` allow."""
+def sample(logits: Tensor, asks: Sequence[Ask], masks: Masks | None = None, best: Sequence[int] | None = None) -> list[Sampled]:
+    """`logits` (len(asks), vocabulary) float32, to one token each that `masks` allow. `best` is their argmax, if known."""
     allowed = _adjusted(logits, asks)
     if masks is not None:
         allowed = masks.apply(allowed.clone() if allowed is logits else allowed)
-    tokens = allowed.argmax(-1).tolist()
+    tokens = list(best) if best is not None and allowed is logits else allowed.argmax(-1).tolist()
     for row, ask in enumerate(asks):
         if ask.sampling.temperature > 0:
             tokens[row] = _draw(allowed[row], ask)

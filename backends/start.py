@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer
 
 from backends.attention import PagedKV
-from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Settings, resolve_dtype, resolve_pages
+from backends.compiled import Library, resolve_library
+from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Choice, Settings, resolve_dtype, resolve_pages
 from backends.copier import ThreadCopier
 from backends.draft import Drafter
 from backends.engine import Engine
@@ -25,8 +26,10 @@ from backends.marks import with_marks_as_text
 from backends.model import Served, open_model
 from backends.progress import Bar
 from backends.runner import Model, ModelRunner
+from backends.runners import cpu_runner
 from backends.scheduler import Reload
 from backends.shape import read_config
+from backends.step_runner import StepRunner, step_problems
 from backends.weight import UnsupportedCheckpoint
 from backends.wire import PROTOCOL, Hello
 
@@ -51,14 +54,15 @@ def start_engine(settings: Settings, say: Say) -> Started:
     dtype = resolve_dtype(settings.dtype, device=settings.device)
     say(f"activations and KV in {dtype.value}: {dtype.why}")
     torch_dtype, int8_kv = DTYPES[dtype.value], settings.kv_dtype == "int8"
-    chooser = LinearChooser(settings.linear, torch_dtype, settings.device)
+    library = resolve_library(settings.step, device=settings.device)
+    chooser = LinearChooser(settings.linear, torch_dtype, settings.device, library.value)
     bar = Bar(say)
     served = open_model(settings.model, chooser, dtype=torch_dtype, device=settings.device, progress=bar.show)
     say(f"served by {'our own code' if served.path == 'native' else 'transformers modelling code over our pages'}")
     for line in chooser.reasons():
         say(line)
     kv_bytes = served.kv_bytes(element_bytes=DTYPE_BYTES[dtype.value], int8=int8_kv)
-    draft = _open_draft(settings, tokenizer, served, torch_dtype, say)
+    draft = _open_draft(settings, tokenizer, served, torch_dtype, library.value, say)
     draft_bytes = draft.kv_bytes(element_bytes=DTYPE_BYTES[dtype.value]) if draft else 0
     num_pages = resolve_pages(
         settings.kv_tokens,
@@ -94,7 +98,8 @@ def start_engine(settings: Settings, say: Say) -> Started:
         raise ValueError(
             f"{limits.num_pages:,} pages do not fit into memory: ask for fewer with --kv-tokens or kv_tokens: {error}"
         ) from error
-    runner = _runner(served.model, kv, settings, torch_dtype)
+    runner = _runner(served.model, kv, settings, torch_dtype, library.value)
+    say(_whose_steps(runner, served.model, library))
     runner.warm_up(min(limits.prefill_tokens, limits.longest))
     engine = Engine(
         runner,
@@ -104,7 +109,7 @@ def start_engine(settings: Settings, say: Say) -> Started:
         rng=random.Random(),
         tier=_host_tier(settings, kv),
         lookup=settings.speculate == "lookup",
-        drafter=_drafter(draft, settings, limits, torch_dtype, draft_bytes) if draft else None,
+        drafter=_drafter(draft, settings, limits, torch_dtype, draft_bytes, library.value) if draft else None,
     )
     hello = Hello(
         protocol=PROTOCOL,
@@ -116,7 +121,7 @@ def start_engine(settings: Settings, say: Say) -> Started:
         num_pages=limits.num_pages,
         max_sequences=limits.max_sequences,
         eos_tokens=served.eos_tokens,
-        kernels={"linear": json.dumps(kernels), "dtype": dtype.value, "path": served.path},
+        kernels={"linear": json.dumps(kernels), "dtype": dtype.value, "path": served.path, "step": _step_of(runner)},
         grammars=True,
         gpu=_gpu_uuid(settings.device),
     )
@@ -131,13 +136,15 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.from_str(with_marks_as_text(path.read_text()))
 
 
-def _open_draft(settings: Settings, tokenizer: Tokenizer, served: Served, dtype: torch.dtype, say: Say) -> Served | None:
+def _open_draft(
+    settings: Settings, tokenizer: Tokenizer, served: Served, dtype: torch.dtype, library: Library | None, say: Say
+) -> Served | None:
     """Raises ValueError where its tokens are not those of the model that it is to guess for."""
     if settings.draft is None:
         return None
     read_config(settings.draft)
     theirs = read_tokenizer(settings.draft)
-    chooser = LinearChooser("auto", dtype, settings.device)
+    chooser = LinearChooser("auto", dtype, settings.device, library)
     draft = open_model(settings.draft, chooser, dtype=dtype, device=settings.device)
     if theirs.get_vocab() != tokenizer.get_vocab() or draft.vocab_size != served.vocab_size:
         raise ValueError(
@@ -148,10 +155,12 @@ def _open_draft(settings: Settings, tokenizer: Tokenizer, served: Served, dtype:
     return draft
 
 
-def _drafter(draft: Served, settings: Settings, limits: Limits, dtype: torch.dtype, kv_bytes: int) -> Drafter:
+def _drafter(
+    draft: Served, settings: Settings, limits: Limits, dtype: torch.dtype, kv_bytes: int, library: Library | None
+) -> Drafter:
     on_gpu = settings.device.startswith("cuda")
     kv = draft.kv(num_pages=limits.num_pages + on_gpu, page_size=limits.page_size, dtype=dtype, device=settings.device)
-    runner = _runner(draft.model, kv, settings, dtype)
+    runner = _runner(draft.model, kv, settings, dtype, library)
     runner.warm_up(min(limits.prefill_tokens, limits.longest, draft.max_positions))
     return Drafter(
         runner,
@@ -164,13 +173,26 @@ def _drafter(draft: Served, settings: Settings, limits: Limits, dtype: torch.dty
     )
 
 
-def _runner(model: Model, kv: PagedKV, settings: Settings, dtype: torch.dtype) -> "ModelRunner | KernelRunner":
-    """The kernels need a GPU and the native path, everything else runs on torch's operations."""
-    if settings.device.startswith("cuda") and isinstance(model, Llama):
+def _runner(
+    model: Model, kv: PagedKV, settings: Settings, dtype: torch.dtype, library: Library | None
+) -> "ModelRunner | StepRunner | KernelRunner":
+    """The kernels need a GPU and the native path, everything else there runs on torch's operations."""
+    if not settings.device.startswith("cuda"):
+        return cpu_runner(model, kv, dtype=dtype, library=library, required=settings.step == "compiled")
+    if isinstance(model, Llama):
         from backends.kernel_runner import KernelRunner  # Triton is only there on Linux, and slow to import
 
         return KernelRunner(model, kv, device=settings.device, max_sequences=settings.max_sequences)
     return ModelRunner(model, kv, dtype=dtype, device=settings.device)
+
+
+def _step_of(runner: object) -> str:
+    return {StepRunner: "our compiled code", ModelRunner: "torch"}.get(type(runner), "our kernels")
+
+
+def _whose_steps(runner: object, model: Model, library: Choice[Library | None]) -> str:
+    problems = [] if library.value is None or isinstance(runner, StepRunner) else step_problems(model)
+    return f"steps by {_step_of(runner)}: {'; '.join(problems) or library.why}"
 
 
 def _host_tier(settings: Settings, kv: PagedKV) -> HostTier[Reload] | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save_file
 
+from backends.compiled import Library, open_library
 from backends.config import DTYPE_BYTES, Dtype, LinearChoice
 from backends.copier import ThreadCopier
 from backends.draft import Drafter
@@ -19,7 +20,7 @@ from backends.host import HostTier
 from backends.limits import Limits
 from backends.linear import LinearChooser
 from backends.model import Served, open_model
-from backends.runner import ModelRunner
+from backends.runners import cpu_runner
 from backends.scheduler import Reload
 from backends.start import DTYPES
 from backends.wire import Sampling, Submit
@@ -74,9 +75,12 @@ class EngineRig:
         draft: Path | None = None,
         max_sequences: int = 16,
         served: Served | None = None,
+        compiled: bool = True,
     ) -> None:
         kind = DTYPES[dtype]
-        self.served = served or open_model(directory, LinearChooser(linear, kind, "cpu"), dtype=kind, device="cpu")
+        library = open_library() if compiled else None
+        chooser = LinearChooser(linear, kind, "cpu", library)
+        self.served = served or open_model(directory, chooser, dtype=kind, device="cpu")
         limits = Limits(
             max_context=self.served.max_positions,
             vocab_size=self.served.vocab_size,
@@ -91,10 +95,10 @@ class EngineRig:
         kv = self.served.kv(num_pages=limits.num_pages, page_size=PAGE, dtype=kind, device="cpu")
         slots = host_kv_tokens // PAGE
         tier: HostTier[Reload] | None = HostTier(slots, ThreadCopier(kv, slots)) if slots else None
-        runner = ModelRunner(self.served.model, kv, dtype=kind, device="cpu")
+        runner = cpu_runner(self.served.model, kv, dtype=kind, library=library)
         runner.warm_up(min(512, limits.longest))
         clock = time.perf_counter_ns
-        drafter = None if draft is None else _drafter(draft, limits, dtype)
+        drafter = None if draft is None else _drafter(draft, limits, dtype, library)
         self.engine = Engine(
             runner, Silent(), limits, clock_ns=clock, rng=random.Random(0), tier=tier, lookup=lookup, drafter=drafter
         )
@@ -122,11 +126,11 @@ class EngineRig:
         return Answered(first_s, time.perf_counter() - start, cached, said)
 
 
-def _drafter(directory: Path, limits: Limits, dtype: Dtype) -> Drafter:
+def _drafter(directory: Path, limits: Limits, dtype: Dtype, library: Library | None) -> Drafter:
     kind = DTYPES[dtype]
-    draft = open_model(directory, LinearChooser("auto", kind, "cpu"), dtype=kind, device="cpu")
+    draft = open_model(directory, LinearChooser("auto", kind, "cpu", library), dtype=kind, device="cpu")
     kv = draft.kv(num_pages=limits.num_pages, page_size=PAGE, dtype=kind, device="cpu")
-    runner = ModelRunner(draft.model, kv, dtype=kind, device="cpu")
+    runner = cpu_runner(draft.model, kv, dtype=kind, library=library)
     runner.warm_up(min(512, limits.longest, draft.max_positions))
     return Drafter(
         runner,

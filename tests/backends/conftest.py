@@ -8,6 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from backends.compiled import Library, NotCompiled, open_library
+
 CORPUS = ["the quick brown fox jumps over the lazy dog", "pages of tokens, steps of engines", "größe, 東京, 🦊 and more"]
 MakeCheckpoint = Callable[..., Path]
 
@@ -18,6 +20,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", params=["torch", "compiled"])
+def library(request: pytest.FixtureRequest) -> Library | None:
+    """Steps on torch's operations, and on our compiled ones."""
+    if request.param == "torch":
+        return None
+    try:
+        return open_library()
+    except NotCompiled as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

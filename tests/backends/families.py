@@ -9,7 +9,7 @@ from torch import Tensor
 
 SMALL: dict[str, Any] = {
     "vocab_size": 320,
-    "hidden_size": 32,
+    "hidden_size": 64,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

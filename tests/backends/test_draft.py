@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from backends.compiled import Library
 from backends.draft import Drafter
 from backends.engine import Engine
 from backends.gate import MAX_DRAFTS, Price
 from backends.limits import Limits
 from backends.linear import LinearChooser
 from backends.model import open_model
-from backends.runner import ModelRunner
+from backends.runner import Runner
+from backends.runners import cpu_runner
 from backends.speculate import Tally
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
@@ -35,22 +37,22 @@ LIMITS = Limits(
 )
 
 
-def runner_of(directory: Path) -> ModelRunner:
-    model = open_model(directory, LinearChooser("float32", torch.float32, "cpu"), dtype=torch.float32, device="cpu")
+def runner_of(directory: Path, library: Library | None) -> Runner:
+    model = open_model(directory, LinearChooser("float32", torch.float32, "cpu", library), dtype=torch.float32, device="cpu")
     kv = model.kv(num_pages=LIMITS.num_pages, page_size=LIMITS.page_size, dtype=torch.float32, device="cpu")
-    return ModelRunner(model.model, kv, dtype=torch.float32, device="cpu")
+    return cpu_runner(model.model, kv, dtype=torch.float32, library=library)
 
 
-def engine_of(directory: Path, draft: Path | None) -> Engine:
+def engine_of(directory: Path, draft: Path | None, library: Library | None) -> Engine:
     """Guesses are free in its eyes, so it always guesses."""
     drafter = None
     if draft is not None:
         shape: dict[str, Any] = {"num_pages": LIMITS.num_pages, "page_size": LIMITS.page_size, "kv_bytes": 1}
         most = LIMITS.prefill_tokens
-        drafter = Drafter(runner_of(draft), most_tokens=most, longest=LIMITS.longest, clock_ns=Ticks(), **shape)
+        drafter = Drafter(runner_of(draft, library), most_tokens=most, longest=LIMITS.longest, clock_ns=Ticks(), **shape)
         drafter.priced = lambda of, sequence, num_sequences, context: Price(1.0, 0.0, 0.0)  # type: ignore[method-assign]
     rng = random.Random(0)
-    return Engine(runner_of(directory), CharacterDecoder(), LIMITS, clock_ns=Ticks(), rng=rng, drafter=drafter)
+    return Engine(runner_of(directory, library), CharacterDecoder(), LIMITS, clock_ns=Ticks(), rng=rng, drafter=drafter)
 
 
 def said(engine: Engine, prompts: list[list[int]], **sampling: Any) -> tuple[dict[int, str], int]:
@@ -79,32 +81,36 @@ def tally(engine: Engine) -> Tally:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_its_own_twin_guesses_nearly_everything(make_checkpoint: MakeCheckpoint, temperature: float) -> None:
+def test_its_own_twin_guesses_nearly_everything(
+    library: Library | None, make_checkpoint: MakeCheckpoint, temperature: float
+) -> None:
     directory = make_checkpoint()
     prompts = [[1 + (7 * i + j) % 300 for j in range(20)] for i in range(3)]
-    plain, plain_steps = said(engine_of(directory, None), prompts, temperature=temperature)
-    engine = engine_of(directory, directory)
+    plain, plain_steps = said(engine_of(directory, None, library), prompts, temperature=temperature)
+    engine = engine_of(directory, directory, library)
     guessed, steps = said(engine, prompts, temperature=temperature)
     assert guessed == plain
     assert tally(engine).accepted > 0.9 * tally(engine).drafted > 0 and steps < plain_steps / 2
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_another_model_guesses_badly_and_the_text_is_the_same(make_checkpoint: MakeCheckpoint, temperature: float) -> None:
+def test_another_model_guesses_badly_and_the_text_is_the_same(
+    library: Library | None, make_checkpoint: MakeCheckpoint, temperature: float
+) -> None:
     """With shared prefixes, and more sequences than fit, so that some are preempted."""
     directory, draft = make_checkpoint(), make_checkpoint(seed=1, num_hidden_layers=1)
     prompts = [[1 + j % 50 for j in range(8 + 5 * i)] for i in range(6)]
-    plain, _ = said(engine_of(directory, None), prompts, temperature=temperature, max_tokens=60)
-    engine = engine_of(directory, draft)
+    plain, _ = said(engine_of(directory, None, library), prompts, temperature=temperature, max_tokens=60)
+    engine = engine_of(directory, draft, library)
     guessed, _ = said(engine, prompts, temperature=temperature, max_tokens=60)
     assert guessed == plain and tally(engine).drafted > MAX_DRAFTS
 
 
-def test_sampled_tokens_are_distributed_as_the_model_says(make_checkpoint: MakeCheckpoint) -> None:
+def test_sampled_tokens_are_distributed_as_the_model_says(library: Library | None, make_checkpoint: MakeCheckpoint) -> None:
     """Of the second token after a prompt, which guesses take part in, against the model's own probabilities: chi-square."""
     directory, draft, count = make_checkpoint(), make_checkpoint(seed=1), 600
     prompt, temperature, top_k = [3, 1, 4, 1, 5], 1.5, 2
-    engine = engine_of(directory, draft)
+    engine = engine_of(directory, draft, library)
     found = Counter[str]()
     for start in range(0, count, 3):
         for request in range(start, start + 3):

@@ -2,22 +2,25 @@
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from backends.attention import PagedKV
+from backends.compiled import Library
 from backends.engine import Engine
 from backends.limits import Limits
 from backends.linear import LinearChooser
-from backends.llama import Batch
 from backends.model import Served, open_model
-from backends.runner import Model, ModelRunner
-from backends.sampler import Sampled
+from backends.runner import ModelRunner
+from backends.runners import cpu_runner
+from backends.sampler import Sampled, sample
 from backends.scheduler import Work
+from backends.spans import place
+from backends.step_runner import StepRunner
 from backends.weight import UnsupportedCheckpoint
 from backends.wire import Sampling, Submit
 from tests.backends.fakes import Ticks
@@ -32,49 +35,42 @@ class Silent:
         return "x"
 
 
-class Watched:
-    """A model whose last logits can be looked at."""
+class Witness:
+    """Keeps, for every step that samples, the tokens so far and the logits that they led to."""
 
-    def __init__(self, model: Model) -> None:
-        self._model, self.windows, self.logits = model, model.windows, torch.empty(0)
-
-    def forward(self, batch: Batch, kv: PagedKV) -> Tensor | None:
-        logits = self._model.forward(batch, kv)
-        self.logits = torch.empty(0) if logits is None else logits
-        return logits
-
-
-class Witness(ModelRunner):
-    """Keeps, for every step that samples, the tokens so far and the logits that they led to. Work is given in laid order."""
-
-    def __init__(self, served: Served, kv: PagedKV) -> None:
-        self.watched = Watched(served.model)
-        super().__init__(self.watched, kv, dtype=torch.float32, device="cpu")
+    def __init__(self, runner: ModelRunner | StepRunner) -> None:
+        self._runner = runner
         self.seen: list[tuple[list[int], Tensor]] = []
         self.kinds: set[str] = set()
+        self._asked: Iterator[Work] = iter(())
 
     def run(self, work: Sequence[Work]) -> list[list[Sampled]]:
-        for one in work:  # one by one, so that the row is known; then all at once, as an engine does
-            super().run([one])
-        results = super().run(work)
-        laid = sorted(work, key=lambda one: (one.num_tokens > 1, len(one.sequence.pages).bit_length()))
-        sampling = [one for one in laid if one.samples]
-        for one, logits in zip(sampling, self.watched.logits, strict=True):
-            self.seen.append((list(one.sequence.tokens), logits))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self._runner.__module__ + ".sample", self._sample)
+            for one in work:  # one by one, then all at once as an engine does
+                self._asked = iter([one] if one.samples else [])
+                self._runner.run([one])
+            laid = sorted(work, key=place) if isinstance(self._runner, ModelRunner) else work
+            self._asked = iter([one for one in laid if one.samples])
+            results = self._runner.run(work)
         self.kinds |= {"mixed"} if len({one.num_tokens > 1 for one in work}) == 2 else set()
         self.kinds |= {"chunk" for one in work if one.start and one.num_tokens > 1}
         return results
 
+    def _sample(self, logits: Tensor, *asked: Any) -> list[Sampled]:
+        self.seen += [(list(next(self._asked).sequence.tokens), row.clone()) for row in logits]
+        return sample(logits, *asked)
 
-def opened(directory: Path) -> Served:
-    chooser = LinearChooser("float32", torch.float32, "cpu")
+
+def opened(directory: Path, library: Library | None = None) -> Served:
+    chooser = LinearChooser("float32", torch.float32, "cpu", library)
     return open_model(directory, chooser, dtype=torch.float32, device="cpu")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_architecture_gives_the_logits_of_transformers(family: str, tmp_path: Path) -> None:
+def test_an_architecture_gives_the_logits_of_transformers(family: str, library: Library | None, tmp_path: Path) -> None:
     directory = save(family, tmp_path, max_shard_size="40KB" if family == "qwen3" else "1GB")
-    served = opened(directory)
+    served = opened(directory, library)
     assert served.path == ("native" if family in NATIVE else "transformers")
     rng = random.Random(family)
     of = Limits(
@@ -88,7 +84,10 @@ def test_an_architecture_gives_the_logits_of_transformers(family: str, tmp_path:
         kv_bytes=1,
         fingerprint="f",
     )
-    witness = Witness(served, served.kv(num_pages=of.num_pages, page_size=4, dtype=torch.float32, device="cpu"))
+    kv = served.kv(num_pages=of.num_pages, page_size=4, dtype=torch.float32, device="cpu")
+    runner = cpu_runner(served.model, kv, dtype=torch.float32, library=library)
+    assert isinstance(runner, StepRunner) == (library is not None and family in NATIVE)
+    witness = Witness(runner)
     engine = Engine(witness, Silent(), of, clock_ns=Ticks(), rng=rng)
     stem = rng.choices(range(1, 320), k=30)
     for request in range(8):

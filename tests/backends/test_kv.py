@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from backends.attention import Int8KV, PagedKV
+from backends.compiled import Library
 from backends.copier import ThreadCopier
 from backends.engine import Engine
 from backends.host import HostTier
 from backends.limits import Limits
 from backends.linear import LinearChooser
 from backends.model import Served, open_model
-from backends.runner import ModelRunner
+from backends.runners import cpu_runner
 from backends.scheduler import Reload
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
@@ -52,7 +53,7 @@ def test_pages_come_back_from_the_host_as_they_left(kind: type[PagedKV]) -> None
     copier.close()
 
 
-def answers(served: Served, kv: PagedKV, host_pages: int) -> tuple[dict[int, str], int]:
+def answers(served: Served, kv: PagedKV, library: Library | None, host_pages: int) -> tuple[dict[int, str], int]:
     of = Limits(
         max_context=120,
         vocab_size=320,
@@ -66,7 +67,7 @@ def answers(served: Served, kv: PagedKV, host_pages: int) -> tuple[dict[int, str
     )
     copier = ThreadCopier(kv, max(host_pages, 1))
     tier: HostTier[Reload] | None = HostTier(host_pages, copier) if host_pages else None
-    runner = ModelRunner(served.model, kv, dtype=torch.float32, device="cpu")
+    runner = cpu_runner(served.model, kv, dtype=torch.float32, library=library)
     engine = Engine(runner, CharacterDecoder(), of, clock_ns=Ticks(), rng=random.Random(0), tier=tier)
     rng = random.Random(1)
     chats = [rng.choices(range(1, 320), k=40) for _ in range(4)]
@@ -85,10 +86,13 @@ def answers(served: Served, kv: PagedKV, host_pages: int) -> tuple[dict[int, str
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_with_a_host_tier_a_model_says_the_same_and_computes_less(make_checkpoint: MakeCheckpoint, int8: bool) -> None:
-    served = open_model(make_checkpoint(), LinearChooser("float32", torch.float32, "cpu"), dtype=torch.float32, device="cpu")
+def test_with_a_host_tier_a_model_says_the_same_and_computes_less(
+    make_checkpoint: MakeCheckpoint, library: Library | None, int8: bool
+) -> None:
+    chooser = LinearChooser("float32", torch.float32, "cpu", library)
+    served = open_model(make_checkpoint(), chooser, dtype=torch.float32, device="cpu")
     sizes = {"num_pages": 20, "page_size": 4, "dtype": torch.float32, "device": "cpu", "int8": int8}
-    without, cached_without = answers(served, served.kv(**sizes), 0)  # type: ignore[arg-type]
-    found, cached = answers(served, served.kv(**sizes), 60)  # type: ignore[arg-type]
+    without, cached_without = answers(served, served.kv(**sizes), library, 0)  # type: ignore[arg-type]
+    found, cached = answers(served, served.kv(**sizes), library, 60)  # type: ignore[arg-type]
     assert found == without and len(found) == 12
     assert cached > cached_without + 100

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from backends.linear import KERNELS, LinearChooser, Timing, candidates, fastest, quantize_groups, quantize_rows
+from backends.compiled import Library
+from backends.linear import KERNELS, LinearChooser, Timing, candidates, fastest, kernels_of, quantize_groups, quantize_rows
 from backends.weight import Weight, stack
 
 
@@ -15,15 +16,15 @@ def weight(bias: bool = False) -> Weight:
 @pytest.mark.parametrize("rows", [1, 2, 33])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("kernel", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("w8a8", 0.03), ("int4", 0.15)])
-def test_kernels_multiply(kernel: str, tolerance: float, bias: bool, rows: int) -> None:
+def test_kernels_multiply(library: Library | None, kernel: str, tolerance: float, bias: bool, rows: int) -> None:
     x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1))
     expected = torch.nn.functional.linear(x, weight(bias).values, weight(bias).bias)
-    found = KERNELS[kernel](weight(bias), torch.float32)(x)
+    found = kernels_of(library)[kernel](weight(bias), torch.float32)(x)
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_w8a8_takes_rows_of_zeros_and_a_bfloat16_stream() -> None:
-    linear = KERNELS["w8a8"](weight(), torch.bfloat16)
+def test_w8a8_takes_rows_of_zeros_and_a_bfloat16_stream(library: Library | None) -> None:
+    linear = kernels_of(library)["w8a8"](weight(), torch.bfloat16)
     found = linear(torch.zeros(2, 64, dtype=torch.bfloat16))
     assert found.dtype is torch.bfloat16 and not found.any()
 

@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backends.attention import Chunk, PagedKV
+from backends.attention import PagedKV
 from backends.checkpoint import Checkpoint
+from backends.compiled import Library
 from backends.config import LinearChoice
 from backends.engine import Engine
 from backends.limits import Limits
 from backends.linear import LinearChooser
-from backends.llama import Batch, Llama
-from backends.runner import ModelRunner
+from backends.llama import Llama
+from backends.runners import cpu_runner
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
 from tests.backends.fakes import Ticks
@@ -45,8 +46,10 @@ class CharacterDecoder:
         return "".join(chr(0x4E00 + token) for token in ids)
 
 
-def load(directory: Path, *, dtype: torch.dtype = torch.float32, linear: LinearChoice = "float32") -> Llama:
-    return Llama(Checkpoint(directory), LinearChooser(linear, dtype, "cpu"), dtype=dtype, device="cpu")
+def load(
+    directory: Path, library: Library | None, *, dtype: torch.dtype = torch.float32, linear: LinearChoice = "float32"
+) -> Llama:
+    return Llama(Checkpoint(directory), LinearChooser(linear, dtype, "cpu", library), dtype=dtype, device="cpu")
 
 
 def kv_for(model: Llama, *, num_pages: int, page_size: int, dtype: torch.dtype) -> PagedKV:
@@ -62,14 +65,11 @@ def kv_for(model: Llama, *, num_pages: int, page_size: int, dtype: torch.dtype) 
     )
 
 
-def all_logits(model: Llama, ids: list[int]) -> Tensor:
-    kv = kv_for(model, num_pages=len(ids), page_size=1, dtype=torch.float32)
-    every = torch.arange(len(ids))
-    chunk = Chunk(0, len(ids), slice(0, len(ids)), len(ids), None)
-    with torch.inference_mode():
-        logits = model.forward(Batch(torch.tensor(ids), every, every, {0: (chunk,)}, every), kv)
-    assert logits is not None
-    return logits
+def all_logits(model: Llama, library: Library | None, ids: list[int]) -> Tensor:
+    """Over pages that lie in no order."""
+    kv = kv_for(model, num_pages=len(ids), page_size=2, dtype=torch.float32)
+    pages = random.Random(0).sample(range(len(ids)), -(-len(ids) // 2))
+    return cpu_runner(model, kv, dtype=torch.float32, library=library).all_logits(ids, pages)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,9 @@ def all_logits(model: Llama, ids: list[int]) -> Tensor:
     ],
     ids=lambda changed: "-".join(map(str, changed)) or "plain",
 )
-def test_transformers_gives_the_same_logits(make_checkpoint: MakeCheckpoint, changed: dict[str, Any]) -> None:
+def test_transformers_gives_the_same_logits(
+    library: Library | None, make_checkpoint: MakeCheckpoint, changed: dict[str, Any]
+) -> None:
     transformers = pytest.importorskip("transformers")
     directory = make_checkpoint(**changed)
     if "attention_bias" in changed:
@@ -95,7 +97,7 @@ def test_transformers_gives_the_same_logits(make_checkpoint: MakeCheckpoint, cha
     reference = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0]
-    torch.testing.assert_close(all_logits(load(directory), ids), expected, atol=2e-3, rtol=1e-4)
+    torch.testing.assert_close(all_logits(load(directory, library), library, ids), expected, atol=2e-3, rtol=1e-4)
 
 
 def _randomize_biases(directory: Path) -> None:
@@ -108,7 +110,7 @@ def _randomize_biases(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pico", "nano"])
-def test_transformers_gives_the_same_logits_for_a_shipped_model(name: str) -> None:
+def test_transformers_gives_the_same_logits_for_a_shipped_model(library: Library | None, name: str) -> None:
     directory = ZOO / name
     if not (directory / "model.safetensors").is_file():
         pytest.skip(f"backends/zoo/{name} has no model.safetensors")
@@ -127,10 +129,10 @@ def test_transformers_gives_the_same_logits_for_a_shipped_model(name: str) -> No
     ids = random.Random(2).choices(range(checkpoint.shape.vocab_size), k=200)
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0]
-    torch.testing.assert_close(all_logits(load(directory), ids), expected, atol=2e-3, rtol=1e-4)
+    torch.testing.assert_close(all_logits(load(directory, library), library, ids), expected, atol=2e-3, rtol=1e-4)
 
 
-def test_an_int8_checkpoint_is_served_as_its_dequantized_twin(make_checkpoint: MakeCheckpoint) -> None:
+def test_an_int8_checkpoint_is_served_as_its_dequantized_twin(library: Library | None, make_checkpoint: MakeCheckpoint) -> None:
     """In the layout of `backends.zoo.export --int8`; W8A8 also rounds activations, so it is only close."""
     quantized, twin = make_checkpoint(), make_checkpoint()
     weights = load_file(quantized / "model.safetensors")
@@ -143,16 +145,18 @@ def test_an_int8_checkpoint_is_served_as_its_dequantized_twin(make_checkpoint: M
     save_file(weights, quantized / "model.safetensors")
     save_file(dequantized, twin / "model.safetensors")
     ids = random.Random(4).choices(range(320), k=40)
-    expected = all_logits(load(twin), ids)
-    torch.testing.assert_close(all_logits(load(quantized), ids), expected)
-    assert (all_logits(load(quantized, linear="w8a8"), ids) - expected).abs().mean() < 0.1 * expected.std()
+    expected = all_logits(load(twin, library), library, ids)
+    torch.testing.assert_close(all_logits(load(quantized, library), library, ids), expected)
+    assert (all_logits(load(quantized, library, linear="w8a8"), library, ids) - expected).abs().mean() < 0.1 * expected.std()
 
 
-def mixed_run(directory: Path, *, dtype: torch.dtype, seed: int, requests: int) -> list[tuple[list[int], int, list[int]]]:
+def mixed_run(
+    directory: Path, library: Library | None, *, dtype: torch.dtype, seed: int, requests: int
+) -> list[tuple[list[int], int, list[int]]]:
     """Prompts, how many tokens they asked for, and what the engine said, in a random mix with prefix hits, chunks,
     preemption and aborts (which are left out)."""
     rng = random.Random(seed)
-    model = load(directory, dtype=dtype, linear="float32" if dtype is torch.float32 else "bfloat16")
+    model = load(directory, library, dtype=dtype, linear="float32" if dtype is torch.float32 else "bfloat16")
     of = Limits(
         max_context=120,
         vocab_size=320,
@@ -165,7 +169,7 @@ def mixed_run(directory: Path, *, dtype: torch.dtype, seed: int, requests: int) 
         fingerprint="f",
     )
     kv = kv_for(model, num_pages=of.num_pages, page_size=of.page_size, dtype=dtype)
-    engine = Engine(ModelRunner(model, kv, dtype=dtype, device="cpu"), CharacterDecoder(), of, clock_ns=Ticks(), rng=rng)
+    engine = Engine(cpu_runner(model, kv, dtype=dtype, library=library), CharacterDecoder(), of, clock_ns=Ticks(), rng=rng)
     stems = [rng.choices(range(1, 320), k=40) for _ in range(2)]
     asked: dict[int, tuple[list[int], int]] = {}
     said: dict[int, list[int]] = {}
@@ -193,18 +197,22 @@ def mixed_run(directory: Path, *, dtype: torch.dtype, seed: int, requests: int) 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_greedy_text_equals_the_naive_loop_exactly_in_float32(make_checkpoint: MakeCheckpoint, seed: int) -> None:
+def test_greedy_text_equals_the_naive_loop_exactly_in_float32(
+    library: Library | None, make_checkpoint: MakeCheckpoint, seed: int
+) -> None:
     directory = make_checkpoint(seed=seed)
     naive = Naive(directory, torch.float32)
-    for prompt, count, said in mixed_run(directory, dtype=torch.float32, seed=seed, requests=24):
+    for prompt, count, said in mixed_run(directory, library, dtype=torch.float32, seed=seed, requests=24):
         assert said == [token for token in naive.greedy(prompt, count, stop=(0,)) if token]
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_in_bfloat16_greedy_text_first_differs_where_two_logits_nearly_tie(make_checkpoint: MakeCheckpoint, seed: int) -> None:
+def test_in_bfloat16_greedy_text_first_differs_where_two_logits_nearly_tie(
+    library: Library | None, make_checkpoint: MakeCheckpoint, seed: int
+) -> None:
     directory = make_checkpoint(dtype=torch.bfloat16, seed=seed, initializer_range=0.1)
     naive = Naive(directory, torch.bfloat16)
-    for prompt, _, said in mixed_run(directory, dtype=torch.bfloat16, seed=seed, requests=16):
+    for prompt, _, said in mixed_run(directory, library, dtype=torch.bfloat16, seed=seed, requests=16):
         for at, token in enumerate(said):
             logits = naive.logits(prompt + said[:at])[-1]
             best = logits.topk(2).values

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.compiled import Library
 from backends.engine import Engine
 from backends.gate import HOPED, MAX_DRAFTS, Chance, best_count, may_guess, price
 from backends.limits import Limits
 from backends.linear import LinearChooser
 from backends.lookup import LONGEST, MAX_TENANTS, SEARCHED_TOKENS, Match, Said, own
 from backends.model import open_model
-from backends.runner import ModelRunner
+from backends.runners import cpu_runner
 from backends.step_cost import Cost
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
@@ -106,8 +107,8 @@ class Costly(Engine):
         super().step()
 
 
-def said(directory: Path, *, lookup: bool, temperature: float) -> tuple[dict[int, str], Engine, int]:
-    model = open_model(directory, LinearChooser("float32", torch.float32, "cpu"), dtype=torch.float32, device="cpu")
+def said(directory: Path, library: Library | None, *, lookup: bool, temperature: float) -> tuple[dict[int, str], Engine, int]:
+    model = open_model(directory, LinearChooser("float32", torch.float32, "cpu", library), dtype=torch.float32, device="cpu")
     of = Limits(
         max_context=200,
         vocab_size=320,
@@ -120,7 +121,7 @@ def said(directory: Path, *, lookup: bool, temperature: float) -> tuple[dict[int
         fingerprint="f",
     )
     kv = model.kv(num_pages=of.num_pages, page_size=4, dtype=torch.float32, device="cpu")
-    runner = ModelRunner(model.model, kv, dtype=torch.float32, device="cpu")
+    runner = cpu_runner(model.model, kv, dtype=torch.float32, library=library)
     engine = Costly(runner, CharacterDecoder(), of, clock_ns=Ticks(), rng=random.Random(0), lookup=lookup)
     rng, text, steps = random.Random(3), dict[int, str](), 0
     for request in range(4):
@@ -138,11 +139,13 @@ def said(directory: Path, *, lookup: bool, temperature: float) -> tuple[dict[int
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.4])
-def test_guessing_says_the_same_in_fewer_steps(make_checkpoint: MakeCheckpoint, temperature: float) -> None:
+def test_guessing_says_the_same_in_fewer_steps(
+    library: Library | None, make_checkpoint: MakeCheckpoint, temperature: float
+) -> None:
     """A small initializer makes a model that repeats itself, as agents do."""
     directory = make_checkpoint(initializer_range=0.05)
-    plain, _, plain_steps = said(directory, lookup=False, temperature=temperature)
-    guessed, engine, steps = said(directory, lookup=True, temperature=temperature)
+    plain, _, plain_steps = said(directory, library, lookup=False, temperature=temperature)
+    guessed, engine, steps = said(directory, library, lookup=True, temperature=temperature)
     assert guessed == plain and all(len(text) for text in plain.values())
     assert engine.speculator is not None
     tally = engine.speculator.tallies["lookup"]

@@ -1,0 +1,225 @@
+// Attention over paged KV, one KV head at a time, in blocks of slots with a running softmax.
+#pragma once
+#include "product.h"
+
+// All layers' slots, K heads before V heads in each; `scales` (one for each head of each slot) of int8 alone.
+struct Cache {
+  uint8_t* pages;
+  float* scales;
+  int64_t kind;
+  int64_t slots;
+  int64_t page_size;
+};
+
+constexpr int SLOTS = 64;
+// Columns of one block of queries: tokens times the query heads that share a KV head.
+constexpr int COLUMNS = 96;
+
+// One KV head of one layer.
+struct Head {
+  const Cache& cache;
+  int64_t layer;
+  int kv_heads;
+  int number;
+  int width;
+
+  size_t element() const { return cache.kind == FLOAT32 ? 4 : cache.kind == BFLOAT16 ? 2 : 1; }
+  // Which vector, counted over all layers: `value` 0 is K, 1 is V.
+  size_t index(int64_t slot, int value) const {
+    return size_t((layer * cache.slots + slot) * 2 + value) * kv_heads + number;
+  }
+  void write(int64_t slot, int value, const float* x) const {
+    const size_t at = index(slot, value);
+    uint8_t* to = cache.pages + at * width * element();
+    if (cache.kind == FLOAT32) {
+      memcpy(to, x, width * sizeof(float));
+    } else if (cache.kind == BFLOAT16) {
+      for (int i = 0; i < width; i += LANES) store(to + 2 * i, to_bfloat16(load<Floats>(x + i)));
+    } else {
+      Floats most = splat(0.0f);
+      for (int i = 0; i < width; i += LANES) most = larger(most, magnitude(load<Floats>(x + i)));
+      const float step = largest(most) / 127.0f;
+      cache.scales[at] = step > 1e-10f ? step : 1e-10f;
+      for (int i = 0; i < width; i += LANES)
+        store(to + i, __builtin_convertvector(nearest(load<Floats>(x + i) / cache.scales[at]), Bytes));
+    }
+  }
+  void read(int64_t slot, int value, float* x) const {
+    const size_t at = index(slot, value);
+    const uint8_t* from = cache.pages + at * width * element();
+    if (cache.kind == FLOAT32) {
+      memcpy(x, from, width * sizeof(float));
+    } else if (cache.kind == BFLOAT16) {
+      for (int i = 0; i < width; i += LANES) store(x + i, from_bfloat16(from + 2 * i));
+    } else {
+      for (int i = 0; i < width; i += LANES) store(x + i, from_int8(from + i) * cache.scales[at]);
+    }
+  }
+};
+
+// A thread's own room.
+struct Room {
+  float* keys;     // (SLOTS, width)
+  float* values;   // (SLOTS, width)
+  float* queries;  // (width, COLUMNS)
+  float* scores;   // (SLOTS, COLUMNS)
+  float* mixed;    // (width, COLUMNS)
+};
+
+inline int64_t slot_of(const int32_t* table, int64_t position, int64_t page_size) {
+  return table[position / page_size] * page_size + position % page_size;
+}
+
+inline void fetch(const Head& head, const int32_t* table, int64_t first, int count, const Room& room) {
+  for (int i = 0; i < count; i++) {
+    const int64_t slot = slot_of(table, first + i, head.cache.page_size);
+    head.read(slot, 0, room.keys + i * head.width);
+    head.read(slot, 1, room.values + i * head.width);
+  }
+  memset(room.keys + count * head.width, 0, (SLOTS - count) * head.width * sizeof(float));
+  memset(room.values + count * head.width, 0, (SLOTS - count) * head.width * sizeof(float));
+}
+
+// `shared` query heads of one token, (shared, width) and already scaled, that sees positions `low` to `high`.
+inline void attend_one(const Head& head, const int32_t* table, const float* q, int shared, int64_t low, int64_t high,
+                       const Room& room, float* out) {
+  const int width = head.width, vectors = width / LANES;
+  float best[COLUMNS], total[COLUMNS];
+  for (int g = 0; g < shared; g++) best[g] = -1e30f, total[g] = 0;
+  memset(out, 0, shared * width * sizeof(float));
+  for (int64_t first = low; first < high; first += SLOTS) {
+    const int count = high - first < SLOTS ? int(high - first) : SLOTS;
+    fetch(head, table, first, count, room);
+    for (int g = 0; g < shared; g++) {
+      Floats score[SLOTS / LANES];
+      Floats most = splat(best[g]);
+      const int groups = (count + LANES - 1) / LANES;
+      for (int s = 0; s < groups; s++) {
+        Floats dots[LANES];
+        for (int j = 0; j < LANES; j++) {
+          const float* k = room.keys + (s * LANES + j) * width;
+          Floats dot = load<Floats>(q + g * width) * load<Floats>(k);
+          for (int d = 1; d < vectors; d++) dot += load<Floats>(q + g * width + d * LANES) * load<Floats>(k + d * LANES);
+          dots[j] = dot;
+        }
+        score[s] = COUNTED + s * LANES < count ? sums(dots) : splat(-1e30f);
+        most = larger(most, score[s]);
+      }
+      const float top = largest(most);
+      const float faded = exponential(splat(best[g] - top))[0];
+      best[g] = top;
+      Floats all = splat(0.0f);
+      for (int s = 0; s < groups; s++) {
+        score[s] = COUNTED + s * LANES < count ? exponential(score[s] - top) : splat(0.0f);
+        all += score[s];
+      }
+      total[g] = total[g] * faded + sum(all);
+      const float* weights = reinterpret_cast<const float*>(score);
+      for (int d = 0; d < width; d += LANES) {
+        Floats mixed = load<Floats>(out + g * width + d) * faded;
+        for (int j = 0; j < count; j++) mixed += weights[j] * load<Floats>(room.values + j * width + d);
+        store(out + g * width + d, mixed);
+      }
+    }
+  }
+  for (int i = 0; i < shared * width; i += LANES) store(out + i, load<Floats>(out + i) * (1.0f / total[i / width]));
+}
+
+// c (rows, TILES * 16) of rows of COLUMNS, from a[r * by_row + k * by_step] and b (steps, ...) of rows of COLUMNS; `keep` adds.
+template <int ROWS, int TILES>
+inline void mix(const float* a, size_t by_row, size_t by_step, const float* b, int steps, float* c, bool keep) {
+  Floats sum[ROWS][TILES];
+  for (int r = 0; r < ROWS; r++)
+    for (int t = 0; t < TILES; t++) sum[r][t] = keep ? load<Floats>(c + r * COLUMNS + t * LANES) : splat(0.0f);
+  for (int k = 0; k < steps; k++) {
+    Floats column[TILES];
+#pragma GCC unroll 8
+    for (int t = 0; t < TILES; t++) column[t] = load<Floats>(b + k * COLUMNS + t * LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+      for (int t = 0; t < TILES; t++) sum[r][t] += splat(a[r * by_row + k * by_step]) * column[t];
+  }
+  for (int r = 0; r < ROWS; r++)
+    for (int t = 0; t < TILES; t++) store(c + r * COLUMNS + t * LANES, sum[r][t]);
+}
+
+inline void mix_all(const float* a, size_t by_row, size_t by_step, int rows, const float* b, int steps, float* c, int tiles,
+                    bool keep) {
+#if defined(__AVX512F__)
+  constexpr int ROWS = 8, TILES = 3;
+#else
+  constexpr int ROWS = 4, TILES = 1;
+#endif
+  for (int t = 0; t < tiles;) {
+    const int count = tiles - t < TILES ? tiles - t : TILES;
+    for (int r = 0; r < rows; r += ROWS) {
+      const float* from = a + r * by_row;
+      float* to = c + r * COLUMNS + t * LANES;
+      if (count == 3) mix<ROWS, TILES>(from, by_row, by_step, b + t * LANES, steps, to, keep);
+      else if (count == 2) mix<ROWS, (TILES > 2 ? 2 : 1)>(from, by_row, by_step, b + t * LANES, steps, to, keep);
+      else mix<ROWS, 1>(from, by_row, by_step, b + t * LANES, steps, to, keep);
+    }
+    t += count;
+  }
+}
+
+// A stretch of `tokens` at `position` and on; row t of q and out is `stride` floats behind the one before, q already scaled.
+// tokens * shared <= COLUMNS. Scores stand upright, a column for each query, so that softmax never crosses lanes.
+inline void attend_block(const Head& head, const int32_t* table, const float* q, int tokens, int shared, int64_t position,
+                         int64_t window, size_t q_stride, const Room& room, float* out, size_t out_stride) {
+  const int width = head.width, columns = tokens * shared, tiles = (columns + LANES - 1) / LANES;
+  const float lowest = -1e30f;
+  memset(room.queries, 0, width * COLUMNS * sizeof(float));
+  alignas(64) int32_t seen[COLUMNS];
+  for (int c = 0; c < tiles * LANES; c++) seen[c] = int32_t(position + (c < columns ? c / shared : 0));
+  for (int c = 0; c < columns; c++)
+    for (int d = 0; d < width; d++)
+      room.queries[d * COLUMNS + c] = q[(c / shared) * q_stride + (c % shared) * width + d];
+  Floats best[COLUMNS / LANES], total[COLUMNS / LANES];
+  for (int t = 0; t < tiles; t++) best[t] = splat(lowest), total[t] = splat(0.0f);
+  const int64_t high = position + tokens, low = window && position - window + 1 > 0 ? position - window + 1 : 0;
+  for (int64_t first = low; first < high; first += SLOTS) {
+    const int count = high - first < SLOTS ? int(high - first) : SLOTS;
+    fetch(head, table, first, count, room);
+    mix_all(room.keys, width, 1, SLOTS, room.queries, width, room.scores, tiles, false);
+    const bool edge = first + SLOTS > position + 1 || (window && first < high - window);
+    for (int t = 0; t < tiles; t++) {
+      float* score = room.scores + t * LANES;
+      const Ints until = load<Ints>(seen + t * LANES), since = window ? until - int32_t(window) : splat(int32_t(-1));
+      Floats most = best[t];
+      for (int s = 0; s < SLOTS; s++) {
+        Floats x = load<Floats>(score + s * COLUMNS);
+        if (edge) {
+          const Ints at = splat(int32_t(first + s));
+          x = (at <= until) & (at > since) ? x : splat(lowest);
+          store(score + s * COLUMNS, x);
+        }
+        most = larger(most, x);
+      }
+      const Floats faded = exponential(best[t] - most);
+      best[t] = most;
+      Floats all = total[t] * faded;
+      for (int s = 0; s < SLOTS; s++) {
+        const Floats x = load<Floats>(score + s * COLUMNS);
+        Floats weight = exponential(x - most);
+        if (edge) weight = x == lowest ? splat(0.0f) : weight;
+        all += weight;
+        store(score + s * COLUMNS, weight);
+      }
+      total[t] = all;
+      if (first > low)
+        for (int d = 0; d < width; d++) {
+          float* at = room.mixed + d * COLUMNS + t * LANES;
+          store(at, load<Floats>(at) * faded);
+        }
+    }
+    mix_all(room.values, 1, width, width, room.scores, SLOTS, room.mixed, tiles, first > low);
+  }
+  for (int t = 0; t < tiles; t++) total[t] = 1.0f / total[t];
+  for (int c = 0; c < columns; c++) {
+    const float share = total[c / LANES][c % LANES];
+    float* to = out + (c / shared) * out_stride + (c % shared) * width;
+    for (int d = 0; d < width; d++) to[d] = room.mixed[d * COLUMNS + c] * share;
+  }
+}
