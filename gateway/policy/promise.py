@@ -34,7 +34,7 @@ def promise_of(
         raise Forbidden(f'{param}: this key may not ask for {said} than "{route.slo}"', param=param)
     if given := headers.get(TTFT_HEADER, "").strip():
         slo = msgspec.structs.replace(slo, ttft_s=_milliseconds(given))
-    return msgspec.structs.replace(route, slo=name), slo
+    return route if name == route.slo else msgspec.structs.replace(route, slo=name), slo
 
 
 def _asked(policy: Policy, route: Route, headers: Mapping[str, str], service_tier: ServiceTier | None) -> _Asked:

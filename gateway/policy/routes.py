@@ -83,11 +83,11 @@ def fallbacks_for(policy: Policy, route: Route, *, tenant: str) -> tuple[str, ..
 
 
 def _models_of(policy: Policy, names: tuple[str, ...], tenant: str) -> tuple[str, ...]:
-    return tuple(
-        name
-        for name, tier in policy.tier_by_model().items()
-        if (name in names or tier in names) and may_use(policy, tenant=tenant, name=name)
-    )
+    offered = [name for name, tier in policy.tier_by_model().items() if name in names or tier in names]
+    known = policy.tenants.get(tenant)
+    if known is None or not known.models:
+        return tuple(offered)
+    return tuple([name for name in offered if may_use(policy, tenant=tenant, name=name)])
 
 
 def _holds(
