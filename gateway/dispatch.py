@@ -29,7 +29,7 @@ from gateway.scheduling.seats import Seats, is_kept
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
-MAX_DECISIONS_A_LINE = 16
+MAX_DECISIONS_A_LINE, MAX_SEEN_A_LINE = 16, 128
 """Of a tenant and band, in one pump, which holds the event loop; what is left is looked at when the next worker reports."""
 NOT_PASSED_AFTER_S = 0.05
 """Who has waited so long for a worker to have room for its prompt is not gone past any more: a step or two."""
@@ -86,12 +86,13 @@ class Ticket:
 
 class _Look:
     """One look at all that wait: workers for which the first in order has to wait, so that who comes after it does not go past;
-    who leaves the seats that are free; and how many of each line were decided anew."""
+    who leaves the seats that are free; and how many of each line were decided anew, or seen."""
 
     def __init__(self) -> None:
         self.full = set[str]()
         self.leaves: dict[tuple[str, str, bool], bool] = {}
         self.num = Counter[tuple[str, Band]]()
+        self.seen = Counter[tuple[str, Band]]()
 
 
 class Dispatcher:
@@ -291,7 +292,8 @@ class Dispatcher:
         def ready(item: Waiting) -> bool:
             nonlocal outcome
             ticket = self._waiting[item.request]
-            line = ticket.tenant, ticket.band
+            line = item.tenant, item.band
+            look.seen[line] += 1
             if look.num[line] >= MAX_DECISIONS_A_LINE or not self._may_go(ticket, look, now):
                 return False
             look.num[line] += 1
@@ -309,7 +311,11 @@ class Dispatcher:
                 look.full.add(worker)
             return room
 
-        while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate)) is not None:
+        def closed(tenant: str, band: Band) -> bool:
+            line = tenant, band
+            return look.num[line] >= MAX_DECISIONS_A_LINE or look.seen[line] >= MAX_SEEN_A_LINE
+
+        while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate, closed=closed)) is not None:
             ticket = self._waiting.pop(item.request)
             assert ticket.waiter and outcome
             if ticket.waiter.done():
@@ -319,6 +325,7 @@ class Dispatcher:
             else:
                 ticket.waiter.set_result(self._submit(ticket, outcome))
                 look.leaves.clear()
+                look.seen.clear()
 
     def _refresh(self) -> None:
         """The order is that of what is resident now, of those that have waited longest."""

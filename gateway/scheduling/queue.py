@@ -159,9 +159,15 @@ class RunQueue:
         return too_many or too_long or self._bytes + item.num_bytes > self._max_bytes
 
     def pop(
-        self, ready: Callable[[Waiting], bool] = lambda _: True, *, now: float = 0.0, prefill_rate: float = 0.0
+        self,
+        ready: Callable[[Waiting], bool] = lambda _: True,
+        *,
+        now: float = 0.0,
+        prefill_rate: float = 0.0,
+        closed: Callable[[str, Band], bool] = lambda tenant, band: False,
     ) -> Waiting | None:
-        """The first in order for which `ready` holds, charged to its tenant; None when there is no such one.
+        """The first in order for which `ready` holds, charged to its tenant; None when there is no such one. Of a tenant's band
+        that is `closed` no more is looked at.
 
         `prefill_rate` is in tokens a second, of all workers together.
         """
@@ -170,7 +176,7 @@ class RunQueue:
             if ready(item):
                 self._cold_budget -= item.uncached_tokens
                 return self._charge(item)
-        for item in chain(self._due(now), self._in_order()):
+        for item in chain(self._due(now), self._in_order(closed)):
             if ready(item):
                 return self._charge(item)
         return None
@@ -189,10 +195,13 @@ class RunQueue:
         due = (one for one in self._promised.values() if one.due <= now < one.broken)
         return sorted(due, key=lambda one: (self._work[one.tenant], one.due, one.request))
 
-    def _in_order(self) -> Iterator[Waiting]:
+    def _in_order(self, closed: Callable[[str, Band], bool]) -> Iterator[Waiting]:
         """Lazily: mostly the first is taken, and then no more is asked for."""
-        for _, _, _, line in sorted((band, self._work[tenant], tenant, line) for (band, tenant), line in self._lines.items()):
+        lines = sorted((band, self._work[tenant], tenant, line) for (band, tenant), line in self._lines.items())
+        for band, _, tenant, line in lines:
             for place in line:
+                if closed(tenant, band):
+                    break
                 yield self._waiting[place[-1]]
 
     def _line_up(self, item: Waiting) -> None:

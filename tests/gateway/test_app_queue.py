@@ -148,9 +148,9 @@ async def test_nobody_goes_past_a_long_prompt_that_waits_for_room(tmp_path: Path
         await until(lambda: worker.num_live == 1)
         tasks.append(asyncio.create_task(served.chat(ask("lamp " * 200))))
         await until(lambda: len(served.gateway.queue) == 1)
+        await asyncio.sleep(2 * NOT_PASSED_AFTER_S)
         tasks.append(asyncio.create_task(served.chat(ask("short"))))
         await until(lambda: len(served.gateway.queue) == 2)
-        await asyncio.sleep(2 * NOT_PASSED_AFTER_S)
         worker.release()
         assert [status for status, _ in await asyncio.gather(*tasks)] == [200] * 3
         lengths = [len(submit.prompt) // 4 for submit in worker.submitted]
