@@ -292,7 +292,7 @@ class Dispatcher:
         def ready(item: Waiting) -> bool:
             nonlocal outcome
             ticket = self._waiting[item.request]
-            line = item.tenant, item.band
+            line = item.tenant, item.band.line
             look.seen[line] += 1
             if look.num[line] >= MAX_DECISIONS_A_LINE or not self._may_go(ticket, look, now):
                 return False

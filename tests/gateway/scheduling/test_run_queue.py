@@ -230,3 +230,18 @@ def test_a_random_walk_with_every_operation_keeps_the_counts() -> None:
             case _:
                 queue.cancel(known)
         queue.check()
+
+
+def test_of_a_line_that_is_closed_no_more_is_looked_at_and_the_next_one_is() -> None:
+    queue = RunQueue(100)
+    for request in range(50):
+        queue.push(item(request, tenant="oak", band=Band.AGENT_TURN if request % 2 else Band.NEW_RUN))
+    queue.push(item(50, tenant="pine", band=Band.AGENT_TURN))
+    seen: list[int] = []
+
+    def ready(one: Waiting) -> bool:
+        seen.append(one.request)
+        return one.tenant == "pine"
+
+    found = queue.pop(ready, closed=lambda tenant, line: (tenant, line) == ("oak", Band.NEW_RUN.line) and len(seen) >= 3)
+    assert found is not None and found.request == 50 and len(seen) == 4
