@@ -15,6 +15,7 @@ from backends.attention import PagedKV, Spans, attend
 from backends.checkpoint import Checkpoint
 from backends.linear import DenseLinear, Linear, LinearChooser
 from backends.rope import interleave, rotations
+from backends.tiles import TiledLinear, TiledRows
 from backends.weight import Weight, stack
 
 Progress = Callable[[int, int], None]
@@ -58,13 +59,15 @@ class Llama:
         self.shape = shape = checkpoint.shape
         self.windows = shape.windows
         load = _Loader(checkpoint, chooser, dtype, device)
-        self.embedding = load.embedding()
+        self.embedding: Tensor | TiledRows = load.embedding()
         self.layers: list[Layer] = []
         for index in range(shape.num_layers):
             self.layers.append(load.layer(index))
             progress(index + 1, shape.num_layers)
         self.norm = load.vector("model.norm")
         self.head = load.head(self.embedding)
+        if shape.tied and isinstance(self.head, TiledLinear) and self.head.dtype is dtype:
+            self.embedding = TiledRows(self.head)
         self.rotations = rotations(shape.rope, head_dim=shape.head_dim, positions=shape.max_positions).to(device)
         self._eps = torch.tensor(shape.norm_eps, device=device)
         self._rotated = shape.num_heads + shape.num_kv_heads
@@ -137,7 +140,7 @@ class _Loader:
         return self._weight("model.embed_tokens").dense(self._dtype)
 
     def head(self, embedding: Tensor) -> Linear:
-        """Where it is tied and computed in the embedding's type, both are one tensor."""
+        """Where it is tied and computed in the embedding's type by torch, both are one tensor."""
         tied = self._checkpoint.shape.tied
         head = self._chooser.build(self._weight("model.embed_tokens" if tied else "lm_head"), prefills=False)
         if tied and isinstance(head, DenseLinear) and head.weight.dtype is embedding.dtype:

@@ -84,9 +84,11 @@ class StepRunner:
     def __init__(self, library: Library, model: Llama, kv: PagedKV, *, threads: int) -> None:
         shape = model.shape
         self._calls, self._kv, self._threads = library.calls, kv, threads
+        self._runner = library.calls.headway_runner_open()
         self._vocabulary, self._masks = shape.vocab_size, MaskFiller()
         self._model = model
         self._kept: list[Tensor] = []
+        embedding = model.embedding
         layers = (_Layer * shape.num_layers)()
         for into, layer in zip(layers, model.layers, strict=True):
             into.attention_norm, into.mlp_norm = self._floats(layer.attention_norm), self._floats(layer.mlp_norm)
@@ -106,8 +108,8 @@ class StepRunner:
             ctypes.addressof(layers),
             self._floats(model.norm),
             _matrix(model.head),
-            model.embedding.data_ptr(),
-            KINDS[model.embedding.dtype],
+            embedding.data_ptr() if isinstance(embedding, Tensor) else None,
+            KINDS[embedding.dtype] if isinstance(embedding, Tensor) else 0,
             self._floats(torch.view_as_real(model.rotations[:, 0])),
             shape.norm_eps,
         )
@@ -116,7 +118,6 @@ class StepRunner:
         self._cache = _Cache(kv.pages.data_ptr(), scales, KINDS[kv.pages.dtype], slots, kv.page_size)
         self._step = _Step()
         self._logits = torch.empty(0, shape.vocab_size)
-        self._runner = library.calls.headway_runner_open()
 
     def __del__(self) -> None:
         self._calls.headway_runner_close(self._runner)

@@ -41,15 +41,15 @@ class TiledLinear:
         values = values.contiguous()
         units, whole = width * values.element_size() // 4, -(-outputs // LANES) * LANES
         self._calls, self._stream = library.calls, stream
-        self._tiles = torch.zeros(whole // LANES, units, 64, dtype=torch.uint8)
+        self.tiles = torch.zeros(whole // LANES, units, 64, dtype=torch.uint8)
         self._bias, self._scale = _padded(bias, whole), _padded(scale, whole)
         self._shifts = torch.zeros(whole, dtype=torch.int32)
-        kind = KINDS[values.dtype]
+        self.dtype, kind = values.dtype, KINDS[values.dtype]
         library.calls.headway_pack(
-            kind, outputs, width, units, values.data_ptr(), self._tiles.data_ptr(), self._shifts.data_ptr()
+            kind, outputs, width, units, values.data_ptr(), self.tiles.data_ptr(), self._shifts.data_ptr()
         )
         bias_at, scale_at = (None if part is None else part.data_ptr() for part in (self._bias, self._scale))
-        self.matrix = Matrix(kind, outputs, width, units, self._tiles.data_ptr(), bias_at, scale_at, self._shifts.data_ptr())
+        self.matrix = Matrix(kind, outputs, width, units, self.tiles.data_ptr(), bias_at, scale_at, self._shifts.data_ptr())
 
     def __call__(self, x: Tensor) -> Tensor:
         given = x.float().contiguous()
@@ -60,6 +60,18 @@ class TiledLinear:
             ctypes.addressof(self.matrix), given.data_ptr(), len(x), y.data_ptr(), room.data_ptr(), threads
         )
         return y.to(self._stream)
+
+
+class TiledRows:
+    """A matrix's rows by number, as an embedding is read: for logits and tokens in one tensor."""
+
+    def __init__(self, of: TiledLinear) -> None:
+        self.of = of
+
+    def __getitem__(self, ids: Tensor) -> Tensor:
+        """(len(ids), in)."""
+        tiles = self.of.tiles.view(*self.of.tiles.shape[:2], LANES, 4)
+        return tiles[ids // LANES, :, ids % LANES].contiguous().view(self.of.dtype).flatten(1)
 
 
 def takes_tiles(width: int) -> bool:

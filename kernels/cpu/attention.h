@@ -70,34 +70,73 @@ inline int64_t slot_of(const int32_t* table, int64_t position, int64_t page_size
   return table[position / page_size] * page_size + position % page_size;
 }
 
-inline void fetch(const Head& head, const int32_t* table, int64_t first, int count, const Room& room) {
+// Widens `count` slots into the room, and zeros behind them up to a whole block of `mix_all`'s rows. How many there are then.
+inline int fetch(const Head& head, const int32_t* table, int64_t first, int count, const Room& room) {
   for (int i = 0; i < count; i++) {
     const int64_t slot = slot_of(table, first + i, head.cache.page_size);
     head.read(slot, 0, room.keys + i * head.width);
     head.read(slot, 1, room.values + i * head.width);
   }
-  memset(room.keys + count * head.width, 0, (SLOTS - count) * head.width * sizeof(float));
-  memset(room.values + count * head.width, 0, (SLOTS - count) * head.width * sizeof(float));
+  const int slots = (count + 7) / 8 * 8;
+  memset(room.keys + count * head.width, 0, (slots - count) * head.width * sizeof(float));
+  memset(room.values + count * head.width, 0, (slots - count) * head.width * sizeof(float));
+  return slots;
+}
+
+// Where `count` slots' K and V are as floats: in the cache itself, or in the room, widened.
+inline void find(const Head& head, const int32_t* table, int64_t first, int count, const Room& room, const float** keys,
+                 const float** values) {
+  for (int i = 0; i < count; i++) {
+    const int64_t slot = slot_of(table, first + i, head.cache.page_size);
+    if (head.cache.kind == FLOAT32) {
+      keys[i] = reinterpret_cast<const float*>(head.cache.pages) + head.index(slot, 0) * head.width;
+      values[i] = reinterpret_cast<const float*>(head.cache.pages) + head.index(slot, 1) * head.width;
+      for (int d = 0; d < head.width; d += LANES) __builtin_prefetch(keys[i] + d), __builtin_prefetch(values[i] + d);
+    } else {
+      keys[i] = room.keys + i * head.width, values[i] = room.values + i * head.width;
+      head.read(slot, 0, room.keys + i * head.width);
+      head.read(slot, 1, room.values + i * head.width);
+    }
+  }
+  // What is behind them is computed and thrown away.
+  for (int i = count; i % LANES; i++) keys[i] = keys[0];
+}
+
+// out = out * faded + the weighted sum of `count` vectors of VECTORS * 16 floats, in two sums that do not wait for each other.
+template <int VECTORS> void gather(const float* weights, const float* const* values, int from, int count, float faded, float* out) {
+  Floats even[VECTORS], odd[VECTORS];
+  for (int d = 0; d < VECTORS; d++) even[d] = load<Floats>(out + d * LANES) * faded, odd[d] = splat(0.0f);
+  int j = 0;
+  for (; j + 1 < count; j += 2)
+#pragma GCC unroll 8
+    for (int d = 0; d < VECTORS; d++) {
+      even[d] += weights[j] * load<Floats>(values[j] + from + d * LANES);
+      odd[d] += weights[j + 1] * load<Floats>(values[j + 1] + from + d * LANES);
+    }
+  for (int d = 0; d < VECTORS; d++) {
+    if (j < count) even[d] += weights[j] * load<Floats>(values[j] + from + d * LANES);
+    store(out + d * LANES, even[d] + odd[d]);
+  }
 }
 
 // `shared` query heads of one token, (shared, width) and already scaled, that sees positions `low` to `high`.
-inline void attend_one(const Head& head, const int32_t* table, const float* q, int shared, int64_t low, int64_t high,
-                       const Room& room, float* out) {
-  const int width = head.width, vectors = width / LANES;
+template <int VECTORS>
+void attend_one(const Head& head, const int32_t* table, const float* q, int shared, int64_t low, int64_t high, const Room& room,
+                float* out) {
+  const int width = head.width, vectors = VECTORS ? VECTORS : width / LANES;
+  const float *keys[SLOTS], *values[SLOTS];
   float best[COLUMNS], total[COLUMNS];
   for (int g = 0; g < shared; g++) best[g] = -1e30f, total[g] = 0;
   memset(out, 0, shared * width * sizeof(float));
   for (int64_t first = low; first < high; first += SLOTS) {
-    const int count = high - first < SLOTS ? int(high - first) : SLOTS;
-    fetch(head, table, first, count, room);
+    const int count = high - first < SLOTS ? int(high - first) : SLOTS, groups = (count + LANES - 1) / LANES;
+    find(head, table, first, count, room, keys, values);
     for (int g = 0; g < shared; g++) {
-      Floats score[SLOTS / LANES];
-      Floats most = splat(best[g]);
-      const int groups = (count + LANES - 1) / LANES;
+      Floats score[SLOTS / LANES], most = splat(best[g]), all = splat(0.0f);
       for (int s = 0; s < groups; s++) {
         Floats dots[LANES];
         for (int j = 0; j < LANES; j++) {
-          const float* k = room.keys + (s * LANES + j) * width;
+          const float* k = keys[s * LANES + j];
           Floats dot = load<Floats>(q + g * width) * load<Floats>(k);
           for (int d = 1; d < vectors; d++) dot += load<Floats>(q + g * width + d * LANES) * load<Floats>(k + d * LANES);
           dots[j] = dot;
@@ -105,24 +144,27 @@ inline void attend_one(const Head& head, const int32_t* table, const float* q, i
         score[s] = COUNTED + s * LANES < count ? sums(dots) : splat(-1e30f);
         most = larger(most, score[s]);
       }
-      const float top = largest(most);
-      const float faded = exponential(splat(best[g] - top))[0];
+      const float top = largest(most), faded = exponential(splat(best[g] - top))[0];
       best[g] = top;
-      Floats all = splat(0.0f);
       for (int s = 0; s < groups; s++) {
         score[s] = COUNTED + s * LANES < count ? exponential(score[s] - top) : splat(0.0f);
         all += score[s];
       }
       total[g] = total[g] * faded + sum(all);
       const float* weights = reinterpret_cast<const float*>(score);
-      for (int d = 0; d < width; d += LANES) {
-        Floats mixed = load<Floats>(out + g * width + d) * faded;
-        for (int j = 0; j < count; j++) mixed += weights[j] * load<Floats>(room.values + j * width + d);
-        store(out + g * width + d, mixed);
-      }
+      if (VECTORS) gather<VECTORS ? VECTORS : 1>(weights, values, 0, count, faded, out + g * width);
+      else
+        for (int d = 0; d < width; d += LANES) gather<1>(weights, values, d, count, faded, out + g * width + d);
     }
   }
   for (int i = 0; i < shared * width; i += LANES) store(out + i, load<Floats>(out + i) * (1.0f / total[i / width]));
+}
+
+inline void attend_one(const Head& head, const int32_t* table, const float* q, int shared, int64_t low, int64_t high,
+                       const Room& room, float* out) {
+  const int vectors = head.width / LANES;
+  const auto attend = vectors == 2 ? attend_one<2> : vectors == 4 ? attend_one<4> : vectors == 8 ? attend_one<8> : attend_one<0>;
+  attend(head, table, q, shared, low, high, room, out);
 }
 
 // c (rows, TILES * 16) of rows of COLUMNS, from a[r * by_row + k * by_step] and b (steps, ...) of rows of COLUMNS; `keep` adds.
@@ -170,25 +212,29 @@ inline void attend_block(const Head& head, const int32_t* table, const float* q,
                          int64_t window, size_t q_stride, const Room& room, float* out, size_t out_stride) {
   const int width = head.width, columns = tokens * shared, tiles = (columns + LANES - 1) / LANES;
   const float lowest = -1e30f;
-  memset(room.queries, 0, width * COLUMNS * sizeof(float));
   alignas(64) int32_t seen[COLUMNS];
   for (int c = 0; c < tiles * LANES; c++) seen[c] = int32_t(position + (c < columns ? c / shared : 0));
-  for (int c = 0; c < columns; c++)
-    for (int d = 0; d < width; d++)
-      room.queries[d * COLUMNS + c] = q[(c / shared) * q_stride + (c % shared) * width + d];
+  Floats square[LANES];
+  for (int c = 0; c < tiles * LANES; c += LANES)
+    for (int d = 0; d < width; d += LANES) {
+      for (int i = 0; i < LANES; i++)
+        square[i] = c + i < columns ? load<Floats>(q + (c + i) / shared * q_stride + (c + i) % shared * width + d) : splat(0.0f);
+      transpose(square);
+      for (int i = 0; i < LANES; i++) store(room.queries + (d + i) * COLUMNS + c, square[i]);
+    }
   Floats best[COLUMNS / LANES], total[COLUMNS / LANES];
   for (int t = 0; t < tiles; t++) best[t] = splat(lowest), total[t] = splat(0.0f);
   const int64_t high = position + tokens, low = window && position - window + 1 > 0 ? position - window + 1 : 0;
   for (int64_t first = low; first < high; first += SLOTS) {
     const int count = high - first < SLOTS ? int(high - first) : SLOTS;
-    fetch(head, table, first, count, room);
-    mix_all(room.keys, width, 1, SLOTS, room.queries, width, room.scores, tiles, false);
+    const int slots = fetch(head, table, first, count, room);
+    mix_all(room.keys, width, 1, slots, room.queries, width, room.scores, tiles, false);
     const bool edge = first + SLOTS > position + 1 || (window && first < high - window);
     for (int t = 0; t < tiles; t++) {
       float* score = room.scores + t * LANES;
       const Ints until = load<Ints>(seen + t * LANES), since = window ? until - int32_t(window) : splat(int32_t(-1));
       Floats most = best[t];
-      for (int s = 0; s < SLOTS; s++) {
+      for (int s = 0; s < slots; s++) {
         Floats x = load<Floats>(score + s * COLUMNS);
         if (edge) {
           const Ints at = splat(int32_t(first + s));
@@ -200,7 +246,7 @@ inline void attend_block(const Head& head, const int32_t* table, const float* q,
       const Floats faded = exponential(best[t] - most);
       best[t] = most;
       Floats all = total[t] * faded;
-      for (int s = 0; s < SLOTS; s++) {
+      for (int s = 0; s < slots; s++) {
         const Floats x = load<Floats>(score + s * COLUMNS);
         Floats weight = exponential(x - most);
         if (edge) weight = x == lowest ? splat(0.0f) : weight;
@@ -214,12 +260,14 @@ inline void attend_block(const Head& head, const int32_t* table, const float* q,
           store(at, load<Floats>(at) * faded);
         }
     }
-    mix_all(room.values, 1, width, width, room.scores, SLOTS, room.mixed, tiles, first > low);
+    mix_all(room.values, 1, width, width, room.scores, slots, room.mixed, tiles, first > low);
   }
   for (int t = 0; t < tiles; t++) total[t] = 1.0f / total[t];
-  for (int c = 0; c < columns; c++) {
-    const float share = total[c / LANES][c % LANES];
-    float* to = out + (c / shared) * out_stride + (c % shared) * width;
-    for (int d = 0; d < width; d++) to[d] = room.mixed[d * COLUMNS + c] * share;
-  }
+  for (int c = 0; c < columns; c += LANES)
+    for (int d = 0; d < width; d += LANES) {
+      for (int i = 0; i < LANES; i++) square[i] = load<Floats>(room.mixed + (d + i) * COLUMNS + c) * total[c / LANES];
+      transpose(square);
+      for (int i = 0; i < LANES && c + i < columns; i++)
+        store(out + (c + i) / shared * out_stride + (c + i) % shared * width + d, square[i]);
+    }
 }

@@ -168,3 +168,13 @@ inline void give(const Matrix& m, const float* x, const Operand& to, int row) {
       store(out + i, __builtin_convertvector(nearest(load<Floats>(x + i) * inverse) + 128, UnsignedBytes));
   }
 }
+
+// Row `output` of a float32 or bfloat16 matrix, as floats.
+inline void row_of(const Matrix& m, int output, float* x) {
+  const uint8_t* from = m.tiles + size_t(output / LANES) * m.units * 64 + output % LANES * 4;
+  for (int unit = 0; unit < m.units; unit++) {
+    const uint32_t word = load<uint32_t>(from + 64 * unit);
+    if (m.kind == FLOAT32) x[unit] = bits<float>(word);
+    else x[2 * unit] = bits<float>(word << 16), x[2 * unit + 1] = bits<float>(word & 0xFFFF0000u);
+  }
+}

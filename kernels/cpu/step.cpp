@@ -21,7 +21,7 @@ struct Layer {
   int64_t window;
 };
 
-// `embedding` (vocabulary, hidden) in float32 or bfloat16; `turns` (positions, width): cosine and sine of each pair.
+// `embedding` (vocabulary, hidden) in float32 or bfloat16, null where it is the head itself; `turns` (positions, width): cosine and sine of each pair.
 struct Model {
   int64_t hidden, inner, heads, kv_heads, width, num_layers, vocabulary;
   const Layer* layers;
@@ -184,7 +184,9 @@ class Run {
   void embed(int64_t row) {
     const size_t at = size_t(s.ids[row]) * m.hidden;
     float* x = x_ + row * m.hidden;
-    if (m.embedding_kind == FLOAT32) {
+    if (!m.embedding) {
+      row_of(m.head, s.ids[row], x);
+    } else if (m.embedding_kind == FLOAT32) {
       memcpy(x, m.embedding + at * 4, m.hidden * 4);
     } else {
       for (int64_t i = 0; i < m.hidden; i += LANES) store(x + i, from_bfloat16(m.embedding + (at + i) * 2));

@@ -22,6 +22,7 @@ from backends.speculate import Tally
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
 from tests.backends.fakes import Ticks
+from tests.backends.naive import Naive
 from tests.backends.test_llama import CharacterDecoder
 
 LIMITS = Limits(
@@ -93,6 +94,14 @@ def test_its_own_twin_guesses_nearly_everything(
     assert tally(engine).accepted > 0.9 * tally(engine).drafted > 0 and steps < plain_steps / 2
 
 
+def apart(directory: Path, prompt: list[int], one: str, other: str) -> float:
+    """How far apart the logits are of the tokens where two texts first differ: a draw goes through tokens in the order of
+    their probabilities, and a stretch is rounded in another way than its tokens one by one."""
+    at = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+    logits = Naive(directory, torch.float32).logits(prompt + [ord(letter) - 0x4E00 for letter in one[:at]])[-1]
+    return abs(float(logits[ord(one[at]) - 0x4E00] - logits[ord(other[at]) - 0x4E00]))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_another_model_guesses_badly_and_the_text_is_the_same(
     library: Library | None, make_checkpoint: MakeCheckpoint, temperature: float
@@ -103,7 +112,10 @@ def test_another_model_guesses_badly_and_the_text_is_the_same(
     plain, _ = said(engine_of(directory, None, library), prompts, temperature=temperature, max_tokens=60)
     engine = engine_of(directory, draft, library)
     guessed, _ = said(engine, prompts, temperature=temperature, max_tokens=60)
-    assert guessed == plain and tally(engine).drafted > MAX_DRAFTS
+    assert tally(engine).drafted > MAX_DRAFTS
+    for request, text in plain.items():
+        if guessed[request] != text:
+            assert temperature and apart(directory, prompts[request], text, guessed[request]) < 1e-4
 
 
 def test_sampled_tokens_are_distributed_as_the_model_says(library: Library | None, make_checkpoint: MakeCheckpoint) -> None:

@@ -24,6 +24,7 @@ from backends.limits import Limits
 from backends.linear import LinearChooser
 from backends.llama import Llama
 from backends.runners import cpu_runner
+from backends.tiles import TiledRows
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
 from tests.backends.fakes import Ticks
@@ -225,9 +226,14 @@ def test_in_bfloat16_greedy_text_first_differs_where_two_logits_nearly_tie(
     ("tied", "linear", "shared"), [(True, "float32", True), (True, "w8a8", False), (False, "float32", False)]
 )
 def test_a_tied_head_is_the_embedding_itself_where_their_types_agree(
-    make_checkpoint: MakeCheckpoint, tied: bool, linear: LinearChoice, shared: bool
+    make_checkpoint: MakeCheckpoint, library: Library | None, tied: bool, linear: LinearChoice, shared: bool
 ) -> None:
     directory = make_checkpoint(tie_word_embeddings=tied, dtype=torch.bfloat16)
-    chooser = LinearChooser(linear, torch.float32, "cpu")
+    chooser = LinearChooser(linear, torch.float32, "cpu", library)
     model = Llama(Checkpoint(directory), chooser, dtype=torch.float32, device="cpu")
-    assert (getattr(model.head, "weight", None) is model.embedding) == shared
+    embedding = model.embedding
+    one = embedding.of is model.head if isinstance(embedding, TiledRows) else getattr(model.head, "weight", None) is embedding
+    assert one == shared
+    stored = load_file(directory / "model.safetensors")["model.embed_tokens.weight"].float()
+    ids = torch.tensor([0, 17, 319, 5])
+    assert torch.equal(embedding[ids], stored[ids])
