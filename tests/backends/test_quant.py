@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from backends.checkpoint import Checkpoint
+from backends.compiled import Library
 from tests.backends.conftest import MakeCheckpoint
 from tests.backends.layouts import Made, awq, gptq, packed_int, quantize, scaled
 from tests.backends.test_llama import all_logits, load
@@ -60,7 +61,9 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Callable[..., Made]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_quantized_checkpoint_is_served_as_its_dequantized_twin(make_checkpoint: MakeCheckpoint, layout: str) -> None:
+def test_a_quantized_checkpoint_is_served_as_its_dequantized_twin(
+    library: Library | None, make_checkpoint: MakeCheckpoint, layout: str
+) -> None:
     config, make = LAYOUTS[layout]
     if layout.startswith("packed"):
         pytest.importorskip("compressed_tensors")
@@ -72,7 +75,7 @@ def test_a_quantized_checkpoint_is_served_as_its_dequantized_twin(make_checkpoin
         found, expected = checkpoint.weight(module).dense(torch.float32), plain.weight(module).dense(torch.float32)
         torch.testing.assert_close(found, expected, atol=0, rtol=1e-6)
     ids = random.Random(4).choices(range(320), k=30)
-    expected = all_logits(load(twin), ids)
-    torch.testing.assert_close(all_logits(load(directory), ids), expected, atol=1e-3, rtol=1e-4)
-    served = load(directory, linear="auto")
-    torch.testing.assert_close(all_logits(served, ids), expected, atol=1e-3 if layout != "int8" else 10.0, rtol=1e-4)
+    expected = all_logits(load(twin, library), library, ids)
+    torch.testing.assert_close(all_logits(load(directory, library), library, ids), expected, atol=1e-3, rtol=1e-4)
+    served = load(directory, library, linear="auto")
+    torch.testing.assert_close(all_logits(served, library, ids), expected, atol=1e-3 if layout != "int8" else 10.0, rtol=1e-4)
