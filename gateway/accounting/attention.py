@@ -80,10 +80,7 @@ def _classes(read: Read, scope: Scope) -> list[Kept]:
         f" WHERE {where} AND slo <> '' GROUP BY slo HAVING sum(slo_counted) > 0",
         values,
     )
-    found = [
-        msgspec.convert({**row, "burn": (1 - row["met"] / row["counted"]) / (1 - OBJECTIVE)}, Kept, strict=False)
-        for row in rows
-    ]
+    found = [msgspec.convert({**row, "burn": _burn(row["met"], row["counted"])}, Kept, strict=False) for row in rows]
     return sorted(found, key=lambda one: (-one.burn, -one.counted))
 
 

@@ -19,7 +19,8 @@ _DAY_S = 86_400.0
 
 
 class Ledger(Protocol):
-    """Another database has these three to offer; queries are the SQL that SQLite and PostgreSQL share (reports.py)."""
+    """Another database has these three to offer, and to translate what queries have of SQLite's own SQL: `?`, `rowid`,
+    `group_concat`, `strftime`, and casts to INTEGER that cut off."""
 
     def record(self, row: Row) -> bool:
         """False when the buffer is full and the row was dropped. Never blocks."""

@@ -2,15 +2,20 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 
+from gateway.accounting.rows import RequestRow
 from tests.dashboards.browser import CHROMIUM, Page, browser
 from tests.dashboards.traffic import play
+from tests.gateway.accounting.test_ledger import REQUEST
 from tests.served import Served, fake, serve
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
@@ -101,6 +106,24 @@ async def test_a_run_leads_to_its_decision_by_keys_alone(tmp_path: Path) -> None
 
 
 @needs_chromium
+async def test_a_request_to_open_leads_to_its_turn(tmp_path: Path) -> None:
+    async with shown(tmp_path) as (served, page):
+        turns = [row for row in served.ledger.rows if isinstance(row, RequestRow) and row.run == "agent-1"]
+        served.ledger.record(msgspec.structs.replace(turns[2], at=turns[2].at + 1e-6, request="late", slo_met=False))
+        await page.open(f"{served.url}/dashboard#/now")
+        await page.click("#open-broken-late")
+        await page.until("document.querySelector('.waterfall tr.wanted')")
+        assert await page.run("decodeURIComponent(location.hash)") == "#/run/development/agent-1/late"
+        wanted = "document.querySelector('.waterfall tr.wanted')"
+        assert await page.run(f"{wanted}.firstElementChild.textContent") == "4"
+        assert await page.run(f"{wanted}.innerText.includes('missed') && document.querySelectorAll('tr.wanted').length === 1")
+        await page.until(f"{wanted}.nextElementSibling.matches('.detail:not([hidden])')")
+        await page.until(f"{wanted}.nextElementSibling.querySelector('table')")
+        assert await page.run("document.activeElement.closest('tr').matches('.wanted')")
+        assert page.problems == []
+
+
+@needs_chromium
 async def test_money_is_shown_by_every_key_and_adds_up(tmp_path: Path) -> None:
     async with shown(tmp_path) as (served, page):
         await page.open(f"{served.url}/dashboard#/money")
@@ -139,7 +162,7 @@ async def test_a_tenant_sees_its_own_and_an_operator_all(tmp_path: Path) -> None
             async with served.http.get(f"{served.url}/v1/headway/{path}", headers=headers) as answer:
                 return answer.status, await answer.json()
 
-        for path in ("me", "now", "history", "turns?run=agent-0", "money", "promises", "policy"):
+        for path in ("me", "now", "history", "turns?run=agent-0", "money", "promises", "attention", "policy"):
             async with served.http.get(f"{served.url}/v1/headway/{path}") as answer:
                 assert answer.status == 401, path
         assert [len((await read("history", name))[1]["runs"]) for name in ("acme", "boss")] == [1, 3]  # type: ignore[arg-type]
@@ -155,6 +178,49 @@ async def test_a_tenant_sees_its_own_and_an_operator_all(tmp_path: Path) -> None
         assert (await read("policy", "acme"))[0] == 403
         assert "boss-key" not in str((await read("policy", "boss"))[1])
         assert (await read("money?by=colour", "boss"))[0] == (await read("history?hours=-1", "boss"))[0] == 400
+
+
+async def test_attention_goes_to_what_went_wrong_last_and_cost_most(tmp_path: Path) -> None:
+    async with serve(tmp_path, more=KEYS) as served:
+        now = time.time()
+
+        def told(
+            request: str, ago_s: float, usd: float, slo: str = "interactive", tenant: str = "acme", **more: object
+        ) -> None:
+            at = now - ago_s
+            served.ledger.record(
+                msgspec.structs.replace(REQUEST, at=at, request=request, usd=usd, slo=slo, tenant=tenant, run="r", **more)
+            )
+
+        for number in range(1, 9):
+            told(f"late-{number}", 10.0 + number, 1e-6, slo="batch", slo_met=number > 7)
+        told("lost", 2.0, 0.0, outcome="failed", status="worker_lost", slo_counted=False, slo_met=False)
+        told("dear", 3.0, 9e-6)
+        told("cheap", 4.0, 2e-6)
+        told("theirs", 1.0, 5e-6, tenant="boss")
+        told("yesterday", 86_000.0, 8e-6, slo_met=False)
+
+        async def read(tenant: str, hours: str) -> tuple[int, dict[str, Any]]:
+            headers = {"authorization": f"Bearer {tenant}-key-1234567890"}
+            url = f"{served.url}/v1/headway/attention?hours={hours}"
+            async with served.http.get(url, headers=headers) as answer:
+                return answer.status, await answer.json()
+
+        status, ours = await read("acme", "1")
+        assert status == 200
+        assert (ours["totals"]["runs"], ours["totals"]["requests"]) == (1, 11)
+        assert ours["totals"]["usd"] == pytest.approx(19e-6)
+        assert [(one["slo"], one["met"], one["counted"]) for one in ours["classes"]] == [("batch", 1, 8), ("interactive", 2, 2)]
+        assert [one["burn"] for one in ours["classes"]] == pytest.approx([100 * 7 / 8, 0.0])
+        opened = [(one["why"], one["request"]) for one in ours["to_open"]]
+        assert opened[:6] == [("failed", "lost"), *(("broken", f"late-{number}") for number in range(1, 6))]
+        assert opened[6:8] == [("dearest", "dear"), ("dearest", "cheap")] and len(opened) == 9
+        day, everybody = (await read("acme", "24"))[1], (await read("boss", "1"))[1]
+        assert [one["request"] for one in day["to_open"] if one["why"] == "dearest"][:2] == ["dear", "yesterday"]
+        assert everybody["totals"]["runs"] == 2
+        assert [one["request"] for one in everybody["to_open"] if one["why"] == "dearest"] == ["dear", "theirs", "cheap"]
+        assert (await read("acme", "0"))[0] == (await read("acme", "soon"))[0] == 400
+        assert (await read("nobody", "1"))[0] == 401
 
 
 async def test_the_files_are_served_under_a_strict_policy_and_nothing_else_is(tmp_path: Path) -> None:
@@ -185,6 +251,6 @@ def test_no_file_asks_for_anything_from_elsewhere() -> None:
 async def test_readings_of_an_empty_ledger_are_empty(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         await asyncio.sleep(0)
-        for path in ("now", "runs", "money", "promises", "policy", "me"):
+        for path in ("now", "runs", "money", "promises", "attention", "policy", "me"):
             async with served.http.get(f"{served.url}/v1/headway/{path}") as answer:
                 assert answer.status == 200, await answer.text()
