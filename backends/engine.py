@@ -238,6 +238,9 @@ class Engine:
         caused = [caused_by(one, self.limits.kv_bytes) for one in work]
         shares = self.step_cost.split(caused, spent_ns)
         self.step_cost.observe(caused, (spent_ns - guessing_ns) / 1e9)
+        if self.speculator is not None and (num_drafts := sum(len(one.drafts) for one in work)):
+            plain = [caused_by(one._replace(drafts=()), self.limits.kv_bytes) for one in work]
+            self.speculator.measured(plain, num_drafts, (spent_ns - guessing_ns) / 1e9)
         for one, share, prefill in zip(work, shares, prefilling, strict=True):
             charge = one.sequence.charge
             charge.started_ns = charge.started_ns or max(started_ns, charge.submitted_ns)

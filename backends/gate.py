@@ -15,7 +15,7 @@ MAX_DRAFTS = 8
 HOPED = 0.6
 """Chance that a guessed token is right, before any was tried."""
 LEARNING, FORGETTING = 0.15, 0.01
-MARGIN = 0.05
+MARGIN = 0.1
 """Part of a token's cost that guesses must promise to save: measured costs are not exact."""
 ALIKE = frozenset({"max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "top_logprobs", "ignore_eos"})
 """Parameters that choose a token by its position alone. With any other one that is set, nothing is guessed."""

@@ -1,7 +1,8 @@
 """A string's `pattern` as rules of its own, instead of the one rule that xgrammar 0.2.8 makes of it inside a JSON Schema.
 
 That rule takes too much where options begin alike and one of them repeats: of `b{1,2}|b` it takes `bbb`. The rules that the
-library writes for the same expression outside of JSON do not. In them, a class loses what JSON has to escape.
+library writes for the same expression outside of JSON do not. In them, a class loses what JSON has to escape. Where nothing
+is left to say without escapes, the library falls back to rules that are no JSON: such a pattern is refused beforehand.
 """
 
 import ast
@@ -22,13 +23,21 @@ def with_patterns_spelled_out(ebnf: str) -> str:
     return "\n".join(_spelled_out(line) for line in ebnf.splitlines())
 
 
+def check_pattern(pattern: str) -> None:
+    """Raises as with_patterns_spelled_out does, which cannot tell what the library wrote without naming an expression."""
+    _rules_of("root", pattern)
+
+
 def _spelled_out(line: str) -> str:
     rule = _RULE.fullmatch(line)
     if rule is None:
         return line
+    return _rules_of(rule["name"], ast.literal_eval(rule["text"].replace(r"\?", "?")))
+
+
+def _rules_of(name: str, pattern: str) -> str:
     import xgrammar
 
-    name, pattern = rule["name"], ast.literal_eval(rule["text"].replace(r"\?", "?"))
     if "[\\^" in pattern:
         raise ValueError(r"a `pattern` with a class that begins with `\^` is not supported: put it last in the class")
 

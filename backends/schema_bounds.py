@@ -7,6 +7,7 @@ formats.py, and text has no halves of a surrogate pair.
 from typing import Any
 
 from backends.formats import PATTERNS
+from backends.json_pattern import check_pattern
 
 INT64 = 2**63 - 1
 
@@ -22,7 +23,7 @@ _LOWER, _UPPER = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"
 
 
 def bounded(schema: Any) -> Any:
-    """A copy with the bounds in it that keywords can say."""
+    """A copy with the bounds in it that keywords can say. Raises as check_pattern does."""
     if not isinstance(schema, dict):
         return schema
     copy = dict(schema)
@@ -35,6 +36,8 @@ def bounded(schema: Any) -> Any:
     for name in _SINGLE:
         if name in copy:
             copy[name] = bounded(copy[name])
+    if isinstance(pattern := copy.get("pattern"), str):
+        check_pattern(pattern)
     kind = copy.get("type")
     if kind == "string" and copy.get("format") in PATTERNS:
         copy["pattern"] = PATTERNS[copy.pop("format")]

@@ -5,6 +5,7 @@ Tokens are chosen as without guesses, from (seed, position), and a guess is kept
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from backends.gate import FORGETTING, LEARNING, MAX_DRAFTS, Chance, Price, best_
 from backends.recall import Evidence, Guess, Recall
 from backends.scheduler import Scheduler, Work
 from backends.sequence import Sequence
-from backends.step_cost import StepCost
+from backends.step_cost import Caused, StepCost
 
 Source = Literal["lookup", "draft"]
 SLOW = 0.1
@@ -22,8 +23,10 @@ SLOW = 0.1
 
 @dataclass(slots=True)
 class Guesses:
-    """Of one sequence: how often the draft model is right, and what the guesses of this step are by, if not by the draft."""
+    """Of one sequence: whether it may be guessed for, how often the draft model is right, and what the guesses of this step are
+    by, if not by the draft."""
 
+    allowed: bool
     draft: Chance
     evidence: Evidence | None = None
 
@@ -66,19 +69,21 @@ class Speculator:
         self._scheduler, self._step_cost, self._kv_bytes, self._drafter = scheduler, step_cost, kv_bytes, drafter
         self._recall = Recall(clock_ns) if lookup else None
         self._hope = Chance()
+        self._draft_s: dict[int, float] = {}
+        """What a guessed token takes, by the bits of the number of sequences."""
 
     def with_drafts(self, work: tuple[Work, ...]) -> tuple[Work, ...]:
         """The same work with guesses behind the tokens of some; a step with chunks gets none."""
         if any(one.length > 1 or not one.samples for one in work):
             return work
         context = sum(one.stop for one in work) / len(work)
-        of = price(self._step_cost.cost, len(work), context, self._kv_bytes)
+        of = self._price(len(work), context)
         if not best_count(1.0, of):  # not even what is sure to be right: what a full batch finds
             return work
         guessed, plans = list(work), list[_Plan]()
         for at, one in enumerate(work):
-            if may_guess(one.sequence.sampling):
-                guesses = self._guesses(one.sequence)
+            guesses = self._guesses(one.sequence)
+            if guesses.allowed:
                 looked_up = self._recall.guess(one.sequence, of) if self._recall else None
                 plan = self._planned(at, one, guesses, of, len(work), context, looked_up.saves if looked_up else 0.0)
                 if plan is not None:
@@ -90,6 +95,24 @@ class Speculator:
             for plan, drafts in zip(plans, told, strict=True):
                 guessed[plan.at] = plan.work._replace(drafts=drafts)
         return tuple(guessed)
+
+    def _price(self, num_sequences: int, context: float) -> Price:
+        """By the fit, until steps with guesses were measured at about this size."""
+        of = price(self._step_cost.cost, num_sequences, context, self._kv_bytes)
+        size = num_sequences.bit_length()
+        known = self._draft_s.get(size)
+        if known is None:
+            return of
+        of = of._replace(draft=known, first=0.0)
+        if not best_count(1.0, of):  # what is no longer measured is tried again some time
+            self._draft_s[size] *= 1.0 - FORGETTING / 10
+        return of
+
+    def measured(self, plain: SequenceOf[Caused], num_drafts: int, spent_s: float) -> None:
+        """A step of this work without its guesses, and how many it had: they take more than the fit expects, which knows the
+        tokens of a prompt, computed by the hundred."""
+        size, took_s = len(plain).bit_length(), max(0.0, spent_s - self._step_cost.expected(plain)) / num_drafts
+        self._draft_s[size] = took_s if size not in self._draft_s else 0.9 * self._draft_s[size] + 0.1 * took_s
 
     def learn(self, work: Work, accepted: int) -> None:
         """So many of the guesses of this work were right."""
@@ -111,7 +134,7 @@ class Speculator:
 
     def _guesses(self, sequence: Sequence) -> Guesses:
         if sequence.guesses is None:
-            sequence.guesses = Guesses(Chance(self._hope.value))
+            sequence.guesses = Guesses(may_guess(sequence.sampling), Chance(self._hope.value))
         return sequence.guesses
 
     def _with(self, work: Work, guesses: Guesses, guess: Guess) -> Work:

@@ -105,6 +105,11 @@ class StepCost:
             return weight
         return weight * min(1.0, DISTURBED / max(abs(dt_s / expected_s - 1), 1e-9))
 
+    def expected(self, caused: Sequence[Caused]) -> float:
+        """Seconds that the fit expects of a step of these."""
+        total = (1.0, *(sum(column) for column in zip(*_rows(caused), strict=True)))
+        return float(sum(value * x for value, x in zip(self._fit, total, strict=True)))
+
     def split(self, caused: Sequence[Caused], dt_ns: int) -> list[int]:
         """Shares in nanoseconds, in the order given; they sum to `dt_ns` exactly."""
         if len(caused) == 1:

@@ -3,7 +3,8 @@
 HeadwayError
 ├── BadRequest            400   what was sent is wrong
 │   ├── UnsupportedParameter    would change the answer, and we cannot honour it
-│   └── ContextTooLong
+│   ├── ContextTooLong
+│   └── PreviousResponseNotFound
 ├── Unauthorized          401
 ├── Forbidden             403
 ├── UnknownModel          404
@@ -46,6 +47,10 @@ class UnsupportedParameter(BadRequest):
 
 class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
+
+
+class PreviousResponseNotFound(BadRequest):
+    code = "previous_response_not_found"
 
 
 class Unauthorized(HeadwayError):

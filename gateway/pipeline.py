@@ -33,6 +33,7 @@ from gateway.policy.references import AUTO
 from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
 from gateway.prompts import Prompt, Prompts, Target, check_length, target_of
+from gateway.random_ids import RandomIds
 from gateway.request import Request
 from gateway.routing.decision import Decision, Question
 from gateway.routing.escalation import Escalation
@@ -74,6 +75,7 @@ class Pipeline:
         self.policy, self.fleet, self.dispatcher, self.runs = policy, fleet, dispatcher, runs
         self.keeper, self.prompts, self.books, self.lengths, self.judge = keeper, prompts, books, lengths, judge
         self.secret = secrets.token_bytes(32)
+        self._ids = RandomIds(os.urandom)
         self._answers = itertools.count()
         self.stopping = False
 
@@ -95,7 +97,7 @@ class Pipeline:
         self.keeper.arrived(chain, arrival.at)
         if identity.source in ("new", "history", "traceparent", "text"):
             self.runs.sent(chain, request.messages, tenant=tenant, trace=trace_of(arrival.headers))
-        tickets = [ticket, *(_again(ticket, n) for n in range(1, request.num_choices))]
+        tickets = [ticket, *(_again(ticket, n, self._ids.take()) for n in range(1, request.num_choices))]
         calls = [Call(id, arrival, tenant, request, identity, run, chain, slo, one) for one in tickets]
         for call in calls:
             self.runs.opened(run)
@@ -143,7 +145,7 @@ class Pipeline:
             request.messages,
             tenant=tenant,
             secret=self.secret,
-            random_id=os.urandom(12).hex(),
+            random_id=self._ids.take(),
             trace=trace_of(arrival.headers),
             previous=dict(request.hints).get("previous_response_id", ""),
         )
@@ -166,7 +168,7 @@ class Pipeline:
         route, slo = promise_of(self.policy, route, tenant=tenant, headers=arrival.headers, service_tier=request.service_tier)
         question = self._question(request, chain, route, slo, prompts, tenant)
         ticket = Ticket(
-            decision_id=f"dec-{os.urandom(12).hex()}",
+            decision_id=f"dec-{self._ids.take()}",
             question=question,
             route=route.name,
             request=request,
@@ -429,11 +431,11 @@ def _those(targets: list[Target], able: list[Target], param: str, *, instead: bo
     return able
 
 
-def _again(ticket: Ticket, number: int) -> Ticket:
+def _again(ticket: Ticket, number: int, id: str) -> Ticket:
     """The same question once more, for a further choice: with a seed of its own where one was given."""
     seed = ticket.sampling.seed
     sampling = ticket.sampling if seed is None else msgspec.structs.replace(ticket.sampling, seed=(seed + number) % 2**63)
-    return replace(ticket, decision_id=f"dec-{os.urandom(12).hex()}", sampling=sampling)
+    return replace(ticket, decision_id=f"dec-{id}", sampling=sampling)
 
 
 def _band(slo_name: str, slo: Slo, chain: Chain | None, request: Request) -> Band:

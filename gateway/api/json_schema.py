@@ -44,10 +44,10 @@ _NOT_TOGETHER = (
     ("properties", "minProperties"),
     ("properties", "maxProperties"),
 )
-_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]")
-_ALONE_IN_CLASS = re.compile(r"\[(\"|\\.)\]")
-_ESCAPED = re.compile(r"[\"\x00-\x1f]|\\\\|\\[nrtfv0]|\\c[A-Za-z]|\\(?:x|u00)(?:[01][0-9A-Fa-f]|22|5[Cc])")
-"""In an expression without its classes: what an answer would have to write in two characters, and the grammar writes in one."""
+_CLASS = re.compile(r"\\.|\[(?P<not>\^?)(?P<members>\]?(?:\\.|[^\]\\])*)\]", re.DOTALL)
+"""Or an escape, so that none begins at a bracket that is one of the text."""
+_ESCAPED = re.compile(r"\\?[\"\x00-\x1f]|\\\\|\\[nrtfv0]|\\c[A-Za-z]|\\(?:x|u00)(?:[01][0-9A-Fa-f]|22|5[Cc])")
+"""Outside of classes: what an answer would have to write in two characters, and the grammar writes in one."""
 MAX_DEPTH = 100
 MAX_BYTES = 128 * 1024
 """Of a schema as JSON: what is larger holds up others while it is looked through."""
@@ -117,9 +117,7 @@ class _Check:
         form = schema.get("format")
         if form is not None and form not in FORMATS:
             raise self._refused(path, f"the `format` {str(form)[:64]!r} is not supported: leave it out")
-        if isinstance(pattern := schema.get("pattern"), str) and _ESCAPED.search(
-            _CLASS.sub("", _ALONE_IN_CLASS.sub(r"\1", pattern))
-        ):
+        if isinstance(pattern := schema.get("pattern"), str) and _needs_escapes(pattern):
             problem = "a `pattern` with a quote, a backslash or a control character is not supported: JSON escapes them"
             raise self._refused(path, problem)
         for name, other in _NOT_TOGETHER:
@@ -170,6 +168,17 @@ class _Check:
 
     def _refused(self, path: str, problem: str) -> UnsupportedParameter:
         return UnsupportedParameter(f"{self._param}{path}: {problem}", param=f"{self._param}{path}"[:300])
+
+
+def _needs_escapes(pattern: str) -> bool:
+    """Whether a text that matches would have some in JSON: a class is passed where it has another member."""
+
+    def outside(found: "re.Match[str]") -> str:
+        if found["members"] is None:
+            return found[0]
+        return "" if found["not"] or _ESCAPED.sub("", found["members"]) else found["members"]
+
+    return _ESCAPED.search(_CLASS.sub(outside, pattern)) is not None
 
 
 def _children(schema: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

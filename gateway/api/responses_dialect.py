@@ -12,7 +12,7 @@ from gateway.api.dialect import Asked, Begun, Choice, Spent
 from gateway.api.response_items import CallItem, Data, Item, ReasoningOut, TextItem
 from gateway.api.response_store import ResponseStore
 from gateway.api.responses import Parsed, parse_response, read_body
-from gateway.errors import BadRequest, HeadwayError, NotFound
+from gateway.errors import HeadwayError, NotFound, PreviousResponseNotFound
 from gateway.request import Message
 from gateway.text.events import Answer, CallArguments, CallStart, Event, ReasoningDelta, TextDelta
 from gateway.transcript import message_of
@@ -34,7 +34,8 @@ class ResponsesDialect:
             try:
                 before = (await self._store.get(tenant, given.previous_response_id)).conversation()
             except NotFound as error:
-                raise BadRequest(f"previous_response_id: {error.message}", param="previous_response_id") from error
+                message = f"previous_response_id: {error.message}"
+                raise PreviousResponseNotFound(message, param="previous_response_id") from error
         parsed = parse_response(given, before, max_tokens_default=DEFAULT_MAX_TOKENS)
 
         def keep(id: str, answer: Answer, body: bytes) -> None:

@@ -85,7 +85,9 @@ def test_what_json_escapes_is_left_out_of_classes(grammars: Grammars, pattern: s
             assert re.fullmatch(pattern, json.loads(said), re.DOTALL)
 
 
-@pytest.mark.parametrize("pattern", [r"[\^\w]"])
+@pytest.mark.parametrize(
+    "pattern", [r"[\^\w]", '["]', r"[\\]", r'["\\]', r'a["\\]+b', r'["\\]|a', r"[\x22]", r"[\n\t]", '"', r"[\x00-\x1f]"]
+)
 def test_what_cannot_be_had_is_refused(grammars: Grammars, pattern: str) -> None:
     refused = matcher(grammars, pattern)
     assert isinstance(refused, Refusal) and "`pattern`" in refused.message

@@ -63,7 +63,7 @@ async def test_a_response_is_continued_by_its_id(tmp_path: Path) -> None:
     assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Paris"})
     assert second.output_text == kept.output_text == "It is sunny."
     assert second.usage and second.usage.input_tokens > 120
-    assert caught.value.param == "previous_response_id"
+    assert (caught.value.param, caught.value.code) == ("previous_response_id", "previous_response_not_found")
     assert run.turns == 2
 
 

@@ -14,6 +14,7 @@ from gateway.api.completions import CompletionsBody, parse_completion
 from gateway.api.json_schema import KEYWORDS
 from gateway.api.messages import parse_messages
 from gateway.api.messages_body import MessagesBody
+from gateway.api.openapi import OPERATIONS
 from gateway.api.responses import parse_response, read_body
 from gateway.api.responses_body import ResponsesBody
 from gateway.errors import BadRequest
@@ -72,6 +73,11 @@ def test_what_the_page_says_is_what_happens(endpoint: str) -> None:
             for value in re.findall(r"`([^`]+)`", word):
                 value = value if re.fullmatch(r"[a-z_]+", value) and value not in ("true", "false") else json.loads(value)
                 parse(json.dumps({"model": "auto", **least, name: value}).encode())
+
+
+def test_every_endpoint_is_named() -> None:
+    named = set(re.findall(r"\b(GET|POST|DELETE) (/[^\s`]*)", PAGE))
+    assert named >= {(one.method.upper(), one.path) for one in OPERATIONS}
 
 
 def test_every_schema_keyword_is_named() -> None:

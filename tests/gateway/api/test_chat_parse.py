@@ -169,6 +169,8 @@ def test_a_format_is_a_grammar() -> None:
     assert pattern == Grammar(kind="regex", param="response_format", text="a+")
 
 
+ESCAPED_CLASSES = ['["]', r"[\\]", r'["\\]', r"[\"\\]", r'a["\\]+b', r"[\x22]", r"[\n\t]", r'\["x\]']
+"""Of nothing but what JSON escapes; the last is none."""
 KEYWORDS: list[tuple[Any, str]] = [
     ({"type": "array", "uniqueItems": True}, "uniqueItems"),
     ({"not": {}}, "not"),
@@ -186,6 +188,7 @@ KEYWORDS: list[tuple[Any, str]] = [
     ({"type": "string", "pattern": 'a"b'}, "pattern"),
     ({"type": "string", "pattern": r"^C:\\\\[a-z]+$"}, "pattern"),
     ({"type": "string", "pattern": r"a\nb"}, "pattern"),
+    *(({"type": "string", "pattern": pattern}, "pattern") for pattern in ESCAPED_CLASSES),
     (json.loads('{"items":' * 120 + "{}" + "}" * 120), "items"),
 ]
 
@@ -199,7 +202,7 @@ def test_a_schema_beyond_grammars_is_refused_by_its_keyword(schema: Any, keyword
     assert (refused(tools=[tool]).param or "").startswith("tools[0].function.parameters")
 
 
-@pytest.mark.parametrize("pattern", [r"^[A-Z]{2}-\d+$", r'^[^"\\]*$', r"^\w+\.\w+$"])
+@pytest.mark.parametrize("pattern", [r"^[A-Z]{2}-\d+$", r'^[^"\\]*$', r"^\w+\.\w+$", r"\[a\]", r'[\]"\\]', '["x]'])
 def test_a_pattern_that_needs_no_escapes_is_taken(pattern: str) -> None:
     check_schema({"type": "string", "pattern": pattern}, param="x")
 
