@@ -1,4 +1,4 @@
-"""Ids that nobody can guess, read from the system many at a time: a system call for each would cost more than the rest of it."""
+"""Ids that nobody can guess, read from the system many at a time: a system call for each would cost more than all the rest."""
 
 from collections.abc import Callable
 
