@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -12,22 +12,22 @@ from litestar import MediaType, Request, Response, asgi, delete, get
 from litestar.exceptions import HTTPException, NotFoundException
 from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
 from litestar.params import FromPath
-from litestar.types import ExceptionHandlersMap, Scope
+from litestar.types import ExceptionHandlersMap
 
 from gateway.api.messages import parse_count
 from gateway.api.messages_dialect import MessagesDialect
 from gateway.api.openapi import openapi_document
 from gateway.api.openapi_page import openapi_page
-from gateway.asgi import Receive, Send, read_body, respond
 from gateway.auth import Caller
 from gateway.call import Arrival
 from gateway.dashboard import dashboard_handlers
 from gateway.dashboard_readings import reading_handlers
-from gateway.errors import HeadwayError, MethodNotAllowed
+from gateway.errors import HeadwayError
 from gateway.outcomes import outcomes
 from gateway.policy.references import AUTO
 from gateway.policy.routes import may_use
-from gateway.reply import error_answer, send_error
+from gateway.posted import Headers, Posted, Read, posted
+from gateway.reply import error_answer
 from gateway.routing.decision import Decision
 from gateway.runs.identity import public_id
 from gateway.runs.registry import Run
@@ -162,51 +162,34 @@ def _responses(gateway: "Gateway") -> list[HTTPRouteHandler]:
     return [stored, forget]
 
 
-def _count_tokens(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    dialect = MessagesDialect()
-
-    async def count_tokens(scope: Scope, receive: Receive, send: Send) -> None:
+def _count_tokens(gateway: "Gateway") -> Posted:
+    async def count_tokens(headers: Headers, read: Read) -> dict[str, int]:
         """Prompt tokens of a message, without running it."""
-        try:
-            if scope["method"] != "POST":  # type: ignore[typeddict-item]
-                raise MethodNotAllowed("ask with POST and the body of a message")
-            headers = list(scope["headers"])
-            caller = gateway.keys.caller_of(headers)
-            with _admitted(gateway, caller):
-                body = await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
-                count = await gateway.pipeline.count(parse_count(body), caller.tenant)
-            await respond(send, 200, msgspec.json.encode({"input_tokens": count}), [])
-        except HeadwayError as error:
-            await send_error(send, error, dialect)
+        caller = gateway.keys.caller_of(headers)
+        with _admitted(gateway, caller):
+            return {"input_tokens": await gateway.pipeline.count(parse_count(await read()), caller.tenant)}
 
-    return count_tokens
+    return posted(gateway, count_tokens, other_method="ask with POST and the body of a message", dialect=MessagesDialect())
 
 
-def _explain(gateway: "Gateway") -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    async def explain(scope: Scope, receive: Receive, send: Send) -> None:
+def _explain(gateway: "Gateway") -> Posted:
+    async def explain(headers: Headers, read: Read) -> Explained:
         """The decision that a chat request would get, without running it."""
-        try:
-            if scope["method"] != "POST":  # type: ignore[typeddict-item]
-                raise MethodNotAllowed("ask with POST and the body of a chat completion")
-            headers = list(scope["headers"])
-            caller = gateway.keys.caller_of(headers)
-            with _admitted(gateway, caller):
-                body = await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
-                arrival = Arrival.now(headers, "/v1/headway/explain")
-                arrival.key_id = caller.key_id
-                request, identity, decision = await gateway.pipeline.explain(body, arrival, caller.tenant)
-            explained = Explained(
-                decision=decision,
-                run_id=identity.run.partition(":")[2],
-                run_source=identity.source,
-                advisory=request.advisory,
-                normalized=request.normalized,
-            )
-            await respond(send, 200, msgspec.json.encode(explained), [])
-        except HeadwayError as error:
-            await send_error(send, error)
+        caller = gateway.keys.caller_of(headers)
+        with _admitted(gateway, caller):
+            body = await read()
+            arrival = Arrival.now(headers, "/v1/headway/explain")
+            arrival.key_id = caller.key_id
+            request, identity, decision = await gateway.pipeline.explain(body, arrival, caller.tenant)
+        return Explained(
+            decision=decision,
+            run_id=identity.run.partition(":")[2],
+            run_source=identity.source,
+            advisory=request.advisory,
+            normalized=request.normalized,
+        )
 
-    return explain
+    return posted(gateway, explain, other_method="ask with POST and the body of a chat completion")
 
 
 @contextmanager
