@@ -15,6 +15,7 @@ MAX_DRAFTS = 8
 HOPED = 0.6
 """Chance that a guessed token is right, before any was tried."""
 LEARNING, FORGETTING = 0.15, 0.01
+RARELY, SMOOTHING = 32, 0.05
 MARGIN = 0.1
 """Part of a token's cost that guesses must promise to save: measured costs are not exact."""
 ALIKE = frozenset({"max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "top_logprobs", "ignore_eos"})
@@ -35,6 +36,28 @@ class Chance:
     def forget(self, rate: float = FORGETTING) -> None:
         """What is no longer guessed for is tried again some time."""
         self.value += rate * (HOPED - self.value)
+
+
+class Worth:
+    """Whether looking for guesses pays: what it saved lately, in seconds a sequence, against what looking takes, by the bits of
+    the number of sequences. Where it does not, one step in RARELY looks all the same."""
+
+    def __init__(self) -> None:
+        self._saved: dict[int, float] = {}
+        self._skipped: dict[int, int] = {}
+
+    def wanted(self, num_sequences: int, looking_s: float) -> bool:
+        size = num_sequences.bit_length()
+        skipped = self._skipped.get(size, 0)
+        if self._saved.get(size, looking_s) >= looking_s or skipped >= RARELY:
+            self._skipped[size] = 0
+            return True
+        self._skipped[size] = skipped + 1
+        return False
+
+    def saw(self, num_sequences: int, saved_s: float) -> None:
+        size = num_sequences.bit_length()
+        self._saved[size] = (1.0 - SMOOTHING) * self._saved.get(size, 0.0) + SMOOTHING * saved_s
 
 
 class Price(NamedTuple):

@@ -1,19 +1,16 @@
 """Which match is worth guessing by: every kind of evidence has a chance of its own, learned from all sequences.
 
-Evidence is where a match was found and how many tokens agreed. What searching takes is measured: where it promises less than
-that, only one step in `RARELY` searches.
+Evidence is where a match was found and how many tokens agreed.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from backends.gate import MAX_DRAFTS, Chance, Price, best_count, saved
+from backends.gate import MAX_DRAFTS, SMOOTHING, Chance, Price, best_count, saved
 from backends.lookup import LONGEST, Match, Origin, Said, own
 from backends.sequence import Sequence
 
 LEARNING, FORGETTING = 0.05, 0.002
-RARELY = 16
-SMOOTHING = 0.05
 
 Evidence = tuple[Origin, int]
 
@@ -32,8 +29,8 @@ class Recall:
         self._said = Said()
         origins: tuple[Origin, ...] = ("own", "said")
         self._chances: dict[Evidence, Chance] = {(origin, n): Chance() for origin in origins for n in range(1, LONGEST + 1)}
-        self._search_s = self._promised_s = 0.0
-        self._skipped = 0
+        self.search_s = 0.0
+        """What looking takes, of one sequence."""
 
     def guess(self, sequence: Sequence, of: Price) -> Guess | None:
         """What saves most, if anything does."""
@@ -41,14 +38,9 @@ class Recall:
             for chance in self._chances.values():
                 chance.forget(FORGETTING)
             return None
-        if self._promised_s < self._search_s and self._skipped < RARELY:
-            self._skipped += 1
-            return None
-        self._skipped = 0
         started_ns = self._clock_ns()
         found = self._best(sequence, of)
-        self._search_s += SMOOTHING * ((self._clock_ns() - started_ns) / 1e9 - self._search_s)
-        self._promised_s += SMOOTHING * ((found.saves if found else 0.0) - self._promised_s)
+        self.search_s += SMOOTHING * ((self._clock_ns() - started_ns) / 1e9 - self.search_s)
         return found
 
     def _best(self, sequence: Sequence, of: Price) -> Guess | None:

@@ -10,25 +10,33 @@ from dataclasses import dataclass
 from typing import Literal
 
 from backends.draft import Drafter
-from backends.gate import FORGETTING, LEARNING, MAX_DRAFTS, Chance, Price, best_count, may_guess, price, saved
+from backends.gate import FORGETTING, LEARNING, MAX_DRAFTS, Chance, Price, Worth, best_count, may_guess, price, saved
 from backends.recall import Evidence, Guess, Recall
 from backends.scheduler import Scheduler, Work
 from backends.sequence import Sequence
 from backends.step_cost import Caused, StepCost
 
 Source = Literal["lookup", "draft"]
+DRAFTING_SHARE = 0.02
+"""Of a token's time: what asking whether a draft pays takes, about."""
 SLOW = 0.1
 """A new sequence hopes for what the others saw, which is learned and forgotten at this part of a sequence's rate."""
+
+
+FREE = Price(0.0, 0.0, 0.0)
 
 
 @dataclass(slots=True)
 class Guesses:
     """Of one sequence: whether it may be guessed for, how often the draft model is right, and what the guesses of this step are
-    by, if not by the draft."""
+    by, if not by the draft, their price, and
+    how many sequences the step has."""
 
     allowed: bool
     draft: Chance
     evidence: Evidence | None = None
+    price: Price = FREE
+    num_sequences: int = 1
 
 
 @dataclass(slots=True)
@@ -68,6 +76,7 @@ class Speculator:
             self.tallies["draft"] = Tally()
         self._scheduler, self._step_cost, self._kv_bytes, self._drafter = scheduler, step_cost, kv_bytes, drafter
         self._recall = Recall(clock_ns) if lookup else None
+        self._looking, self._drafting = Worth(), Worth()
         self._hope = Chance()
         self._draft_s: dict[int, float] = {}
         """What a guessed token takes, by the bits of the number of sequences."""
@@ -80,12 +89,18 @@ class Speculator:
         of = self._price(len(work), context)
         if not best_count(1.0, of):  # not even what is sure to be right: what a full batch finds
             return work
+        look_up = self._recall is not None and self._looking.wanted(len(work), self._recall.search_s)
+        draft = self._drafter is not None and self._drafting.wanted(len(work), DRAFTING_SHARE * of.token)
+        if not look_up and not draft:
+            return work
         guessed, plans = list(work), list[_Plan]()
         for at, one in enumerate(work):
             guesses = self._guesses(one.sequence)
             if guesses.allowed:
-                looked_up = self._recall.guess(one.sequence, of) if self._recall else None
-                plan = self._planned(at, one, guesses, of, len(work), context, looked_up.saves if looked_up else 0.0)
+                guesses.price, guesses.num_sequences = of, len(work)
+                looked_up = self._looked_up(one.sequence, of, len(work)) if look_up else None
+                saves = looked_up.saves if looked_up else 0.0
+                plan = self._planned(at, one, guesses, of, len(work), context, saves) if draft else None
                 if plan is not None:
                     plans.append(plan)
                 elif looked_up:
@@ -121,6 +136,7 @@ class Speculator:
             return
         if guesses.evidence is not None and self._recall is not None:
             self._recall.learn(guesses.evidence, drafted, accepted)
+            self._looking.saw(guesses.num_sequences, accepted * guesses.price.token - drafted * guesses.price.draft)
         else:
             guesses.draft.learn(drafted, accepted)
             self._hope.learn(drafted, accepted, SLOW * LEARNING)
@@ -137,6 +153,13 @@ class Speculator:
             sequence.guesses = Guesses(may_guess(sequence.sampling), Chance(self._hope.value))
         return sequence.guesses
 
+    def _looked_up(self, sequence: Sequence, of: Price, num_sequences: int) -> Guess | None:
+        assert self._recall
+        found = self._recall.guess(sequence, of)
+        if found is None:
+            self._looking.saw(num_sequences, 0.0)
+        return found
+
     def _with(self, work: Work, guesses: Guesses, guess: Guess) -> Work:
         guesses.evidence = guess.evidence
         return work._replace(drafts=guess.tokens[: self._scheduler.room_for_drafts(work, len(guess.tokens))])
@@ -150,6 +173,7 @@ class Speculator:
         chance = guesses.draft
         of = self._drafter.priced(of, work.sequence, num_sequences, context)
         count = best_count(chance.value, of)
+        self._drafting.saw(num_sequences, saved(chance.value, of, count) if count else 0.0)
         if not count:
             chance.forget()
             self._hope.forget(SLOW * FORGETTING)
