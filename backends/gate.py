@@ -16,6 +16,8 @@ HOPED = 0.6
 """Chance that a guessed token is right, before any was tried."""
 LEARNING, FORGETTING = 0.15, 0.01
 RARELY, SMOOTHING = 32, 0.05
+HOPED_S = 1e-3
+"""What looking saves, before anybody looked."""
 MARGIN = 0.1
 """Part of a token's cost that guesses must promise to save: measured costs are not exact."""
 ALIKE = frozenset({"max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "top_logprobs", "ignore_eos"})
@@ -49,7 +51,7 @@ class Worth:
     def wanted(self, num_sequences: int, looking_s: float) -> bool:
         size = num_sequences.bit_length()
         skipped = self._skipped.get(size, 0)
-        if self._saved.get(size, looking_s) >= looking_s or skipped >= RARELY:
+        if self._saved.get(size, HOPED_S) >= looking_s or skipped >= RARELY:
             self._skipped[size] = 0
             return True
         self._skipped[size] = skipped + 1
@@ -57,7 +59,7 @@ class Worth:
 
     def saw(self, num_sequences: int, saved_s: float) -> None:
         size = num_sequences.bit_length()
-        self._saved[size] = (1.0 - SMOOTHING) * self._saved.get(size, 0.0) + SMOOTHING * saved_s
+        self._saved[size] = (1.0 - SMOOTHING) * self._saved.get(size, HOPED_S) + SMOOTHING * saved_s
 
 
 class Price(NamedTuple):
@@ -96,6 +98,11 @@ def best_count(chance: float, of: Price, most: int = MAX_DRAFTS) -> int:
         return 0
     best = max(range(1, most + 1), key=lambda count: saved(chance, of, count))
     return best if saved(chance, of, best) > MARGIN * of.token else 0
+
+
+def is_hopeless(of: Price) -> bool:
+    """Not even guesses that are sure to be right pay: what a full batch finds."""
+    return MAX_DRAFTS * (of.token - of.draft) - of.first <= MARGIN * of.token
 
 
 def may_guess(sampling: Sampling) -> bool:

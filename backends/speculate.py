@@ -10,15 +10,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from backends.draft import Drafter
-from backends.gate import FORGETTING, LEARNING, MAX_DRAFTS, Chance, Price, Worth, best_count, may_guess, price, saved
+from backends.gate import (
+    FORGETTING,
+    LEARNING,
+    MAX_DRAFTS,
+    Chance,
+    Price,
+    Worth,
+    best_count,
+    is_hopeless,
+    may_guess,
+    price,
+    saved,
+)
 from backends.recall import Evidence, Guess, Recall
 from backends.scheduler import Scheduler, Work
 from backends.sequence import Sequence
 from backends.step_cost import Caused, StepCost
 
 Source = Literal["lookup", "draft"]
-DRAFTING_SHARE = 0.02
-"""Of a token's time: what asking whether a draft pays takes, about."""
+ASKING_S = 3e-5
+"""What asking whether a draft pays takes, about."""
 SLOW = 0.1
 """A new sequence hopes for what the others saw, which is learned and forgotten at this part of a sequence's rate."""
 
@@ -85,13 +97,15 @@ class Speculator:
         """The same work with guesses behind the tokens of some; a step with chunks gets none."""
         if any(one.length > 1 or not one.samples for one in work):
             return work
+        look_up = self._recall is not None and self._looking.wanted(len(work), self._recall.search_s)
+        draft = self._drafter is not None and self._drafting.wanted(len(work), ASKING_S)
+        if not look_up and not draft:
+            return work
         context = sum(one.stop for one in work) / len(work)
         of = self._price(len(work), context)
-        if not best_count(1.0, of):  # not even what is sure to be right: what a full batch finds
-            return work
-        look_up = self._recall is not None and self._looking.wanted(len(work), self._recall.search_s)
-        draft = self._drafter is not None and self._drafting.wanted(len(work), DRAFTING_SHARE * of.token)
-        if not look_up and not draft:
+        if is_hopeless(of):
+            self._looking.saw(len(work), 0.0)
+            self._drafting.saw(len(work), 0.0)
             return work
         guessed, plans = list(work), list[_Plan]()
         for at, one in enumerate(work):
@@ -119,7 +133,7 @@ class Speculator:
         if known is None:
             return of
         of = of._replace(draft=known, first=0.0)
-        if not best_count(1.0, of):  # what is no longer measured is tried again some time
+        if is_hopeless(of):  # what is no longer measured is tried again some time
             self._draft_s[size] *= 1.0 - FORGETTING / 10
         return of
 
