@@ -2,7 +2,7 @@
 
 Method: nano goes on with held-out transcripts of the lab's tool-calling agents, greedily, from before each of their answers,
 and with questions of all skills. Without guesses, with lookup (in the prompt, and in what was answered before), with
-pico drafting, and with both, alternating; medians of the rounds. Batch 1 and batch 16. No round asks what another asked, as
+pico drafting, and with both, in turns, each round beginning with another; medians of the rounds. Batch 1 and batch 16. No round asks what another asked, as
 lookup would know the answers. The baseline is the same engine without guesses; lookup alone has targets, on the agents; of pico
 the measured ratio is told.
 """
@@ -20,7 +20,7 @@ from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 NANO, PICO = ROOT / "backends" / "zoo" / "nano", ROOT / "backends" / "zoo" / "pico"
 BATCHES = (1, 16)
 WORKLOADS = {"agents": [cell for cell in CELLS if cell[0] == "tools"], "all skills": CELLS}
-ROUNDS, PROMPTS, TOKENS = 5, 32, 96
+ROUNDS, PROMPTS, TOKENS = 5, 128, 96
 
 
 def main() -> None:
@@ -44,8 +44,9 @@ def main() -> None:
             before = {name: _tallies(rig) for name, rig in rigs.items()}
             for number in range(rounds):
                 some, asked = asked[:count], asked[count:]
-                for name, rig in rigs.items():
-                    speed[name].append(_tokens_per_s(rig, some, batch))
+                names = list(rigs)
+                for name in names[number % len(names) :] + names[: number % len(names)]:
+                    speed[name].append(_tokens_per_s(rigs[name], some, batch))
                 progress(f"{workload}, batch {batch}, round {number + 1}/{rounds}")
             medians = {name: statistics.median(values) for name, values in speed.items()}
             found = results[f"{workload}, batch {batch}"] = dict[str, Any]()
