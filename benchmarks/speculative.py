@@ -1,10 +1,10 @@
 """Claim: guesses make an agent faster that works alone, and in a full batch, where they turn themselves off, cost nothing.
 
 Method: nano goes on with held-out transcripts of the lab's tool-calling agents, greedily, from before each of their answers,
-and with questions of all skills. Without guesses, with lookup (in the prompt, and in what was answered before), with
-pico drafting, and with both, in turns, each round beginning with another; medians of the rounds. Batch 1 and batch 16. No round asks what another asked, as
-lookup would know the answers. The baseline is the same engine without guesses; lookup alone has targets, on the agents; of pico
-the measured ratio is told.
+and with questions of all skills. Without guesses, with lookup (in the prompt, and in what was answered before), with pico
+drafting, and with both, in turns, each round beginning with another; medians of the rounds. Batch 1 and batch 16. No round asks
+what another asked, as lookup would know the answers. The baseline is the same engine without guesses; lookup alone has targets,
+on the agents; of pico the measured ratio is told.
 """
 
 import random
