@@ -96,8 +96,13 @@ def best_count(chance: float, of: Price, most: int = MAX_DRAFTS) -> int:
     """The number of guesses that saves most, 0 where none saves enough."""
     if chance * of.token <= of.draft:  # not even the first one pays for itself: what a full batch finds, for every sequence
         return 0
-    best = max(range(1, most + 1), key=lambda count: saved(chance, of, count))
-    return best if saved(chance, of, best) > MARGIN * of.token else 0
+    total, right, best, best_at = -of.first, 1.0, 0.0, 0
+    for count in range(1, most + 1):
+        right *= chance
+        total += right * of.token - of.draft
+        if total > best:
+            best, best_at = total, count
+    return best_at if best > MARGIN * of.token else 0
 
 
 def is_hopeless(of: Price) -> bool:
