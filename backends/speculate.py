@@ -40,9 +40,8 @@ FREE = Price(0.0, 0.0, 0.0)
 
 @dataclass(slots=True)
 class Guesses:
-    """Of one sequence: whether it may be guessed for, how often the draft model is right, and what the guesses of this step are
-    by, if not by the draft, their price, and
-    how many sequences the step has."""
+    """Of one sequence: whether it may be guessed for, and how often the draft model is right. Of the last step with guesses:
+    what they are by, if not by the draft, their price, and how many sequences it had."""
 
     allowed: bool
     draft: Chance

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from gateway.accounting.promises import OBJECTIVE
+from gateway.accounting.promises import burn
 from gateway.accounting.scope import Read, Scope
 
 MAX_BROKEN = 6
@@ -80,12 +80,8 @@ def _classes(read: Read, scope: Scope) -> list[Kept]:
         f" WHERE {where} AND slo <> '' GROUP BY slo HAVING sum(slo_counted) > 0",
         values,
     )
-    found = [msgspec.convert({**row, "burn": _burn(row["met"], row["counted"])}, Kept, strict=False) for row in rows]
+    found = [msgspec.convert({**row, "burn": burn(row["met"], row["counted"])}, Kept, strict=False) for row in rows]
     return sorted(found, key=lambda one: (-one.burn, -one.counted))
-
-
-def _burn(met: int, counted: int) -> float:
-    return (1.0 - met / counted) / (1.0 - OBJECTIVE)
 
 
 def _to_open(read: Read, scope: Scope) -> list[ToOpen]:

@@ -56,8 +56,12 @@ def kept(read: Read, scope: Scope) -> list[Kept]:
 
 
 def _judged(line: Kept) -> Kept:
-    attainment = line.met / line.counted
-    return msgspec.structs.replace(line, attainment=attainment, burn=(1.0 - attainment) / (1.0 - OBJECTIVE))
+    return msgspec.structs.replace(line, attainment=line.met / line.counted, burn=burn(line.met, line.counted))
+
+
+def burn(met: int, counted: int) -> float:
+    """How many times too fast the allowance of broken promises is used up."""
+    return (1.0 - met / counted) / (1.0 - OBJECTIVE)
 
 
 def kept_over_time(read: Read, scope: Scope) -> list[Moment]:

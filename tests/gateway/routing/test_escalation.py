@@ -10,10 +10,11 @@ from gateway.accounting.rows import RequestRow
 from gateway.policy.schema import Escalate
 from gateway.request import Message, Request
 from gateway.routing.decide import decide
-from gateway.routing.decision import Option, Question, WorkerView
+from gateway.routing.decision import Option, Question
 from gateway.routing.escalation import Escalating, Escalation, Hold, Shares, log_odds, unsureness
 from gateway.routing.fit_escalation import fit_escalation
 from gateway.routing.outcome import Outcome, TrainingError
+from tests.gateway.routing.test_decide import view
 from tests.served import Served, ask, fake, serve, until
 
 
@@ -107,22 +108,7 @@ def test_the_chance_and_the_quality_after_follow_from_catch_and_alarm() -> None:
 def offered(prompt_tokens: int, *, mistake_cost: float, bar: float | None = None) -> Option:
     """What the small tier is expected to give for a question that the large one answers five times as dear."""
     fleet = [
-        WorkerView(
-            worker=tier,
-            model=tier,
-            tier=tier,
-            healthy=True,
-            max_context=8000,
-            usd_per_s=dear,
-            running=0,
-            max_sequences=8,
-            queued_tokens=0,
-            wait_s=0.0,
-            overhead_s=0.001,
-            prefill_s_per_token=1e-4,
-            tpot_s=0.002,
-            decode_device_s_per_token=0.001,
-        )
+        view(tier, tier=tier, model=tier, price=dear, max_context=8000, decode_device_s_per_token=0.001)
         for tier, dear in (("small", 1.0), ("large", 5.0))
     ]
     question = Question(
