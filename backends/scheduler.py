@@ -1,7 +1,8 @@
 """Which sequences run in the next step, and on which pages. No clock, no torch.
 
 Planning moves pages; tokens move in `Engine.commit`. Every running sequence that only lacks its newest token is in every
-step, so decoding never starves; the rest of a step is prompt chunks under a token budget. Room is made by preempting the
+step, but that it stands still while prompts of better priority are read, for at most MAX_STILL steps in a row, so decoding
+never starves; the rest of a step is prompt chunks under a token budget. Room is made by preempting the
 worst: highest priority number, then least computed. A preempted sequence waits again under its old place and resumes from
 whatever of its pages is still resident.
 """
@@ -40,6 +41,10 @@ class Work(NamedTuple):
         return self.start + self.length == len(self.sequence.tokens)
 
 
+MAX_STILL = 4
+"""Rows together cost a step about as much with a chunk as without: standing still costs them time, and the worker nothing."""
+
+
 def _turn(sequence: Sequence) -> tuple[int, int]:
     return sequence.priority, sequence.arrival
 
@@ -72,6 +77,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._num_still = 0
 
     @property
     def backlog_tokens(self) -> int:
@@ -103,8 +109,11 @@ class Scheduler:
         if self.waiting:
             self._displace(self.waiting[0])
         self.running.sort(key=_turn)
-        ones = [Work(s, s.num_computed, 1) for s in self._grown()]
+        urgent = self._urgent()
+        ones = [Work(s, s.num_computed, 1) for s in self._grown(urgent)]
         chunks = list(self._chunks())
+        if not chunks and not ones and urgent is not None:  # what was urgent found no room
+            ones = [Work(s, s.num_computed, 1) for s in self._grown()]
         ones += [work for work in chunks if work.length == 1]
         return (*ones, *(work for work in chunks if work.length > 1))
 
@@ -142,16 +151,32 @@ class Scheduler:
         fresh, self._fresh = self._fresh, []
         return fresh
 
-    def _grown(self) -> Iterator[Sequence]:
-        """Running sequences that lack one token, each with a slot for it."""
+    def _urgent(self) -> int | None:
+        """The priority of the first prompt to be read, where rows of a worse one stand still for it in this step."""
+        prompts = [s for s in self.running if s.num_uncomputed > 1 and not s.reload][:1]
+        prompts += self.waiting[: len(self.running) < self._max_sequences]
+        first = min((s.priority for s in prompts), default=None)
+        rows = (s.priority for s in self.running if s.num_uncomputed == 1 and not s.reload)
+        if first is None or self._num_still >= MAX_STILL or max(rows, default=first) <= first:
+            self._num_still = 0
+            return None
+        self._num_still += 1
+        return first
+
+    def _grown(self, worst: int | None = None) -> Iterator[Sequence]:
+        """Running sequences that lack one token, each with a slot for it; those up to `worst` priority, if one is given."""
         for sequence in list(self.running):
             if sequence.num_uncomputed != 1 or sequence.reload or sequence not in self.running:
+                continue
+            if worst is not None and sequence.priority > worst:
                 continue
             if len(sequence.pages) * self._page_size == sequence.num_computed:
                 if not self._make_room(sequence):
                     continue
                 sequence.pages += self._index.take(1)
-        yield from [s for s in self.running if s.num_uncomputed == 1 and not s.reload]
+        for sequence in list(self.running):
+            if sequence.num_uncomputed == 1 and not sequence.reload and (worst is None or sequence.priority <= worst):
+                yield sequence
 
     def _make_room(self, sequence: Sequence) -> bool:
         """One page for a running sequence. False if it was the worst itself and had to go."""

@@ -30,7 +30,7 @@ class Worker:
         self.engine = engine
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
-        self._room = EngineRoom(engine, send=self._send, failed=self._failed, grammars=grammars)
+        self._room = EngineRoom(engine, send=self._send, failed=self._failed, grammars=grammars, yields=not hello.gpu)
         metrics = registry_for(engine, hello.model, open_gpu(hello.gpu) if hello.gpu else None)
         self._server = Server(hello, files, metrics, post=self._room.post, token=token)
         self._runner = web.AppRunner(self._server.app(), access_log=None, shutdown_timeout=0.2)

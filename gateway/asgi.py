@@ -20,18 +20,19 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 async def read_body(headers: RawHeaders, receive: Receive, *, max_bytes: int, max_s: float = MAX_BODY_S) -> bytes:
     """Stops reading at the limits, whatever was announced. Raises BodyTooLarge, BodyTooSlow, or BadRequest when the body
     breaks off: its framing is wrong, or nobody is there to read the answer."""
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
-            await _discard(receive)
-            raise _too_large(max_bytes)
+    announced = next((int(value) for name, value in headers if name == b"content-length" and value.isdigit()), None)
+    if announced is not None and announced > max_bytes:
+        await _discard(receive)
+        raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(max_s):
-            return await _read_chunks(receive, max_bytes)
+            return await _read_chunks(receive, max_bytes, announced)
     except TimeoutError as error:
         raise BodyTooSlow(f"the body was not whole after {max_s:g} s, which is this gateway's limit: send it faster") from error
 
 
-async def _read_chunks(receive: Receive, max_bytes: int) -> bytes:
+async def _read_chunks(receive: Receive, max_bytes: int, announced: int | None) -> bytes:
+    """With the last of the bytes that were announced it is whole: to be told so takes as long as to be handed them."""
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -45,7 +46,7 @@ async def _read_chunks(receive: Receive, max_bytes: int) -> bytes:
             await _discard(receive)
             raise _too_large(max_bytes)
         chunks.append(chunk)
-        if not message.get("more_body", False):
+        if not message.get("more_body", False) or size == announced:
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

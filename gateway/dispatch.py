@@ -1,5 +1,5 @@
 """From a question to a running sequence. Binding is late: a request waits in the one queue, and the choice is made again when
-a worker has room. A worker never gets more than its credits."""
+a worker has room. A worker never gets more than its credits, but for what it reads at once."""
 
 import asyncio
 import itertools
@@ -25,7 +25,7 @@ from gateway.scheduling.lateness import Lateness
 from gateway.scheduling.placement import Placement
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 from gateway.scheduling.retention import WAITS_COLD
-from gateway.scheduling.seats import Seats, is_kept
+from gateway.scheduling.seats import LEVELS, Seats, is_kept
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
@@ -33,8 +33,8 @@ MAX_DECISIONS_A_LINE, MAX_SEEN_A_LINE = 16, 128
 """Of a tenant and band, in one pump, which holds the event loop; what is left is looked at when the next worker reports."""
 NOT_PASSED_AFTER_S = 0.05
 """Who has waited so long for a worker to have room for its prompt is not gone past any more: a step or two."""
-DECIDED_FOR_S = 0.02
-"""A choice is made again at most so often while its worker has no seat."""
+DECIDED_FOR_S = 0.1
+"""A choice is made again at most so often while its worker has no seat or no room."""
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
@@ -85,12 +85,14 @@ class Ticket:
 
 
 class _Look:
-    """One look at all that wait: workers for which the first in order has to wait, so that who comes after it does not go past;
-    who leaves the seats that are free; and how many of each line were decided anew, or seen."""
+    """One look at all that wait: workers for which the first in order has to wait, with its priority there, so that who comes
+    after it and would not be read before it does not go past; who leaves the seats that are free; priorities by worker, tenant
+    and line; and how many of each line were decided anew, or seen."""
 
     def __init__(self) -> None:
-        self.full = set[str]()
+        self.full: dict[str, int] = {}
         self.leaves: dict[tuple[str, str, bool], bool] = {}
+        self.priorities: dict[tuple[str, str, Band], int] = {}
         self.num = Counter[tuple[str, Band]]()
         self.seen = Counter[tuple[str, Band]]()
 
@@ -135,7 +137,11 @@ class Dispatcher:
         self.seats.came(ticket.tenant, self._clock())
         if not ticket.admitted:
             self._admit(ticket, ticket.decision)
-        if not self._waiting and self._has_room(ticket.decision) and not self._leaves(ticket, ticket.decision.chosen.worker):
+        if (
+            not self._waiting
+            and self._has_room(ticket, ticket.decision)
+            and not self._leaves(ticket, ticket.decision.chosen.worker)
+        ):
             return self._submit(ticket, ticket.decision)
         return await self._wait(ticket, ticket.decision)
 
@@ -303,13 +309,7 @@ class Dispatcher:
                 outcome = error
                 return True
             ticket.decision, ticket.decided_at = outcome, now
-            worker = outcome.chosen.worker
-            if self._is_shut(ticket, worker, look):
-                return False
-            room = self._has_room(outcome)
-            if not room and now - item.arrival >= NOT_PASSED_AFTER_S:
-                look.full.add(worker)
-            return room
+            return not self._is_shut(ticket, outcome.chosen.worker, look) and self._finds_room(ticket, outcome, look, now)
 
         def closed(tenant: str, band: Band) -> bool:
             line = tenant, band
@@ -325,6 +325,7 @@ class Dispatcher:
             else:
                 ticket.waiter.set_result(self._submit(ticket, outcome))
                 look.leaves.clear()
+                look.priorities.clear()
                 look.seen.clear()
 
     def _refresh(self) -> None:
@@ -344,7 +345,7 @@ class Dispatcher:
         if ticket.decision and now - ticket.decided_at < DECIDED_FOR_S:
             chosen = ticket.decision.chosen.worker
             if self.fleet.server(chosen).healthy:
-                return not self._is_shut(ticket, chosen, look)
+                return not self._is_shut(ticket, chosen, look) and self._finds_room(ticket, ticket.decision, look, now)
         workers = [worker for worker in ticket.prompts if worker not in ticket.excluded]
         if not all(self._is_shut(ticket, worker, look) for worker in workers):
             return True
@@ -352,16 +353,26 @@ class Dispatcher:
 
     def _is_shut(self, ticket: Ticket, worker: str, look: "_Look") -> bool:
         """Whether it has no seat, or none for this one."""
-        if worker in look.full or self.fleet.server(worker).credits.num_free < 1:
+        if self.fleet.server(worker).credits.num_free < 1:
+            return True
+        if worker in look.full and self._priority_in(ticket, worker, look) >= look.full[worker]:
             return True
         kind = worker, ticket.tenant, ticket.band is Band.BATCH and ticket.on_overload != "queue"
         if kind not in look.leaves:
             look.leaves[kind] = self._leaves(ticket, worker)
         return look.leaves[kind]
 
-    def _has_room(self, decision: Decision) -> bool:
+    def _finds_room(self, ticket: Ticket, decision: Decision, look: "_Look", now: float) -> bool:
+        room = self._has_room(ticket, decision)
+        if not room and now - ticket.arrival >= NOT_PASSED_AFTER_S:
+            worker = decision.chosen.worker
+            look.full[worker] = self._priority_in(ticket, worker, look)
+        return room
+
+    def _has_room(self, ticket: Ticket, decision: Decision) -> bool:
         chosen = decision.chosen
-        return self.fleet.server(chosen.worker).credits.has_room(chosen.prompt_tokens - chosen.cached_tokens)
+        priority = self._priority(ticket, chosen.worker)
+        return self.fleet.server(chosen.worker).credits.has_room(chosen.prompt_tokens - chosen.cached_tokens, priority)
 
     def _leaves(self, ticket: Ticket, worker: str) -> bool:
         """The last seats: batch work leaves them to those who were promised a soon first token, where promises are judged, and
@@ -421,13 +432,19 @@ class Dispatcher:
         return stream
 
     def _priority(self, ticket: Ticket, worker: str) -> int:
-        """At the worker, where lower goes first: by band, and in a band who has not its share of the seats yet."""
-        if not self._by_run:
+        """At the worker, where lower goes first: by band, and in a band who has less of its share of the seats."""
+        if not self._by_run or worker not in self.fleet.links:
             return 0
         link = self.fleet.links[worker]
         total = link.hello.max_sequences if link.hello else 1
-        has_its_share = self.seats.has_its_share(ticket.tenant, link.credits.taken, total, self._clock())
-        return 2 * int(ticket.band.line) + has_its_share
+        level = self.seats.level(ticket.tenant, link.credits.taken, total, self._clock())
+        return LEVELS * int(ticket.band.line) + level
+
+    def _priority_in(self, ticket: Ticket, worker: str, look: "_Look") -> int:
+        kind = worker, ticket.tenant, ticket.band.line
+        if kind not in look.priorities:
+            look.priorities[kind] = self._priority(ticket, worker)
+        return look.priorities[kind]
 
     def _plan_expiry(self) -> None:
         if self._expiry is None:

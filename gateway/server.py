@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -23,8 +24,18 @@ from gateway.policy.schema import Policy
 from gateway.settings import Settings
 
 LOOK_EVERY_S = 1.0
+BACKLOG, MAX_CONNECTIONS, KEPT_FILES = 4096, 65_536, 512
+"""Connections that the kernel holds, that are open, and files for all else. Whoever waits has to wait in our own queue, which is
+bounded and fair: the kernel's knows no tenants, and lets those that find it full try again after 1, 3, 7, 15, 31 seconds."""
 
 log = logging.getLogger("headway")
+
+
+def _max_connections() -> int:
+    """As many as there may be files, and as many files as this process may ask for."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, hard - KEPT_FILES))
 
 
 def make_server(gateway: Gateway, host: str, port: int) -> Server:
@@ -36,7 +47,8 @@ def make_server(gateway: Gateway, host: str, port: int) -> Server:
         http=HTTPModes.http1,
         websockets=False,
         log_enabled=False,
-        backlog=1024,
+        backlog=BACKLOG,
+        backpressure=_max_connections(),
     )
 
 

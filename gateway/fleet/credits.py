@@ -11,13 +11,14 @@ from backends.wire import Load
 
 class Credits:
     """`live` maps each request submitted and not finished to its uncached prompt tokens, in order of submission; `taken` counts
-    them by tenant."""
+    them by tenant; `unread` are those without a first token, by priority, of which the lower are read first."""
 
     def __init__(self) -> None:
         self.sequences = 0
         self.tokens = 0
         self.live: dict[int, int] = {}
         self.taken = Counter[str]()
+        self.unread: dict[int, int] = {}
         self._tenants: dict[int, str] = {}
         self._unseen: dict[int, int] = {}
 
@@ -30,17 +31,25 @@ class Credits:
         """Uncached tokens submitted since the worker last reported."""
         return sum(self._unseen.values())
 
-    def has_room(self, uncached_tokens: int) -> bool:
-        """An idle worker takes a prompt of any length that fits its context; a busy one only what its credits cover."""
+    def has_room(self, uncached_tokens: int, priority: int = 0) -> bool:
+        """An idle worker takes a prompt of any length that fits its context; a busy one what its credits cover, or what it
+        would read before all that it has yet to read: that is bound no earlier than it runs."""
         if self.num_free < 1:
             return False
-        return not self.live or uncached_tokens <= self.tokens - self.tokens_in_flight
+        if not self.live or uncached_tokens <= self.tokens - self.tokens_in_flight:
+            return True
+        return priority < min(self.unread.values(), default=-1)
 
-    def submit(self, request: int, uncached_tokens: int, tenant: str = "") -> None:
+    def submit(self, request: int, uncached_tokens: int, tenant: str = "", priority: int = 0) -> None:
         self.live[request] = uncached_tokens
         self._tenants[request] = tenant
         self.taken[tenant] += 1
         self._unseen[request] = uncached_tokens
+        self.unread[request] = priority
+
+    def read(self, request: int) -> None:
+        """Its first token came."""
+        self.unread.pop(request, None)
 
     def finish(self, request: int) -> None:
         if self.live.pop(request, None) is not None:
@@ -49,6 +58,7 @@ class Credits:
             if not self.taken[tenant]:
                 del self.taken[tenant]
         self._unseen.pop(request, None)
+        self.unread.pop(request, None)
 
     def grant(self, load: Load) -> None:
         self.sequences = load.credit_sequences
@@ -62,5 +72,5 @@ class Credits:
     def forget(self) -> None:
         """The link is gone: nothing may be submitted, nothing is live."""
         self.sequences = self.tokens = 0
-        for waste in (self.live, self._unseen, self._tenants, self.taken):
+        for waste in (self.live, self._unseen, self._tenants, self.taken, self.unread):
             waste.clear()

@@ -107,7 +107,7 @@ class Link:
         self._next_request += 1
         request = self._next_request
         stream = self.streams[request] = Stream(self.worker, request, self._abort)
-        self.credits.submit(request, uncached_tokens, salt)
+        self.credits.submit(request, uncached_tokens, salt, priority)
         self._send(
             wire.Submit(
                 request=request,
@@ -239,6 +239,7 @@ class Link:
             case wire.Tokens(pieces):
                 for piece in pieces:
                     if stream := self.streams.get(piece.request):
+                        self.credits.read(piece.request)
                         stream.push(piece)
             case wire.Finished():
                 if not _can_be(message):

@@ -9,6 +9,11 @@ MAX_PIECES = 256
 """A reader further behind than this gets its pieces joined; the text itself is bounded by the model's context."""
 
 
+WAKE_EVERY_S = 0.02
+"""A reader in the middle of an answer is woken at most so often: at a hundred steps a second and more each waking would cost
+the gateway more than the step cost the worker. The first piece and the end go out at once."""
+
+
 class Stream:
     """`pieces` is what came and was not taken. Each callback runs once, before any reader wakes: `on_first` at the first piece,
     `on_begun` when the answer may be let go, `on_finished` at the end.
@@ -23,7 +28,9 @@ class Stream:
         "_loop",
         "_only_end",
         "_threshold",
+        "_timer",
         "_waiter",
+        "_woken_at",
         "begun",
         "confidence",
         "finished",
@@ -51,6 +58,8 @@ class Stream:
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._only_end = False
+        self._woken_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def hold_back(self, tokens: int, threshold: float) -> None:
         """Before anything came: it begins with so many tokens, or with one whose confidence is below the threshold."""
@@ -101,6 +110,9 @@ class Stream:
                 yield piece
 
     def wake(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -118,8 +130,20 @@ class Stream:
             )
         if not self.begun:
             self._weigh(piece)
-        elif not self._only_end:
+        elif not self._only_end and self._waiter and not self._timer:
+            self._wake_soon()
+
+    def _wake_soon(self) -> None:
+        now = self._loop.time()
+        if now - self._woken_at >= WAKE_EVERY_S:
+            self._woken_at = now
             self.wake()
+        else:
+            self._timer = self._loop.call_at(self._woken_at + WAKE_EVERY_S, self._woken)
+
+    def _woken(self) -> None:
+        self._timer, self._woken_at = None, self._loop.time()
+        self.wake()
 
     def _weigh(self, piece: Piece) -> None:
         if self.on_first:

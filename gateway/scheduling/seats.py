@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 KEPT_SHARE = 1 / 8
 """Of a worker's seats; of few seats none."""
 REMEMBERED_S = 60.0
+LEVELS = 8
+"""How finely tenants are told apart by how much of their share they have; the last level has all of it."""
 
 
 class Seats:
@@ -21,11 +23,16 @@ class Seats:
     def has_its_share(self, tenant: str, taken: Mapping[str, int], total: int, now: float) -> bool:
         """Whether a tenant has as many of a worker's seats as are due to it beside the others that came lately. Alone it never
         has. `taken` is by tenant."""
+        return self.level(tenant, taken, total, now) == LEVELS - 1
+
+    def level(self, tenant: str, taken: Mapping[str, int], total: int, now: float) -> int:
+        """From 0, where it has none of what is due to it or is alone, to LEVELS - 1."""
         others = sum(self._weight(other) for other, at in self._came.items() if other != tenant and now - at <= REMEMBERED_S)
         if not others:
-            return False
+            return 0
         mine = self._weight(tenant)
-        return taken.get(tenant, 0) >= total * mine / (mine + others)
+        share = total * mine / (mine + others)
+        return min(LEVELS - 1, int((LEVELS - 1) * taken.get(tenant, 0) / share))
 
 
 def is_kept(free: int, total: int) -> bool:

@@ -12,7 +12,7 @@ from backends.engine import MAX_HELD_LOGPROBS, Engine
 from backends.gate import Price
 from backends.host import HostTier
 from backends.limits import Limits
-from backends.scheduler import Reload, Work
+from backends.scheduler import MAX_STILL, Reload, Work
 from backends.speculate import Speculator
 from backends.wire import Cache, Finished, Load, Sampling, Submit, TokenLogprob, decode_up, page_names, split_names
 from tests.backends.fakes import EOS, FakeRunner, LateCopier, LetterDecoder, Ticks, letter, limits, reference, tokens_of
@@ -440,6 +440,32 @@ def test_a_long_prompt_that_was_begun_does_not_hold_up_what_goes_before_it() -> 
     assert rig.counted == {2: 1}
     rig.run()
     assert rig.counted == {1: 2, 2: 3, 3: 3}
+
+
+def test_rows_stand_still_while_a_prompt_of_better_priority_is_read_but_never_for_long() -> None:
+    rig = Rig(limits(prefill_tokens=8, num_pages=100))
+    rig.submit(1, [1, 2], priority=1, max_tokens=30, ignore_eos=True)
+    rig.submit(2, [1, 3], priority=0, max_tokens=30, ignore_eos=True)
+    rig.step()
+    rig.submit(3, [3] * 80, priority=0, max_tokens=2)
+    counts = []
+    for _ in range(10):
+        rig.step()
+        counts.append(rig.counted[1])
+    assert counts == [1] * MAX_STILL + [2] * (MAX_STILL + 1) + [3]
+    assert rig.counted[2] == 11, "of the same priority nobody stands still"
+    rig.run()
+    assert rig.text[1] == "".join(letter(t) for t in reference_without_end([1, 2], 30))
+
+
+def test_rows_go_on_while_a_prompt_of_better_priority_finds_no_room() -> None:
+    rig = Rig(limits(num_pages=6, page_size=4, max_sequences=4))
+    rig.submit(1, [1] * 4, priority=0, max_tokens=14, ignore_eos=True)
+    rig.submit(2, [2] * 4, priority=1, max_tokens=4, ignore_eos=True)
+    rig.step()
+    rig.submit(3, [3] * 20, priority=0, max_tokens=1)
+    rig.run()
+    assert rig.counted == {1: 14, 2: 4, 3: 1}
 
 
 def reference_without_end(prompt: list[int], count: int) -> list[int]:

@@ -183,6 +183,9 @@ async def test_two_thousand_idle_connections_are_no_load(tmp_path: Path, many_fi
                     async with http.post(f"{served.url}/v1/chat/completions", json=body) as answer:
                         assert answer.status == 200
                         await answer.read()
+            for one in idle:  # nobody had to be cut off for that
+                with pytest.raises(BlockingIOError):
+                    one.recv(1)
         finally:
             for one in idle:
                 one.close()

@@ -171,3 +171,14 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
 
     with pytest.raises(BodyTooSlow, match=r"0\.01 s"):
         await read_body([], never, max_bytes=10, max_s=0.01)
+
+
+async def test_a_body_is_whole_with_the_last_byte_that_was_announced() -> None:
+    parts = iter(
+        [{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.request", "body": b"cd", "more_body": True}]
+    )
+
+    async def receive() -> Any:
+        return next(parts)
+
+    assert await read_body([(b"content-length", b"4")], receive, max_bytes=10) == b"abcd"

@@ -86,3 +86,17 @@ def test_who_has_the_seats_is_counted_by_tenant() -> None:
     credits.forget()
     credits.finish(2)
     assert not credits.taken
+
+
+def test_a_busy_worker_takes_beyond_its_credits_what_it_reads_first() -> None:
+    credits = Credits()
+    credits.grant(load(4, tokens=0))
+    credits.submit(1, 500, priority=3)
+    credits.grant(load(3, running=1, tokens=0))
+    assert credits.has_room(5000, priority=2)
+    assert not credits.has_room(1, priority=3)
+    credits.read(1)
+    assert not credits.has_room(1, priority=2), "nothing is to be read, so that nothing is gone before"
+    credits.submit(2, 500, priority=2)
+    credits.finish(2)
+    assert not credits.unread

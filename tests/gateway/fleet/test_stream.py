@@ -104,3 +104,22 @@ async def test_an_end_without_a_piece_begins_nothing() -> None:
     one.end(end())
     await one.wait_end()
     assert heard == ["stop"] and not one.begun
+
+
+async def test_in_the_middle_of_an_answer_its_reader_is_woken_at_most_so_often() -> None:
+    one = stream()
+    one.push(piece())
+    one.take()
+    for text in ("b", "c"):
+        waiting = asyncio.create_task(one.wait())
+        await asyncio.sleep(0)
+        one.push(piece(text))
+        one.push(piece("+"))
+        assert await wakes(waiting.done) == (text == "b"), "the second comes too soon after the first"
+        await waiting
+        assert [taken.text for taken in one.take()] == [text, "+"]
+    waiting = asyncio.create_task(one.wait())
+    await asyncio.sleep(0)
+    one.push(piece("d"))
+    one.end(end())
+    assert await wakes(waiting.done), "the end waits for nothing"

@@ -34,3 +34,11 @@ def test_who_has_not_come_for_a_while_is_left_nothing() -> None:
 def test_an_eighth_is_kept_and_of_few_seats_none() -> None:
     assert [free for free in range(17) if is_kept(free, 16)] == [0, 1, 2]
     assert not is_kept(1, 4)
+
+
+def test_levels_tell_how_much_of_its_share_a_tenant_has() -> None:
+    seats = Seats(lambda tenant: 1.0)
+    seats.came("oak", 0.0)
+    assert seats.level("oak", {"oak": 16}, 16, 0.0) == 0, "alone"
+    seats.came("ash", 0.0)
+    assert [seats.level("oak", {"oak": taken}, 16, 0.0) for taken in (0, 1, 2, 4, 7, 8, 16)] == [0, 0, 1, 3, 6, 7, 7]
