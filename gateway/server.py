@@ -25,8 +25,8 @@ from gateway.settings import Settings
 
 LOOK_EVERY_S = 1.0
 BACKLOG, MAX_CONNECTIONS, KEPT_FILES = 4096, 65_536, 512
-"""Connections that the kernel holds, that are open, and files for all else. Whoever waits has to wait in our own queue, which is
-bounded and fair: the kernel's knows no tenants, and lets those that find it full try again after 1, 3, 7, 15, 31 seconds."""
+"""Connections that the kernel holds, that are open, and files for all else. Whoever waits has to wait in our own queue, which
+is bounded and fair: the kernel's knows no tenants, and who finds it full tries again after 1, 3, 7, 15, 31 seconds."""
 
 log = logging.getLogger("headway")
 
