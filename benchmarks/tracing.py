@@ -3,10 +3,13 @@ against a fake worker, and 97 % against a real one; a request has as many spans 
 
 Method: `wrk` with 16 connections against one gateway process at a time. On: the default settings, every request's spans to a
 file, the ledger in SQLite. Off: the same program without spans, ledger rows and metric updates (benchmarks/untold.py). On and
-off take turns; medians of the rounds. Then short and long answers, and the spans of each counted.
+off take turns; medians of the rounds. pico is asked for what it answers in a few tokens, by which it is faster than the gateway, so
+that this too is the gateway's throughput; and for answers of ANSWER tokens, by which it is what is waited for. Then short and
+long answers, and the spans of each counted.
 """
 
 import asyncio
+import itertools
 import json
 import re
 import shutil
@@ -26,6 +29,9 @@ from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from benchmarks.served import default_policy, free_port, gateway, wait_ready
 
 KINDS = ("fake", "pico")
+ANSWER = 64
+LOADS = (("fake", 0), ("pico", 0), ("pico", ANSWER))
+"""The worker, and how many tokens an answer must have; 0 is as many as it has."""
 SHORT, LONG = 2, 1000
 
 
@@ -34,32 +40,41 @@ def main() -> None:
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed: on Debian, `apt-get install wrk`")
     rounds, seconds = (1, 3) if args.quick else (5, 8)
-    seen: dict[tuple[str, str], list[Load]] = {}
+    seen: dict[tuple[str, int, str], list[Load]] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         urls = {
             (kind, told): stack.enter_context(_gateway(folder, kind, told=told)) for kind in KINDS for told in ("on", "off")
         }
         for number in range(rounds):
-            for (kind, told), url in urls.items():
-                body = BODY.format(model="pico", stream="true")
+            for (kind, tokens), told in itertools.product(LOADS, ("on", "off")):
+                url, body = urls[kind, told], BODY.format(model="pico", stream="true")
+                if tokens:
+                    body = body.replace("{", f'{{"ignore_eos":true,"min_tokens":{tokens},', 1)
                 if number == 0:
                     wrk(url, body, 2)
                 load = wrk(url, body, seconds)
-                seen.setdefault((kind, told), []).append(load)
-                progress(f"round {number + 1}/{rounds} {kind} {told}: {load.rps:,.0f} requests/s, {load.errors} errors")
+                seen.setdefault((kind, tokens, told), []).append(load)
+                progress(
+                    f"round {number + 1}/{rounds} {kind} {tokens} {told}: {load.rps:,.0f} requests/s, {load.errors} errors"
+                )
         loads = {key: median(found) for key, found in seen.items()}
         spans = asyncio.run(_spans(urls["fake", "on"], folder / "fake-on.jsonl"))
     print(
-        table(("worker", "telling", "requests/s", "p50 ms", "p99 ms", "errors"), [(*key, *load) for key, load in loads.items()])
+        table(
+            ("worker", "tokens asked for", "telling", "requests/s", "p50 ms", "p99 ms", "errors"),
+            [(kind, tokens or "-", told, *load) for (kind, tokens, told), load in loads.items()],
+        )
     )
-    ratios = {kind: loads[kind, "on"].rps / loads[kind, "off"].rps for kind in KINDS}
-    results = {f"{kind}_{told}_rps": load.rps for (kind, told), load in loads.items()} | {"spans": spans}
-    results |= {f"{kind}_ratio": ratio for kind, ratio in ratios.items()}
+    names = {load: f"{load[0]}_{load[1]}_tokens" if load[1] else load[0] for load in LOADS}
+    ratios = {names[load]: loads[*load, "on"].rps / loads[*load, "off"].rps for load in LOADS}
+    results = {f"{names[kind, tokens]}_{told}_rps": load.rps for (kind, tokens, told), load in loads.items()} | {"spans": spans}
+    results |= {f"{name}_ratio": ratio for name, ratio in ratios.items()}
     results["errors"] = sum(load.errors for load in loads.values())
     targets = [
         Target("on over off, fake worker", ratios["fake"], ">=", 0.65),
         Target("on over off, pico", ratios["pico"], ">=", 0.97),
+        Target(f"on over off, pico, answers of {ANSWER} tokens", ratios[names["pico", ANSWER]], ">=", 0.97),
         Target("more spans for 1,000 tokens than for 2", spans["long"] - spans["short"], "<=", 0),
     ]
     finish("tracing", results, targets)
