@@ -3,9 +3,9 @@ against a fake worker, and 97 % against a real one; a request has as many spans 
 
 Method: `wrk` with 16 connections against one gateway process at a time. On: the default settings, every request's spans to a
 file, the ledger in SQLite. Off: the same program without spans, ledger rows and metric updates (benchmarks/untold.py). On and
-off take turns; medians of the rounds. pico is asked for what it answers in a few tokens, by which it is faster than the gateway, so
-that this too is the gateway's throughput; and for answers of ANSWER tokens, by which it is what is waited for. Then short and
-long answers, and the spans of each counted.
+off take turns; medians of the rounds. pico is asked for what it answers in a few tokens, by which it is faster than the gateway,
+so that this too is the gateway's throughput; and for answers of ANSWER tokens, by which it is what is waited for. Then short
+and long answers, and the spans of each counted.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ def main() -> None:
             for (kind, tokens), told in itertools.product(LOADS, ("on", "off")):
                 url, body = urls[kind, told], BODY.format(model="pico", stream="true")
                 if tokens:
-                    body = body.replace("{", f'{{"ignore_eos":true,"min_tokens":{tokens},', 1)
+                    body = body.replace("{", '{"ignore_eos":true,', 1).replace("64", str(tokens))
                 if number == 0:
                     wrk(url, body, 2)
                 load = wrk(url, body, seconds)
