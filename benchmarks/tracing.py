@@ -3,9 +3,9 @@ against a fake worker, and 97 % against a real one; a request has as many spans 
 
 Method: `wrk` with 16 connections against one gateway process at a time. On: the default settings, every request's spans to a
 file, the ledger in SQLite. Off: the same program without spans, ledger rows and metric updates (benchmarks/untold.py). On and
-off take turns; medians of the rounds. pico is asked for what it answers in a few tokens, by which it is faster than the gateway,
-so that this too is the gateway's throughput; and for answers of ANSWER tokens, by which it is what is waited for. Then short
-and long answers, and the spans of each counted.
+off take turns; medians of the rounds. pico is asked for what it answers in a few tokens, where it is the faster one and
+this too is the gateway's throughput; and for answers of ANSWER tokens, where it is what is waited for. Then short and long
+answers, and the spans of each counted.
 """
 
 import asyncio
