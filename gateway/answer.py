@@ -9,7 +9,7 @@ from typing import Any
 
 from backends.wire import TokenLogprob
 from gateway.api.dialect import Asked, Begun, Choice, Dialect, Spent, Writer
-from gateway.asgi import Receive, Send, read_body, until_disconnect
+from gateway.asgi import Reading, Receive, Send, read_body, until_disconnect
 from gateway.auth import Keys
 from gateway.call import Arrival, Call, ClientGone
 from gateway.errors import HeadwayError, MethodNotAllowed
@@ -47,13 +47,14 @@ class AnswerEndpoint:
         keys: Keys,
         dialect: Dialect,
         answers: OpenAnswers,
+        reading: Reading,
         *,
         route: str,
         comment_every_s: float = FIRST_COMMENT_S,
     ) -> None:
         self._pipeline, self._keys, self._dialect, self._answers = pipeline, keys, dialect, answers
         self._route = route
-        self._max_body = pipeline.policy.limits.max_body_bytes
+        self._reading = reading
         self._comment_every_s = comment_every_s
 
     def admit_with(self, keys: Keys) -> None:
@@ -74,7 +75,7 @@ class AnswerEndpoint:
             if caller.limited:
                 send = _saying(send, lambda: rates.headers(caller.limited, time.monotonic()))
             arrival.passed = rates.enter(caller.limited, arrival.at)
-            body = await read_body(headers, receive, max_bytes=self._max_body)
+            body = await read_body(headers, receive, self._reading)
             asked = await self._dialect.parse(body, tenant)
             calls = await self._pipeline.open(asked.request, arrival, tenant, id_prefix=self._dialect.id_prefix)
         except HeadwayError as error:

@@ -28,6 +28,7 @@ from gateway.api.dialect import Dialect
 from gateway.api.messages_dialect import MessagesDialect
 from gateway.api.response_store import ResponseStore
 from gateway.api.responses_dialect import ResponsesDialect
+from gateway.asgi import Reading
 from gateway.auth import Keys
 from gateway.books import Books
 from gateway.dashboard_live import Live
@@ -107,6 +108,7 @@ class Gateway:
             policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge, escalations
         )
         self.answers = OpenAnswers()
+        self.reading = Reading(policy.limits.max_body_bytes, policy.limits.max_queued_bytes)
         self.responses = ResponseStore(self.ledger, time.time)
         dialects: dict[str, Dialect] = {
             "/v1/chat/completions": ChatDialect(),
@@ -120,7 +122,7 @@ class Gateway:
         fleet.lost = self.runs.worker_lost
 
     def _endpoint(self, dialect: Dialect, route: str) -> AnswerEndpoint:
-        return AnswerEndpoint(self.pipeline, self.keys, dialect, self.answers, route=route)
+        return AnswerEndpoint(self.pipeline, self.keys, dialect, self.answers, self.reading, route=route)
 
     def apply(self, policy: Policy) -> None:
         """Another policy for the requests that come from now on; those under way end under theirs.

@@ -28,7 +28,7 @@ def posted(gateway: "Gateway", answer: Answer, *, other_method: str, dialect: Di
         headers = list(scope["headers"])
 
         async def read() -> bytes:
-            return await read_body(headers, receive, max_bytes=gateway.policy.limits.max_body_bytes)
+            return await read_body(headers, receive, gateway.reading)
 
         try:
             if scope["method"] != "POST":  # type: ignore[typeddict-item]

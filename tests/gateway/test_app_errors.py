@@ -1,14 +1,15 @@
 """What a caller does wrong gets a clear 4xx in OpenAI's shape, on every endpoint, and leaves nothing behind."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.asgi import read_body
+from gateway.asgi import Reading, read_body
 from gateway.auth import KeylessBindError, check_bind
-from gateway.errors import BodyTooSlow
+from gateway.errors import BodyTooLarge, BodyTooSlow, Overloaded
 from gateway.policy.schema import Device, Model, Policy, Route, Worker
 from tests.served import Served, ask, serve
 
@@ -170,15 +171,40 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(BodyTooSlow, match=r"0\.01 s"):
-        await read_body([], never, max_bytes=10, max_s=0.01)
+        await read_body([], never, Reading(10, 10), max_s=0.01)
+
+
+async def parts(*chunks: bytes) -> AsyncIterator[dict[str, Any]]:
+    """And nothing more: whoever asks on fails."""
+    for chunk in chunks:
+        yield {"type": "http.request", "body": chunk, "more_body": True}
 
 
 async def test_a_body_is_whole_with_the_last_byte_that_was_announced() -> None:
-    parts = iter(
-        [{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.request", "body": b"cd", "more_body": True}]
-    )
+    reading = Reading(10, 10)
+    assert await read_body([(b"content-length", b"4")], parts(b"ab", b"cd").__anext__, reading) == b"abcd"
+    assert reading.num_bytes == 0
+
+
+async def test_all_bodies_together_are_bounded() -> None:
+    reading, begun, went_on = Reading(10, 12), asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[dict[str, Any]]:
+        yield {"type": "http.request", "body": b"ten bytes.", "more_body": True}
+        begun.set()
+        await went_on.wait()
+        yield {"type": "http.request", "body": b"", "more_body": False}
+
+    slow = asyncio.create_task(read_body([], slowly().__anext__, reading))
+    await begun.wait()
+    more = [{"type": "http.request", "body": b"abc", "more_body": True}, {"type": "http.disconnect"}]
 
     async def receive() -> Any:
-        return next(parts)
+        return more.pop(0)
 
-    assert await read_body([(b"content-length", b"4")], receive, max_bytes=10) == b"abcd"
+    with pytest.raises(Overloaded):
+        await read_body([], receive, reading)
+    went_on.set()
+    assert await slow == b"ten bytes." and reading.num_bytes == 0
+    with pytest.raises(BodyTooLarge):
+        await read_body([(b"content-length", b"11")], parts(b"").__anext__, reading)
