@@ -108,7 +108,7 @@ class Gateway:
             policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge, escalations
         )
         self.answers = OpenAnswers()
-        self.reading = Reading(policy.limits.max_body_bytes, policy.limits.max_queued_bytes)
+        self.reading = Reading(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
         self.responses = ResponseStore(self.ledger, time.time)
         dialects: dict[str, Dialect] = {
             "/v1/chat/completions": ChatDialect(),

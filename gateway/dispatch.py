@@ -21,6 +21,7 @@ from gateway.request import Request
 from gateway.routing.decide import decide
 from gateway.routing.decision import Decision, Question
 from gateway.scheduling.admission import DUE_SHARE, OnOverload, Wait, judge, predicted_s, promised_s
+from gateway.scheduling.drain import Drain
 from gateway.scheduling.lateness import Lateness
 from gateway.scheduling.placement import Placement
 from gateway.scheduling.queue import Band, RunQueue, Waiting
@@ -77,6 +78,8 @@ class Ticket:
     predicted: tuple[str, float] | None = None
     """The worker that was expected to take it, and how long after its arrival its first token was expected; until it came."""
     degraded: bool = False
+    waits_for: str | None = None
+    """The worker for which it counts as waiting."""
     names: list[Sequence[bytes]] = field(init=False)
     """Of the prompt's pages, once for each way in which some model's tokenizer reads it."""
 
@@ -112,6 +115,10 @@ class Dispatcher:
         self._expiry: asyncio.TimerHandle | None = None
         self.lateness: defaultdict[tuple[str, bool], Lateness] = defaultdict(Lateness)
         """By worker, and whether it is batch work."""
+        self._waiting_for = Counter[tuple[str, str, bool]]()
+        """How many, by the worker that was chosen last, tenant, and whether it is batch work."""
+        self._drains: defaultdict[str, Drain] = defaultdict(Drain)
+        """Of batch work, by worker."""
         fleet.changed = self.changed
 
     def decide(self, ticket: Ticket) -> Decision:
@@ -182,7 +189,8 @@ class Dispatcher:
             turns_s = predictor.turns_s(ahead.get(view.worker, 0.0))
             margin = self.lateness[view.worker, is_batch].margin(now)
             idle = not predictor.running and not turns_s
-            waits[view.worker] = Wait(view.wait_s, running_s + turns_s, margin, idle)
+            lately_s = self._drains[view.worker].wait_s(ahead.get(view.worker, 0.0), now) if is_batch else 0.0
+            waits[view.worker] = Wait(view.wait_s, running_s + turns_s, margin, idle, lately_s)
         return waits
 
     def _ahead(self, ticket: Ticket) -> dict[str, float]:
@@ -190,9 +198,9 @@ class Dispatcher:
         those that it would overtake count: they hold promises too. Another tenant's go first only in turns with its own."""
         is_batch = ticket.band is Band.BATCH
         waiting: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for other in self._waiting.values():
-            if other.decision and (is_batch or other.band is not Band.BATCH):
-                waiting[other.decision.chosen.worker][other.tenant] += 1
+        for (worker, tenant, other_is_batch), count in self._waiting_for.items():
+            if is_batch or not other_is_batch:
+                waiting[worker][tenant] += count
         mine = self.queue.weight(ticket.tenant)
         ahead = {}
         for worker, tenants in waiting.items():
@@ -237,6 +245,7 @@ class Dispatcher:
             )
         waiter = ticket.waiter = asyncio.get_running_loop().create_future()
         self._waiting[number] = ticket
+        self._chose(ticket, chosen.worker)
         # Batch work goes after the rest, which does not wait for it.
         queued = 0 if ticket.band is Band.BATCH else uncached
         self.fleet.queue(chosen.worker, queued)
@@ -254,6 +263,7 @@ class Dispatcher:
             raise
         finally:
             self.fleet.queue(chosen.worker, -queued)
+            self._chose(ticket, None)
             self._waiting.pop(number, None)
             self.queue.cancel(number)
 
@@ -279,6 +289,25 @@ class Dispatcher:
                 message = f"the queue is full, and {first} first: try again"
                 waiter.set_exception(Overloaded(message, retry_after_s=self._retry_after_s))
         return pushed
+
+    def _chose(self, ticket: Ticket, worker: str | None, *, begins: bool = False) -> None:
+        """What waits counts for the worker that was chosen last, until it waits no more."""
+        is_batch, before = ticket.band is Band.BATCH, ticket.waits_for
+        if before == worker:
+            return
+        ticket.waits_for = worker
+        if before is not None:
+            key = before, ticket.tenant, is_batch
+            self._waiting_for[key] -= 1
+            if not self._waiting_for[key]:
+                del self._waiting_for[key]
+            if is_batch and begins:
+                others = any(name == before and other for name, _, other in self._waiting_for)
+                self._drains[before].began(self._clock(), others=others)
+        if worker is not None:
+            self._waiting_for[worker, ticket.tenant, is_batch] += 1
+            if is_batch:
+                self._drains[worker].waits(self._clock())
 
     def changed(self) -> None:
         """A worker may have room: look once, after all frames at hand are read."""
@@ -309,6 +338,7 @@ class Dispatcher:
                 outcome = error
                 return True
             ticket.decision, ticket.decided_at = outcome, now
+            self._chose(ticket, outcome.chosen.worker)
             return not self._is_shut(ticket, outcome.chosen.worker, look) and self._finds_room(ticket, outcome, look, now)
 
         def closed(tenant: str, band: Band) -> bool:
@@ -317,6 +347,7 @@ class Dispatcher:
 
         while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate, closed=closed)) is not None:
             ticket = self._waiting.pop(item.request)
+            self._chose(ticket, None, begins=True)
             assert ticket.waiter and outcome
             if ticket.waiter.done():
                 continue

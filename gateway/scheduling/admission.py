@@ -1,7 +1,8 @@
 """What becomes of a request whose promise waiting would break: it waits, goes to another tier, or is told so at once. Pure.
 
 A promise is kept when waited + predicted TTFT, and the margin by which predictions are late, <= max(its TTFT, 4 * TTFT of an
-idle worker), and waited + predicted finish <= its deadline, where waiting counts twice: what comes later may go first. What no
+idle worker), and waited + predicted finish <= its deadline, where waiting counts twice, as what comes later may go first, or
+half as much again as it would take at the rate at which such work began lately, if that is more. What no
 idle worker could keep is not broken by load, so it is never refused for its TTFT. A turn of a run that was admitted is never
 refused: what was begun is worth more than what was not.
 """
@@ -26,14 +27,21 @@ DUE_SHARE = 0.5
 """Of the time that a promise leaves: who has waited so long goes before those who have not."""
 
 
+SURE = 1.5
+"""What has only a deadline is expected to wait so many times what it would at the rate at which such work began lately. A queue
+that is just as long as its deadline allows is late for every other; how long it is changes nothing in what comes out of it."""
+
+
 class Wait(NamedTuple):
     """For one worker, in seconds: what the decision counted, and what is expected until a request of this kind begins. `margin`
-    is how much too short predictions are (lateness.py); an `idle` worker breaks no promise."""
+    is how much too short predictions are (lateness.py); an `idle` worker breaks no promise. `lately_s` is until then at the
+    rate at which work that is overtaken began lately (drain.py)."""
 
     in_decision_s: float
     until_begun_s: float
     margin: float = 0.0
     idle: bool = False
+    lately_s: float = 0.0
 
 
 class Verdict(NamedTuple):
@@ -95,7 +103,8 @@ def _broken(question: Question, option: Option, waits: Mapping[str, Wait], waite
         if bound_s > allowed_s:
             return f"a first token within {allowed_s:.3g} s may take {bound_s:.3g} s", bound_s - allowed_s
     if question.deadline_s is not None:
-        finish_s = waited_s + option.finish_s - wait.in_decision_s + OVERTAKEN * wait.until_begun_s
+        until_begun_s = max(OVERTAKEN * wait.until_begun_s, SURE * wait.lately_s)
+        finish_s = waited_s + option.finish_s - wait.in_decision_s + until_begun_s
         if finish_s > question.deadline_s:
             return f"an end within {question.deadline_s:.3g} s would take {finish_s:.3g} s", finish_s - question.deadline_s
     return "", 0.0

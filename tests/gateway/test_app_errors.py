@@ -206,5 +206,6 @@ async def test_all_bodies_together_are_bounded() -> None:
         await read_body([], receive, reading)
     went_on.set()
     assert await slow == b"ten bytes." and reading.num_bytes == 0
+    more.append({"type": "http.disconnect"})
     with pytest.raises(BodyTooLarge):
-        await read_body([(b"content-length", b"11")], parts(b"").__anext__, reading)
+        await read_body([(b"content-length", b"11")], receive, reading)

@@ -1,0 +1,38 @@
+from gateway.scheduling.drain import ENOUGH, HALF_LIFE_S, Drain
+
+
+def drained(every_s: float, count: int, drain: Drain | None = None, start: float = 0.0) -> tuple[Drain, float]:
+    drain, now = drain or Drain(), start
+    drain.waits(now)
+    for _ in range(count):
+        now += every_s
+        drain.began(now, others=True)
+    return drain, now
+
+
+def test_who_waits_begins_as_fast_as_others_did() -> None:
+    drain, now = drained(0.5, 40)
+    assert 9.0 < drain.wait_s(20, now) < 11.0
+
+
+def test_nothing_is_said_before_enough_was_seen() -> None:
+    drain, now = drained(0.01, int(ENOUGH) - 1)
+    assert drain.wait_s(100, now) == 0.0
+
+
+def test_time_in_which_nobody_waits_does_not_count() -> None:
+    drain, now = drained(0.1, 30)
+    before = drain.wait_s(10, now)
+    drain.began(now, others=False)
+    later = drain.wait_s(10, now + 1000)
+    drain.waits(now + 1000)
+    assert drain.wait_s(10, now + 1000) == later <= before
+
+
+def test_a_rate_that_was_is_forgotten_and_a_halt_is_seen() -> None:
+    drain, now = drained(0.1, 200)
+    assert 0.9 < drain.wait_s(10, now) < 1.1
+    assert drain.wait_s(10, now + HALF_LIFE_S) > 1.9
+    drain, now = drained(0.1, 200)
+    drain, now = drained(1.0, 100, drain, now)
+    assert 8.0 < drain.wait_s(10, now) < 11.0
