@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from tokenizers import Tokenizer
 
+from backends.acquaint import acquaint
 from backends.attention import PagedKV
 from backends.compiled import Library, resolve_library
 from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Choice, Settings, resolve_dtype, resolve_pages
@@ -111,6 +112,9 @@ def start_engine(settings: Settings, say: Say) -> Started:
         lookup=settings.speculate == "lookup",
         drafter=_drafter(draft, settings, limits, torch_dtype, draft_bytes, library.value) if draft else None,
     )
+    steps = acquaint(engine.step_cost, runner, tokenizer, limits, clock_ns=time.perf_counter_ns)
+    step_s, token_s, *_ = engine.step_cost.coefficients
+    say(f"a step takes {1e6 * step_s:.0f} us and {1e6 * token_s:.1f} us a token, by {steps} steps of its own")
     hello = Hello(
         protocol=PROTOCOL,
         model=settings.name,

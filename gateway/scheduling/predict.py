@@ -1,6 +1,7 @@
 """What a worker will take for the next request, learned from what it reported of the last ones.
 
-Pure: time is an argument. Starts from the step model in the worker's first `Load`, or from a guess that any report overrules.
+Pure: time is an argument. Starts from a guess, then from the step model in the worker's first `Load`, which it has from steps
+of its own (backends/acquaint.py); any report of a request overrules both.
 """
 
 import math
@@ -127,7 +128,7 @@ class Predictor:
 
     def __init__(self, prior: Rates | None = None, *, changed: Callable[[], None] = lambda: None) -> None:
         self._changed = changed
-        self._informed = prior is not None
+        self._informed = False
         self._start(prior or COLD)
         self._service = _Mean(0.0)
         self._pending: dict[int, int] = {}

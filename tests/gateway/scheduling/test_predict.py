@@ -78,8 +78,15 @@ def test_the_step_model_of_the_first_load_is_the_cold_start() -> None:
     assert predictor.rates.overhead_s == 0.003
     assert predictor.rates.prefill_s_per_token == 2e-5
     given = Predictor(cold_rates(10_000_000))
+    given.observe_load(load(), now=0.0)
+    assert given.rates == cold_rates(10_000_000), "a worker that has run nothing says nothing"
     given.observe_load(load(step_cost=(0.003, 2e-5, 0, 0)), now=0.0)
-    assert given.rates == cold_rates(10_000_000)
+    assert given.rates == predictor.rates
+    given.submitted(1, 100)
+    given.observe_finished(finished(1, prompt=100, output=5, rates=cold_rates(10_000_000)))
+    learned = given.rates
+    given.observe_load(load(step_cost=(0.03, 2e-4, 0, 0)), now=0.0)
+    assert given.rates == learned, "what requests took says more"
 
 
 def test_a_larger_model_is_expected_to_be_slower() -> None:

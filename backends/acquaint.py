@@ -1,0 +1,44 @@
+"""What a step costs, found out before anybody is served: a gateway that knows it need not try each worker to price it, and one
+that is thought dear and is not would never be tried again."""
+
+import random
+from array import array
+
+from backends.detokenize import Decoder
+from backends.engine import Clock, Engine
+from backends.limits import Limits
+from backends.runner import Runner
+from backends.step_cost import StepCost
+from backends.wire import Sampling, Submit
+
+PROMPTS = (8, 40, 150, 400, 900, 60, 250)
+BATCHES = (1, 1, 2, 4)
+OUTPUT = 12
+MAX_S = 2.0
+"""A large model on a slow machine is served after a few steps, of which it then knows little."""
+
+
+def acquaint(step_cost: StepCost, runner: Runner, decoder: Decoder, limits: Limits, *, clock_ns: Clock) -> int:
+    """Runs prompts of several lengths, alone and together, through an engine of its own on the same pages, which nobody holds
+    yet; `step_cost` learns from all but the first, which pay for set-up. Returns the number of steps."""
+    began_ns, rng, steps = clock_ns(), random.Random(0), 0
+    engine = Engine(runner, decoder, limits, clock_ns=clock_ns, rng=rng)
+    longest = max(1, min(limits.longest, limits.num_pages * limits.page_size // max(BATCHES)) - OUTPUT)
+    number = 0
+    for repeat in range(3):
+        if repeat == 1:
+            engine.step_cost = step_cost
+        for batch in BATCHES:
+            lengths = [min(PROMPTS[(number + i) % len(PROMPTS)], longest) for i in range(min(batch, limits.max_sequences))]
+            for length in lengths:
+                number += 1
+                prompt = array("I", (rng.randrange(limits.vocab_size) for _ in range(length)))
+                sampling = Sampling(max_tokens=OUTPUT, ignore_eos=True)
+                engine.submit("acquaint", Submit(request=number, prompt=prompt.tobytes(), sampling=sampling))
+            engine.meter.idle_until(clock_ns())
+            while engine.has_work:
+                if clock_ns() - began_ns > MAX_S * 1e9:
+                    return steps
+                engine.step()
+                steps += 1
+    return steps
