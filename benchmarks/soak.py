@@ -4,8 +4,9 @@ Method: real workers with the shipped models, few pages, budgets on every reques
 answered: single questions, agent runs and long work, of which one in twelve leaves in the middle. Every few seconds a random
 worker is killed (SIGKILL); the last fifth of the time none. Every answer is greedy and held against what the same model said to
 the same messages beforehand, alone; where they part between two tokens within 0.05 of each other it is a tie, as in a batch
-sums are added up in another order. At the end, idle: free + cached pages = all pages, no budget holds anything, what budgets
-were charged is what the ledger says, and every request stands in the ledger once. RSS is the gateway's, fitted after the first
+sums are added up in another order. Runs are remembered for a minute and budgets of theirs for two, so that what is bounded is
+full when memory is watched. At the end, idle: free + cached pages = all pages, no budget holds anything, what budgets were
+charged is what the ledger says, and every request stands in the ledger once. RSS is the gateway's, fitted after the first
 fifth.
 """
 

@@ -185,6 +185,7 @@ class Gateway:
                 self.keeper.refresh(time.monotonic())
             for run in self.runs.expire(time.monotonic()):
                 self.keeper.ended(run)
+                self.prompts.forget(run.chains)
                 self.books.run_ended(run)
             self.observe_devices()
             self._tell_uses()

@@ -400,6 +400,9 @@ class Pipeline:
             self.books.close(call, "aborted", error.status, error.code)
         else:
             self.books.close(call, "rejected" if error.status < 500 else "failed", error.status, error.code)
+        if call.run.is_final and self.runs.get(call.run.name) is not call.run:
+            self.keeper.ended(call.run)
+            self.prompts.forget(call.run.chains)
 
     def _pauses(self, call: Call) -> None:
         """The run goes on, after a pause; of a sub-agent that is done, without it."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import NamedTuple
@@ -94,6 +94,8 @@ class Prompts:
         self._clock, self._capture = clock, capture
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
         self._kept_chars = 0
+        self._fingerprints = set[str]()
+        """Of the tokenizers that were asked."""
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
     def close(self) -> None:
@@ -161,9 +163,18 @@ class Prompts:
         shown = (around(then, at), around(text, at)) if self._capture else ("", "")
         return Change(previous, shared, part, *shown)
 
-    def _keep(self, key: tuple[str, str], kept: _Kept) -> None:
+    def forget(self, chains: Iterable[str]) -> None:
+        """Their run is over."""
+        for key in [(chain, fingerprint) for chain in chains for fingerprint in self._fingerprints]:
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, str]) -> None:
         if (old := self._kept.pop(key, None)) is not None:
             self._kept_chars -= len(old.encoded.text)
+
+    def _keep(self, key: tuple[str, str], kept: _Kept) -> None:
+        self._drop(key)
+        self._fingerprints.add(key[1])
         self._kept[key] = kept
         self._kept_chars += len(kept.encoded.text)
         while self._kept and (self._kept_chars > MAX_KEPT_CHARS or len(self._kept) > MAX_KEPT_CHAINS):

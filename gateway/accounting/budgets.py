@@ -15,7 +15,8 @@ from gateway.errors import OverBudget
 from gateway.policy.schema import Budget
 
 MAX_ACCOUNTS = 200_000
-"""The least recently used that hold nothing are forgotten first; of runs there may be any number."""
+"""The least recently used that hold nothing are forgotten first, as are those whose window is over; of runs there may be any
+number."""
 _DUST = 1e-9
 """Of a limit: sums of floats are that exact."""
 _SOON_S = 1.0
@@ -125,13 +126,16 @@ class Budgets:
         if account is None or account.window < window:
             account = self._accounts[place] = _Account(window)
         self._accounts.move_to_end(place)
-        self._forget()
+        self._forget(now)
         return account
 
-    def _forget(self) -> None:
-        while len(self._accounts) > self._max_accounts:
+    def _forget(self, now: float) -> None:
+        """The one that was used least lately, and whose window is over, and which has to make room."""
+        while self._accounts:
             place, account = next(iter(self._accounts.items()))
-            if account.num_holds:
+            budget = self._budgets.get(place[0])
+            is_over = budget is not None and account.window < _window(budget, now)
+            if account.num_holds or not (is_over or len(self._accounts) > self._max_accounts):
                 return
             del self._accounts[place]
 

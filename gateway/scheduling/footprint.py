@@ -17,8 +17,12 @@ class _Held(NamedTuple):
         return self.tokens * self.score
 
 
+MAX_CHAINS = 20_000
+"""That hold pages; whoever ran longest ago has most likely none left."""
+
+
 class Footprints:
-    def __init__(self, max_chains: int = 100_000) -> None:
+    def __init__(self, max_chains: int = MAX_CHAINS) -> None:
         self._max_chains = max_chains
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._sums: defaultdict[str, float] = defaultdict(float)

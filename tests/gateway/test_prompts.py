@@ -7,6 +7,7 @@ from backends.wire import Sampling, page_names
 from benchmarks.report import ROOT
 from gateway.prompts import Prompt, Prompts, Target
 from gateway.request import Message, Request
+from gateway.runs.misses import Change
 from gateway.text.model_text import ModelText
 
 
@@ -56,4 +57,20 @@ def test_only_what_no_user_said_is_named_for_all_who_share() -> None:
     assert common(built("t", "the same " * 20, shares=False), built("u", "the same " * 20, shares=False)) == 0
     assert common(built("t", "a", system="Answer."), built("u", "b", system="Never answer. " * 20)) < 4
     assert built("t", "a " * 99, system="").shared_tokens <= 8
+    prompts.close()
+
+
+def test_what_a_run_that_is_over_said_is_forgotten() -> None:
+    text = ModelText.from_directory(ROOT / "backends" / "zoo" / "pico")
+    targets, prompts = [Target("a", text, "one", 4, 4096)], Prompts()
+    request = Request(model="auto", messages=(Message(role="user", content="hello"),), sampling=Sampling(max_tokens=1))
+
+    def change(chain: str) -> Change | None:
+        return asyncio.run(prompts.build(request, targets, chain=chain, salt=""))["a"].change
+
+    assert change("one") is None and change("two") is None
+    prompts.forget(["one", "never was"])
+    assert change("one") is None and change("two") is not None
+    prompts.forget(["one", "two"])
+    assert prompts._kept_chars == 0 and not prompts._kept
     prompts.close()

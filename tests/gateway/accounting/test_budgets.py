@@ -106,3 +106,17 @@ def test_no_order_of_holds_and_ends_spends_more_than_there_is(seed: int) -> None
     for run in runs:
         assert budgets.spent("r", run, 0.0).usd <= 1.0 + 1e-9
         assert budgets.spent("r", run, 0.0).turns <= 20
+
+
+def test_accounts_whose_window_is_over_are_forgotten_and_those_without_one_never() -> None:
+    budgets = Budgets({"hourly": Budget(per="run", turns=9, window_s=3600.0), "ever": Budget(per="run", turns=9)})
+    for number in range(50):
+        for hold in budgets.hold(["hourly"], Payers("t", "", f"r{number}"), [Amount(turns=1)], 10.0):
+            budgets.settle(hold, Amount(turns=1))
+    (open_,) = budgets.hold(["hourly"], Payers("t", "", "open"), [Amount(turns=1)], 20.0)
+    assert len(budgets) == 51
+    for hold in budgets.hold(["ever"], Payers("t", "", "r"), [Amount(turns=1)], 3700.0):
+        budgets.settle(hold, Amount(turns=1))
+    assert len(budgets) == 2, "what still holds something stays"
+    budgets.settle(open_, Amount(turns=1))
+    assert budgets.spent("ever", Payers("t", "", "r"), 1e9).turns == 1
