@@ -184,8 +184,7 @@ class Gateway:
                 await asyncio.sleep(TIDY_EVERY_S / TOLD_A_TIDY)
                 self.keeper.refresh(time.monotonic())
             for run in self.runs.expire(time.monotonic()):
-                self.keeper.ended(run)
-                self.prompts.forget(run.chains)
+                self.pipeline.forget(run)
                 self.books.run_ended(run)
             self.observe_devices()
             self._tell_uses()

@@ -40,7 +40,7 @@ from gateway.routing.escalation import Escalation
 from gateway.routing.question import question_for
 from gateway.runs.identity import Identity, identify, mint_id, public_id
 from gateway.runs.keeper import Keeper
-from gateway.runs.registry import Chain, Runs, in_tool_loop
+from gateway.runs.registry import Chain, Run, Runs, in_tool_loop
 from gateway.scheduling.predict import OutputLengths
 from gateway.scheduling.queue import Band
 from gateway.text.family import Family
@@ -401,8 +401,12 @@ class Pipeline:
         else:
             self.books.close(call, "rejected" if error.status < 500 else "failed", error.status, error.code)
         if call.run.is_final and self.runs.get(call.run.name) is not call.run:
-            self.keeper.ended(call.run)
-            self.prompts.forget(call.run.chains)
+            self.forget(call.run)
+
+    def forget(self, run: Run) -> None:
+        """It is over: nobody will come back for what is kept of it."""
+        self.keeper.ended(run)
+        self.prompts.forget(run.chains)
 
     def _pauses(self, call: Call) -> None:
         """The run goes on, after a pause; of a sub-agent that is done, without it."""
