@@ -30,7 +30,7 @@ from gateway.scheduling.seats import LEVELS, Seats, is_kept
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
-MAX_DECISIONS_A_LINE, MAX_SEEN_A_LINE = 16, 128
+MAX_DECISIONS_A_LINE, MAX_SEEN_A_LINE = 4, 128
 """Of a tenant and band, in one pump, which holds the event loop; what is left is looked at when the next worker reports."""
 NOT_PASSED_AFTER_S = 0.05
 """Who has waited so long for a worker to have room for its prompt is not gone past any more: a step or two."""
@@ -90,14 +90,15 @@ class Ticket:
 class _Look:
     """One look at all that wait: workers for which the first in order has to wait, with its priority there, so that who comes
     after it and would not be read before it does not go past; who leaves the seats that are free; priorities by worker, tenant
-    and line; and how many of each line were decided anew, or seen."""
+    and line; how many of each line were decided anew, or seen; and lines for which no worker at all has a seat."""
 
     def __init__(self) -> None:
         self.full: dict[str, int] = {}
-        self.leaves: dict[tuple[str, str, bool], bool] = {}
-        self.priorities: dict[tuple[str, str, Band], int] = {}
+        self.leaves: dict[tuple[str, str, bool, bool], bool] = {}
+        self.priorities: dict[tuple[str, str, Band, bool], int] = {}
         self.num = Counter[tuple[str, Band]]()
         self.seen = Counter[tuple[str, Band]]()
+        self.shut = set[tuple[str, Band]]()
 
 
 class Dispatcher:
@@ -119,6 +120,8 @@ class Dispatcher:
         """How many, by the worker that was chosen last, tenant, and whether it is batch work."""
         self._drains: defaultdict[str, Drain] = defaultdict(Drain)
         """Of batch work, by worker."""
+        self._let_in: dict[str, Stream] = {}
+        """The batch work that a worker's last seats were not left by, as it had waited too long."""
         fleet.changed = self.changed
 
     def decide(self, ticket: Ticket) -> Decision:
@@ -329,7 +332,11 @@ class Dispatcher:
             ticket = self._waiting[item.request]
             line = item.tenant, item.band.line
             look.seen[line] += 1
-            if look.num[line] >= MAX_DECISIONS_A_LINE or not self._may_go(ticket, look, now):
+            if look.num[line] >= MAX_DECISIONS_A_LINE:
+                return False
+            if not self._may_go(ticket, look, now):
+                if not self._is_late_batch(ticket) and all(self._is_shut(ticket, name, look) for name in self.fleet.predictors):
+                    look.shut.add(line)
                 return False
             look.num[line] += 1
             try:
@@ -343,7 +350,7 @@ class Dispatcher:
 
         def closed(tenant: str, band: Band) -> bool:
             line = tenant, band
-            return look.num[line] >= MAX_DECISIONS_A_LINE or look.seen[line] >= MAX_SEEN_A_LINE
+            return line in look.shut or look.num[line] >= MAX_DECISIONS_A_LINE or look.seen[line] >= MAX_SEEN_A_LINE
 
         while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate, closed=closed)) is not None:
             ticket = self._waiting.pop(item.request)
@@ -388,7 +395,8 @@ class Dispatcher:
             return True
         if worker in look.full and self._priority_in(ticket, worker, look) >= look.full[worker]:
             return True
-        kind = worker, ticket.tenant, ticket.band is Band.BATCH and ticket.on_overload != "queue"
+        is_batch = ticket.band is Band.BATCH and ticket.on_overload != "queue"
+        kind = worker, ticket.tenant, is_batch, self._is_late_batch(ticket)
         if kind not in look.leaves:
             look.leaves[kind] = self._leaves(ticket, worker)
         return look.leaves[kind]
@@ -406,8 +414,8 @@ class Dispatcher:
         return self.fleet.server(chosen.worker).credits.has_room(chosen.prompt_tokens - chosen.cached_tokens, priority)
 
     def _leaves(self, ticket: Ticket, worker: str) -> bool:
-        """The last seats: batch work leaves them to those who were promised a soon first token, where promises are judged, and
-        a tenant that has its share to the others."""
+        """The last seats: batch work leaves them to those who were promised a soon first token, where promises are judged, but
+        for one at a time that has waited for half of what it was promised; and a tenant that has its share to the others."""
         hello = self.fleet.links[worker].hello if worker in self.fleet.links else None
         if not hello or not self._by_run:
             return False
@@ -415,7 +423,8 @@ class Dispatcher:
         if not credits.live or not is_kept(credits.num_free, hello.max_sequences):
             return False
         if ticket.band is Band.BATCH and ticket.on_overload != "queue":
-            return True
+            let_in = self._let_in.get(worker)
+            return not self._is_late_batch(ticket) or (let_in is not None and let_in.finished is None)
         return self.seats.has_its_share(ticket.tenant, credits.taken, hello.max_sequences, self._clock())
 
     def _submit(self, ticket: Ticket, decision: Decision) -> Stream:
@@ -450,6 +459,8 @@ class Dispatcher:
             chain=ticket.chain,
             traceparent=ticket.traceparent,
         )
+        if self._is_late_batch(ticket):
+            self._let_in[worker] = stream
         if chosen.held_tokens:
             stream.hold_back(chosen.held_tokens, chosen.anew_below)
         predictor, hello = self.fleet.predictors[worker], self.fleet.links[worker].hello
@@ -463,16 +474,22 @@ class Dispatcher:
         return stream
 
     def _priority(self, ticket: Ticket, worker: str) -> int:
-        """At the worker, where lower goes first: by band, and in a band who has less of its share of the seats."""
+        """At the worker, where lower goes first: by band, and in a band who has less of its share of the seats. Batch work that
+        has waited for half of what it was promised goes with the turns of agents."""
         if not self._by_run or worker not in self.fleet.links:
             return 0
         link = self.fleet.links[worker]
         total = link.hello.max_sequences if link.hello else 1
         level = self.seats.level(ticket.tenant, link.credits.taken, total, self._clock())
-        return LEVELS * int(ticket.band.line) + level
+        line = Band.AGENT_TURN if self._is_late_batch(ticket) else ticket.band.line
+        return LEVELS * int(line) + level
+
+    def _is_late_batch(self, ticket: Ticket) -> bool:
+        """Whether batch work that was promised an end has used up half of its time to wait."""
+        return ticket.band is Band.BATCH and self._clock() - ticket.arrival >= DUE_SHARE * ticket.promised_s
 
     def _priority_in(self, ticket: Ticket, worker: str, look: "_Look") -> int:
-        kind = worker, ticket.tenant, ticket.band.line
+        kind = worker, ticket.tenant, ticket.band.line, self._is_late_batch(ticket)
         if kind not in look.priorities:
             look.priorities[kind] = self._priority(ticket, worker)
         return look.priorities[kind]

@@ -25,6 +25,8 @@ MAX_SILENCE_S = 120.0
 """A busy worker reports every step; on a slow machine one step of a large model takes this long."""
 CLOSE_S = 2.0
 MAX_WAITING_SCORES = 1_000
+SCORES_WAIT_S = 0.02
+"""For something else to go with: a frame costs the gateway and the worker more than what a score says."""
 MAX_ASSET_BYTES = 256 * 1024 * 1024
 MAX_TOKENS, MAX_SECONDS = 2**32, 1e9
 """Of one request. More is no count and no time."""
@@ -72,6 +74,7 @@ class Link:
         self._next_request = 0
         self._outbox: list[wire.Down] = []
         self._outgoing = asyncio.Event()
+        self._scores_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -125,7 +128,9 @@ class Link:
     def retain(self, chain: str, score: float) -> None:
         """What the pages of this chain are worth from now on; at 0 nobody will come back for them."""
         if self.healthy and len(self._outbox) < MAX_WAITING_SCORES:
-            self._send(wire.Retain(chain, score))
+            self._outbox.append(wire.Retain(chain, score))
+            if self._scores_timer is None:
+                self._scores_timer = asyncio.get_running_loop().call_later(SCORES_WAIT_S, self._outgoing.set)
 
     def _abort(self, request: int) -> None:
         if request in self.streams:
@@ -209,10 +214,16 @@ class Link:
         while True:
             while self._outbox:
                 messages, self._outbox = self._outbox, []
+                self._stop_waiting()
                 for frame in wire.frames(messages):
                     await socket.send_bytes(frame)
             self._outgoing.clear()
             await self._outgoing.wait()
+
+    def _stop_waiting(self) -> None:
+        if self._scores_timer:
+            self._scores_timer.cancel()
+            self._scores_timer = None
 
     async def _watch(self) -> None:
         """Raises TimeoutError when what runs there makes no step: the process may be alive, and its socket too."""
@@ -277,6 +288,7 @@ class Link:
             log.warning("worker %s lost: %s", self.worker, problem)
         self.hello, self.load, self.problem = None, None, problem
         self._outbox.clear()
+        self._stop_waiting()
         self.credits.forget()
         streams, self.streams = self.streams, {}
         for stream in streams.values():

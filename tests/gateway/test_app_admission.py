@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.scheduling.admission import DUE_SHARE
 from tests.served import POLICY, Served, ask, fake, serve, until
 
 SLO = "slo: {interactive: {ttft_s: 0.2}, agent: {ttft_s: 0.4}, batch: {deadline_s: 3600}}"
@@ -164,3 +165,22 @@ async def test_a_service_tier_that_the_policy_does_not_know_is_refused(tmp_path:
         status, body, _ = await post(served, ask(service_tier="flex"))
         assert (status, body["error"]["code"], body["error"]["param"]) == (400, "unsupported_parameter", "service_tier")
         assert "ask for auto, default" in body["error"]["message"]
+
+
+@pytest.mark.usefixtures("route")
+async def test_batch_work_that_waited_long_gets_one_of_the_last_seats_at_a_time(tmp_path: Path) -> None:
+    slo = "slo: {interactive: {ttft_s: 30}, batch: {deadline_s: 4}}"
+    async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=16)}, more=slo) as served:
+        worker = served.workers["nano-0"]
+        worker.hold()
+        first = [asyncio.create_task(post(served, ask(f"question {number}"))) for number in range(14)]
+        await until(lambda: worker.num_live == 14)
+        began = asyncio.get_running_loop().time()
+        batch = [asyncio.create_task(post(served, ask(f"batch {number}"), **{"x-headway-slo": "batch"})) for number in range(3)]
+        await until(lambda: len(served.gateway.queue) == 3)
+        await until(lambda: worker.num_live == 15)
+        assert asyncio.get_running_loop().time() - began > DUE_SHARE * 4 * 0.9
+        await asyncio.sleep(0.6)
+        assert (worker.num_live, len(served.gateway.queue)) == (15, 2)
+        worker.release()
+        assert [status for status, *_ in await asyncio.gather(*first, *batch)] == [200] * 17

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.served import Served, fake, serve
+from tests.served import Served, fake, serve, until
 
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 SAID = [{"role": "user", "content": "hello there"}]
@@ -168,6 +168,7 @@ async def test_a_sub_agent_that_is_done_gives_its_pages_up_and_its_run_goes_on(t
         assert sorted(await chains(served, "main")) == ["main", "main#child"]
         await post(served, path, child | {"X-Dynamo-Session-Final": "true"})
         assert await chains(served, "main") == ["main"]
+        await until(lambda: any(one.score == 0 for one in served.workers["nano-0"].retained))
         released = [one.chain for one in served.workers["nano-0"].retained if one.score == 0]
         assert [name.partition(":")[2] for name in released] == ["main#child"]
         await post(served, path, {"X-Dynamo-Session-ID": "main", "X-Dynamo-Session-Final": "true"})

@@ -69,4 +69,5 @@ async def test_placement_can_be_switched_off(tmp_path: Path) -> None:
 async def test_without_retention_workers_are_told_nothing(tmp_path: Path) -> None:
     async with serve(tmp_path, workers=two(), more="scheduling: {retention: false}") as served:
         await sent(served, begun("one"), "r")
+        await sent(served, begun("two"), "s")  # what is to be told goes with the next question at the latest
         assert not any(worker.retained for worker in served.workers.values())

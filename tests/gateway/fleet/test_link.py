@@ -54,6 +54,19 @@ async def test_the_tokenizer_comes_over_the_link(tmp_path: Path) -> None:
         assert len(link.text.encode("hello there")) > 1
 
 
+async def test_scores_go_out_alone_after_a_moment_or_before_what_is_submitted_next(tmp_path: Path) -> None:
+    worker = fake()
+    async with linked(worker, tmp_path) as link:
+        await until(lambda: link.healthy)
+        for score in (0.5, 0.25):
+            link.retain("chain", score)
+        await until(lambda: len(worker.retained) == 2)
+        link.retain("chain", 0.0)
+        link.submit(PROMPT, sampling(), uncached_tokens=40)
+        await until(lambda: len(worker.submitted) == 1)
+        assert [one.score for one in worker.retained] == [0.5, 0.25, 0.0]
+
+
 async def test_a_dropped_link_ends_every_stream_once_and_comes_back(tmp_path: Path) -> None:
     worker = fake(step_s=0.01)
     async with linked(worker, tmp_path) as link:
