@@ -4,7 +4,9 @@ A slot holds one token's K heads, then its V heads; a page is `page_size` neighb
 in memory are read in place, others are gathered first.
 """
 
+import contextlib
 import math
+import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,7 +61,7 @@ class PagedKV:
         self, *, layers: int, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: str
     ) -> None:
         shape = (layers, num_pages, page_size, 2 * kv_heads, head_dim)
-        self.pages = torch.zeros(shape, dtype=dtype, device=device)
+        self.pages = _zeros(shape, dtype, device)
         self.page_size, self.kv_heads = page_size, kv_heads
         self._pages = list(self.pages.unbind(0))
         self._slots = list(self.pages.view(layers, num_pages * page_size, 2 * kv_heads, head_dim).unbind(0))
@@ -98,7 +100,7 @@ class Int8KV(PagedKV):
             device=device,
         )
         self._dtype = dtype
-        self.scales = torch.zeros(*self.pages.shape[:-1], 1, dtype=torch.float32, device=device)
+        self.scales = _zeros((*self.pages.shape[:-1], 1), torch.float32, device)
         self._page_scales = list(self.scales.unbind(0))
         self._slot_scales = list(self.scales.view(layers, num_pages * page_size, 2 * kv_heads, 1).unbind(0))
 
@@ -168,3 +170,15 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, manner: Manner
 def hide(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive mask of a boolean one."""
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """In the host's large pages of memory, where it has them: what a step reads lies all over the pool, and looking up small
+    ones took up to a seventh of it (docs/log.md)."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if device != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE") or num_bytes == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape).zero_()

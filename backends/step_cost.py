@@ -1,12 +1,14 @@
 """What a step costs and who caused it. Pure: no clock, integers of nanoseconds in and out.
 
-    dt ~ a + g * groups + r * rows + k * chunks + b * chunk tokens + c * tokens * context + d * KV bytes      (design §8)
+    dt ~ a + g * groups + r * rows + k * chunks + b * chunk tokens + c * tokens * context + d * KV bytes + e * KV bytes²
 
-A row is a sequence that computes one token, a chunk one that computes more: a row costs more than a token of a chunk, and
-a chunk something of its own. Rows of about one length are a group, whose attention is computed in one go (spans.py).
-What is there once, however many use it, is shared equally by those: `a`, which reading the weights is the most of, by all,
-and each `g` by its group; the rest is paid by who caused it. These are the Shapley values of the fitted model. The shares are
-scaled so that they sum to dt exactly.
+Design §8, but for the square: what does not fit into the processor's caches any more makes every byte dearer, so that all that
+is read together costs more than its parts (docs/log.md). A row is a sequence that computes one token, a chunk one that computes
+more: a row costs more than a token of a chunk, and a chunk something of its own. Rows of about one length are a group, whose
+attention is computed in one go (spans.py). What is there once, however many use it, is shared equally by those: `a`, which
+reading the weights is the most of, by all, and each `g` by its group; of the square each pays its own bytes times those of all;
+the rest is paid by who caused it. These are the Shapley values of the fitted model. The shares are scaled so that they sum to
+dt exactly.
 """
 
 from collections import Counter
@@ -26,7 +28,9 @@ SETTLED = 64
 """Steps before the fit may doubt one."""
 SOLVE_EVERY = 16
 """Steps between two solutions, which take a tenth of a millisecond."""
-_SIZE = 7
+_SIZE = 8
+_PAIRS = [(i, j) for i in range(_SIZE) for j in range(i, _SIZE)]
+_KV_BYTES, _KV_SQUARES = _PAIRS.index((0, 6)), _PAIRS.index((6, 6))
 
 
 class Caused(NamedTuple):
@@ -40,7 +44,7 @@ class Caused(NamedTuple):
 
 class Cost(NamedTuple):
     """What was fitted, in seconds: of a step, a group of rows, a row, a chunk, a chunk's token, a token * its context, a byte
-    of KV."""
+    of KV beside as many others as there were lately."""
 
     step: float
     group: float
@@ -58,16 +62,16 @@ class _Sums:
     """Normal equations that forget."""
 
     def __init__(self, forget: float) -> None:
-        self.gram = [[0.0] * _SIZE for _ in range(_SIZE)]
+        self.gram = [0.0] * len(_PAIRS)
+        """Of each pair of columns once."""
         self.target = [0.0] * _SIZE
         self._forget = forget
 
     def add(self, row: Row, dt_s: float, weight: float) -> None:
-        for i, (gram, value) in enumerate(zip(self.gram, row, strict=True)):
-            scaled = weight * value
-            for j in range(_SIZE):
-                gram[j] = gram[j] * self._forget + scaled * row[j]
-            self.target[i] = self.target[i] * self._forget + scaled * dt_s
+        forget, scaled = self._forget, [weight * value for value in row]
+        products = [one * other for i, one in enumerate(scaled) for other in row[i:]]
+        self.gram = [kept * forget + new for kept, new in zip(self.gram, products, strict=True)]
+        self.target = [kept * forget + new * dt_s for kept, new in zip(self.target, scaled, strict=True)]
 
 
 class StepCost:
@@ -80,22 +84,29 @@ class StepCost:
 
     @property
     def cost(self) -> Cost:
-        return Cost(*self._fit)
+        a, g, r, k, b, c, d, e = self._fit
+        return Cost(a, g, r, k, b, c, d + e * self._bytes_beside)
 
     @property
     def coefficients(self) -> Coefficients:
-        """(a, b, c, d) of dt ~ a + b * tokens + c * tokens * context + d * KV bytes, exact for one decoding sequence."""
-        a, g, r, _, b, c, d = self._fit
+        """(a, b, c, d) of dt ~ a + b * tokens + c * tokens * context + d * KV bytes, for one decoding sequence beside the KV
+        that there was lately."""
+        a, g, r, _, b, c, d = self.cost
         return a + g + max(0.0, r - b), b, c, d
 
+    @property
+    def _bytes_beside(self) -> float:
+        """Of KV in a step, as a byte of it saw it lately."""
+        gram = self._plain.gram
+        return gram[_KV_SQUARES] / gram[_KV_BYTES] if gram[_KV_BYTES] > 0 else 0.0
+
     def observe(self, caused: Sequence[Caused], dt_s: float) -> None:
-        total = (1.0, *(sum(column) for column in zip(*_rows(caused), strict=True)))
+        total = _total(caused)
         (self._mixed if total[3] else self._plain).add(total, dt_s, self._weight(total, dt_s))
         self._seen += 1
         if self._seen % SOLVE_EVERY == 0 or self._seen < SOLVE_EVERY:
-            grams = zip(self._plain.gram, self._mixed.gram, strict=True)
-            target = _plus(self._plain.target, self._mixed.target)
-            self._fit = least_squares([_plus(plain, mixed) for plain, mixed in grams], target)
+            gram, target = _plus(self._plain.gram, self._mixed.gram), _plus(self._plain.target, self._mixed.target)
+            self._fit = least_squares(_square(gram), target)
 
     def _weight(self, row: Row, dt_s: float) -> float:
         """By relative errors, so that a few long prefills do not outweigh many short decodes."""
@@ -107,15 +118,14 @@ class StepCost:
 
     def expected(self, caused: Sequence[Caused]) -> float:
         """Seconds that the fit expects of a step of these."""
-        total = (1.0, *(sum(column) for column in zip(*_rows(caused), strict=True)))
+        total = _total(caused)
         return float(sum(value * x for value, x in zip(self._fit, total, strict=True)))
 
     def split(self, caused: Sequence[Caused], dt_ns: int) -> list[int]:
         """Shares in nanoseconds, in the order given; they sum to `dt_ns` exactly."""
         if len(caused) == 1:
             return [dt_ns]
-        a, *slopes = self._fit
-        weights = [a / len(caused) + sum(s * x for s, x in zip(slopes, row, strict=True)) for row in _rows(caused)]
+        weights = self._weights(caused)
         total = sum(weights)
         if total <= 0:
             weights, total = [1.0] * len(caused), float(len(caused))
@@ -128,20 +138,47 @@ class StepCost:
         shares[-1] += dt_ns - given
         return shares
 
+    def _weights(self, caused: Sequence[Caused]) -> list[float]:
+        a, g, r, k, b, c, d, e = self._fit
+        sizes = Counter(one.group for one in caused if one.tokens == 1)
+        shared = a / len(caused)
+        byte = d + e * sum(one.kv_bytes for one in caused)
+        in_group = {group: shared + r + g / size for group, size in sizes.items()}
+        return [
+            in_group[group] + c * context + byte * num_bytes
+            if tokens == 1
+            else shared + k + (b + c * context) * tokens + byte * num_bytes
+            for tokens, context, num_bytes, group in caused
+        ]
+
+
+def _square(pairs: list[float]) -> list[list[float]]:
+    whole = [[0.0] * _SIZE for _ in range(_SIZE)]
+    for (i, j), value in zip(_PAIRS, pairs, strict=True):
+        whole[i][j] = whole[j][i] = value
+    return whole
+
 
 def _plus(left: list[float], right: list[float]) -> list[float]:
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
-def _rows(caused: Sequence[Caused]) -> list[Row]:
-    """All but the fixed part: groups (its share of one), rows, chunks, chunk tokens, tokens * context, KV bytes."""
-    sizes = Counter(one.group for one in caused if one.tokens == 1)
-    return [
-        (1 / sizes[one.group], 1.0, 0.0, 0.0, one.context, float(one.kv_bytes))
-        if one.tokens == 1
-        else (0.0, 0.0, 1.0, float(one.tokens), one.tokens * one.context, float(one.kv_bytes))
-        for one in caused
-    ]
+def _total(caused: Sequence[Caused]) -> Row:
+    """One, groups, rows, chunks, chunk tokens, tokens * context, KV bytes and their square."""
+    groups = set[int]()
+    rows = chunks = tokens = kv_bytes = 0
+    mixed = 0.0
+    for num_tokens, context, num_bytes, group in caused:
+        if num_tokens == 1:
+            rows += 1
+            groups.add(group)
+            mixed += context
+        else:
+            chunks += 1
+            tokens += num_tokens
+            mixed += num_tokens * context
+        kv_bytes += num_bytes
+    return (1.0, float(len(groups)), float(rows), float(chunks), float(tokens), mixed, float(kv_bytes), float(kv_bytes) ** 2)
 
 
 def least_squares(gram: list[list[float]], target: list[float]) -> list[float]:

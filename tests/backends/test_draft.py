@@ -167,7 +167,7 @@ def test_what_a_draft_costs_closes_the_gate() -> None:
     (sequence,) = engine.scheduler.waiting
     free = Price(1e-3, 1e-5, 0.0)
     assert drafter.priced(free, sequence, 1, 20) == free
-    drafter.step_cost._fit = [5e-4, 0.0, 1e-4, 2e-4, 1e-5, 0.0, 0.0]
+    drafter.step_cost._fit = [5e-4, 0.0, 1e-4, 2e-4, 1e-5, 0.0, 0.0, 0.0]
     alone, many = drafter.priced(free, sequence, 1, 20), drafter.priced(free, sequence, 16, 20)
     assert alone.draft == pytest.approx(1e-5 + 6e-4) and many.draft < alone.draft
     assert alone.first == pytest.approx(2e-4 + 19 * 1e-5 / 9)

@@ -88,3 +88,27 @@ def test_busy_and_idle_are_the_wall_time() -> None:
         else:
             meter.idle_until(now_ns)
     assert meter.busy_ns + meter.idle_ns == now_ns - 12_345
+
+
+def test_what_all_read_together_makes_each_byte_dearer() -> None:
+    rng, cost = random.Random(4), StepCost()
+    kv = 8192
+
+    def takes(step: list[Caused]) -> float:
+        total = sum(one.kv_bytes for one in step)
+        return 2e-4 + 2e-11 * total + 1e-18 * total**2
+
+    for _ in range(1000):
+        contexts = [rng.randrange(1, 3000) for _ in range(rng.randrange(1, 9))]
+        step = [Caused(1, float(context), context * kv) for context in contexts]
+        cost.observe(step, takes(step) * rng.uniform(0.98, 1.02))
+    step = [Caused(1, 500.0, 500 * kv), Caused(1, 2500.0, 2500 * kv)]
+    assert cost.expected(step) == pytest.approx(takes(step), rel=0.05)
+    alone = [cost.expected([one]) for one in step]
+    assert cost.expected(step) > sum(alone) - cost.cost.step
+    first, second = cost.split(step, round(1e9 * takes(step)))
+    fair = (takes(step) + takes(step[:1]) - takes(step[1:])) / 2
+    assert first == pytest.approx(1e9 * fair, rel=0.1) and first + second == round(1e9 * takes(step))
+    # The price of a byte is that beside what there was lately.
+    byte = cost.cost.mixed / kv + cost.cost.kv_byte
+    assert 2e-11 + 1e-18 * 1e7 < byte < 2e-11 + 1e-18 * 8e7
