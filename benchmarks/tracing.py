@@ -2,10 +2,12 @@
 against a fake worker, and 97 % against a real one; a request has as many spans for a thousand tokens as for two.
 
 Method: `wrk` with 16 connections against one gateway process at a time. On: the default settings, every request's spans to a
-file, the ledger in SQLite. Off: the same program without spans, ledger rows and metric updates (benchmarks/untold.py). On and
-off take turns; medians of the rounds. pico is asked for what it answers in a few tokens, where it is the faster one and
-this too is the gateway's throughput; and for answers of ANSWER tokens, where it is what is waited for. Then short and long
-answers, and the spans of each counted.
+file, the ledger in SQLite. Off: the same program without spans, ledger rows and metric updates (benchmarks/untold.py). Two that
+differ in nothing are a tenth apart from one start to the next, and as much from one minute to the next, where generator,
+gateway and worker share two cores. So on and off take turns within seconds, each the first in every second round, and all are
+started anew a few times; the ratio is the median of the rounds' own. pico is asked for what it answers in a few tokens, where
+it is the faster one and this too is the gateway's throughput; and for answers of ANSWER tokens, where it is what is waited for.
+Then short and long answers, and the spans of each counted.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ import itertools
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -28,7 +32,7 @@ from benchmarks.overhead import BODY, Load, median, wrk
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from benchmarks.served import default_policy, free_port, gateway, wait_ready
 
-KINDS = ("fake", "pico")
+KINDS, TELLING = ("fake", "pico"), ("on", "off")
 ANSWER = 64
 LOADS = (("fake", 0), ("pico", 0), ("pico", ANSWER))
 """The worker, and how many tokens an answer must have; 0 is as many as it has."""
@@ -39,27 +43,29 @@ def main() -> None:
     args = arguments(__doc__).parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed: on Debian, `apt-get install wrk`")
-    rounds, seconds = (1, 3) if args.quick else (5, 8)
+    starts, rounds, seconds = (1, 1, 3) if args.quick else (4, 4, 4)
     seen: dict[tuple[str, int, str], list[Load]] = {}
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        urls = {
-            (kind, told): stack.enter_context(_gateway(folder, kind, told=told)) for kind in KINDS for told in ("on", "off")
-        }
-        for number in range(rounds):
-            for (kind, tokens), told in itertools.product(LOADS, ("on", "off")):
-                url, body = urls[kind, told], BODY.format(model="pico", stream="true")
+    spans: dict[str, int] = {}
+    for start in range(starts):
+        with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+            folder = Path(name)
+            urls = {(kind, told): stack.enter_context(_gateway(folder, kind, told=told)) for kind in KINDS for told in TELLING}
+            for number, (kind, tokens) in itertools.product(range(rounds), LOADS):
+                body = BODY.format(model="pico", stream="true")
                 if tokens:
                     body = body.replace("{", '{"ignore_eos":true,', 1).replace("64", str(tokens))
-                if number == 0:
-                    wrk(url, body, 2)
-                load = wrk(url, body, seconds)
-                seen.setdefault((kind, tokens, told), []).append(load)
-                progress(
-                    f"round {number + 1}/{rounds} {kind} {tokens} {told}: {load.rps:,.0f} requests/s, {load.errors} errors"
-                )
-        loads = {key: median(found) for key, found in seen.items()}
-        spans = asyncio.run(_spans(urls["fake", "on"], folder / "fake-on.jsonl"))
+                for told in TELLING if number % 2 else reversed(TELLING):
+                    if number == 0:
+                        wrk(urls[kind, told], body, 2)
+                    load = wrk(urls[kind, told], body, seconds)
+                    seen.setdefault((kind, tokens, told), []).append(load)
+                    progress(
+                        f"start {start + 1}/{starts}, round {number + 1}/{rounds}, {kind} {tokens or ''} {told}:"
+                        f" {load.rps:,.0f} requests/s, {load.errors} errors"
+                    )
+            if start == 0:
+                spans = asyncio.run(_spans(urls["fake", "on"], folder / "fake-on.jsonl"))
+    loads = {key: median(found) for key, found in seen.items()}
     print(
         table(
             ("worker", "tokens asked for", "telling", "requests/s", "p50 ms", "p99 ms", "errors"),
@@ -67,9 +73,13 @@ def main() -> None:
         )
     )
     names = {load: f"{load[0]}_{load[1]}_tokens" if load[1] else load[0] for load in LOADS}
-    ratios = {names[load]: loads[*load, "on"].rps / loads[*load, "off"].rps for load in LOADS}
-    results = {f"{names[kind, tokens]}_{told}_rps": load.rps for (kind, tokens, told), load in loads.items()} | {"spans": spans}
+    apart = {load: [on.rps / off.rps for on, off in zip(seen[*load, "on"], seen[*load, "off"], strict=True)] for load in LOADS}
+    ratios = {names[load]: statistics.median(found) for load, found in apart.items()}
+    results: dict[str, Any] = {
+        f"{names[kind, tokens]}_{told}_rps": load.rps for (kind, tokens, told), load in loads.items()
+    } | {"spans": spans}
     results |= {f"{name}_ratio": ratio for name, ratio in ratios.items()}
+    results |= {f"{names[load]}_ratios": sorted(found) for load, found in apart.items()}
     results["errors"] = sum(load.errors for load in loads.values())
     targets = [
         Target("on over off, fake worker", ratios["fake"], ">=", 0.65),

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import json
 from pathlib import Path
 
@@ -51,6 +52,22 @@ async def test_an_open_loop_sends_on_time_whatever_becomes_of_the_others() -> No
 
     assert await open_loop([0.0, 0.001, 0.002], send, clock=lambda: now) == [0, 1, 2]
     assert sent == [0.0, 0.001, 0.002]
+
+
+async def test_while_a_load_lasts_garbage_is_collected_seldom() -> None:
+    before = gc.get_threshold()
+
+    async def send(number: int, due: float) -> int:
+        assert gc.get_threshold() > before
+        if number == 1:
+            raise ValueError("not sent")
+        return number
+
+    assert await open_loop([0.0], send) == [0]
+    assert gc.get_threshold() == before
+    with pytest.raises(ExceptionGroup):
+        await open_loop([0.0, 0.0], send)
+    assert gc.get_threshold() == before and gc.get_freeze_count() == 0
 
 
 async def test_the_client_sees_answers_refusals_and_broken_streams(tmp_path: Path) -> None:
