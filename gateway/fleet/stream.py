@@ -9,7 +9,7 @@ MAX_PIECES = 256
 """A reader further behind than this gets its pieces joined; the text itself is bounded by the model's context."""
 
 
-WAKE_EVERY_S = 0.02
+WAKE_EVERY_S = 0.04
 """A reader in the middle of an answer is woken at most so often: at a hundred steps a second and more each waking would cost
 the gateway more than the step cost the worker. The first piece and the end go out at once."""
 

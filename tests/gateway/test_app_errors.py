@@ -1,6 +1,7 @@
 """What a caller does wrong gets a clear 4xx in OpenAI's shape, on every endpoint, and leaves nothing behind."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 
 from gateway.asgi import Reading, read_body
 from gateway.auth import KeylessBindError, check_bind
+from gateway.call import Arrival
 from gateway.errors import BodyTooLarge, BodyTooSlow, Overloaded
 from gateway.policy.schema import Device, Model, Policy, Route, Worker
-from tests.served import Served, ask, serve
+from tests.served import Served, ask, fake, serve, until
 
 KEYED = """
 tenants:
@@ -209,3 +211,32 @@ async def test_all_bodies_together_are_bounded() -> None:
     more.append({"type": "http.disconnect"})
     with pytest.raises(BodyTooLarge):
         await read_body([(b"content-length", b"11")], receive, reading)
+
+
+def num_arrivals() -> int:
+    return sum(isinstance(one, Arrival) for one in gc.get_objects())
+
+
+async def test_what_is_refused_or_left_is_gone_without_the_garbage_collector(tmp_path: Path) -> None:
+    """A full collection stops the gateway, so there is hardly ever one: what is in a cycle stays."""
+    async with serve(tmp_path, workers={"nano-0": fake("nano", step_s=0.02)}) as served:
+
+        async def leave() -> None:
+            asked = asyncio.create_task(served.chat(ask("hello", stream=True, max_tokens=100)))
+            await until(lambda: served.workers["nano-0"].num_live == 1)
+            asked.cancel()
+            await until(lambda: served.workers["nano-0"].num_live == 0)
+
+        await served.chat(ask(n=99))
+        await leave()
+        gc.collect()
+        before = num_arrivals()
+        gc.disable()
+        try:
+            for _ in range(5):
+                assert (await served.chat(ask(n=99)))[0] == 400
+                await leave()
+            await asyncio.sleep(0.05)
+            assert num_arrivals() <= before
+        finally:
+            gc.enable()
