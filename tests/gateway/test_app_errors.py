@@ -214,7 +214,7 @@ async def test_all_bodies_together_are_bounded() -> None:
 
 
 def num_arrivals() -> int:
-    return sum(isinstance(one, Arrival) for one in gc.get_objects())
+    return sum(type(one) is Arrival for one in gc.get_objects())
 
 
 async def test_what_is_refused_or_left_is_gone_without_the_garbage_collector(tmp_path: Path) -> None:
