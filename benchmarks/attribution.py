@@ -6,8 +6,8 @@ it. After the warm-up one step in `every` is graded, whatever it does: the same 
 for every subset of the batch. That is what those sequences would have taken alone: where they run alone, the steps before were
 theirs too, so a pass is timed after WARMING others of the same subset, and finds in the caches what it would find there, not
 what some other subset left. All subsets are timed in ROUNDS rounds, each in an order of its own, so that a disturbance meets
-none of them alone; the time of one is the median. Shapley values of these times, exact, are the fair shares. The rule splits the
-time of the whole batch with the coefficients that it has fitted by then.
+none of them alone; the time of one is the median. Shapley values of these times, exact, are the fair shares. The rule splits
+the time of the whole batch with the coefficients that it has fitted by then.
 
 Times are the thread's CPU time, as the engine has one thread here; `cpu_of_wall` is how much of the clock that was.
 
