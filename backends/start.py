@@ -95,7 +95,7 @@ def start_engine(settings: Settings, say: Say) -> Started:
             device=settings.device,
             int8=int8_kv,
         )
-    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for it on a CPU
+    except (MemoryError, OSError, RuntimeError) as error:  # torch has no type of its own for it on a CPU
         raise ValueError(
             f"{limits.num_pages:,} pages do not fit into memory: ask for fewer with --kv-tokens or kv_tokens: {error}"
         ) from error

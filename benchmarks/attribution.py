@@ -4,7 +4,7 @@ Method: the engine runs a seeded mix of prompts (8 to 2,700 tokens, three in ten
 with up to six sequences at once that come and go, so that most steps decode at different contexts and some read a prompt beside
 it. After the warm-up one step in `every` is graded, whatever it does: the same forward pass is repeated, with the same pages,
 for every subset of the batch. That is what those sequences would have taken alone: where they run alone, the steps before were
-theirs too, so a pass is timed after WARMING others of the same subset, and finds in the caches what it would find there, not
+theirs too, so a pass is timed after others of the same subset for WARM_S, and finds in the caches what it would find there, not
 what some other subset left. All subsets are timed in ROUNDS rounds, each in an order of its own, so that a disturbance meets
 none of them alone; the time of one is the median. Shapley values of these times, exact, are the fair shares. The rule splits
 the time of the whole batch with the coefficients that it has fitted by then.
@@ -45,8 +45,9 @@ MAX_SEQUENCES = 6
 """2^6 subsets of a batch can all be timed."""
 ROUNDS = 6
 """The odd and the even ones are two measurements."""
-WARMING = 4
-"""A row of 62 tokens on nano takes 203 us after so many, 469 us straight after longer ones, 165 us where all are short."""
+WARM_S = 0.005
+"""A row of 62 tokens on nano takes 203 us after four passes of its own, 469 us straight after longer ones, 165 us where all are
+short."""
 WARM_UP_STEPS = 500
 """About as many as the fit remembers (step_cost.FORGET)."""
 SEED = 7
@@ -130,7 +131,8 @@ class GradingRunner:
         return [caused_by(one, self.engine.limits.kv_bytes) for one in work]
 
     def _timed(self, part: list[Work]) -> float:
-        for _ in range(WARMING):
+        warm = time.thread_time() + WARM_S
+        while time.thread_time() < warm:
             self._runner.run(part)
         started_s, started = time.perf_counter(), time.thread_time()
         self._runner.run(part)

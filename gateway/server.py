@@ -52,9 +52,11 @@ def make_server(gateway: Gateway, host: str, port: int) -> Server:
     )
 
 
-_GC_THRESHOLDS = (20_000, 50, 1_000)
-"""A full collection walks every live run: 0.3 s of stall at a hundred thousand. Young cycles are still collected often; what
-lives long here (runs, chains, pages) is in no cycle and goes when its last reference does."""
+_GC_THRESHOLDS = (2_000, 2, 2_500)
+"""How many new objects make a young collection, and how many of those a middle one. What lives long here (runs, chains, pages)
+is in no cycle and goes when its last reference does, but each of these is walked by one collection of either kind: under load a
+microsecond each, so that those of a million stopped everything for a second (docs/log.md). A full one walks every live run, and
+is wanted hardly ever."""
 
 
 def run(

@@ -2,7 +2,7 @@
 
 A promise is kept when waited + predicted TTFT, and the margin by which predictions are late, <= max(its TTFT, 4 * TTFT of an
 idle worker), and waited + predicted finish <= its deadline, where waiting counts twice, as what comes later may go first, or
-half as much again as it would take at the rate at which such work began lately, if that is more. What no
+three times what it would take at the rate at which such work began lately, if that is more. What no
 idle worker could keep is not broken by load, so it is never refused for its TTFT. A turn of a run that was admitted is never
 refused: what was begun is worth more than what was not.
 """
@@ -27,9 +27,9 @@ DUE_SHARE = 0.5
 """Of the time that a promise leaves: who has waited so long goes before those who have not."""
 
 
-SURE = 1.5
-"""What has only a deadline is expected to wait so many times what it would at the rate at which such work began lately. A queue
-that is just as long as its deadline allows is late for every other; how long it is changes nothing in what comes out of it."""
+SURE = 3.0
+"""What has only a deadline is expected to wait so many times what it would at the rate at which such work began lately, which a
+burst of what overtakes it may stop for half of a minute. How long its queue is changes nothing in what comes out of it."""
 
 
 class Wait(NamedTuple):

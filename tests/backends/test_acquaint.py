@@ -26,6 +26,8 @@ def test_a_slow_worker_is_not_kept_from_serving_for_long() -> None:
         clock.now_ns += 50_000_000
         return clock()
 
-    began = clock.now_ns
-    acquaint(StepCost(), FakeRunner(of), LetterDecoder(), of, clock_ns=slow)
+    began, cost = clock.now_ns, StepCost()
+    acquaint(cost, FakeRunner(of), LetterDecoder(), of, clock_ns=slow)
     assert (clock.now_ns - began) / 1e9 < 2 * MAX_S
+    step_s, token_s, *_ = cost.coefficients
+    assert step_s + token_s > 0
