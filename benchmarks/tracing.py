@@ -5,9 +5,9 @@ Method: `wrk` with 16 connections against one gateway process at a time. On: the
 file, the ledger in SQLite. Off: the same program without spans, ledger rows and metric updates (benchmarks/untold.py). Two that
 differ in nothing are a tenth apart from one start to the next, and as much from one minute to the next, where generator,
 gateway and worker share two cores. So on and off take turns within seconds, each the first in every second round, and all are
-started anew a few times; the ratio is the geometric mean of the rounds' own. pico is asked for what it answers in a few tokens, where
-it is the faster one and this too is the gateway's throughput; and for answers of ANSWER tokens, where it is what is waited for.
-Then short and long answers, and the spans of each counted.
+started anew a few times; the ratio is the geometric mean of the rounds' own. pico is asked for what it answers in a few
+tokens, where it is the faster one and this too is the gateway's throughput; and for answers of ANSWER tokens, where it is what
+is waited for. Then short and long answers, and the spans of each counted.
 """
 
 import asyncio
