@@ -103,7 +103,7 @@ class Costly(Engine):
     """Steps whose cost does not depend on their tokens: every guess is worth it."""
 
     def step(self) -> None:
-        self.step_cost._fit = [1.0, 0.0, 1e-6, 0.0, 1e-6, 0.0, 0.0]
+        self.step_cost._fit = [1.0, 0.0, 1e-6, 0.0, 1e-6, 0.0, 0.0, 0.0]
         super().step()
 
 

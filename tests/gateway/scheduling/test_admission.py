@@ -72,10 +72,10 @@ def test_a_prompt_that_no_idle_worker_reads_in_time_is_not_refused_for_it() -> N
     assert judge(question, decision, {"l": Wait(0.0, 31.0)}, on_overload="shed").action == "shed"
 
 
-def test_what_has_a_deadline_waits_half_as_long_again_as_such_work_did_lately() -> None:
+def test_what_has_a_deadline_waits_three_times_as_long_as_such_work_did_lately() -> None:
     late = ask([SMALL], quality=QUALITY, deadline_s=60.0)
     decision = decide(late, [SMALL], decision_id="d")
-    for lately_s, action in ((39.0, "admit"), (41.0, "shed")):
+    for lately_s, action in ((19.0, "admit"), (21.0, "shed")):
         assert judge(late, decision, {"s": Wait(0.0, 1.0, lately_s=lately_s)}, on_overload="shed").action == action
 
 
