@@ -86,6 +86,11 @@ class Ticket:
     def __post_init__(self) -> None:
         self.names = list({id(prompt.names): prompt.names for prompt in self.prompts.values()}.values())
 
+    @property
+    def due(self) -> float:
+        """From when on half of what it was promised is used up."""
+        return self.arrival + DUE_SHARE * self.promised_s
+
 
 class _Look:
     """One look at all that wait: workers for which the first in order has to wait, with its priority there, so that who comes
@@ -237,7 +242,7 @@ class Dispatcher:
             attained_s=ticket.attained * self._prefill_s(chosen.worker) if by_run else 0.0,
             num_bytes=sum(len(prompt.data) for prompt in ticket.prompts.values()),
             admitted_run=ticket.admitted_run,
-            due=ticket.arrival + DUE_SHARE * ticket.promised_s,
+            due=ticket.due,
             broken=ticket.arrival + ticket.promised_s,
         )
         if not self._push(item):
@@ -486,7 +491,7 @@ class Dispatcher:
 
     def _is_late_batch(self, ticket: Ticket) -> bool:
         """Whether batch work that was promised an end has used up half of its time to wait."""
-        return ticket.band is Band.BATCH and self._clock() - ticket.arrival >= DUE_SHARE * ticket.promised_s
+        return ticket.band is Band.BATCH and self._clock() >= ticket.due
 
     def _priority_in(self, ticket: Ticket, worker: str, look: "_Look") -> int:
         kind = worker, ticket.tenant, ticket.band.line, self._is_late_batch(ticket)
