@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from msgspec import structs
 
@@ -34,8 +35,8 @@ MAX_DECISIONS_A_LINE, MAX_SEEN_A_LINE = 4, 128
 """Of a tenant and band, in one pump, which holds the event loop; what is left is looked at when the next worker reports."""
 NOT_PASSED_AFTER_S = 0.05
 """Who has waited so long for a worker to have room for its prompt is not gone past any more: a step or two."""
-DECIDED_FOR_S = 0.1
-"""A choice is made again at most so often while its worker has no seat or no room."""
+DECIDED_FOR_S, DECIDED_SHARE = 0.1, 0.05
+"""A choice stands so long while its worker has no seat or no room, or for this share of the time waited, if that is more."""
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
@@ -72,7 +73,8 @@ class Ticket:
     admitted_run: bool = False
     """It continues a run that was let in, and is never refused for a promise."""
     admitted: bool = False
-    decided_at: float = -math.inf
+    stands_until: float = -math.inf
+    """Its choice, while its worker has no seat or no room."""
     promised_s: float = math.inf
     """How long after its arrival its first token may come, where that was judged."""
     predicted: tuple[str, float] | None = None
@@ -92,18 +94,35 @@ class Ticket:
         return self.arrival + DUE_SHARE * self.promised_s
 
 
-class _Look:
-    """One look at all that wait: workers for which the first in order has to wait, with its priority there, so that who comes
-    after it and would not be read before it does not go past; who leaves the seats that are free; priorities by worker, tenant
-    and line; how many of each line were decided anew, or seen; and lines for which no worker at all has a seat."""
+class _Kind(NamedTuple):
+    """All of a ticket that says which seats it may have: `judged` where promises are, `late` for batch work that has used up
+    half of its time to wait."""
 
-    def __init__(self) -> None:
+    tenant: str
+    line: Band
+    judged: bool
+    late: bool
+
+
+class _Look:
+    """One look at those that wait: a `thorough` one at all of them, else not at lines whose workers have no seat for them.
+    `full`: workers for which the first in order has to wait, with its priority there, so that who comes after it and would not
+    be read before it does not go past. `seats`: whether a worker has one for a kind. How many of each line were decided anew
+    (`num`), or `seen`; and lines in which nobody can go (`shut`), or somebody may (`open`)."""
+
+    def __init__(self, *, thorough: bool) -> None:
+        self.thorough = thorough
         self.full: dict[str, int] = {}
-        self.leaves: dict[tuple[str, str, bool, bool], bool] = {}
-        self.priorities: dict[tuple[str, str, Band, bool], int] = {}
+        self.seats: dict[tuple[str, _Kind], bool] = {}
         self.num = Counter[tuple[str, Band]]()
         self.seen = Counter[tuple[str, Band]]()
-        self.shut = set[tuple[str, Band]]()
+        self.shut, self.open = set[tuple[str, Band]](), set[tuple[str, Band]]()
+
+    def taken(self) -> None:
+        """Somebody took a seat: who may have the next is another question."""
+        self.seats.clear()
+        self.seen.clear()
+        self.open.clear()
 
 
 class Dispatcher:
@@ -152,10 +171,11 @@ class Dispatcher:
         self.seats.came(ticket.tenant, self._clock())
         if not ticket.admitted:
             self._admit(ticket, ticket.decision)
+        kind = self._kind(ticket)
         if (
             not self._waiting
-            and self._has_room(ticket, ticket.decision)
-            and not self._leaves(ticket, ticket.decision.chosen.worker)
+            and self._has_room(kind, ticket.decision)
+            and not self._leaves(kind, ticket.decision.chosen.worker)
         ):
             return self._submit(ticket, ticket.decision)
         return await self._wait(ticket, ticket.decision)
@@ -254,6 +274,7 @@ class Dispatcher:
         waiter = ticket.waiter = asyncio.get_running_loop().create_future()
         self._waiting[number] = ticket
         self._chose(ticket, chosen.worker)
+        self._stands(ticket, self._clock())
         # Batch work goes after the rest, which does not wait for it.
         queued = 0 if ticket.band is Band.BATCH else uncached
         self.fleet.queue(chosen.worker, queued)
@@ -326,11 +347,11 @@ class Dispatcher:
     def _pump(self) -> None:
         self._pump_planned = False
         now, prefill_rate = self._clock(), self.fleet.prefill_rate()
-        if now - self._refreshed_at >= REFRESH_EVERY_S:
+        look = _Look(thorough=now - self._refreshed_at >= REFRESH_EVERY_S)
+        if look.thorough:
             self._refreshed_at = now
             self._refresh()
         outcome: Decision | HeadwayError | None = None
-        look = _Look()
 
         def ready(item: Waiting) -> bool:
             nonlocal outcome
@@ -340,7 +361,8 @@ class Dispatcher:
             if look.num[line] >= MAX_DECISIONS_A_LINE:
                 return False
             if not self._may_go(ticket, look, now):
-                if not self._is_late_batch(ticket) and all(self._is_shut(ticket, name, look) for name in self.fleet.predictors):
+                kind = self._kind(ticket)
+                if not kind.late and not any(self._has_seat(kind, name, look) for name in self.fleet.predictors):
                     look.shut.add(line)
                 return False
             look.num[line] += 1
@@ -349,13 +371,16 @@ class Dispatcher:
             except HeadwayError as error:
                 outcome = error
                 return True
-            ticket.decision, ticket.decided_at = outcome, now
+            ticket.decision = outcome
+            self._stands(ticket, now)
             self._chose(ticket, outcome.chosen.worker)
-            return not self._is_shut(ticket, outcome.chosen.worker, look) and self._finds_room(ticket, outcome, look, now)
+            return self._finds_room(ticket, outcome, look, now)
 
         def closed(tenant: str, band: Band) -> bool:
             line = tenant, band
-            return line in look.shut or look.num[line] >= MAX_DECISIONS_A_LINE or look.seen[line] >= MAX_SEEN_A_LINE
+            if line in look.shut or look.num[line] >= MAX_DECISIONS_A_LINE or look.seen[line] >= MAX_SEEN_A_LINE:
+                return True
+            return not look.thorough and self._by_run and self._cannot_go(tenant, band, look)
 
         while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate, closed=closed)) is not None:
             ticket = self._waiting.pop(item.request)
@@ -367,9 +392,10 @@ class Dispatcher:
                 ticket.waiter.set_exception(outcome)
             else:
                 ticket.waiter.set_result(self._submit(ticket, outcome))
-                look.leaves.clear()
-                look.priorities.clear()
-                look.seen.clear()
+                look.taken()
+
+    def _stands(self, ticket: Ticket, now: float) -> None:
+        ticket.stands_until = now + max(DECIDED_FOR_S, DECIDED_SHARE * (now - ticket.arrival))
 
     def _refresh(self) -> None:
         """The order is that of what is resident now, of those that have waited longest."""
@@ -382,43 +408,56 @@ class Dispatcher:
             resident = 2 * cached >= chosen.prompt_tokens or not self._by_run
             self.queue.refresh(number, uncached_tokens=uncached, resident=resident)
 
+    def _cannot_go(self, tenant: str, line: Band, look: "_Look") -> bool:
+        """Whether the workers that were chosen for those in a line have no seat for them."""
+        if (tenant, line) in look.open:
+            return False
+        workers = {name for name, one, is_batch in self._waiting_for if one == tenant and is_batch == (line is Band.BATCH)}
+        kinds = [_Kind(tenant, line, judged, late=False) for judged in (False, True)]
+        may = any(self._has_seat(kind, name, look) for name in workers for kind in kinds)
+        (look.open if may else look.shut).add((tenant, line))
+        return not may
+
     def _may_go(self, ticket: Ticket, look: "_Look", now: float) -> bool:
         """A cheap look before deciding: the worker that was chosen lately, or else any, has a seat for it, or none is up, which
         is to be told."""
-        if ticket.decision and now - ticket.decided_at < DECIDED_FOR_S:
-            chosen = ticket.decision.chosen.worker
-            if self.fleet.server(chosen).healthy:
-                return not self._is_shut(ticket, chosen, look) and self._finds_room(ticket, ticket.decision, look, now)
+        if ticket.decision and now < ticket.stands_until and self.fleet.server(ticket.decision.chosen.worker).healthy:
+            return self._finds_room(ticket, ticket.decision, look, now)
+        kind = self._kind(ticket)
         workers = [worker for worker in ticket.prompts if worker not in ticket.excluded]
-        if not all(self._is_shut(ticket, worker, look) for worker in workers):
+        if any(self._has_seat(kind, worker, look) for worker in workers):
             return True
         return not any(self.fleet.server(worker).healthy for worker in workers)
 
-    def _is_shut(self, ticket: Ticket, worker: str, look: "_Look") -> bool:
-        """Whether it has no seat, or none for this one."""
-        if self.fleet.server(worker).credits.num_free < 1:
-            return True
-        if worker in look.full and self._priority_in(ticket, worker, look) >= look.full[worker]:
-            return True
-        is_batch = ticket.band is Band.BATCH and ticket.on_overload != "queue"
-        kind = worker, ticket.tenant, is_batch, self._is_late_batch(ticket)
-        if kind not in look.leaves:
-            look.leaves[kind] = self._leaves(ticket, worker)
-        return look.leaves[kind]
+    def _kind(self, ticket: Ticket) -> _Kind:
+        late = ticket.band is Band.BATCH and self._clock() >= ticket.due
+        return _Kind(ticket.tenant, ticket.band.line, ticket.on_overload != "queue", late)
+
+    def _has_seat(self, kind: _Kind, worker: str, look: "_Look") -> bool:
+        """Whether it has one, and for these."""
+        key = worker, kind
+        if key not in look.seats:
+            free = self.fleet.server(worker).credits.num_free >= 1 and not self._leaves(kind, worker)
+            look.seats[key] = free and self._priority(kind, worker) < look.full.get(worker, math.inf)
+        return look.seats[key]
 
     def _finds_room(self, ticket: Ticket, decision: Decision, look: "_Look", now: float) -> bool:
-        room = self._has_room(ticket, decision)
+        """A seat, and room for its prompt. Who has waited long for the latter is not gone past."""
+        kind, worker = self._kind(ticket), decision.chosen.worker
+        if not self._has_seat(kind, worker, look):
+            return False
+        room = self._has_room(kind, decision)
         if not room and now - ticket.arrival >= NOT_PASSED_AFTER_S:
-            worker = decision.chosen.worker
-            look.full[worker] = self._priority_in(ticket, worker, look)
+            look.full[worker] = self._priority(kind, worker)
+            look.seats.clear()
         return room
 
-    def _has_room(self, ticket: Ticket, decision: Decision) -> bool:
+    def _has_room(self, kind: _Kind, decision: Decision) -> bool:
         chosen = decision.chosen
-        priority = self._priority(ticket, chosen.worker)
-        return self.fleet.server(chosen.worker).credits.has_room(chosen.prompt_tokens - chosen.cached_tokens, priority)
+        uncached = chosen.prompt_tokens - chosen.cached_tokens
+        return self.fleet.server(chosen.worker).credits.has_room(uncached, self._priority(kind, chosen.worker))
 
-    def _leaves(self, ticket: Ticket, worker: str) -> bool:
+    def _leaves(self, kind: _Kind, worker: str) -> bool:
         """The last seats: batch work leaves them to those who were promised a soon first token, where promises are judged, but
         for one at a time that has waited for half of what it was promised; and a tenant that has its share to the others."""
         hello = self.fleet.links[worker].hello if worker in self.fleet.links else None
@@ -427,10 +466,10 @@ class Dispatcher:
         credits = self.fleet.links[worker].credits
         if not credits.live or not is_kept(credits.num_free, hello.max_sequences):
             return False
-        if ticket.band is Band.BATCH and ticket.on_overload != "queue":
+        if kind.line is Band.BATCH and kind.judged:
             let_in = self._let_in.get(worker)
-            return not self._is_late_batch(ticket) or (let_in is not None and let_in.finished is None)
-        return self.seats.has_its_share(ticket.tenant, credits.taken, hello.max_sequences, self._clock())
+            return not kind.late or (let_in is not None and let_in.finished is None)
+        return self.seats.has_its_share(kind.tenant, credits.taken, hello.max_sequences, self._clock())
 
     def _submit(self, ticket: Ticket, decision: Decision) -> Stream:
         worker = decision.chosen.worker
@@ -451,7 +490,7 @@ class Dispatcher:
             return stream
         if grammar := ticket.grammars.get(worker):
             sampling = structs.replace(sampling, grammar=grammar)
-        chosen = decision.chosen
+        chosen, kind = decision.chosen, self._kind(ticket)
         if chosen.held_tokens:
             sampling = structs.replace(sampling, confidence=True)
         stream = self.fleet.links[worker].submit(
@@ -459,12 +498,12 @@ class Dispatcher:
             sampling,
             shared_tokens=ticket.prompts[worker].shared_tokens,
             uncached_tokens=uncached,
-            priority=self._priority(ticket, worker),
+            priority=self._priority(kind, worker),
             salt=ticket.tenant,
             chain=ticket.chain,
             traceparent=ticket.traceparent,
         )
-        if self._is_late_batch(ticket):
+        if kind.late:
             self._let_in[worker] = stream
         if chosen.held_tokens:
             stream.hold_back(chosen.held_tokens, chosen.anew_below)
@@ -478,26 +517,15 @@ class Dispatcher:
             self.placement.went(worker, self._clock(), prefix=prefix)
         return stream
 
-    def _priority(self, ticket: Ticket, worker: str) -> int:
+    def _priority(self, kind: _Kind, worker: str) -> int:
         """At the worker, where lower goes first: by band, and in a band who has less of its share of the seats. Batch work that
         has waited for half of what it was promised goes with the turns of agents."""
         if not self._by_run or worker not in self.fleet.links:
             return 0
         link = self.fleet.links[worker]
         total = link.hello.max_sequences if link.hello else 1
-        level = self.seats.level(ticket.tenant, link.credits.taken, total, self._clock())
-        line = Band.AGENT_TURN if self._is_late_batch(ticket) else ticket.band.line
-        return LEVELS * int(line) + level
-
-    def _is_late_batch(self, ticket: Ticket) -> bool:
-        """Whether batch work that was promised an end has used up half of its time to wait."""
-        return ticket.band is Band.BATCH and self._clock() >= ticket.due
-
-    def _priority_in(self, ticket: Ticket, worker: str, look: "_Look") -> int:
-        kind = worker, ticket.tenant, ticket.band.line, self._is_late_batch(ticket)
-        if kind not in look.priorities:
-            look.priorities[kind] = self._priority(ticket, worker)
-        return look.priorities[kind]
+        level = self.seats.level(kind.tenant, link.credits.taken, total, self._clock())
+        return LEVELS * int(Band.AGENT_TURN if kind.late else kind.line) + level
 
     def _plan_expiry(self) -> None:
         if self._expiry is None:

@@ -2,8 +2,8 @@
 
 HALF_LIFE_S = 20.0
 """Of what was seen, counted in time in which somebody waited."""
-ENOUGH = 8.0
-"""Begins before a rate is believed."""
+ASSUMED = 2.0
+"""Begins that are taken for granted: the first wait of all says little, and a long one without any begin says much."""
 
 
 class Drain:
@@ -25,9 +25,9 @@ class Drain:
         self._at = now if others else None
 
     def wait_s(self, num_ahead: float, now: float) -> float:
-        """Until so many have begun, as fast as they did lately; 0 where that is not known."""
+        """Until so many have begun, as fast as they did lately; 0 where nobody has waited yet."""
         self._advance(now)
-        return num_ahead * self._waited_s / self._begun if self._begun >= ENOUGH else 0.0
+        return num_ahead * self._waited_s / (self._begun + ASSUMED)
 
     def _advance(self, now: float) -> None:
         if self._at is not None and now > self._at:
