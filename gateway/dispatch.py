@@ -21,7 +21,7 @@ from gateway.prompts import Prompt
 from gateway.request import Request
 from gateway.routing.decide import decide
 from gateway.routing.decision import Decision, Question
-from gateway.scheduling.admission import DUE_SHARE, OnOverload, Wait, judge, predicted_s, promised_s
+from gateway.scheduling.admission import DUE_SHARE, GOOD_ENOUGH, OnOverload, Wait, judge, predicted_s, promised_s
 from gateway.scheduling.drain import Drain
 from gateway.scheduling.lateness import Lateness
 from gateway.scheduling.placement import Placement
@@ -80,6 +80,8 @@ class Ticket:
     predicted: tuple[str, float] | None = None
     """The worker that was expected to take it, and how long after its arrival its first token was expected; until it came."""
     degraded: bool = False
+    elsewhere: str = ""
+    """The worker that keeps the promise which the best one would break."""
     waits_for: str | None = None
     """The worker for which it counts as waiting."""
     names: list[Sequence[bytes]] = field(init=False)
@@ -144,6 +146,7 @@ class Dispatcher:
         """How many, by the worker that was chosen last, tenant, and whether it is batch work."""
         self._drains: defaultdict[str, Drain] = defaultdict(Drain)
         """Of batch work, by worker."""
+        self._devices = {name: worker.device for name, worker in fleet.policy.workers.items()}
         self._let_in: dict[str, Stream] = {}
         """The batch work that a worker's last seats were not left by, as it had waited too long."""
         fleet.changed = self.changed
@@ -162,7 +165,10 @@ class Dispatcher:
         if ticket.escalated or ticket.degraded:
             decision = structs.replace(decision, reason="escalated" if ticket.escalated else "degraded")
         now = self._clock()
-        return place(self.placement, self.fleet, question, decision, ticket.prompts, chain=ticket.chain, now=now)
+        decision = place(self.placement, self.fleet, question, decision, ticket.prompts, chain=ticket.chain, now=now)
+        if any(one.option.worker == ticket.elsewhere and one.reason in GOOD_ENOUGH for one in decision.rejected):
+            return decision.moved(ticket.elsewhere, "breaks_promise")
+        return decision
 
     async def place(self, ticket: Ticket) -> Stream:
         """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded: at once where the route sheds
@@ -192,10 +198,14 @@ class Dispatcher:
             on_overload=ticket.on_overload,
             admitted_run=ticket.admitted_run,
             waited_s=waited_s,
+            devices=self._devices,
         )
         if verdict.action == "shed":
             raise Overloaded(f"{verdict.broken}: try again later", retry_after_s=max(MIN_RETRY_S, verdict.late_s))
-        if verdict.instead is not None:
+        if verdict.action == "admit" and verdict.instead is not None:
+            ticket.elsewhere = verdict.instead.worker
+            decision = ticket.decision = self.decide(ticket)
+        elif verdict.instead is not None:
             ticket.degraded = True
             question = ticket.question
             ticket.question = structs.replace(

@@ -1,5 +1,6 @@
 """The values that deciding takes and gives. A decision carries its reason and every rejected option."""
 
+from collections import Counter
 from typing import Literal
 
 import msgspec
@@ -29,6 +30,7 @@ RejectReason = Literal[
     "too_risky",  # cheaper, but the dollars do not make up for the doubt
     "slower_same_cost",
     "locked_elsewhere",
+    "breaks_promise",  # best at this moment, but waiting there would break the promise, and not at the chosen one
     "placed_elsewhere",  # cheapest at this moment, but placement by run chose another worker of the same model
 ]
 
@@ -148,15 +150,18 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     def placed(self, worker: str, why: Why) -> "Decision":
         """With the worker that placement chose: the chosen one, or one of the rejected that serves the same model."""
-        if worker == self.chosen.worker:
-            return msgspec.structs.replace(self, placement=why)
+        placed = self if worker == self.chosen.worker else self.moved(worker, "placed_elsewhere")
+        return msgspec.structs.replace(placed, placement=why)
+
+    def moved(self, worker: str, reason: RejectReason) -> "Decision":
+        """With one of the rejected as the chosen one, which is rejected for this reason."""
         there = next(one for one in self.rejected if one.option.worker == worker)
-        before = Rejected(option=self.chosen, reason="placed_elsewhere")
-        counts = self.rejected_by_reason | {"placed_elsewhere": 1, there.reason: self.rejected_by_reason[there.reason] - 1}
+        before = Rejected(option=self.chosen, reason=reason)
+        counts = Counter(self.rejected_by_reason)
+        counts.update({reason: 1, there.reason: -1})
         return msgspec.structs.replace(
             self,
             chosen=there.option,
             rejected=(before, *(one for one in self.rejected if one is not there)),
             rejected_by_reason={reason: count for reason, count in counts.items() if count},
-            placement=why,
         )

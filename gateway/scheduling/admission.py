@@ -1,4 +1,5 @@
-"""What becomes of a request whose promise waiting would break: it waits, goes to another tier, or is told so at once. Pure.
+"""What becomes of a request whose promise waiting would break: another worker that is good enough takes it, or it waits, goes
+to another tier, or is told so at once. Pure.
 
 A promise is kept when waited + predicted TTFT, and the margin by which predictions are late, <= max(its TTFT, 4 * TTFT of an
 idle worker), and waited + predicted finish <= its deadline, where waiting counts twice, as what comes later may go first, or
@@ -9,6 +10,7 @@ refused: what was begun is worth more than what was not.
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from gateway.routing.decide import AUTO
@@ -18,8 +20,10 @@ from gateway.scheduling.lateness import FLOOR_S
 OnOverload = Literal["queue", "degrade", "shed"]
 ISOLATED_TIMES = 4.0
 """A prompt so long that even an idle worker is late has this much more than the idle worker needs."""
+GOOD_ENOUGH: frozenset[RejectReason] = frozenset({"costs_more", "too_risky", "slower_same_cost", "placed_elsewhere"})
+"""Rejected for something else than the quality of its answer or what was asked for."""
 _GOOD_BUT_NOT_BEST: frozenset[RejectReason] = frozenset({"below_quality_bar", "costs_more", "too_risky", "slower_same_cost"})
-
+_EACH_ITS_OWN: Mapping[str, str] = MappingProxyType({})
 
 OVERTAKEN = 2.0
 """Times that what has only a deadline may wait for what goes before it now."""
@@ -45,7 +49,8 @@ class Wait(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`late_s` is how much waiting breaks `broken` by, which is when it pays to come back; `instead` is set for degrade."""
+    """`late_s` is how much waiting breaks `broken` by, which is when it pays to come back; `instead` is set for degrade, and
+    where a good enough option that is not the best keeps the promise."""
 
     action: Literal["admit", "queue", "degrade", "shed"]
     broken: str = ""
@@ -65,11 +70,14 @@ def judge(
     on_overload: OnOverload,
     admitted_run: bool = False,
     waited_s: float = 0.0,
+    devices: Mapping[str, str] = _EACH_ITS_OWN,
 ) -> Verdict:
-    """`waits` is by worker."""
+    """`waits` and `devices` are by worker."""
     broken, late_s = _broken(question, decision.chosen, waits, waited_s)
     if not broken:
         return ADMIT
+    if on_overload != "queue" and (elsewhere := _elsewhere(question, decision, waits, waited_s, devices)):
+        return Verdict("admit", instead=elsewhere)
     if on_overload == "degrade":
         instead = _instead(question, decision, waits, waited_s)
         return Verdict("degrade", broken, late_s, instead) if instead else Verdict("queue", broken, late_s)
@@ -108,6 +116,22 @@ def _broken(question: Question, option: Option, waits: Mapping[str, Wait], waite
         if finish_s > question.deadline_s:
             return f"an end within {question.deadline_s:.3g} s would take {finish_s:.3g} s", finish_s - question.deadline_s
     return "", 0.0
+
+
+def _elsewhere(
+    question: Question, decision: Decision, waits: Mapping[str, Wait], waited_s: float, devices: Mapping[str, str]
+) -> Option | None:
+    """The best good enough option that keeps the promise, on another device: on the same one it would take the time from the
+    very worker that has none left."""
+    chosen = decision.chosen.worker
+    keeping = [
+        one.option
+        for one in decision.rejected
+        if one.reason in GOOD_ENOUGH
+        and devices.get(one.option.worker, one.option.worker) != devices.get(chosen, chosen)
+        and not _broken(question, one.option, waits, waited_s)[0]
+    ]
+    return min(keeping, key=lambda option: (option.score_usd, option.worker), default=None)
 
 
 def _instead(question: Question, decision: Decision, waits: Mapping[str, Wait], waited_s: float) -> Option | None:

@@ -1,12 +1,14 @@
 """Promises over HTTP: a worker that is held makes all wait; each route says what becomes of who would wait too long."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.accounting.rows import DecisionRow
 from gateway.scheduling.admission import DUE_SHARE
 from tests.served import POLICY, Served, ask, fake, serve, until
 
@@ -76,6 +78,25 @@ async def test_another_tier_answers_where_the_route_says_so(tmp_path: Path) -> N
         assert headers["x-headway-reason"] == "degraded"
         workers["nano-0"].release()
         assert (await first)[0] == 200
+
+
+async def test_before_anybody_is_told_no_another_device_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = "candidates: [small, large]"
+    more = "on_overload: shed, quality_bar: 0, mistake_cost: 1"
+    monkeypatch.setattr("tests.served.POLICY", POLICY.replace(plain, f"{plain}, {more}"))
+    workers = {"pico-0": fake("pico"), "nano-0": fake("nano", max_sequences=1)}
+    async with serve(tmp_path, workers=workers, more=SLO) as served:
+        first = await busy(served, "nano-0")
+        same = await post(served, ask("on the same device"))
+        monkeypatch.setattr(served.gateway.dispatcher, "_devices", {"pico-0": "one", "nano-0": "other"})
+        other = await post(served, ask("on another one"))
+        workers["nano-0"].release()
+        assert (await first)[0] == 200
+        assert (same[0], same[1]["error"]["code"]) == (429, "overloaded")
+        assert (other[0], other[1]["usage"]["headway"]["worker"]) == (200, "pico-0")
+        bodies = {row.id: json.loads(row.body) for row in served.ledger.rows if isinstance(row, DecisionRow)}
+        decision = bodies[other[1]["usage"]["headway"]["decision_id"]]
+        assert decision["rejected_by_reason"] == {"breaks_promise": 1}
 
 
 @pytest.mark.parametrize(

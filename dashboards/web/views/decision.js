@@ -12,6 +12,8 @@ const WHY = {
   too_risky: "cheaper, but not by enough for the doubt",
   slower_same_cost: "same cost, slower",
   locked_elsewhere: "the tool loop is on another model",
+  breaks_promise: "waiting there would have broken the promise",
+  placed_elsewhere: "placement by run chose another worker",
 };
 
 export function decisionTable(decision, turn) {

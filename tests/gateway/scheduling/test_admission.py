@@ -89,3 +89,22 @@ def test_another_tier_takes_it_where_that_keeps_the_promise() -> None:
 @pytest.mark.parametrize("fixed", [{"asked": "large"}, {"locked_model": "model-large"}])
 def test_what_was_asked_for_or_begun_is_not_degraded(fixed: dict[str, Any]) -> None:
     assert verdict("degrade", **fixed).action == "queue"
+
+
+def test_a_good_enough_worker_on_another_device_takes_it_before_anybody_is_told_no() -> None:
+    busy, dear = view("b", wait_s=1.0), view("d", price=4.0)
+    question = ask([busy, dear], quality={"small": 1.0}, ttft_slo_s=0.2)
+    decision = decide(question, [busy, dear], decision_id="d")
+    assert decision.chosen.worker == "b"
+    waits = {"b": Wait(1.0, 1.5), "d": Wait(0.0, 0.0)}
+    for on_overload in ("shed", "degrade"):
+        found = judge(question, decision, waits, on_overload=on_overload, admitted_run=True)  # type: ignore[arg-type]
+        assert found.action == "admit" and found.instead and found.instead.worker == "d"
+    one_device = {"b": "gpu", "d": "gpu"}
+    assert judge(question, decision, waits, on_overload="shed", devices=one_device).action == "shed"
+    assert judge(question, decision, waits | {"d": Wait(0.0, 1.5)}, on_overload="shed").action == "shed"
+    assert judge(question, decision, waits, on_overload="queue").instead is None
+
+
+def test_whose_answer_would_be_too_bad_takes_nothing_from_another_device() -> None:
+    assert verdict("shed").action == "shed"  # the small one is idle, and below the bar
