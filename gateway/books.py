@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,7 +15,7 @@ from gateway.accounting.ledger import Ledger
 from gateway.accounting.metrics import Metrics
 from gateway.accounting.policy_record import policy_row
 from gateway.accounting.rates import Rates
-from gateway.accounting.rows import DecisionRow, HoldRow, RequestRow, RunRow
+from gateway.accounting.rows import DecisionRow, HoldRow, RequestRow, Row, RunRow
 from gateway.accounting.spans import SpanWriter
 from gateway.call import Arrival, Call
 from gateway.errors import HeadwayError
@@ -47,7 +48,6 @@ class Books:
         self.budgets, self.rates = budgets, rates
         self._capture = capture
         self._top = fleet.top_worker()
-        self._encoder = msgspec.json.Encoder()
         self._epoch = time.time() - time.monotonic()
 
     def _unix(self, monotonic_s: float) -> float:
@@ -140,11 +140,7 @@ class Books:
             )
         self.metrics.record(entry)
         self.spans.record(entry)
-        self.ledger.record(_request_row(entry))
-        if entry.decision:
-            self.ledger.record(
-                DecisionRow(id=entry.decision.id, at=entry.started_ns / 1e9, body=self._encoder.encode(entry.decision))
-            )
+        self.ledger.record(_RowsOf(entry))
         if run := self.runs.closed(call.run, final=call.identity.final, now=time.monotonic()):
             self.run_ended(run)
 
@@ -204,7 +200,7 @@ class Books:
         )
         self.metrics.record(entry)
         self.spans.record(entry)
-        self.ledger.record(_request_row(entry))
+        self.ledger.record(_RowsOf(entry))
 
 
 def _entry(call: Call, outcome: Outcome, status: int, error_code: str, now: float) -> Entry:
@@ -267,6 +263,18 @@ def _slo_met(call: Call, outcome: Outcome, status: int, duration_s: float) -> bo
         return False
     in_time = call.slo.ttft_s is None or call.ttft_s <= call.slo.ttft_s
     return in_time and (call.slo.deadline_s is None or duration_s <= call.slo.deadline_s)
+
+
+class _RowsOf(NamedTuple):
+    """What the ledger keeps of a request, made by its own thread."""
+
+    entry: Entry
+
+    def rows(self) -> list[Row]:
+        request, decision = _request_row(self.entry), self.entry.decision
+        if decision is None:
+            return [request]
+        return [request, DecisionRow(id=decision.id, at=request.at, body=msgspec.json.encode(decision))]
 
 
 def _request_row(entry: Entry) -> RequestRow:

@@ -5,10 +5,11 @@ import sqlite3
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway.accounting.rows import HoldRow, ResponseRow, Row
+from gateway.accounting.rows import HoldRow, ResponseRow, Row, Rows
 from gateway.accounting.store import Store, Values, select
 
 MAX_BUFFERED_ROWS = 50_000
@@ -22,7 +23,7 @@ class Ledger(Protocol):
     """Another database has these three to offer, and to translate what queries have of SQLite's own SQL: `?`, `rowid`,
     `group_concat`, `strftime`, and casts to INTEGER that cut off."""
 
-    def record(self, row: Row) -> bool:
+    def record(self, row: Row | Rows) -> bool:
         """False when the buffer is full and the row was dropped. Never blocks."""
 
     def read(self, query: str, values: Values = ()) -> list[dict[str, Any]]:
@@ -43,11 +44,11 @@ class MemoryLedger:
         self._store: Store | None = None
         self._reading = threading.Lock()
 
-    def record(self, row: Row) -> bool:
-        if isinstance(row, HoldRow | ResponseRow):  # for the next process, which will find nothing here
-            return True
-        self.rows.append(row)
-        self._num_recorded += 1
+    def record(self, row: Row | Rows) -> bool:
+        for one in _made(row):
+            if not isinstance(one, HoldRow | ResponseRow):  # those are for the next process, which will find nothing here
+                self.rows.append(one)
+                self._num_recorded += 1
         return True
 
     def read(self, query: str, values: Values = ()) -> list[dict[str, Any]]:
@@ -83,7 +84,7 @@ class SqliteLedger:
         self.error = ""
         self._keep_s = None if keep_days is None else keep_days * _DAY_S
         self._forget_at = 0.0
-        self._rows: deque[Row] = deque()
+        self._rows: deque[Row | Rows] = deque()
         self._max_rows = max_buffered_rows
         self._some, self._closing = threading.Event(), threading.Event()
         self._store = Store(str(path))
@@ -92,7 +93,7 @@ class SqliteLedger:
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._thread.start()
 
-    def record(self, row: Row) -> bool:
+    def record(self, row: Row | Rows) -> bool:
         if len(self._rows) >= self._max_rows:
             self.dropped += 1
             return False
@@ -121,7 +122,8 @@ class SqliteLedger:
             closing = self._closing.wait(_BATCH_WAIT_S)
             self._some.clear()
             while self._rows:
-                self._insert([self._rows.popleft() for _ in range(min(len(self._rows), _BATCH_ROWS))])
+                batch = [self._rows.popleft() for _ in range(min(len(self._rows), _BATCH_ROWS))]
+                self._insert([row for one in batch for row in _made(one)])
             self._forget(time.time())
 
     def _insert(self, rows: list[Row]) -> None:
@@ -140,6 +142,10 @@ class SqliteLedger:
         except sqlite3.Error as error:
             self.error, more = str(error), 0
         self._forget_at = now if more else now + _FORGET_EVERY_S
+
+
+def _made(row: Row | Rows) -> Sequence[Row]:
+    return (row,) if isinstance(row, Row) else row.rows()
 
 
 def open_reader(path: Path) -> sqlite3.Connection:

@@ -1,8 +1,10 @@
-"""Prometheus metrics, one registry an app. A request touches them once, at its end, through counters bound to their labels;
+"""Prometheus metrics, one registry an app. Requests are added to them some at a time, through counters bound to their labels;
 readings, and the twins under vLLM's names, are made when somebody scrapes. Runs are never labels; of tenants the first
 MAX_TENANTS are, and the others are one."""
 
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -29,6 +31,8 @@ VLLM_TWINS = {
 }
 OLD_VLLM_TWINS = {"gen_ai_server_time_per_output_token_seconds": "vllm:time_per_output_token_seconds"}
 """Names that vLLM has left and boards still ask for."""
+FOLDED_AT = 64
+"""Requests whose numbers are added at a time: in a row they take a third of what each takes in the midst of others."""
 MAX_LABEL_SETS = 1_000
 MAX_TENANTS = 50
 OTHER_TENANTS = "(others)"
@@ -80,6 +84,50 @@ class _Bound:
         self.saved = metrics.saved_usd.labels(model, worker)
         self.counterfactual = metrics.counterfactual_usd.labels(model, worker)
 
+    def observe(self, entry: Entry) -> None:
+        self.duration.observe(entry.duration_s)
+        self.queue.observe(entry.queue_s)
+        self.input.observe(entry.prompt_tokens)
+        self.tokens_out.observe(entry.output_tokens)
+        if entry.ttft_s is not None:
+            self.ttft.observe(entry.ttft_s)
+            if entry.output_tokens > 1:
+                self.tpot.observe(max(0.0, entry.duration_s - entry.ttft_s) / (entry.output_tokens - 1))
+
+    def add(self, sums: "_Sums") -> None:
+        self.decision.inc(sums.requests)
+        self.prompt.inc(sums.prompt)
+        self.cached.inc(sums.cached)
+        self.output.inc(sums.output)
+        self.device.inc(sums.device_s)
+        self.cost.inc(sums.usd)
+        self.saved.inc(sums.saved_usd)
+        self.counterfactual.inc(sums.counterfactual_usd)
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Of some requests of one model, worker and reason."""
+
+    requests: int = 0
+    prompt: int = 0
+    cached: int = 0
+    output: int = 0
+    device_s: float = 0.0
+    usd: float = 0.0
+    saved_usd: float = 0.0
+    counterfactual_usd: float = 0.0
+
+    def add(self, entry: Entry) -> None:
+        self.requests += 1
+        self.prompt += entry.prompt_tokens
+        self.cached += entry.cached_tokens
+        self.output += entry.output_tokens
+        self.device_s += entry.device_s
+        self.usd += entry.cost_usd
+        self.saved_usd += entry.saved_usd
+        self.counterfactual_usd += entry.counterfactual_usd
+
 
 class Metrics:
     def __init__(self, gauges: Callable[[], Iterable[Gauge]] = tuple) -> None:
@@ -128,35 +176,39 @@ class Metrics:
         twins = [self.duration, self.ttft, self.tpot, self.queue, self.prompt_tokens, self.cached_tokens, self.output_tokens]
         registry.register(_AtScrape(gauges, twins))
         self._bound: dict[tuple[str, str, str], _Bound] = {}
+        self._pending: list[Entry] = []
 
     def record(self, entry: Entry) -> None:
-        """Once a request, at its end."""
-        self.requests.labels(entry.outcome, str(entry.status), entry.error_code).inc()
-        if entry.slo_met is not None and entry.slo:
-            self.slo.labels(entry.slo, "yes" if entry.slo_met else "no").inc()
-        if entry.tenant:
-            tenant = self._tenant(entry.tenant)
-            self.tenant_requests.labels(tenant).inc()
-            self.tenant_usd.labels(tenant).inc(entry.cost_usd)
-        if entry.decision is None:
-            return
-        bound = self._bind(entry)
-        bound.decision.inc()
-        bound.duration.observe(entry.duration_s)
-        bound.queue.observe(entry.queue_s)
-        bound.input.observe(entry.prompt_tokens)
-        bound.tokens_out.observe(entry.output_tokens)
-        bound.prompt.inc(entry.prompt_tokens)
-        bound.cached.inc(entry.cached_tokens)
-        bound.output.inc(entry.output_tokens)
-        bound.device.inc(entry.device_s)
-        bound.cost.inc(entry.cost_usd)
-        bound.saved.inc(entry.saved_usd)
-        bound.counterfactual.inc(entry.counterfactual_usd)
-        if entry.ttft_s is not None:
-            bound.ttft.observe(entry.ttft_s)
-            if entry.output_tokens > 1:
-                bound.tpot.observe(max(0.0, entry.duration_s - entry.ttft_s) / (entry.output_tokens - 1))
+        """Once a request, at its end. It shows with the next FOLDED_AT, or when somebody scrapes."""
+        self._pending.append(entry)
+        if len(self._pending) >= FOLDED_AT:
+            self._fold()
+
+    def _fold(self) -> None:
+        """What counts is added up first, and then once to each series."""
+        pending, self._pending = self._pending, []
+        ended, promises = Counts[tuple[str, str, str]](), Counts[tuple[str, str]]()
+        tenants: dict[str, list[float]] = {}
+        sums: dict[_Bound, _Sums] = {}
+        for entry in pending:
+            ended[entry.outcome, str(entry.status), entry.error_code] += 1
+            if entry.slo_met is not None and entry.slo:
+                promises[entry.slo, "yes" if entry.slo_met else "no"] += 1
+            if entry.tenant:
+                tenants.setdefault(self._tenant(entry.tenant), []).append(entry.cost_usd)
+            if entry.decision is not None:
+                bound = self._bind(entry)
+                bound.observe(entry)
+                sums.setdefault(bound, _Sums()).add(entry)
+        for labels, number in ended.items():
+            self.requests.labels(*labels).inc(number)
+        for kept, number in promises.items():
+            self.slo.labels(*kept).inc(number)
+        for tenant, costs in tenants.items():
+            self.tenant_requests.labels(tenant).inc(len(costs))
+            self.tenant_usd.labels(tenant).inc(sum(costs))
+        for bound, one in sums.items():
+            bound.add(one)
 
     def _tenant(self, name: str) -> str:
         if name not in self._tenants:
@@ -177,6 +229,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Prometheus text format."""
+        self._fold()
         return generate_latest(self.registry)
 
 

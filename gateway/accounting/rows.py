@@ -1,6 +1,15 @@
 """What the ledger keeps, one struct a table. New fields go to the end with a default, and into a migration (store.py)."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import msgspec
+
+
+class Rows(Protocol):
+    """Rows that are yet to be made."""
+
+    def rows(self) -> "Sequence[Row]": ...
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True, tag="requests"):

@@ -10,7 +10,7 @@ import msgspec
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from gateway.accounting.spans import NoSpans, Spans, SpanWriter
+from gateway.accounting.spans import AtExport, NoSpans, Spans, SpanWriter
 
 
 class LineExporter(SpanExporter):
@@ -53,7 +53,7 @@ def open_spans(where: str, *, sample: float) -> SpanWriter:
     """
     if where in ("", "none"):
         return NoSpans()
-    return Spans(BatchSpanProcessor(_exporter(where)), sample=sample)
+    return Spans(BatchSpanProcessor(AtExport(_exporter(where))), sample=sample)
 
 
 def _exporter(where: str) -> SpanExporter:

@@ -7,7 +7,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.accounting.rows import DecisionRow, RequestRow, RunRow
-from gateway.accounting.spans import Spans
+from gateway.accounting.spans import AtExport, Spans
 from gateway.cli import main
 from tests.served import PICO, Served, ask, fake, serve, until
 
@@ -86,7 +86,7 @@ async def test_workers_are_shown_with_what_they_hold(tmp_path: Path) -> None:
 
 async def test_every_end_is_counted_once_in_metrics_ledger_and_spans(tmp_path: Path) -> None:
     exporter = InMemorySpanExporter()
-    async with serve(tmp_path, spans=Spans(SimpleSpanProcessor(exporter))) as served:
+    async with serve(tmp_path, spans=Spans(SimpleSpanProcessor(AtExport(exporter)))) as served:
         headers = {"traceparent": TRACEPARENT, "x-headway-run-id": "run-1"}
         async with served.http.post(f"{served.url}/v1/chat/completions", json=ask(), headers=headers) as answer:
             body = await answer.json()

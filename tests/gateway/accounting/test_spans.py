@@ -7,7 +7,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from gateway.accounting.entry import Entry
 from gateway.accounting.span_export import open_spans
-from gateway.accounting.spans import NoSpans, Spans
+from gateway.accounting.spans import AtExport, NoSpans, Spans
 from gateway.accounting.trace import Trace, read_traceparent
 
 
@@ -36,7 +36,7 @@ def test_what_is_no_trace_context_is_none(header: str) -> None:
 
 def test_a_callers_decision_not_to_sample_is_kept() -> None:
     exporter = InMemorySpanExporter()
-    spans = Spans(SimpleSpanProcessor(exporter))
+    spans = Spans(SimpleSpanProcessor(AtExport(exporter)))
     parent = "00-" + "1" * 32 + "-" + "2" * 16
     spans.record(entry(spans.begin({"traceparent": f"{parent}-00"})))
     assert not exporter.get_finished_spans()
@@ -51,7 +51,7 @@ def test_a_callers_decision_not_to_sample_is_kept() -> None:
 
 def test_no_share_no_spans() -> None:
     exporter = InMemorySpanExporter()
-    spans = Spans(SimpleSpanProcessor(exporter), sample=0.0)
+    spans = Spans(SimpleSpanProcessor(AtExport(exporter)), sample=0.0)
     spans.record(entry(spans.begin({})))
     assert not exporter.get_finished_spans()
 

@@ -17,7 +17,7 @@ from opentelemetry.semconv._incubating import attributes as incubating
 
 from gateway.accounting.content import content_of
 from gateway.accounting.span_export import open_spans
-from gateway.accounting.spans import Spans
+from gateway.accounting.spans import AtExport, Spans
 from gateway.request import Message, Request, Sampling, Tool, ToolCall
 from gateway.settings import Settings
 from tests.served import ask, fake, free_port, serve, until
@@ -30,7 +30,7 @@ def names(spans: tuple[ReadableSpan, ...]) -> Counter[str]:
 @pytest.mark.parametrize("max_tokens", [2, 200])
 async def test_a_request_has_as_many_spans_however_long_its_answer(tmp_path: Path, max_tokens: int) -> None:
     exporter = InMemorySpanExporter()
-    async with serve(tmp_path, spans=Spans(SimpleSpanProcessor(exporter))) as served:
+    async with serve(tmp_path, spans=Spans(SimpleSpanProcessor(AtExport(exporter)))) as served:
         await served.chat(ask(max_tokens=max_tokens))
         spans = exporter.get_finished_spans()
     assert names(spans) == {"headway.prefill": 1, "headway.decode": 1, "chat nano": 1, "POST /v1/chat/completions": 1}
@@ -44,7 +44,7 @@ async def test_a_request_has_as_many_spans_however_long_its_answer(tmp_path: Pat
 async def test_an_attempt_that_was_replaced_has_its_own_span_and_cost(tmp_path: Path) -> None:
     exporter = InMemorySpanExporter()
     workers = {name: fake("nano", prefill_steps=100, step_s=0.005) for name in ("nano-0", "nano-1")}
-    async with serve(tmp_path, workers=workers, spans=Spans(SimpleSpanProcessor(exporter))) as served:
+    async with serve(tmp_path, workers=workers, spans=Spans(SimpleSpanProcessor(AtExport(exporter)))) as served:
         asking = asyncio.create_task(served.chat(ask(model="nano")))
         await until(lambda: any(worker.num_live for worker in workers.values()))
         (busy,) = (name for name, worker in workers.items() if worker.num_live)
@@ -128,7 +128,7 @@ def conventional() -> set[str]:
 async def test_every_attribute_is_of_the_conventions_or_ours(tmp_path: Path) -> None:
     exporter = InMemorySpanExporter()
     capturing = Settings(capture_content=True)
-    async with serve(tmp_path, spans=Spans(SimpleSpanProcessor(exporter)), settings=capturing) as served:
+    async with serve(tmp_path, spans=Spans(SimpleSpanProcessor(AtExport(exporter))), settings=capturing) as served:
         async with served.http.post(f"{served.url}/v1/chat/completions", json=ask("what was said", stream=True)) as answer:
             await answer.read()
         await served.chat(ask(model="nobody"))
