@@ -52,6 +52,9 @@ def make_server(gateway: Gateway, host: str, port: int) -> Server:
     )
 
 
+_SWITCH_S = 0.0005
+"""How long another thread may keep the interpreter while the event loop wants it: each time that the loop reads or writes, the
+ledger's or the exporter's may take it, and Python's own 5 ms are ten requests."""
 _GC_THRESHOLDS = (2_000, 2, 2_500)
 """How many new objects make a young collection, and how many of those a middle one. What lives long here (runs, chains, pages)
 is in no cycle and goes when its last reference does, but each of these is walked by one collection of either kind: under load a
@@ -76,6 +79,7 @@ def run(
     port = settings.port if settings.port is not None else policy.listen.port
     check_bind(policy, host)
     gc.freeze()
+    sys.setswitchinterval(_SWITCH_S)
     gc.set_threshold(*_GC_THRESHOLDS)
     uvloop.run(_serve(policy, settings, env, host, port, command, path))
 
