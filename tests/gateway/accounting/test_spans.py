@@ -1,13 +1,15 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.accounting.entry import Entry
 from gateway.accounting.span_export import open_spans
-from gateway.accounting.spans import AtExport, NoSpans, Spans
+from gateway.accounting.spans import MAX_BATCH, AtExport, NoSpans, Spans
 from gateway.accounting.trace import Trace, read_traceparent
 
 
@@ -68,3 +70,27 @@ def test_it_is_off_unless_told_where_to() -> None:
     assert isinstance(open_spans("", sample=1.0), NoSpans)
     with pytest.raises(ValueError, match="otlp"):
         open_spans("nowhere", sample=1.0)
+
+
+def test_an_exporter_gets_the_spans_of_many_requests_in_batches() -> None:
+    batches: list[int] = []
+
+    class Counting(InMemorySpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            batches.append(len(spans))
+            return super().export(spans) if len(batches) != 2 else SpanExportResult.FAILURE
+
+    class Keeping(SpanProcessor):
+        def __init__(self) -> None:
+            self.told: list[ReadableSpan] = []
+
+        def on_end(self, span: ReadableSpan) -> None:
+            self.told.append(span)
+
+    processor = Keeping()
+    spans = Spans(processor)
+    for _ in range(MAX_BATCH + 10):
+        spans.record(entry(spans.begin({})))
+    assert len(processor.told) == MAX_BATCH + 10
+    assert AtExport(Counting()).export(processor.told) is SpanExportResult.FAILURE
+    assert batches == [MAX_BATCH, 10]
