@@ -122,15 +122,14 @@ class SqliteLedger:
             closing = self._closing.wait(_BATCH_WAIT_S)
             self._some.clear()
             while self._rows:
-                batch = [self._rows.popleft() for _ in range(min(len(self._rows), _BATCH_ROWS))]
-                self._insert([row for one in batch for row in _made(one)])
+                self._insert([self._rows.popleft() for _ in range(min(len(self._rows), _BATCH_ROWS))])
             self._forget(time.time())
 
-    def _insert(self, rows: list[Row]) -> None:
+    def _insert(self, batch: list[Row | Rows]) -> None:
         try:
-            self._store.insert(rows)
-        except sqlite3.Error as error:
-            self.dropped += len(rows)
+            self._store.insert([row for one in batch for row in _made(one)])
+        except (sqlite3.Error, ValueError, TypeError) as error:  # the latter: what cannot be written must not end this thread
+            self.dropped += len(batch)
             self.error = str(error)
 
     def _forget(self, now: float) -> None:

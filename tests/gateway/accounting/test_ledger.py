@@ -157,6 +157,23 @@ def test_a_full_disk_costs_rows_that_are_counted_and_nothing_else(tmp_path: Path
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
+def test_rows_that_cannot_be_made_do_not_end_the_writing(tmp_path: Path) -> None:
+    class Broken:
+        def rows(self) -> list[Row]:
+            raise ValueError("no row")
+
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite")
+    ledger.record(Broken())
+    deadline = time.monotonic() + 10
+    while not ledger.dropped and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ledger.record(REQUEST)
+    ledger.close()
+    assert (ledger.dropped, ledger.error) == (1, "no row")
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM requests").fetchone() == (1,)
+
+
 def test_a_hold_goes_when_its_request_is_written_down(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     hold = HoldRow(request="r1", at=1.0, route="default", tenant="t", key_id="", run="r", usd=0.1, tokens=5, turns=1)
