@@ -166,8 +166,9 @@ class Dispatcher:
             decision = structs.replace(decision, reason="escalated" if ticket.escalated else "degraded")
         now = self._clock()
         decision = place(self.placement, self.fleet, question, decision, ticket.prompts, chain=ticket.chain, now=now)
-        if any(one.option.worker == ticket.elsewhere and one.reason in GOOD_ENOUGH for one in decision.rejected):
-            return decision.moved(ticket.elsewhere, "breaks_promise")
+        there = ticket.elsewhere
+        if there and any(one.option.worker == there and one.reason in GOOD_ENOUGH for one in decision.rejected):
+            return decision.moved(there, "breaks_promise")
         return decision
 
     async def place(self, ticket: Ticket) -> Stream:
@@ -204,7 +205,7 @@ class Dispatcher:
             raise Overloaded(f"{verdict.broken}: try again later", retry_after_s=max(MIN_RETRY_S, verdict.late_s))
         if verdict.action == "admit" and verdict.instead is not None:
             ticket.elsewhere = verdict.instead.worker
-            decision = ticket.decision = self.decide(ticket)
+            decision = ticket.decision = decision.moved(ticket.elsewhere, "breaks_promise")
         elif verdict.instead is not None:
             ticket.degraded = True
             question = ticket.question
@@ -370,8 +371,8 @@ class Dispatcher:
             look.seen[line] += 1
             if look.num[line] >= MAX_DECISIONS_A_LINE:
                 return False
-            if not self._may_go(ticket, look, now):
-                kind = self._kind(ticket)
+            kind = self._kind(ticket)
+            if not self._may_go(ticket, kind, look, now):
                 if not kind.late and not any(self._has_seat(kind, name, look) for name in self.fleet.predictors):
                     look.shut.add(line)
                 return False
@@ -384,7 +385,7 @@ class Dispatcher:
             ticket.decision = outcome
             self._stands(ticket, now)
             self._chose(ticket, outcome.chosen.worker)
-            return self._finds_room(ticket, outcome, look, now)
+            return self._finds_room(ticket, kind, outcome, look, now)
 
         def closed(tenant: str, band: Band) -> bool:
             line = tenant, band
@@ -428,12 +429,11 @@ class Dispatcher:
         (look.open if may else look.shut).add((tenant, line))
         return not may
 
-    def _may_go(self, ticket: Ticket, look: "_Look", now: float) -> bool:
+    def _may_go(self, ticket: Ticket, kind: _Kind, look: "_Look", now: float) -> bool:
         """A cheap look before deciding: the worker that was chosen lately, or else any, has a seat for it, or none is up, which
         is to be told."""
         if ticket.decision and now < ticket.stands_until and self.fleet.server(ticket.decision.chosen.worker).healthy:
-            return self._finds_room(ticket, ticket.decision, look, now)
-        kind = self._kind(ticket)
+            return self._finds_room(ticket, kind, ticket.decision, look, now)
         workers = [worker for worker in ticket.prompts if worker not in ticket.excluded]
         if any(self._has_seat(kind, worker, look) for worker in workers):
             return True
@@ -451,9 +451,9 @@ class Dispatcher:
             look.seats[key] = free and self._priority(kind, worker) < look.full.get(worker, math.inf)
         return look.seats[key]
 
-    def _finds_room(self, ticket: Ticket, decision: Decision, look: "_Look", now: float) -> bool:
+    def _finds_room(self, ticket: Ticket, kind: _Kind, decision: Decision, look: "_Look", now: float) -> bool:
         """A seat, and room for its prompt. Who has waited long for the latter is not gone past."""
-        kind, worker = self._kind(ticket), decision.chosen.worker
+        worker = decision.chosen.worker
         if not self._has_seat(kind, worker, look):
             return False
         room = self._has_room(kind, decision)
