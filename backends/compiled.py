@@ -52,7 +52,7 @@ def open_library(folder: Path | None = None) -> Library:
     pointer, whole, many = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     calls.headway_runner_open.restype = pointer
     calls.headway_runner_close.argtypes = [pointer]
-    calls.headway_step.argtypes = [pointer, pointer, pointer, pointer, whole]
+    calls.headway_step.argtypes, calls.headway_step.restype = [pointer, pointer, pointer, pointer, whole], whole
     calls.headway_pack.argtypes = [whole, many, many, many, pointer, pointer, pointer]
     calls.headway_product.argtypes = [pointer, pointer, many, pointer, pointer, whole]
     return Library(calls, bool(calls.headway_takes_int8()), f"compiled by {compiler} for this processor")

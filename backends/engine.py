@@ -14,11 +14,12 @@ from backends.detokenize import Decoder, Detokenizer
 from backends.draft import Drafter
 from backends.grammar import Matcher
 from backends.host import HostTier
+from backends.hurry import Hurry
 from backends.limits import Limits, Refusal, refusal
 from backends.meter import Meter
 from backends.pages import PagePool
 from backends.prefix import Namer, PrefixIndex
-from backends.runner import Runner
+from backends.runner import Breakable, BrokenOff, Runner
 from backends.sampler import Sampled
 from backends.scheduler import Reload, Scheduler, Work
 from backends.sequence import Charge, Sequence
@@ -76,10 +77,12 @@ class Engine:
             else None
         )
         self.meter = Meter(clock_ns())
+        self.hurry = Hurry()
         self.draining = False
         self.on_finished: Callable[[Finished], None] = lambda finished: None
         self.num_prompt_tokens = self.num_cached_tokens = self.num_output_tokens = 0
         self._runner, self._decoder = runner, decoder
+        self._break_off = runner.break_off if isinstance(runner, Breakable) else None
         self.clock_ns, self._rng = clock_ns, rng
         self._live: dict[tuple[Hashable, int], Sequence] = {}
         self._output = Output()
@@ -96,8 +99,18 @@ class Engine:
             work = self.speculator.with_drafts(work)
             guessing_ns = self.clock_ns() - asked_ns
         self._wait_to_write(work)
-        sampled = self._runner.run(work)
-        self._commit(work, sampled, guessing_ns)
+        self.hurry.begins(one.sequence.priority for one in work)
+        try:
+            sampled = self._runner.run(work)
+        except BrokenOff:
+            self.hurry.broken_off(self.meter.busy_until(self.clock_ns()))
+        else:
+            self._commit(work, sampled, guessing_ns)
+
+    def came(self, priority: int) -> None:
+        """A prompt is on its way to `submit`: what is under way may have to wait for it. On any thread."""
+        if self._break_off is not None and self.hurry.wants(priority):
+            self._break_off()
 
     def _plan(self) -> tuple[Work, ...]:
         """What can run now. It waits for the host tier where nothing else can run."""
@@ -192,7 +205,7 @@ class Engine:
         if self.tier is not None:
             self.tier.check()
         assert len(self._live) == len(self.scheduler.running) + len(self.scheduler.waiting)
-        assert self.meter.attributed_ns == self.meter.busy_ns
+        assert self.meter.attributed_ns + self.hurry.lost_ns == self.meter.busy_ns
         if not self._live:
             assert self.pool.num_free + self.pool.num_cached == self.pool.num_pages
 
@@ -235,8 +248,12 @@ class Engine:
     def _charge(self, work: SequenceOf[Work], prefilling: list[bool], started_ns: int, now_ns: int, guessing_ns: int) -> None:
         """Guessing is paid for like the rest of the step, but is no part of what the model's step costs."""
         spent_ns = self.meter.busy_until(now_ns)
+        self.hurry.ended(spent_ns)
         caused = [caused_by(one, self.limits.kv_bytes) for one in work]
-        shares = self.step_cost.split(caused, spent_ns)
+        shares = list(self.step_cost.split(caused, spent_ns))
+        if lost_ns := self.hurry.take_lost():  # for whom it was broken off, or else who goes first
+            first = min(range(len(work)), key=lambda i: (work[i].sequence.priority, work[i].length == 1))
+            shares[first] += lost_ns
         self.step_cost.observe(caused, (spent_ns - guessing_ns) / 1e9)
         if self.speculator is not None and (num_drafts := sum(len(one.drafts) for one in work)):
             plain = [caused_by(one._replace(drafts=()), self.limits.kv_bytes) for one in work]

@@ -7,9 +7,10 @@ import threading
 import traceback
 from collections.abc import Callable
 
-from backends.desk import Command, Desk, Outgoing
+from backends.desk import Command, Desk, Frame, Outgoing
 from backends.engine import Engine
 from backends.grammar import Grammars
+from backends.wire import Sampling, Submit
 
 IDLE_REPORT_S = 1.0
 """An idle worker wakes this often to say how long it has been idle."""
@@ -40,6 +41,9 @@ class EngineRoom:
 
     def post(self, command: Command) -> None:
         self._commands.put(command)
+        match command:
+            case Frame(_, Submit(priority=priority, sampling=Sampling(grammar=None))):
+                self._engine.came(priority)
 
     def stop(self) -> None:
         """After the step that runs."""

@@ -1,7 +1,7 @@
 """Turns planned work into one forward pass and its sampled tokens. Reads sequences, changes none."""
 
 from collections.abc import Sequence as SequenceOf
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,9 +22,22 @@ class _Text(NamedTuple):
     pages: list[int]
 
 
+class BrokenOff(Exception):
+    """The step was not finished, as something else is wanted sooner."""
+
+
 class Runner(Protocol):
     def run(self, work: SequenceOf[Work]) -> list[list[Sampled]]:
         """For each piece of work in the order given: nothing, or a token for its last position and for each draft."""
+        ...
+
+
+@runtime_checkable
+class Breakable(Runner, Protocol):
+    """One whose `run` may raise BrokenOff, and leaves no trace then."""
+
+    def break_off(self) -> None:
+        """Of the step under way, if there is one. On any thread."""
         ...
 
 

@@ -11,7 +11,7 @@ from backends.attention import Int8KV, PagedKV
 from backends.compiled import Library
 from backends.grammar import MaskFiller
 from backends.llama import Llama
-from backends.runner import asks_of
+from backends.runner import BrokenOff, asks_of
 from backends.sampler import Sampled, sample
 from backends.scheduler import Work
 from backends.tiles import KINDS, LANES, Matrix, TiledLinear
@@ -59,7 +59,10 @@ class _Cache(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("tokens", "sequences", "sampled")),
-        *((name, ctypes.c_void_p) for name in ("ids", "starts", "lengths", "tables", "pages", "last", "logits", "best")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("ids", "starts", "lengths", "tables", "pages", "last", "logits", "best", "stop")
+        ),
     )
 
 
@@ -116,7 +119,8 @@ class StepRunner:
         scales = kv.scales.data_ptr() if isinstance(kv, Int8KV) else None
         slots = kv.pages.shape[1] * kv.page_size
         self._cache = _Cache(kv.pages.data_ptr(), scales, KINDS[kv.pages.dtype], slots, kv.page_size)
-        self._step = _Step()
+        self._step, self._stop = _Step(), ctypes.c_int32()
+        self._step.stop = ctypes.addressof(self._stop)
         self._logits = torch.empty(0, shape.vocab_size)
 
     def __del__(self) -> None:
@@ -130,8 +134,13 @@ class StepRunner:
             ids = array("I", bytes(4 * count))
             self._call(ids, array("i", [0]), array("i", [count]), array("i", [0]), pages, array("i", [0]))
 
+    def break_off(self) -> None:
+        """Of the step under way, if there is one: at the end of the layer that it is in. On any thread."""
+        self._stop.value = 1
+
     @torch.inference_mode()
     def run(self, work: SequenceOf[Work]) -> list[list[Sampled]]:
+        """Raises BrokenOff where it was, with nothing done but KV that is written again."""
         asks = [ask for one in work if one.samples for ask in asks_of(one)]
         masks = self._masks.fill([ask.matcher for ask in asks])
         logits, best = self._forward(work)
@@ -177,7 +186,9 @@ class StepRunner:
         step.tables, step.pages, step.last = _at(tables), _at(pages), _at(last)
         step.logits, step.best = self._logits.data_ptr(), _at(best)
         model, cache = ctypes.addressof(self._shape), ctypes.addressof(self._cache)
-        self._calls.headway_step(self._runner, model, cache, ctypes.addressof(step), self._threads)
+        self._stop.value = 0
+        if not self._calls.headway_step(self._runner, model, cache, ctypes.addressof(step), self._threads):
+            raise BrokenOff
         return self._logits[:count], best.tolist()
 
     def _floats(self, values: Tensor) -> int:

@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 import uvloop
@@ -104,11 +105,13 @@ async def _send(url: str, items: Sequence[Item], rates: Mapping[str, float], sec
     plan.sort()
     began, ended = time.perf_counter(), Counter[str]()
 
-    async with open_session(_TIMEOUT_S) as http:
+    async with AsyncExitStack() as stack:
+        # To each its own connections: no two tenants are one client, and none waits for another to be done with one.
+        clients = {tenant: await stack.enter_async_context(open_session(_TIMEOUT_S)) for tenant in rates}
 
         async def send(number: int, due: float) -> Answered:
             _, tenant, index = plan[number]
-            unlike = f"{name}-{tenant}"
+            unlike, http = f"{name}-{tenant}", clients[tenant]
             played = await play(
                 http, url, items[index], number, index=index, name=unlike, due=due, promised=False, headers=_key(tenant)
             )

@@ -171,6 +171,19 @@ class Dispatcher:
             return decision.moved(there, "breaks_promise")
         return decision
 
+    def check_room(self, tenant: str) -> None:
+        """Raises Overloaded where no more of a tenant can wait, before anybody reads what it asks: turns of admitted runs are
+        not asked."""
+        if self.queue.is_full_of(tenant):
+            raise self._full()
+
+    def _full(self) -> Overloaded:
+        message = (
+            f"{len(self.queue):,} requests with {self.queue.uncached_tokens:,} tokens to read are waiting already, which is the"
+            " limit: try again"
+        )
+        return Overloaded(message, retry_after_s=self._retry_after_s)
+
     async def place(self, ticket: Ticket) -> Stream:
         """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded: at once where the route sheds
         what it cannot keep its promise to, or after too long a wait."""
@@ -185,7 +198,7 @@ class Dispatcher:
             and not self._leaves(kind, ticket.decision.chosen.worker)
         ):
             return self._submit(ticket, ticket.decision)
-        return await self._wait(ticket, ticket.decision)
+        return await self._wait(ticket, kind, ticket.decision)
 
     def _admit(self, ticket: Ticket, decision: Decision) -> None:
         ticket.admitted = True
@@ -256,7 +269,7 @@ class Dispatcher:
             ticket.predicted = None
             self.lateness[worker, ticket.band is Band.BATCH].observe(predicted, ttft_s, self._clock())
 
-    async def _wait(self, ticket: Ticket, decision: Decision) -> Stream:
+    async def _wait(self, ticket: Ticket, kind: _Kind, decision: Decision) -> Stream:
         number = next(self._numbers)
         chosen = decision.chosen
         uncached = chosen.prompt_tokens - chosen.cached_tokens
@@ -277,11 +290,7 @@ class Dispatcher:
             broken=ticket.arrival + ticket.promised_s,
         )
         if not self._push(item):
-            raise Overloaded(
-                f"{len(self.queue):,} requests with {self.queue.uncached_tokens:,} tokens to read are waiting already, which is"
-                " the limit: try again",
-                retry_after_s=self._retry_after_s,
-            )
+            raise self._full()
         waiter = ticket.waiter = asyncio.get_running_loop().create_future()
         self._waiting[number] = ticket
         self._chose(ticket, chosen.worker)
@@ -292,7 +301,10 @@ class Dispatcher:
         if chosen.cached_tokens and not item.resident:  # what is left of it makes room for others while it waits
             self.fleet.retain(chosen.worker, ticket.chain, WAITS_COLD)
         self._plan_expiry()
-        self.changed()
+        if self._has_room(kind, decision) and not self._leaves(kind, chosen.worker):
+            self._pump()  # now: it is likely the next, and the loop may take a while to come round
+        else:
+            self.changed()
         try:
             stream: Stream = await waiter
             return stream

@@ -88,6 +88,8 @@ class Pipeline:
         request = steadied(request, self.policy.text)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
+        if not run.turns:
+            self.dispatcher.check_room(tenant)
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
         tokens = self._hold_tokens(ticket, request, arrival)
         id = mint_id(self.secret, chain.name, next(self._answers), tenant=tenant, prefix=id_prefix)

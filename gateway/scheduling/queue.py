@@ -138,15 +138,26 @@ class RunQueue:
     def give_way(self, newcomer: Waiting) -> Waiting | None:
         """Takes out the last that came of the lowest band, for a turn of a run that was admitted; for anything else only one of
         the tenant with most in the queue for its weight, where that is not the newcomer's own."""
-        others = [item for item in self._waiting.values() if not item.admitted_run]
+        others = (item for item in self._waiting.values() if not item.admitted_run)
         if not newcomer.admitted_run:
-            heaviest = max(self._per_tenant, key=self._crowd, default=newcomer.tenant)
-            mine = (self._per_tenant.get(newcomer.tenant, 0) + 1) / self.weight(newcomer.tenant)
-            others = [item for item in others if item.tenant == heaviest] if self._crowd(heaviest) > mine else []
+            heaviest = self._heavier(newcomer.tenant)
+            if heaviest is None:
+                return None
+            others = (item for item in others if item.tenant == heaviest)
         last = max(others, key=lambda item: (item.band, item.arrival, item.request), default=None)
         if last is not None:
             self._take(last)
         return last
+
+    def is_full_of(self, tenant: str) -> bool:
+        """As many wait as may, and for another one of the tenant nobody would give way but to a turn of an admitted run."""
+        return 0 < self._max_waiting <= len(self._waiting) and self._heavier(tenant) is None
+
+    def _heavier(self, tenant: str) -> str | None:
+        """Who has most in the queue for its weight, if that is more than the tenant would have with one more."""
+        heaviest = max(self._per_tenant, key=self._crowd, default=tenant)
+        mine = (self._per_tenant.get(tenant, 0) + 1) / self.weight(tenant)
+        return heaviest if self._crowd(heaviest) > mine else None
 
     def _crowd(self, tenant: str) -> float:
         return self._per_tenant.get(tenant, 0) / self.weight(tenant)

@@ -34,7 +34,8 @@ struct Model {
 };
 
 // `tokens` rows, cut into sequences that begin at `starts` and have `lengths` rows; pages of sequence s from pages[tables[s]].
-// Logits (sampled, vocabulary) of the rows in `last`, and in `best` the first of the largest of each.
+// Logits (sampled, vocabulary) of the rows in `last`, and in `best` the first of the largest of each. Once `stop` is not zero,
+// another thread wants no more of it: it ends with the layer it is in, and logits mean nothing.
 struct Step {
   int64_t tokens, sequences, sampled;
   const int32_t* ids;
@@ -45,6 +46,7 @@ struct Step {
   const int32_t* last;
   float* logits;
   int32_t* best;
+  const std::atomic<int32_t>* stop;
 };
 
 namespace {
@@ -141,8 +143,8 @@ class Run {
 
   void open(int threads) { meeting_.open(threads); }
 
-  // What each of `threads` threads does.
-  void work(int number, int threads, Thread& own) {
+  // What each of `threads` threads does. False where it was stopped.
+  bool work(int number, int threads, Thread& own) {
     widest_ = std::max({m.hidden, m.inner, m.heads * m.width});
     const int64_t rows = std::max(rows_, s.sampled);
     const Room room = {own.keys.get<float>(SLOTS * m.width), own.values.get<float>(SLOTS * m.width),
@@ -155,16 +157,18 @@ class Run {
     if (few_) {
       for (int64_t i = number; i < s.tokens; i += threads) embed(i);
       meeting_.wait();
-      for (int64_t i = 0; i < m.num_layers; i++) few(i, number, threads, operand, row, own);
+      for (int64_t i = 0; i < m.num_layers && !stopped_by(i - 1); i++) few(i, number, threads, operand, row, own);
     } else {
       own.hidden.get<float>(rows_ * m.inner);
       own.mixed.get<float>(rows_ * m.heads * m.width);
       for (int64_t first = number * rows_; first < s.tokens; first += threads * rows_)
         for (int64_t i = first; i < std::min(first + rows_, s.tokens); i++) embed(i);
-      for (int64_t i = 0; i < m.num_layers; i++) many(i, number, threads, operand, row, own);
+      for (int64_t i = 0; i < m.num_layers && !stopped_by(i - 1); i++) many(i, number, threads, operand, row, own);
       meeting_.wait();
     }
+    if (stopped_by(m.num_layers)) return false;
     if (s.sampled) speak(number, threads, operand, row, own);
+    return true;
   }
 
  private:
@@ -179,7 +183,14 @@ class Run {
   int32_t *sequence_, *position_;
   Meeting meeting_;
   std::vector<std::atomic<int>> taken_;
+  std::atomic<int64_t> stopped_in_{INT64_MAX};
   std::vector<std::pair<float, int32_t>> found_;
+
+  // One thread looks, in front of a meeting, and says in which layer: who comes late from there does not mistake it for the next.
+  void look(int number, int64_t layer) {
+    if (number == 0 && s.stop->load(std::memory_order_relaxed) && !stopped_by(layer)) stopped_in_.store(layer);
+  }
+  bool stopped_by(int64_t layer) const { return stopped_in_.load(std::memory_order_relaxed) <= layer; }
 
   void embed(int64_t row) {
     const size_t at = size_t(s.ids[row]) * m.hidden;
@@ -309,6 +320,7 @@ class Run {
     meeting_.wait();
     for (int64_t i = 0; i < s.tokens; i++) give(l.down, hidden_ + i * m.inner, fit(a, l.down), int(i));
     share(l.down, a, s.tokens, number, threads, false, onto(x_, m.hidden));
+    look(number, layer);
     meeting_.wait();
   }
 
@@ -329,7 +341,9 @@ class Run {
       for (int64_t i = 0; i < rows; i++)
         for (int k = 0; k < m.kv_heads; k++) write(layer, k, first + i);
     }
+    look(number, layer);
     meeting_.wait();
+    if (stopped_by(layer)) return;
     float *mixed = own.mixed.get<float>(rows_ * width), *hidden = own.hidden.get<float>(rows_ * m.inner);
     for (int64_t first = number * rows_; first < s.tokens; first += threads * rows_) {
       const int64_t rows = std::min(rows_, s.tokens - first);
@@ -404,21 +418,23 @@ int32_t headway_takes_int8() {
 void* headway_runner_open() { return new Runner; }
 void headway_runner_close(void* runner) { delete static_cast<Runner*>(runner); }
 
-void headway_step(void* opened, const Model* model, const Cache* cache, const Step* step, int32_t threads) {
+// 0 where it was stopped.
+int32_t headway_step(void* opened, const Model* model, const Cache* cache, const Step* step, int32_t threads) {
   Runner& runner = *static_cast<Runner*>(opened);
   if (runner.threads.size() < size_t(threads)) runner.threads = std::vector<Thread>(threads);
   Run run(*model, *cache, *step, threads);
   run.prepare(runner.x, runner.qkv, runner.mixed, runner.hidden, runner.places, threads);
-  if (threads == 1) {
-    run.work(0, 1, runner.threads[0]);
-    return;
-  }
+  if (threads == 1) return run.work(0, 1, runner.threads[0]);
+  bool done = true;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp single
     run.open(omp_get_num_threads());
-    run.work(omp_get_thread_num(), omp_get_num_threads(), runner.threads[omp_get_thread_num()]);
+    const bool mine = run.work(omp_get_thread_num(), omp_get_num_threads(), runner.threads[omp_get_thread_num()]);
+#pragma omp single nowait
+    done = mine;
   }
+  return done;
 }
 
 // Plain rows (outputs, width) of float32, bfloat16 or int8 into tiles, and for int8 the shifts.

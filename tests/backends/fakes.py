@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from backends.limits import Limits
+from backends.runner import BrokenOff
 from backends.sampler import Sampled
 from backends.scheduler import Work
 from backends.wire import Hello
@@ -50,7 +51,8 @@ def reference(prompt: Sequence[int], count: int) -> list[int]:
 
 
 class FakeRunner:
-    """Keeps, in the slot of each token, a state that depends on all tokens so far. `gate` can hold a step back.
+    """Keeps, in the slot of each token, a state that depends on all tokens so far. `gate` can hold a step back. `during` is
+    called in the middle of each step, and may break it off.
 
     `pause_s` is how long a step leaves the interpreter to others, as a forward pass does: an event loop beside it needs that.
     """
@@ -63,6 +65,9 @@ class FakeRunner:
         self.gate.set()
         self.fails = False
         self.computed: list[int] = []
+        self.during: Callable[[], None] = lambda: None
+        self.num_broken_off = 0
+        self._broken_off = False
 
     def run(self, work: Sequence[Work]) -> list[list[Sampled]]:
         self.gate.wait(10)
@@ -70,8 +75,18 @@ class FakeRunner:
             time.sleep(self._pause_s)
         if self.fails:
             raise RuntimeError("the fake model was told to fail")
+        half = len(work) // 2
+        sampled = [self._run(one) for one in work[:half]]
+        self.during()
+        if self._broken_off:
+            self._broken_off = False
+            self.num_broken_off += 1
+            raise BrokenOff
         self.computed.append(sum(one.num_tokens for one in work))
-        return [self._run(one) for one in work]
+        return sampled + [self._run(one) for one in work[half:]]
+
+    def break_off(self) -> None:
+        self._broken_off = True
 
     def _run(self, work: Work) -> list[Sampled]:
         sequence, start = work.sequence, work.start

@@ -1,6 +1,7 @@
 """The compiled step: made once, left out with a reason, and the same for a row whoever is beside it."""
 
 import random
+import threading
 from array import array
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from backends.compiled import Library, NotCompiled, open_library, resolve_librar
 from backends.config import Settings
 from backends.linear import LinearChooser, kernels_of
 from backends.model import Served, open_model
+from backends.runner import BrokenOff
 from backends.start import start_engine
 from backends.step_runner import StepRunner, step_problems
 from backends.weight import Weight
@@ -105,3 +107,37 @@ def test_one_thread_computes_what_several_do(
         found.append(torch.cat([runner.all_logits(text, pages) for text in texts]))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], atol=0.05 if int8 or dtype is torch.bfloat16 else 1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [3, 230])
+def test_a_step_that_was_broken_off_is_done_anew(
+    ours: Library, make_checkpoint: MakeCheckpoint, threads: int, count: int
+) -> None:
+    chooser = LinearChooser("float32", torch.float32, "cpu", ours)
+    served = open_model(make_checkpoint(), chooser, dtype=torch.float32, device="cpu")
+    kv = served.kv(num_pages=64, page_size=4, dtype=torch.float32, device="cpu", int8=False)
+    runner = StepRunner(ours, served.model, kv, threads=threads)  # type: ignore[arg-type]
+    text, pages = random.Random(0).choices(range(320), k=count), list(range(60))
+    expected = runner.all_logits(text, pages)
+    over, num_broken_off = threading.Event(), 0
+
+    def insist() -> None:
+        while not over.is_set():
+            runner.break_off()
+
+    insisting = threading.Thread(target=insist)
+    insisting.start()
+    try:
+        for _ in range(2000):
+            try:
+                runner.all_logits(text, pages)
+            except BrokenOff:
+                num_broken_off += 1
+                if num_broken_off == 5:
+                    break
+    finally:
+        over.set()
+        insisting.join()
+    assert num_broken_off == 5
+    torch.testing.assert_close(runner.all_logits(text, pages), expected, atol=0.0, rtol=0.0)

@@ -122,6 +122,8 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
         max_context=40,
     )
     rig = Rig(of, seed, host_pages=rng.choice((0, 5, 60)), guesses=rng.choice(("", "oracle", "draft")))
+    if rng.random() < 0.5:
+        rig.runner.during = lambda: rig.engine.came(rng.randrange(-1, 3))
     stems = [[rng.randrange(1, 97) for _ in range(12)] for _ in range(3)]
     asked: dict[int, tuple[list[int], int]] = {}
     aborted: set[int] = set()
@@ -473,6 +475,43 @@ def reference_without_end(prompt: list[int], count: int) -> list[int]:
     while len(tokens) < len(prompt) + count:
         tokens += reference(tokens, 1)
     return [token for token in tokens[len(prompt) :] if token != EOS]
+
+
+def broken_off(priority: int) -> Rig:
+    """Five rows of priority 1 run; one of `priority` comes while a step of theirs is under way."""
+    rig = Rig(limits(num_pages=200, max_sequences=6, prefill_tokens=50))
+    for request in range(5):
+        rig.submit(request, [5 + request] * 9, priority=1, max_tokens=60, ignore_eos=True)
+    for _ in range(40):  # which is how much may be lost
+        rig.step()
+    rig.runner.during = lambda: rig.engine.came(priority)
+    rig.step()
+    rig.runner.during = lambda: None
+    rig.submit(9, [9] * 30, priority=priority, max_tokens=1, ignore_eos=True)
+    return rig
+
+
+def test_a_step_is_broken_off_for_a_prompt_that_goes_before_what_is_in_it_and_that_prompt_pays() -> None:
+    rig, other = broken_off(0), broken_off(1)
+    assert (rig.runner.num_broken_off, other.runner.num_broken_off) == (1, 0)
+    lost_ns = rig.engine.hurry.lost_ns
+    assert lost_ns > 0 == other.engine.hurry.lost_ns
+    rig.step()
+    assert rig.finished[9].device_s >= lost_ns / 1e9 and rig.engine.hurry.lost_ns == 0
+    rig.run()
+    other.run()
+    assert rig.text == other.text
+    assert rig.engine.meter.attributed_ns == rig.engine.meter.busy_ns
+
+
+def test_who_breaks_off_every_step_takes_a_bounded_share_of_the_time() -> None:
+    rig, plain = Rig(limits(num_pages=200)), Rig(limits(num_pages=200))
+    rig.runner.during = lambda: rig.engine.came(0)
+    for one in (rig, plain):
+        one.submit(1, [5] * 9, priority=1, max_tokens=150, ignore_eos=True)
+        one.run()
+    assert 0 < rig.runner.num_broken_off < 0.1 * len(rig.runner.computed)
+    assert rig.text == plain.text
 
 
 def test_every_nanosecond_of_a_step_is_charged_to_somebody() -> None:
