@@ -1,6 +1,7 @@
 """Runs planned work by our compiled step (`kernels/cpu/step.cpp`): one call from token ids to logits."""
 
 import ctypes
+import time
 from array import array
 from collections.abc import Sequence as SequenceOf
 
@@ -14,6 +15,7 @@ from backends.llama import Llama
 from backends.runner import BrokenOff, asks_of
 from backends.sampler import Sampled, sample
 from backends.scheduler import Work
+from backends.thread_choice import ThreadChoice
 from backends.tiles import KINDS, LANES, Matrix, TiledLinear
 
 MOST_SHARED = 96
@@ -82,11 +84,11 @@ def step_problems(model: object) -> list[str]:
 
 
 class StepRunner:
-    """`model` has no `step_problems`. A thread runs it at a time."""
+    """`model` has no `step_problems`. A thread runs it at a time, on up to `threads` of them."""
 
     def __init__(self, library: Library, model: Llama, kv: PagedKV, *, threads: int) -> None:
         shape = model.shape
-        self._calls, self._kv, self._threads = library.calls, kv, threads
+        self._calls, self._kv, self._threads = library.calls, kv, ThreadChoice(threads)
         self._runner = library.calls.headway_runner_open()
         self._vocabulary, self._masks = shape.vocab_size, MaskFiller()
         self._model = model
@@ -100,6 +102,9 @@ class StepRunner:
             into.gate_up, into.down = _matrix(layer.gate_up), _matrix(layer.down)
             into.window = layer.window
         self._layers = layers
+        heads, width = shape.num_heads, shape.head_dim
+        rows = 2 * (heads + shape.num_kv_heads) * width + 3 * shape.intermediate_size
+        self._token_work, self._seen_work = rows * shape.hidden_size, 2 * heads * width
         self._shape = _Model(
             shape.hidden_size,
             shape.intermediate_size,
@@ -186,10 +191,18 @@ class StepRunner:
         step.tables, step.pages, step.last = _at(tables), _at(pages), _at(last)
         step.logits, step.best = self._logits.data_ptr(), _at(best)
         model, cache = ctypes.addressof(self._shape), ctypes.addressof(self._cache)
+        work, chunks = self._work(starts, lengths), len(ids) > len(starts)
+        threads, began_ns = self._threads.choose(work, chunks=chunks), time.perf_counter_ns()
         self._stop.value = 0
-        if not self._calls.headway_step(self._runner, model, cache, ctypes.addressof(step), self._threads):
+        if not self._calls.headway_step(self._runner, model, cache, ctypes.addressof(step), threads):
             raise BrokenOff
+        self._threads.took(work, chunks=chunks, threads=threads, time=time.perf_counter_ns() - began_ns)
         return self._logits[:count], best.tolist()
+
+    def _work(self, starts: "array[int]", lengths: "array[int]") -> int:
+        """About how many products a layer has: of its matrices, and of attention over what each token sees."""
+        seen = sum(length * (start + length // 2) for start, length in zip(starts, lengths, strict=True))
+        return sum(lengths) * self._token_work + seen * self._seen_work
 
     def _floats(self, values: Tensor) -> int:
         self._kept.append(values.float().contiguous())

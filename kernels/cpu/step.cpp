@@ -10,6 +10,12 @@
 #include <omp.h>
 #include <sched.h>
 #include <vector>
+#if defined(__linux__)
+#include <climits>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "attention.h"
 
@@ -82,7 +88,8 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Where threads wait for each other: awake for about as long as a matrix takes, then giving way.
+// Where threads wait for each other: awake for about as long as a small matrix takes, then asleep, so that one which lost its
+// processor to another program gets the one of those that wait for it.
 class Meeting {
  public:
   void open(int threads) { threads_ = threads, here_ = 0, round_ = 0; }
@@ -91,11 +98,12 @@ class Meeting {
     const int round = round_.load(std::memory_order_acquire);
     if (here_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
       here_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
+      round_.store(round + 1);
+      if (asleep_.load()) wake();
       return;
     }
     for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
-      if (spins > 20000) sched_yield();
+      if (spins > SPINS) sleep(round);
 #if defined(__x86_64__) || defined(__i386__)
       else __builtin_ia32_pause();
 #endif
@@ -103,8 +111,22 @@ class Meeting {
   }
 
  private:
+  static constexpr int SPINS = 2000;
   int threads_ = 1;
-  std::atomic<int> here_{0}, round_{0};
+  std::atomic<int> here_{0}, round_{0}, asleep_{0};
+
+#if defined(__linux__)
+  // Returns at once where the round is over; else whoever ends it sees that somebody sleeps.
+  void sleep(int round) {
+    asleep_.fetch_add(1);
+    syscall(SYS_futex, &round_, FUTEX_WAIT_PRIVATE, round, nullptr, nullptr, 0);
+    asleep_.fetch_sub(1);
+  }
+  void wake() { syscall(SYS_futex, &round_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0); }
+#else
+  void sleep(int) { sched_yield(); }
+  void wake() {}
+#endif
 };
 
 struct Best {
