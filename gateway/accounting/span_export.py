@@ -10,39 +10,27 @@ import msgspec
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from gateway.accounting.spans import AtExport, NoSpans, Spans, SpanWriter
+from gateway.accounting.spans import AtExport, NoSpans, Spans, SpanWriter, Told, let_others
 
 
 class LineExporter(SpanExporter):
-    """One span a line, as JSON. The SDK's own is ten times slower, and its thread shares the interpreter with the gateway."""
+    """One span a line, as JSON. The SDK's own takes ten times as long, in a thread beside the gateway's."""
 
     def __init__(self, out: BinaryIO, *, close: bool) -> None:
         self._out, self._close = out, close
-        self._encode = msgspec.json.Encoder().encode
+        self._encode = msgspec.json.Encoder().encode_lines
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self._out.write(b"".join(self._encode(_plain(span)) + b"\n" for span in spans))
+        for number, told in enumerate(spans):
+            assert isinstance(told, Told)
+            self._out.write(self._encode(told.lines()))
+            let_others(number)
         self._out.flush()
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         if self._close:
             self._out.close()
-
-
-def _plain(span: ReadableSpan) -> dict[str, object]:
-    assert span.context
-    return {
-        "name": span.name,
-        "trace_id": f"{span.context.trace_id:032x}",
-        "span_id": f"{span.context.span_id:016x}",
-        "parent_id": f"{span.parent.span_id:016x}" if span.parent else None,
-        "kind": span.kind.name,
-        "start_ns": span.start_time,
-        "end_ns": span.end_time,
-        "status": span.status.status_code.name,
-        "attributes": dict(span.attributes or {}),
-    }
 
 
 def open_spans(where: str, *, sample: float) -> SpanWriter:
@@ -53,7 +41,7 @@ def open_spans(where: str, *, sample: float) -> SpanWriter:
     """
     if where in ("", "none"):
         return NoSpans()
-    return Spans(BatchSpanProcessor(AtExport(_exporter(where))), sample=sample)
+    return Spans(BatchSpanProcessor(_exporter(where)), sample=sample)
 
 
 def _exporter(where: str) -> SpanExporter:
@@ -67,5 +55,4 @@ def _exporter(where: str) -> SpanExporter:
         otlp = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     except ImportError as error:
         raise ValueError("to send spans, install the OTLP exporter: pip install 'headway[otlp]'") from error
-    exporter: SpanExporter = otlp.OTLPSpanExporter()
-    return exporter
+    return AtExport(otlp.OTLPSpanExporter())

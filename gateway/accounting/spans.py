@@ -14,8 +14,9 @@ Until the end a request carries three ids. What the sampler drops costs a compar
 import random
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import msgspec
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -37,6 +38,7 @@ _SCOPE = InstrumentationScope("headway")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _SOME = SpanContext(1, 1, is_remote=False, trace_flags=_SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
+_KINDS = {kind: kind.name for kind in SpanKind}
 _FINISH = {"stop": "stop", "length": "length", "tool_call": "tool_call"}
 _OPERATION = {"/v1/completions": "text_completion"}
 
@@ -68,7 +70,7 @@ class Spans:
     """`sample` is the share of requests without a `traceparent` that are recorded; one with it is recorded as it says.
 
     The spans are made whole: a request is over when it is told of, and building them step by step takes ten times as long. The
-    processor gets one thing a request, so its exporter is an AtExport.
+    processor gets one thing a request, a Told, which its exporter has to know: an AtExport around one of the SDK does.
     """
 
     def __init__(self, processor: SpanProcessor, *, sample: float = 1.0, rng: random.Random | None = None) -> None:
@@ -85,30 +87,55 @@ class Spans:
             if not parent.sampled:
                 return None
             state = read_tracestate(headers.get("tracestate", ""))
-            return Trace(parent.trace_id, self._id(), self._id(), parent.span_id, state)
+            return Trace(parent.trace_id, self.new_id(), self.new_id(), parent.span_id, state)
         if self._sample < 1.0 and self._rng.random() >= self._sample:
             return None
-        return Trace(self._rng.getrandbits(128) or 1, self._id(), self._id())
+        return Trace(self._rng.getrandbits(128) or 1, self.new_id(), self.new_id())
 
     def record(self, entry: Entry) -> None:
         if entry.trace:
-            self._processor.on_end(_Told(self, entry, entry.trace))
+            self._processor.on_end(Told(self, entry, entry.trace))
 
     def close(self) -> None:
         self._processor.shutdown()
 
-    def _id(self) -> int:
+    def new_id(self) -> int:
         return self._rng.getrandbits(64) or 1
-
-    def context(self, trace_id: int, span_id: int | None, state: TraceState | None) -> SpanContext:
-        return SpanContext(trace_id, span_id or self._id(), is_remote=False, trace_flags=_SAMPLED, trace_state=state)
 
     @property
     def resource(self) -> Resource:
         return self._resource
 
 
-class _Told(ReadableSpan):
+class Line(msgspec.Struct, gc=False):
+    """One span, as a line of JSON has it."""
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    kind: str
+    start_ns: int
+    end_ns: int
+    status: str
+    attributes: Mapping[str, AttributeValue]
+
+
+class _Made(NamedTuple):
+    """One span, in nobody's form yet."""
+
+    name: str
+    id: int
+    parent: int | None
+    kind: SpanKind
+    attributes: Attributes
+    start_ns: int
+    end_ns: int
+    failed: str | None = None
+    """Why, where it did."""
+
+
+class Told(ReadableSpan):
     """A request on its way to the exporter, in the place of its spans."""
 
     def __init__(self, spans: Spans, entry: Entry, trace: Trace) -> None:
@@ -116,7 +143,47 @@ class _Told(ReadableSpan):
         self._told = spans, entry, trace
 
     def spans(self) -> list[ReadableSpan]:
-        return _Telling(*self._told).tell()
+        """For an exporter of the SDK."""
+        spans, entry, trace = self._told
+        state = TraceState.from_header([trace.state]) if trace.state else None
+
+        def context(id: int, *, is_remote: bool) -> SpanContext:
+            return SpanContext(trace.trace_id, id, is_remote, _SAMPLED, None if is_remote else state)
+
+        return [
+            ReadableSpan(
+                made.name,
+                context(made.id, is_remote=False),
+                None if made.parent is None else context(made.parent, is_remote=made.parent == trace.parent_id),
+                spans.resource,
+                made.attributes,
+                kind=made.kind,
+                status=_UNSET if made.failed is None else Status(StatusCode.ERROR, made.failed),
+                start_time=made.start_ns,
+                end_time=made.end_ns,
+                instrumentation_scope=_SCOPE,
+            )
+            for made in _Telling(spans, entry, trace).tell()
+        ]
+
+    def lines(self) -> list[Line]:
+        """Without the SDK's objects, which take twice as long as all else."""
+        trace = self._told[-1]
+        trace_id = f"{trace.trace_id:032x}"
+        return [
+            Line(
+                made.name,
+                trace_id,
+                f"{made.id:016x}",
+                None if made.parent is None else f"{made.parent:016x}",
+                _KINDS[made.kind],
+                made.start_ns,
+                made.end_ns,
+                "UNSET" if made.failed is None else "ERROR",
+                made.attributes,
+            )
+            for made in _Telling(*self._told).tell()
+        ]
 
 
 class AtExport(SpanExporter):
@@ -128,10 +195,9 @@ class AtExport(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         made: list[ReadableSpan] = []
         for number, told in enumerate(spans):
-            assert isinstance(told, _Told)
+            assert isinstance(told, Told)
             made += told.spans()
-            if number % AT_A_TIME == AT_A_TIME - 1:
-                time.sleep(0)
+            let_others(number)
         results = [self._exporter.export(made[at : at + MAX_BATCH]) for at in range(0, len(made), MAX_BATCH)]
         return next((result for result in results if result is not SpanExportResult.SUCCESS), SpanExportResult.SUCCESS)
 
@@ -142,31 +208,35 @@ class AtExport(SpanExporter):
         return self._exporter.force_flush(timeout_millis)
 
 
+def let_others(number: int) -> None:
+    """After so many requests of a batch: other threads may go on now and then."""
+    if number % AT_A_TIME == AT_A_TIME - 1:
+        time.sleep(0)
+
+
 class _Telling:
     """The spans of one request, children first, as if each had ended in its time."""
 
-    __slots__ = ("_chat", "_entry", "_made", "_server", "_spans", "_state", "_trace")
+    __slots__ = ("_entry", "_made", "_spans", "_trace")
 
     def __init__(self, spans: Spans, entry: Entry, trace: Trace) -> None:
         self._spans, self._entry, self._trace = spans, entry, trace
-        self._made: list[ReadableSpan] = []
-        self._state = TraceState.from_header([trace.state]) if trace.state else None
-        self._server = spans.context(trace.trace_id, trace.server_id, self._state)
-        self._chat = spans.context(trace.trace_id, trace.chat_id, self._state)
+        self._made: list[_Made] = []
 
-    def tell(self) -> list[ReadableSpan]:
+    def tell(self) -> list[_Made]:
         entry, trace = self._entry, self._trace
+        start_ns, end_ns = entry.started_ns, self._at(entry.duration_s)
         if entry.decision:
             self._stages()
-            failed = Status(StatusCode.ERROR, entry.error_code) if entry.outcome == "failed" else _UNSET
+            failed = entry.error_code if entry.outcome == "failed" else None
             name = f"{_OPERATION.get(entry.route, 'chat')} {entry.decision.chosen.model}"
-            self._emit(name, self._chat, self._server, SpanKind.CLIENT, _chat_attributes(entry), 0.0, entry.duration_s, failed)
-        parent = None
-        if trace.parent_id is not None:
-            parent = SpanContext(trace.trace_id, trace.parent_id, is_remote=True, trace_flags=_SAMPLED)
-        failed = Status(StatusCode.ERROR, entry.error_code) if entry.status >= 500 else _UNSET
-        attributes = _server_attributes(entry)
-        self._emit(f"POST {entry.route}", self._server, parent, SpanKind.SERVER, attributes, 0.0, entry.duration_s, failed)
+            attributes = _chat_attributes(entry)
+            self._made.append(
+                _Made(name, trace.chat_id, trace.server_id, SpanKind.CLIENT, attributes, start_ns, end_ns, failed)
+            )
+        failed = entry.error_code if entry.status >= 500 else None
+        attributes, name = _server_attributes(entry), f"POST {entry.route}"
+        self._made.append(_Made(name, trace.server_id, trace.parent_id, SpanKind.SERVER, attributes, start_ns, end_ns, failed))
         return self._made
 
     def _stages(self) -> None:
@@ -184,35 +254,13 @@ class _Telling:
             steps: Attributes = {"headway.num_steps": entry.num_steps, "headway.mean_batch": entry.mean_batch}
             self._child("headway.decode", entry.ttft_s, entry.duration_s, steps)
 
-    def _child(self, name: str, start_s: float, end_s: float, attributes: Attributes, status: Status = _UNSET) -> None:
-        context = self._spans.context(self._trace.trace_id, None, self._state)
-        self._emit(name, context, self._chat, SpanKind.INTERNAL, attributes, start_s, end_s, status)
+    def _child(self, name: str, start_s: float, end_s: float, attributes: Attributes) -> None:
+        start_ns, end_ns = self._at(start_s), self._at(max(start_s, end_s))
+        id, parent = self._spans.new_id(), self._trace.chat_id
+        self._made.append(_Made(name, id, parent, SpanKind.INTERNAL, attributes, start_ns, end_ns))
 
-    def _emit(
-        self,
-        name: str,
-        context: SpanContext,
-        parent: SpanContext | None,
-        kind: SpanKind,
-        attributes: Attributes,
-        start_s: float,
-        end_s: float,
-        status: Status,
-    ) -> None:
-        began_ns = self._entry.started_ns
-        span = ReadableSpan(
-            name,
-            context,
-            parent,
-            self._spans.resource,
-            attributes,
-            kind=kind,
-            status=status,
-            start_time=began_ns + int(start_s * 1e9),
-            end_time=began_ns + int(max(start_s, end_s) * 1e9),
-            instrumentation_scope=_SCOPE,
-        )
-        self._made.append(span)
+    def _at(self, seconds: float) -> int:
+        return self._entry.started_ns + int(seconds * 1e9)
 
 
 def _server_attributes(entry: Entry) -> Attributes:

@@ -139,7 +139,8 @@ class Store:
                 values = [msgspec.structs.astuple(row) for row in rows if isinstance(row, kind)]
                 if values:
                     self.connection.executemany(_INSERT[kind], values)
-            self.connection.executemany("DELETE FROM holds WHERE request = ?", [(request,) for request in ended])
+            if self.connection.execute("SELECT EXISTS (SELECT 1 FROM holds)").fetchone()[0]:  # mostly there are no budgets
+                self.connection.executemany("DELETE FROM holds WHERE request = ?", [(request,) for request in ended])
             self._bound_responses([row for row in rows if isinstance(row, ResponseRow)])
             self.connection.execute("COMMIT")
         finally:
