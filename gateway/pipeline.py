@@ -75,7 +75,7 @@ class Pipeline:
         self.policy, self.fleet, self.dispatcher, self.runs = policy, fleet, dispatcher, runs
         self.keeper, self.prompts, self.books, self.lengths, self.judge = keeper, prompts, books, lengths, judge
         self.secret = secrets.token_bytes(32)
-        self._ids = RandomIds(os.urandom)
+        self._ids = RandomIds(os.urandom, time.time)
         self._answers = itertools.count()
         self.stopping = False
 
