@@ -1,7 +1,7 @@
 """Ids that nobody can guess, read from the system many at a time: a system call for each would cost more than all the rest.
 
-They begin with the second in which they were made: an index that gets them touches few of its pages, where it would touch another
-one for each, and the ledger took three times as long (docs/log.md).
+They begin with the second in which they were made: an index that gets them touches few of its pages. It would touch another one
+for each, and the ledger took three times as long (docs/log.md).
 """
 
 from collections.abc import Callable
