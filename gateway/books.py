@@ -194,6 +194,8 @@ class Books:
             started_ns=arrival.wall_ns,
             duration_s=time.monotonic() - arrival.at,
             error_code=error.code,
+            slo=arrival.slo,
+            slo_met=False if arrival.slo else None,
             trace=self.spans.begin(arrival.headers),
             route=arrival.route,
             key_id=arrival.key_id,

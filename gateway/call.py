@@ -36,6 +36,8 @@ class Arrival:
     limited: tuple[Limited, ...] = ()
     passed: Pass | None = None
     """Once it was let in."""
+    slo: str = ""
+    """What it was promised, where it was turned away all the same before it was read."""
 
     @staticmethod
     def now(raw: list[tuple[bytes, bytes]], route: str) -> "Arrival":

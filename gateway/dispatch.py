@@ -171,13 +171,7 @@ class Dispatcher:
             return decision.moved(there, "breaks_promise")
         return decision
 
-    def check_room(self, tenant: str) -> None:
-        """Raises Overloaded where no more of a tenant can wait, before anybody reads what it asks: turns of admitted runs are
-        not asked."""
-        if self.queue.is_full_of(tenant):
-            raise self._full()
-
-    def _full(self) -> Overloaded:
+    def full(self) -> Overloaded:
         message = (
             f"{len(self.queue):,} requests with {self.queue.uncached_tokens:,} tokens to read are waiting already, which is the"
             " limit: try again"
@@ -290,7 +284,7 @@ class Dispatcher:
             broken=ticket.arrival + ticket.promised_s,
         )
         if not self._push(item):
-            raise self._full()
+            raise self.full()
         waiter = ticket.waiter = asyncio.get_running_loop().create_future()
         self._waiting[number] = ticket
         self._chose(ticket, chosen.worker)

@@ -47,6 +47,7 @@ from gateway.text.family import Family
 from gateway.text.steady import steadied
 
 DEFAULT_MAX_TOKENS = 2048
+CHARACTERS_A_TOKEN = 4
 MAX_ATTEMPTS = 4
 MAX_REFUSALS = 20
 """A worker refuses only what crossed its last report on the way; more often than this, something is wrong."""
@@ -88,8 +89,10 @@ class Pipeline:
         request = steadied(request, self.policy.text)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
-        if not run.turns:
-            self.dispatcher.check_room(tenant)
+        if not run.turns and self.dispatcher.queue.is_full_of(tenant):  # before anybody reads what it asks
+            route, _ = self._route(request, arrival, tenant, identity, prompt_tokens=_about_tokens(request))
+            arrival.slo = route.slo
+            raise self.dispatcher.full()
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
         tokens = self._hold_tokens(ticket, request, arrival)
         id = mint_id(self.secret, chain.name, next(self._answers), tenant=tenant, prefix=id_prefix)
@@ -157,17 +160,7 @@ class Pipeline:
     ) -> tuple[Ticket, Slo]:
         prompts = await self._prompts(request, identity.chain, tenant)
         longest = max((prompt.num_tokens for prompt in prompts.values()), default=0)
-        route = find_route(
-            self.policy,
-            asked=request.model,
-            tenant=tenant,
-            has_tools=bool(request.tools),
-            prompt_tokens=longest,
-            headers=arrival.headers,
-            key_id=arrival.key_id,
-            run=identity.run,
-        )
-        route, slo = promise_of(self.policy, route, tenant=tenant, headers=arrival.headers, service_tier=request.service_tier)
+        route, slo = self._route(request, arrival, tenant, identity, prompt_tokens=longest)
         question = self._question(request, chain, route, slo, prompts, tenant)
         ticket = Ticket(
             decision_id=f"dec-{self._ids.take()}",
@@ -190,6 +183,21 @@ class Pipeline:
             admitted_run=(run := self.runs.get(identity.run)) is not None and run.turns > 0,
         )
         return ticket, slo
+
+    def _route(
+        self, request: Request, arrival: Arrival, tenant: str, identity: Identity, *, prompt_tokens: int
+    ) -> tuple[Route, Slo]:
+        route = find_route(
+            self.policy,
+            asked=request.model,
+            tenant=tenant,
+            has_tools=bool(request.tools),
+            prompt_tokens=prompt_tokens,
+            headers=arrival.headers,
+            key_id=arrival.key_id,
+            run=identity.run,
+        )
+        return promise_of(self.policy, route, tenant=tenant, headers=arrival.headers, service_tier=request.service_tier)
 
     async def _prompts(self, request: Request, chain: str, tenant: str) -> dict[str, Prompt]:
         """For every worker that might take it and is up."""
@@ -438,6 +446,11 @@ def _those(targets: list[Target], able: list[Target], param: str, *, instead: bo
     if targets and not able and not instead:
         raise UnsupportedParameter(f"{param}: no model that you may be answered by can do this: leave it out", param=param)
     return able
+
+
+def _about_tokens(request: Request) -> int:
+    """Of a prompt that nobody reads."""
+    return sum(len(message.content) for message in request.messages) // CHARACTERS_A_TOKEN
 
 
 def _again(ticket: Ticket, number: int, id: str) -> Ticket:

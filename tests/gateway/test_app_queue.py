@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.dispatch import NOT_PASSED_AFTER_S
+from gateway.prompts import Prompt
 from gateway.text.model_text import ModelText
 from tests.served import ask, fake, serve, until
 
@@ -32,6 +33,27 @@ async def test_a_full_queue_turns_away_at_once_and_says_when_to_come_back(tmp_pa
             assert int(answer.headers["retry-after"]) >= 1
             assert int(answer.headers["retry-after-ms"]) >= 1
             assert (await answer.json())["error"]["code"] == "overloaded"
+        worker.release()
+        assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
+
+
+async def test_what_a_full_queue_turns_away_is_not_read_and_still_counts_as_a_broken_promise(tmp_path: Path) -> None:
+    worker = fake("nano", max_sequences=1)
+    async with serve(tmp_path, workers={"nano-0": worker}, more="limits: {max_queued_requests: 2}") as served:
+        worker.hold()
+        waiting = [asyncio.create_task(served.chat(ask(f"question {n}"))) for n in range(3)]
+        await until(lambda: len(served.gateway.queue) == 2)
+        read, missed = served.gateway.pipeline._prompts, 'headway_slo_total{met="no",slo="interactive"} 1.0'
+
+        async def must_not(*_: object) -> dict[str, Prompt]:
+            raise AssertionError("it was read")
+
+        served.gateway.pipeline._prompts = must_not  # type: ignore[method-assign]
+        status, body = await served.chat()
+        assert status == 429 and "2 requests with" in body["error"]["message"]
+        served.gateway.pipeline._prompts = read  # type: ignore[method-assign]
+        async with served.http.get(f"{served.url}/metrics") as answer:
+            assert missed in (await answer.text()).splitlines()
         worker.release()
         assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
 

@@ -61,6 +61,7 @@ def test_a_full_queue_takes_from_the_tenant_that_fills_it() -> None:
     for request in range(10):
         queue.push(item(request, tenant="a" if request < 6 else "heavy", admitted_run=request == 5))
     assert queue.give_way(item(20, tenant="a")) is None
+    assert [tenant for tenant in ("a", "heavy", "b") if queue.is_full_of(tenant)] == ["a"]
     for request, victim in ((21, 4), (22, 3)):
         gone = queue.give_way(item(request, tenant="b"))
         assert gone is not None and gone.request == victim  # the last of a's, but no turn of a run that was admitted
