@@ -250,7 +250,7 @@ class Engine:
         spent_ns = self.meter.busy_until(now_ns)
         self.hurry.ended(spent_ns)
         caused = [caused_by(one, self.limits.kv_bytes) for one in work]
-        shares = list(self.step_cost.split(caused, spent_ns))
+        shares = self.step_cost.split(caused, spent_ns)
         if lost_ns := self.hurry.take_lost():  # for whom it was broken off, or else who goes first
             first = min(range(len(work)), key=lambda i: (work[i].sequence.priority, work[i].length == 1))
             shares[first] += lost_ns

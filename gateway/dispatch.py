@@ -186,13 +186,10 @@ class Dispatcher:
         if not ticket.admitted:
             self._admit(ticket, ticket.decision)
         kind = self._kind(ticket)
-        if (
-            not self._waiting
-            and self._has_room(kind, ticket.decision)
-            and not self._leaves(kind, ticket.decision.chosen.worker)
-        ):
+        fits = self._has_room(kind, ticket.decision) and not self._leaves(kind, ticket.decision.chosen.worker)
+        if fits and not self._waiting:
             return self._submit(ticket, ticket.decision)
-        return await self._wait(ticket, kind, ticket.decision)
+        return await self._wait(ticket, ticket.decision, fits=fits)
 
     def _admit(self, ticket: Ticket, decision: Decision) -> None:
         ticket.admitted = True
@@ -263,7 +260,8 @@ class Dispatcher:
             ticket.predicted = None
             self.lateness[worker, ticket.band is Band.BATCH].observe(predicted, ttft_s, self._clock())
 
-    async def _wait(self, ticket: Ticket, kind: _Kind, decision: Decision) -> Stream:
+    async def _wait(self, ticket: Ticket, decision: Decision, *, fits: bool) -> Stream:
+        """`fits`: its worker could take it at once, if nobody goes before it."""
         number = next(self._numbers)
         chosen = decision.chosen
         uncached = chosen.prompt_tokens - chosen.cached_tokens
@@ -295,7 +293,7 @@ class Dispatcher:
         if chosen.cached_tokens and not item.resident:  # what is left of it makes room for others while it waits
             self.fleet.retain(chosen.worker, ticket.chain, WAITS_COLD)
         self._plan_expiry()
-        if self._has_room(kind, decision) and not self._leaves(kind, chosen.worker):
+        if fits:
             self._pump()  # now: it is likely the next, and the loop may take a while to come round
         else:
             self.changed()

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from gateway.dispatch import NOT_PASSED_AFTER_S
 from gateway.prompts import Prompt
 from gateway.text.model_text import ModelText
-from tests.served import ask, fake, serve, until
+from tests.served import Served, ask, fake, serve, until
 
 
 async def test_a_worker_never_gets_more_than_its_credits(tmp_path: Path) -> None:
@@ -22,27 +24,29 @@ async def test_a_worker_never_gets_more_than_its_credits(tmp_path: Path) -> None
         assert len(served.gateway.queue) == 0
 
 
-async def test_a_full_queue_turns_away_at_once_and_says_when_to_come_back(tmp_path: Path) -> None:
+@asynccontextmanager
+async def full_queue(tmp_path: Path) -> AsyncIterator[Served]:
+    """Two wait, and no more may; at the end all are answered."""
     worker = fake("nano", max_sequences=1)
     async with serve(tmp_path, workers={"nano-0": worker}, more="limits: {max_queued_requests: 2}") as served:
         worker.hold()
         waiting = [asyncio.create_task(served.chat(ask(f"question {n}"))) for n in range(3)]
         await until(lambda: len(served.gateway.queue) == 2)
-        async with served.http.post(f"{served.url}/v1/chat/completions", json=ask()) as answer:
-            assert answer.status == 429
-            assert int(answer.headers["retry-after"]) >= 1
-            assert int(answer.headers["retry-after-ms"]) >= 1
-            assert (await answer.json())["error"]["code"] == "overloaded"
+        yield served
         worker.release()
         assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
 
 
+async def test_a_full_queue_turns_away_at_once_and_says_when_to_come_back(tmp_path: Path) -> None:
+    async with full_queue(tmp_path) as served, served.http.post(f"{served.url}/v1/chat/completions", json=ask()) as answer:
+        assert answer.status == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        assert int(answer.headers["retry-after-ms"]) >= 1
+        assert (await answer.json())["error"]["code"] == "overloaded"
+
+
 async def test_what_a_full_queue_turns_away_is_not_read_and_still_counts_as_a_broken_promise(tmp_path: Path) -> None:
-    worker = fake("nano", max_sequences=1)
-    async with serve(tmp_path, workers={"nano-0": worker}, more="limits: {max_queued_requests: 2}") as served:
-        worker.hold()
-        waiting = [asyncio.create_task(served.chat(ask(f"question {n}"))) for n in range(3)]
-        await until(lambda: len(served.gateway.queue) == 2)
+    async with full_queue(tmp_path) as served:
         read, missed = served.gateway.pipeline._prompts, 'headway_slo_total{met="no",slo="interactive"} 1.0'
 
         async def must_not(*_: object) -> dict[str, Prompt]:
@@ -54,8 +58,6 @@ async def test_what_a_full_queue_turns_away_is_not_read_and_still_counts_as_a_br
         served.gateway.pipeline._prompts = read  # type: ignore[method-assign]
         async with served.http.get(f"{served.url}/metrics") as answer:
             assert missed in (await answer.text()).splitlines()
-        worker.release()
-        assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
 
 
 async def test_a_request_that_waits_too_long_is_told_so(tmp_path: Path) -> None:
