@@ -17,17 +17,29 @@ from gateway.errors import HeadwayError, NoWorker, Overloaded
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.sites import beginning, place
 from gateway.fleet.stream import Stream
+from gateway.policy.routes import candidates_for
+from gateway.policy.schema import Route, Slo
 from gateway.prompts import Prompt
 from gateway.request import Request
 from gateway.routing.decide import decide
 from gateway.routing.decision import Decision, Question
-from gateway.scheduling.admission import DUE_SHARE, GOOD_ENOUGH, OnOverload, Wait, judge, predicted_s, promised_s
+from gateway.scheduling.admission import (
+    DUE_SHARE,
+    GOOD_ENOUGH,
+    OnOverload,
+    Wait,
+    foregone,
+    judge,
+    predicted_s,
+    promised_s,
+)
 from gateway.scheduling.drain import Drain
 from gateway.scheduling.lateness import Lateness
 from gateway.scheduling.placement import Placement
 from gateway.scheduling.queue import Band, RunQueue, Waiting
 from gateway.scheduling.retention import WAITS_COLD
 from gateway.scheduling.seats import LEVELS, Seats, is_kept
+from gateway.scheduling.usual import Usual
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
@@ -37,6 +49,8 @@ NOT_PASSED_AFTER_S = 0.05
 """Who has waited so long for a worker to have room for its prompt is not gone past any more: a step or two."""
 DECIDED_FOR_S, DECIDED_SHARE = 0.1, 0.05
 """A choice stands so long while its worker has no seat or no room, or for this share of the time waited, if that is more."""
+SHED_S = 0.5
+"""So long after somebody else was refused for a worker no batch work begins there."""
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
@@ -148,7 +162,10 @@ class Dispatcher:
         """Of batch work, by worker."""
         self._devices = {name: worker.device for name, worker in fleet.policy.workers.items()}
         self._let_in: dict[str, Stream] = {}
-        """The batch work that a worker's last seats were not left by, as it had waited too long."""
+        """The batch work that a worker's seats were not left by, as it had waited too long."""
+        self._shed_at: dict[str, float] = {}
+        """When somebody else than batch work was last refused for a worker."""
+        self._usual = Usual()
         fleet.changed = self.changed
 
     def decide(self, ticket: Ticket) -> Decision:
@@ -170,6 +187,37 @@ class Dispatcher:
         if there and any(one.option.worker == there and one.reason in GOOD_ENOUGH for one in decision.rejected):
             return decision.moved(there, "breaks_promise")
         return decision
+
+    @property
+    def refuses(self) -> bool:
+        """Somebody, for a promise, lately."""
+        return self._usual.refuses(self._clock())
+
+    def foregone(
+        self, route: Route, slo: Slo, *, asked: str, tenant: str, band: Band, arrival: float, most_tokens: float
+    ) -> Overloaded | None:
+        """The no that a request gets unread: it is what those like it are being told, and waiting alone breaks its promise."""
+        kind, now = (route.name, asked), self._clock()
+        usual = self._usual.models(kind, now)
+        if route.on_overload != "shed" or not usual:
+            return None
+        offered = candidates_for(self.fleet.policy, route, tenant=tenant)
+        views = [view for view in self.fleet.views() if view.model in offered]
+        broken, late_s = foregone(
+            slo.ttft_s,
+            slo.deadline_s,
+            views,
+            self._waits(tenant, band),
+            usual=usual,
+            most_tokens=most_tokens,
+            waited_s=now - arrival,
+            devices=self._devices,
+        )
+        if not broken or self._usual.wants_to_know(kind):
+            return None
+        if band is not Band.BATCH:
+            self._shed_at |= {view.worker: now for view in views if view.model in usual}
+        return _shed(broken, late_s)
 
     def full(self) -> Overloaded:
         message = (
@@ -195,7 +243,9 @@ class Dispatcher:
         ticket.admitted = True
         if ticket.on_overload == "queue":
             return
-        waits, waited_s = self._waits(ticket), self._clock() - ticket.arrival
+        kind, now = (ticket.route, ticket.question.asked), self._clock()
+        self._usual.chose(kind, decision.chosen.model)
+        waits, waited_s = self._waits(ticket.tenant, ticket.band), now - ticket.arrival
         verdict = judge(
             ticket.question,
             decision,
@@ -206,7 +256,10 @@ class Dispatcher:
             devices=self._devices,
         )
         if verdict.action == "shed":
-            raise Overloaded(f"{verdict.broken}: try again later", retry_after_s=max(MIN_RETRY_S, verdict.late_s))
+            self._usual.refused(kind, now)
+            if ticket.band is not Band.BATCH:
+                self._shed_at[decision.chosen.worker] = now
+            raise _shed(verdict.broken, verdict.late_s)
         if verdict.action == "admit" and verdict.instead is not None:
             ticket.elsewhere = verdict.instead.worker
             decision = ticket.decision = decision.moved(ticket.elsewhere, "breaks_promise")
@@ -222,9 +275,9 @@ class Dispatcher:
         ticket.promised_s = promised_s(ticket.question, chosen, wait)
         ticket.predicted = chosen.worker, waited_s + predicted_s(chosen, wait)
 
-    def _waits(self, ticket: Ticket) -> dict[str, Wait]:
-        now, is_batch = self._clock(), ticket.band is Band.BATCH
-        ahead = self._ahead(ticket)
+    def _waits(self, tenant: str, band: Band) -> dict[str, Wait]:
+        now, is_batch = self._clock(), band is Band.BATCH
+        ahead = self._ahead(tenant, is_batch=is_batch)
         waits = {}
         for view in self.fleet.views():
             predictor = self.fleet.predictors[view.worker]
@@ -236,20 +289,20 @@ class Dispatcher:
             waits[view.worker] = Wait(view.wait_s, running_s + turns_s, margin, idle, lately_s)
         return waits
 
-    def _ahead(self, ticket: Ticket) -> dict[str, float]:
-        """How many of those that wait for each worker count as before it. Batch work goes after the rest. Among the rest also
-        those that it would overtake count: they hold promises too. Another tenant's go first only in turns with its own."""
-        is_batch = ticket.band is Band.BATCH
+    def _ahead(self, tenant: str, *, is_batch: bool) -> dict[str, float]:
+        """How many of those that wait for each worker count as before the next of a tenant. Batch work goes after the rest.
+        Among the rest also those that it would overtake count: they hold promises too. Another tenant's go first only in turns
+        with its own."""
         waiting: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for (worker, tenant, other_is_batch), count in self._waiting_for.items():
+        for (worker, other, other_is_batch), count in self._waiting_for.items():
             if is_batch or not other_is_batch:
-                waiting[worker][tenant] += count
-        mine = self.queue.weight(ticket.tenant)
+                waiting[worker][other] += count
+        mine = self.queue.weight(tenant)
         ahead = {}
         for worker, tenants in waiting.items():
-            turns = (tenants[ticket.tenant] + 1) / mine
-            ahead[worker] = tenants[ticket.tenant] + sum(
-                min(count, turns * self.queue.weight(tenant)) for tenant, count in tenants.items() if tenant != ticket.tenant
+            turns = (tenants[tenant] + 1) / mine
+            ahead[worker] = tenants[tenant] + sum(
+                min(count, turns * self.queue.weight(other)) for other, count in tenants.items() if other != tenant
             )
         return ahead
 
@@ -472,18 +525,22 @@ class Dispatcher:
         return self.fleet.server(chosen.worker).credits.has_room(uncached, self._priority(kind, chosen.worker))
 
     def _leaves(self, kind: _Kind, worker: str) -> bool:
-        """The last seats: batch work leaves them to those who were promised a soon first token, where promises are judged, but
-        for one at a time that has waited for half of what it was promised; and a tenant that has its share to the others."""
+        """The last seats, and while others are refused for want of time all of them: batch work leaves them to those who were
+        promised a soon first token, where promises are judged, but for one at a time that has waited for half of what it was
+        promised. And a tenant that has its share leaves the last seats to the others."""
         hello = self.fleet.links[worker].hello if worker in self.fleet.links else None
         if not hello or not self._by_run:
             return False
         credits = self.fleet.links[worker].credits
-        if not credits.live or not is_kept(credits.num_free, hello.max_sequences):
+        if not credits.live:
             return False
+        is_last = is_kept(credits.num_free, hello.max_sequences)
         if kind.line is Band.BATCH and kind.judged:
+            if not is_last and self._clock() - self._shed_at.get(worker, -math.inf) > SHED_S:
+                return False
             let_in = self._let_in.get(worker)
             return not kind.late or (let_in is not None and let_in.finished is None)
-        return self.seats.has_its_share(kind.tenant, credits.taken, hello.max_sequences, self._clock())
+        return is_last and self.seats.has_its_share(kind.tenant, credits.taken, hello.max_sequences, self._clock())
 
     def _submit(self, ticket: Ticket, decision: Decision) -> Stream:
         worker = decision.chosen.worker
@@ -565,3 +622,7 @@ class Dispatcher:
 
     def lost_all(self) -> NoWorker:
         return NoWorker("every worker that could have taken it was lost: try again", retry_after_s=self._retry_after_s)
+
+
+def _shed(broken: str, late_s: float) -> Overloaded:
+    return Overloaded(f"{broken}: try again later", retry_after_s=max(MIN_RETRY_S, late_s))

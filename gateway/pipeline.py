@@ -28,11 +28,12 @@ from gateway.fleet.fleet import Fleet
 from gateway.fleet.stream import Stream
 from gateway.fleet.upstream import Upstream
 from gateway.forms import grammars_for
+from gateway.pace import Pace
 from gateway.policy.promise import promise_of
 from gateway.policy.references import AUTO
 from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
-from gateway.prompts import Prompt, Prompts, Target, check_length, target_of
+from gateway.prompts import Prompt, Prompts, Target, check_length, target_of, total_chars
 from gateway.random_ids import RandomIds
 from gateway.request import Request
 from gateway.routing.decision import Decision, Question
@@ -78,6 +79,7 @@ class Pipeline:
         self.secret = secrets.token_bytes(32)
         self._ids = RandomIds(os.urandom, time.time)
         self._answers = itertools.count()
+        self._pace = Pace()
         self.stopping = False
 
     async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
@@ -89,10 +91,7 @@ class Pipeline:
         request = steadied(request, self.policy.text)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
-        if not run.turns and self.dispatcher.queue.is_full_of(tenant):  # before anybody reads what it asks
-            route, _ = self._route(request, arrival, tenant, identity, prompt_tokens=_about_tokens(request))
-            arrival.slo = route.slo
-            raise self.dispatcher.full()
+        await self._pace.turn(lambda: self._turn_away(request, arrival, tenant, identity, run, chain))
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
         tokens = self._hold_tokens(ticket, request, arrival)
         id = mint_id(self.secret, chain.name, next(self._answers), tenant=tenant, prefix=id_prefix)
@@ -111,6 +110,34 @@ class Pipeline:
             call.hold, call.held_tokens = holds.pop() if holds else None, tokens
             self.books.begin(call)
         return calls
+
+    def _turn_away(self, request: Request, arrival: Arrival, tenant: str, identity: Identity, run: Run, chain: Chain) -> None:
+        """Raises the no that a run's first turn gets before anybody reads what it asks, if that is known."""
+        if run.turns:
+            return
+        is_full = self._pace.is_full or self.dispatcher.queue.is_full_of(tenant)
+        if not is_full and not self.dispatcher.refuses:
+            return
+        num_chars = total_chars(request)
+        try:
+            tokens = num_chars // CHARACTERS_A_TOKEN
+            route, slo = self._route(request, arrival, tenant, identity, prompt_tokens=tokens)
+        except HeadwayError:  # it takes an exact look to be sure of that
+            return
+        refusal: HeadwayError | None = self.dispatcher.full() if is_full else None
+        if refusal is None:
+            refusal = self.dispatcher.foregone(
+                route,
+                slo,
+                asked=request.model,
+                tenant=tenant,
+                band=_band(route.slo, slo, chain, request),
+                arrival=arrival.at,
+                most_tokens=num_chars,
+            )
+        if refusal is not None:
+            arrival.slo = route.slo
+            raise refusal
 
     def _hold(self, ticket: Ticket, num_choices: int, payers: Payers, arrival: Arrival) -> list[Hold]:
         """One for each choice, where the route has budgets; a turn is one, however many its choices."""
@@ -446,11 +473,6 @@ def _those(targets: list[Target], able: list[Target], param: str, *, instead: bo
     if targets and not able and not instead:
         raise UnsupportedParameter(f"{param}: no model that you may be answered by can do this: leave it out", param=param)
     return able
-
-
-def _about_tokens(request: Request) -> int:
-    """Of a prompt that nobody reads."""
-    return sum(len(message.content) for message in request.messages) // CHARACTERS_A_TOKEN
 
 
 def _again(ticket: Ticket, number: int, id: str) -> Ticket:

@@ -74,7 +74,7 @@ def target_of(link: Link) -> Target | None:
 
 def check_length(request: Request, targets: Sequence[Target]) -> None:
     """Raises ContextTooLong for what fits nowhere whatever its words are: to find out how much too long takes minutes."""
-    total = _total_chars(request)
+    total = total_chars(request)
     least = [(total // (SHRINKS * target.text.longest_token), target) for target in targets]
     if least and all(tokens > target.max_context for tokens, target in least):
         tokens, target = max(least, key=lambda pair: pair[1].max_context)
@@ -212,14 +212,15 @@ def _shared_tokens(text: ModelText, encoded: Encoded, request: Request, now: dat
 
 
 def _is_short(request: Request, previous: Mapping[str, _Kept | None]) -> bool:
-    total = _total_chars(request)
+    total = total_chars(request)
     if total > MAX_INLINE_TOTAL_CHARS:
         return False
     known = min((len(kept.encoded.text) if kept else 0 for kept in previous.values()), default=0)
     return total - known <= MAX_INLINE_CHARS
 
 
-def _total_chars(request: Request) -> int:
+def total_chars(request: Request) -> int:
+    """Of all that a model reads of it, about."""
     return len(request.text or "") + sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
 
 

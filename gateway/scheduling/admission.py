@@ -9,12 +9,12 @@ refused: what was begun is worth more than what was not.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from gateway.routing.decide import AUTO
-from gateway.routing.decision import Decision, Option, Question, RejectReason
+from gateway.routing.decision import Decision, Option, Question, RejectReason, WorkerView
 from gateway.scheduling.lateness import FLOOR_S
 
 OnOverload = Literal["queue", "degrade", "shed"]
@@ -99,22 +99,65 @@ def predicted_s(option: Option, wait: Wait) -> float:
     return option.ttft_s - wait.in_decision_s + wait.until_begun_s
 
 
+def foregone(
+    ttft_slo_s: float | None,
+    deadline_s: float | None,
+    views: Sequence[WorkerView],
+    waits: Mapping[str, Wait],
+    *,
+    usual: Set[str],
+    most_tokens: float,
+    waited_s: float = 0.0,
+    devices: Mapping[str, str] = _EACH_ITS_OWN,
+) -> tuple[str, float]:
+    """What `judge` would say breaks and by how much, whatever is asked: waiting alone breaks the promise on every worker of the
+    `usual` models and on whatever could take their place. "" where it takes a look at the prompt, of at most `most_tokens`."""
+    least, late_s = "", math.inf
+    healthy = [view for view in views if view.healthy]
+    theirs = {devices.get(view.worker, view.worker) for view in healthy if view.model in usual}
+    for view in healthy:
+        if view.model not in usual and theirs == {devices.get(view.worker, view.worker)}:
+            continue  # its time is theirs
+        wait, begun_s = waits.get(view.worker, _NO_WAIT), view.overhead_s
+        alone_s = begun_s + most_tokens * view.prefill_s_per_token
+        broken, its_s = _late_first(ttft_slo_s, wait, waited_s, wait.until_begun_s + begun_s, alone_s)
+        if not broken:
+            broken, its_s = _late_end(deadline_s, wait, waited_s, begun_s)
+        if not broken:
+            return "", 0.0
+        if view.model in usual and its_s < late_s:
+            least, late_s = broken, its_s
+    return (least, late_s) if least else ("", 0.0)
+
+
 def _broken(question: Question, option: Option, waits: Mapping[str, Wait], waited_s: float) -> tuple[str, float]:
-    """The promise that would be broken, with both numbers; "" when none would."""
+    """The promise that would be broken, with both numbers, and by how much; "" when none would."""
     wait = waits.get(option.worker, _NO_WAIT)
-    if question.ttft_slo_s is not None and not wait.idle:
-        allowed_s = max(question.ttft_slo_s, ISOLATED_TIMES * (option.ttft_s - wait.in_decision_s))
-        first_s = predicted_s(option, wait)
-        expected_s, bound_s = waited_s + first_s, waited_s + first_s + wait.margin * (first_s + FLOOR_S)
-        if expected_s > allowed_s:
-            return f"a first token within {allowed_s:.3g} s would take {expected_s:.3g} s", expected_s - allowed_s
-        if bound_s > allowed_s:
-            return f"a first token within {allowed_s:.3g} s may take {bound_s:.3g} s", bound_s - allowed_s
-    if question.deadline_s is not None:
-        until_begun_s = max(OVERTAKEN * wait.until_begun_s, SURE * wait.lately_s)
-        finish_s = waited_s + option.finish_s - wait.in_decision_s + until_begun_s
-        if finish_s > question.deadline_s:
-            return f"an end within {question.deadline_s:.3g} s would take {finish_s:.3g} s", finish_s - question.deadline_s
+    alone_s = option.ttft_s - wait.in_decision_s
+    broken, late_s = _late_first(question.ttft_slo_s, wait, waited_s, predicted_s(option, wait), alone_s)
+    return (broken, late_s) if broken else _late_end(question.deadline_s, wait, waited_s, option.finish_s - wait.in_decision_s)
+
+
+def _late_first(slo_s: float | None, wait: Wait, waited_s: float, first_s: float, alone_s: float) -> tuple[str, float]:
+    """Of a first token that is predicted after `first_s`, and after `alone_s` on the idle worker."""
+    if slo_s is None or wait.idle:
+        return "", 0.0
+    allowed_s = max(slo_s, ISOLATED_TIMES * alone_s)
+    expected_s, bound_s = waited_s + first_s, waited_s + first_s + wait.margin * (first_s + FLOOR_S)
+    if expected_s > allowed_s:
+        return f"a first token within {allowed_s:.3g} s would take {expected_s:.3g} s", expected_s - allowed_s
+    if bound_s > allowed_s:
+        return f"a first token within {allowed_s:.3g} s may take {bound_s:.3g} s", bound_s - allowed_s
+    return "", 0.0
+
+
+def _late_end(deadline_s: float | None, wait: Wait, waited_s: float, begun_s: float) -> tuple[str, float]:
+    """Of what takes `begun_s` once it has begun."""
+    if deadline_s is None:
+        return "", 0.0
+    finish_s = waited_s + begun_s + max(OVERTAKEN * wait.until_begun_s, SURE * wait.lately_s)
+    if finish_s > deadline_s:
+        return f"an end within {deadline_s:.3g} s would take {finish_s:.3g} s", finish_s - deadline_s
     return "", 0.0
 
 

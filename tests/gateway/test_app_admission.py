@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.accounting.rows import DecisionRow
+from gateway.prompts import Prompt
 from gateway.scheduling.admission import DUE_SHARE
+from gateway.scheduling.usual import ENOUGH, READ_EVERY
 from tests.served import POLICY, Served, ask, fake, serve, until
 
 SLO = "slo: {interactive: {ttft_s: 0.2}, agent: {ttft_s: 0.4}, batch: {deadline_s: 3600}}"
@@ -205,3 +207,56 @@ async def test_batch_work_that_waited_long_gets_one_of_the_last_seats_at_a_time(
         assert (worker.num_live, len(served.gateway.queue)) == (15, 2)
         worker.release()
         assert [status for status, *_ in await asyncio.gather(*first, *batch)] == [200] * 17
+
+
+@pytest.mark.usefixtures("route")
+async def test_whoever_would_be_told_what_others_are_is_told_so_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.scheduling.usual.REFUSED_S", 60.0)
+    async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=1)}, more=SLO) as served:
+        pipeline, read = served.gateway.pipeline, list[str]()
+        prompts = pipeline._prompts
+
+        async def reads(request: Any, *rest: Any) -> dict[str, Prompt]:
+            read.append(request.messages[-1].content)
+            return await prompts(request, *rest)
+
+        pipeline._prompts = reads  # type: ignore[method-assign]
+        for _ in range(2 * int(ENOUGH)):
+            pipeline.dispatcher._usual.chose(("default", "auto"), "nano")
+        run = {"x-headway-run-id": "begun"}
+        assert (await post(served, ask("turn 1"), **run))[0] == 200
+        first = await busy(served, "nano-0")
+        told = [await post(served, ask(f"question {number}")) for number in range(READ_EVERY + 1)]
+        assert [status for status, *_ in told] == [429] * (READ_EVERY + 1)
+        assert all("a first token within 0.2 s would take 10" in body["error"]["message"] for _, body, _ in told)
+        assert all(9 <= int(headers["retry-after"]) <= 11 for *_, headers in told)
+        assert read[2:] == ["question 0", f"question {READ_EVERY}"]
+        turn = asyncio.create_task(post(served, ask("turn 2"), **run))
+        patient = asyncio.create_task(post(served, ask("patient"), **{"x-headway-slo": "batch"}))
+        await until(lambda: len(served.gateway.queue) == 2)
+        served.workers["nano-0"].release()
+        assert [status for status, *_ in await asyncio.gather(first, turn, patient)] == [200] * 3
+        async with served.http.get(f"{served.url}/metrics") as answer:
+            missed = next(
+                line for line in (await answer.text()).splitlines() if 'headway_slo_total{met="no",slo="inter' in line
+            )
+            assert float(missed.split()[-1]) >= READ_EVERY + 1
+
+
+@pytest.mark.usefixtures("route")
+async def test_no_batch_work_begins_while_others_are_refused(tmp_path: Path) -> None:
+    async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=16)}, more=SLO) as served:
+        worker, clock = served.workers["nano-0"], asyncio.get_running_loop().time
+        served.gateway.fleet.predictors["nano-0"]._service.observe(10.0, 1e6)
+        worker.hold()
+        first = [asyncio.create_task(post(served, ask(f"question {n}"), **{"x-headway-slo": "batch"})) for n in range(8)]
+        await until(lambda: worker.num_live == 8)
+        lateness = served.gateway.dispatcher.lateness["nano-0", False]
+        lateness._margin, lateness._at = 1e6, clock()
+        assert (await post(served, ask("second")))[0] == 429
+        refused_at = clock()
+        batch = asyncio.create_task(post(served, ask("batch"), **{"x-headway-slo": "batch"}))
+        await until(lambda: worker.num_live == 9)
+        assert clock() - refused_at >= 0.4
+        worker.release()
+        assert [status for status, *_ in await asyncio.gather(*first, batch)] == [200] * 9
