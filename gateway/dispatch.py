@@ -26,6 +26,7 @@ from gateway.routing.decision import Decision, Question
 from gateway.scheduling.admission import (
     DUE_SHARE,
     GOOD_ENOUGH,
+    URGENT_SHARE,
     OnOverload,
     Wait,
     foregone,
@@ -109,15 +110,21 @@ class Ticket:
         """From when on half of what it was promised is used up."""
         return self.arrival + DUE_SHARE * self.promised_s
 
+    @property
+    def urgent(self) -> float:
+        """From when on three quarters are."""
+        return self.arrival + URGENT_SHARE * self.promised_s
+
 
 class _Kind(NamedTuple):
     """All of a ticket that says which seats it may have: `judged` where promises are, `late` for batch work that has used up
-    half of its time to wait."""
+    half of its time to wait, `urgent` for three quarters."""
 
     tenant: str
     line: Band
     judged: bool
-    late: bool
+    late: bool = False
+    urgent: bool = False
 
 
 class _Look:
@@ -481,7 +488,7 @@ class Dispatcher:
         if (tenant, line) in look.open:
             return False
         workers = {name for name, one, is_batch in self._waiting_for if one == tenant and is_batch == (line is Band.BATCH)}
-        kinds = [_Kind(tenant, line, judged, late=False) for judged in (False, True)]
+        kinds = [_Kind(tenant, line, judged) for judged in (False, True)]
         may = any(self._has_seat(kind, name, look) for name in workers for kind in kinds)
         (look.open if may else look.shut).add((tenant, line))
         return not may
@@ -497,8 +504,8 @@ class Dispatcher:
         return not any(self.fleet.server(worker).healthy for worker in workers)
 
     def _kind(self, ticket: Ticket) -> _Kind:
-        late = ticket.band is Band.BATCH and self._clock() >= ticket.due
-        return _Kind(ticket.tenant, ticket.band.line, ticket.on_overload != "queue", late)
+        late = ticket.band is Band.BATCH and (now := self._clock()) >= ticket.due
+        return _Kind(ticket.tenant, ticket.band.line, ticket.on_overload != "queue", late, late and now >= ticket.urgent)
 
     def _has_seat(self, kind: _Kind, worker: str, look: "_Look") -> bool:
         """Whether it has one, and for these."""
@@ -527,7 +534,7 @@ class Dispatcher:
     def _leaves(self, kind: _Kind, worker: str) -> bool:
         """The last seats, and while others are refused for want of time all of them: batch work leaves them to those who were
         promised a soon first token, where promises are judged, but for one at a time that has waited for half of what it was
-        promised. And a tenant that has its share leaves the last seats to the others."""
+        promised, and what has for three quarters. And a tenant that has its share leaves the last seats to the others."""
         hello = self.fleet.links[worker].hello if worker in self.fleet.links else None
         if not hello or not self._by_run:
             return False
@@ -539,7 +546,7 @@ class Dispatcher:
             if not is_last and self._clock() - self._shed_at.get(worker, -math.inf) > SHED_S:
                 return False
             let_in = self._let_in.get(worker)
-            return not kind.late or (let_in is not None and let_in.finished is None)
+            return not kind.urgent and (not kind.late or (let_in is not None and let_in.finished is None))
         return is_last and self.seats.has_its_share(kind.tenant, credits.taken, hello.max_sequences, self._clock())
 
     def _submit(self, ticket: Ticket, decision: Decision) -> Stream:

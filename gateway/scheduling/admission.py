@@ -29,6 +29,8 @@ OVERTAKEN = 2.0
 """Times that what has only a deadline may wait for what goes before it now."""
 DUE_SHARE = 0.5
 """Of the time that a promise leaves: who has waited so long goes before those who have not."""
+URGENT_SHARE = 0.75
+"""Batch work that has waited so long is held back by nothing but a want of seats."""
 
 
 SURE = 3.0

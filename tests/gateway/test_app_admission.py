@@ -10,7 +10,7 @@ import pytest
 
 from gateway.accounting.rows import DecisionRow
 from gateway.prompts import Prompt
-from gateway.scheduling.admission import DUE_SHARE
+from gateway.scheduling.admission import DUE_SHARE, URGENT_SHARE
 from gateway.scheduling.usual import ENOUGH, READ_EVERY
 from tests.served import POLICY, Served, ask, fake, serve, until
 
@@ -191,7 +191,7 @@ async def test_a_service_tier_that_the_policy_does_not_know_is_refused(tmp_path:
 
 
 @pytest.mark.usefixtures("route")
-async def test_batch_work_that_waited_long_gets_one_of_the_last_seats_at_a_time(tmp_path: Path) -> None:
+async def test_batch_work_that_waited_long_gets_one_of_the_last_seats_at_a_time_and_soon_any(tmp_path: Path) -> None:
     slo = "slo: {interactive: {ttft_s: 30}, batch: {deadline_s: 4}}"
     async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=16)}, more=slo) as served:
         worker = served.workers["nano-0"]
@@ -205,6 +205,8 @@ async def test_batch_work_that_waited_long_gets_one_of_the_last_seats_at_a_time(
         assert asyncio.get_running_loop().time() - began > DUE_SHARE * 4 * 0.9
         await asyncio.sleep(0.6)
         assert (worker.num_live, len(served.gateway.queue)) == (15, 2)
+        await until(lambda: worker.num_live == 16)
+        assert asyncio.get_running_loop().time() - began > URGENT_SHARE * 4 * 0.9
         worker.release()
         assert [status for status, *_ in await asyncio.gather(*first, *batch)] == [200] * 17
 
