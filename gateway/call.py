@@ -38,6 +38,8 @@ class Arrival:
     """Once it was let in."""
     slo: str = ""
     """What it was promised, where it was turned away all the same before it was read."""
+    is_read: bool = False
+    """Whatever those like it are told."""
 
     @staticmethod
     def now(raw: list[tuple[bytes, bytes]], route: str) -> "Arrival":

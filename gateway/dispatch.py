@@ -26,7 +26,6 @@ from gateway.routing.decision import Decision, Question
 from gateway.scheduling.admission import (
     DUE_SHARE,
     GOOD_ENOUGH,
-    URGENT_SHARE,
     OnOverload,
     Wait,
     foregone,
@@ -50,8 +49,6 @@ NOT_PASSED_AFTER_S = 0.05
 """Who has waited so long for a worker to have room for its prompt is not gone past any more: a step or two."""
 DECIDED_FOR_S, DECIDED_SHARE = 0.1, 0.05
 """A choice stands so long while its worker has no seat or no room, or for this share of the time waited, if that is more."""
-SHED_S = 0.5
-"""So long after somebody else was refused for a worker no batch work begins there."""
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
 
@@ -110,21 +107,35 @@ class Ticket:
         """From when on half of what it was promised is used up."""
         return self.arrival + DUE_SHARE * self.promised_s
 
+
+class Unread(NamedTuple):
+    """A request of which nobody knows yet how long it is: about so many tokens, and at most so many. `is_certain` when its
+    route does not depend on that, and it asks for nothing that only some models can do."""
+
+    tenant: str
+    route: Route
+    slo: Slo
+    band: Band
+    asked: str
+    arrival: float
+    about_tokens: float
+    most_tokens: float
+    is_certain: bool
+
     @property
-    def urgent(self) -> float:
-        """From when on three quarters are."""
-        return self.arrival + URGENT_SHARE * self.promised_s
+    def kind(self) -> tuple[str, str, str, str]:
+        """Those of one kind are expected to go to the same models."""
+        return self.tenant, self.route.name, self.route.slo, self.asked
 
 
 class _Kind(NamedTuple):
     """All of a ticket that says which seats it may have: `judged` where promises are, `late` for batch work that has used up
-    half of its time to wait, `urgent` for three quarters."""
+    half of its time to wait."""
 
     tenant: str
     line: Band
     judged: bool
-    late: bool = False
-    urgent: bool = False
+    late: bool
 
 
 class _Look:
@@ -169,9 +180,7 @@ class Dispatcher:
         """Of batch work, by worker."""
         self._devices = {name: worker.device for name, worker in fleet.policy.workers.items()}
         self._let_in: dict[str, Stream] = {}
-        """The batch work that a worker's seats were not left by, as it had waited too long."""
-        self._shed_at: dict[str, float] = {}
-        """When somebody else than batch work was last refused for a worker."""
+        """The batch work that a worker's last seats were not left by, as it had waited too long."""
         self._usual = Usual()
         fleet.changed = self.changed
 
@@ -200,31 +209,35 @@ class Dispatcher:
         """Somebody, for a promise, lately."""
         return self._usual.refuses(self._clock())
 
-    def foregone(
-        self, route: Route, slo: Slo, *, asked: str, tenant: str, band: Band, arrival: float, most_tokens: float
-    ) -> Overloaded | None:
+    def foregone(self, unread: Unread) -> Overloaded | None:
         """The no that a request gets unread: it is what those like it are being told, and waiting alone breaks its promise."""
-        kind, now = (route.name, asked), self._clock()
+        now, kind, route = self._clock(), unread.kind, unread.route
         usual = self._usual.models(kind, now)
-        if route.on_overload != "shed" or not usual:
+        if route.on_overload != "shed" or route.escalate is not None or not usual:
             return None
-        offered = candidates_for(self.fleet.policy, route, tenant=tenant)
+        offered = candidates_for(self.fleet.policy, route, tenant=unread.tenant)
         views = [view for view in self.fleet.views() if view.model in offered]
+        if any(unread.most_tokens >= view.max_context for view in views):
+            return None
         broken, late_s = foregone(
-            slo.ttft_s,
-            slo.deadline_s,
+            unread.slo.ttft_s,
+            unread.slo.deadline_s,
             views,
-            self._waits(tenant, band),
+            self._waits(unread.tenant, unread.band),
             usual=usual,
-            most_tokens=most_tokens,
-            waited_s=now - arrival,
+            about_tokens=unread.about_tokens,
+            most_tokens=unread.most_tokens,
+            waited_s=now - unread.arrival,
             devices=self._devices,
         )
-        if not broken or self._usual.wants_to_know(kind):
+        if not broken:
             return None
-        if band is not Band.BATCH:
-            self._shed_at |= {view.worker: now for view in views if view.model in usual}
+        self.seats.came(unread.tenant, now)
         return _shed(broken, late_s)
+
+    def wants_to_read(self, unread: Unread) -> bool:
+        """One in so many that could be refused unread, by which it is learned whether that still holds."""
+        return self._usual.wants_to_know(unread.kind)
 
     def full(self) -> Overloaded:
         message = (
@@ -250,8 +263,9 @@ class Dispatcher:
         ticket.admitted = True
         if ticket.on_overload == "queue":
             return
-        kind, now = (ticket.route, ticket.question.asked), self._clock()
-        self._usual.chose(kind, decision.chosen.model)
+        now, kind = self._clock(), (ticket.tenant, ticket.route, ticket.slo, ticket.question.asked)
+        if not ticket.admitted_run:
+            self._usual.chose(kind, decision.chosen.model)
         waits, waited_s = self._waits(ticket.tenant, ticket.band), now - ticket.arrival
         verdict = judge(
             ticket.question,
@@ -264,8 +278,6 @@ class Dispatcher:
         )
         if verdict.action == "shed":
             self._usual.refused(kind, now)
-            if ticket.band is not Band.BATCH:
-                self._shed_at[decision.chosen.worker] = now
             raise _shed(verdict.broken, verdict.late_s)
         if verdict.action == "admit" and verdict.instead is not None:
             ticket.elsewhere = verdict.instead.worker
@@ -488,7 +500,7 @@ class Dispatcher:
         if (tenant, line) in look.open:
             return False
         workers = {name for name, one, is_batch in self._waiting_for if one == tenant and is_batch == (line is Band.BATCH)}
-        kinds = [_Kind(tenant, line, judged) for judged in (False, True)]
+        kinds = [_Kind(tenant, line, judged, late=False) for judged in (False, True)]
         may = any(self._has_seat(kind, name, look) for name in workers for kind in kinds)
         (look.open if may else look.shut).add((tenant, line))
         return not may
@@ -504,8 +516,8 @@ class Dispatcher:
         return not any(self.fleet.server(worker).healthy for worker in workers)
 
     def _kind(self, ticket: Ticket) -> _Kind:
-        late = ticket.band is Band.BATCH and (now := self._clock()) >= ticket.due
-        return _Kind(ticket.tenant, ticket.band.line, ticket.on_overload != "queue", late, late and now >= ticket.urgent)
+        late = ticket.band is Band.BATCH and self._clock() >= ticket.due
+        return _Kind(ticket.tenant, ticket.band.line, ticket.on_overload != "queue", late)
 
     def _has_seat(self, kind: _Kind, worker: str, look: "_Look") -> bool:
         """Whether it has one, and for these."""
@@ -532,22 +544,18 @@ class Dispatcher:
         return self.fleet.server(chosen.worker).credits.has_room(uncached, self._priority(kind, chosen.worker))
 
     def _leaves(self, kind: _Kind, worker: str) -> bool:
-        """The last seats, and while others are refused for want of time all of them: batch work leaves them to those who were
-        promised a soon first token, where promises are judged, but for one at a time that has waited for half of what it was
-        promised, and what has for three quarters. And a tenant that has its share leaves the last seats to the others."""
+        """The last seats: batch work leaves them to those who were promised a soon first token, where promises are judged, but
+        for one at a time that has waited for half of what it was promised; and a tenant that has its share to the others."""
         hello = self.fleet.links[worker].hello if worker in self.fleet.links else None
         if not hello or not self._by_run:
             return False
         credits = self.fleet.links[worker].credits
-        if not credits.live:
+        if not credits.live or not is_kept(credits.num_free, hello.max_sequences):
             return False
-        is_last = is_kept(credits.num_free, hello.max_sequences)
         if kind.line is Band.BATCH and kind.judged:
-            if not is_last and self._clock() - self._shed_at.get(worker, -math.inf) > SHED_S:
-                return False
             let_in = self._let_in.get(worker)
-            return not kind.urgent and (not kind.late or (let_in is not None and let_in.finished is None))
-        return is_last and self.seats.has_its_share(kind.tenant, credits.taken, hello.max_sequences, self._clock())
+            return not kind.late or (let_in is not None and let_in.finished is None)
+        return self.seats.has_its_share(kind.tenant, credits.taken, hello.max_sequences, self._clock())
 
     def _submit(self, ticket: Ticket, decision: Decision) -> Stream:
         worker = decision.chosen.worker

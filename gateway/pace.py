@@ -9,44 +9,45 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 READ_A_ROUND = 4
-MAX_WAITING = 1024
 REFUSE_S = 0.002
 """Of a round, for those who are told no."""
 
 
+class _Waiting(NamedTuple):
+    waiter: "asyncio.Future[None]"
+    check: Callable[[], None]
+
+
 class Pace:
-    """Lets those go on for whom there is time in a round, in the order in which they came. At most as many wait as there are
-    connections; `is_full` says when it is time to let nobody else in."""
+    """Lets those go on for whom there is time in a round, in the order in which they came, those that are `first` before the
+    rest. As many wait as have sent their bodies, which are bounded by the connections that there may be."""
 
-    def __init__(self, *, read_a_round: int = READ_A_ROUND, max_waiting: int = MAX_WAITING) -> None:
-        self._read_a_round, self._max_waiting = read_a_round, max_waiting
-        self._left = read_a_round
+    def __init__(self, *, read_a_round: int = READ_A_ROUND) -> None:
+        self._read_a_round = self._left = read_a_round
         self._round: asyncio.Handle | None = None
-        self._waiting = deque[tuple[asyncio.Future[None], Callable[[], None]]]()
+        self._first, self._rest = deque[_Waiting](), deque[_Waiting]()
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._waiting) >= self._max_waiting
-
-    async def turn(self, check: Callable[[], None]) -> None:
-        """Returns when there is time for one more in a round, and `check` has nothing against it. Raises what that does."""
+    async def turn(self, check: Callable[[], None], *, first: bool = False) -> None:
+        """Returns when there is time for one more in a round, and `check` has nothing against it, which is asked at once and
+        again when it is time. Raises what that does."""
         check()
         loop = asyncio.get_running_loop()
         self._round = self._round or loop.call_soon(self._next_round)
-        if self._left and not self._waiting:
+        if self._left and not self._first and not self._rest:
             self._left -= 1
             return
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((waiter, check))
-        await waiter
+        waiting = _Waiting(loop.create_future(), check)
+        (self._first if first else self._rest).append(waiting)
+        await waiting.waiter
 
     def _next_round(self) -> None:
+        """Who is let go on here does so in the round after this one, which is therefore planned in any case."""
         self._left, until = self._read_a_round, time.monotonic() + REFUSE_S
-        self._round = asyncio.get_running_loop().call_soon(self._next_round) if self._waiting else None
-        while self._waiting and self._left and time.monotonic() < until:
-            waiter, check = self._waiting.popleft()
+        while self._left and (line := self._first or self._rest) and time.monotonic() < until:
+            waiter, check = line.popleft()
             if waiter.done():
                 continue
             try:
@@ -56,3 +57,5 @@ class Pace:
             else:
                 self._left -= 1
                 waiter.set_result(None)
+        is_idle = self._left == self._read_a_round and not self._first and not self._rest
+        self._round = None if is_idle else asyncio.get_running_loop().call_soon(self._next_round)

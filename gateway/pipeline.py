@@ -22,7 +22,7 @@ from gateway.accounting.trace import trace_of
 from gateway.api.chat import parse_chat
 from gateway.books import Books
 from gateway.call import Arrival, Call, ClientGone
-from gateway.dispatch import Dispatcher, Ticket
+from gateway.dispatch import Dispatcher, Ticket, Unread
 from gateway.errors import BadRequest, ContextTooLong, HeadwayError, NoWorker, UnsupportedParameter, WorkerLost
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.stream import Stream
@@ -33,7 +33,7 @@ from gateway.policy.promise import promise_of
 from gateway.policy.references import AUTO
 from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
-from gateway.prompts import Prompt, Prompts, Target, check_length, target_of, total_chars
+from gateway.prompts import Prompt, Prompts, Target, check_length, target_of, total_bytes, total_chars
 from gateway.random_ids import RandomIds
 from gateway.request import Request
 from gateway.routing.decision import Decision, Question
@@ -91,7 +91,7 @@ class Pipeline:
         request = steadied(request, self.policy.text)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
-        await self._pace.turn(lambda: self._turn_away(request, arrival, tenant, identity, run, chain))
+        await self._pace.turn(lambda: self._turn_away(request, arrival, tenant, identity, run, chain), first=bool(run.turns))
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
         tokens = self._hold_tokens(ticket, request, arrival)
         id = mint_id(self.secret, chain.name, next(self._answers), tenant=tenant, prefix=id_prefix)
@@ -112,32 +112,35 @@ class Pipeline:
         return calls
 
     def _turn_away(self, request: Request, arrival: Arrival, tenant: str, identity: Identity, run: Run, chain: Chain) -> None:
-        """Raises the no that a run's first turn gets before anybody reads what it asks, if that is known."""
-        if run.turns:
+        """Raises the no that a request gets before anybody reads what it asks, if that is known. Turns of a run go on."""
+        if self.stopping:
+            raise NoWorker("this gateway is stopping: try again", retry_after_s=1.0)
+        is_full = self.dispatcher.queue.is_full_of(tenant)
+        if run.turns or arrival.is_read or not (is_full or self.dispatcher.refuses):
             return
-        is_full = self._pace.is_full or self.dispatcher.queue.is_full_of(tenant)
-        if not is_full and not self.dispatcher.refuses:
+        unread = self._unread(request, arrival, tenant, identity, chain)
+        if unread is None:
             return
-        num_chars = total_chars(request)
-        try:
-            tokens = num_chars // CHARACTERS_A_TOKEN
-            route, slo = self._route(request, arrival, tenant, identity, prompt_tokens=tokens)
-        except HeadwayError:  # it takes an exact look to be sure of that
-            return
-        refusal: HeadwayError | None = self.dispatcher.full() if is_full else None
+        refusal = self.dispatcher.full() if is_full else self.dispatcher.foregone(unread) if unread.is_certain else None
         if refusal is None:
-            refusal = self.dispatcher.foregone(
-                route,
-                slo,
-                asked=request.model,
-                tenant=tenant,
-                band=_band(route.slo, slo, chain, request),
-                arrival=arrival.at,
-                most_tokens=num_chars,
-            )
-        if refusal is not None:
-            arrival.slo = route.slo
+            return
+        arrival.is_read = not is_full and self.dispatcher.wants_to_read(unread)
+        if not arrival.is_read:
+            arrival.slo = unread.route.slo
             raise refusal
+
+    def _unread(self, request: Request, arrival: Arrival, tenant: str, identity: Identity, chain: Chain) -> Unread | None:
+        """What is known of it from the outside; None where it may be wrong altogether."""
+        about_tokens, most_tokens = total_chars(request) // CHARACTERS_A_TOKEN, total_bytes(request)
+        try:
+            route, slo = self._route(request, arrival, tenant, identity, prompt_tokens=about_tokens)
+            other, _ = self._route(request, arrival, tenant, identity, prompt_tokens=most_tokens)
+            least, _ = self._route(request, arrival, tenant, identity, prompt_tokens=0)
+        except HeadwayError:  # it takes an exact look to be sure of that
+            return None
+        is_certain = route.name == other.name == least.name and not request.has_grammar
+        band = _band(route.slo, self.policy.slo[route.slo], chain, request)
+        return Unread(tenant, route, slo, band, request.model, arrival.at, about_tokens, most_tokens, is_certain)
 
     def _hold(self, ticket: Ticket, num_choices: int, payers: Payers, arrival: Arrival) -> list[Hold]:
         """One for each choice, where the route has budgets; a turn is one, however many its choices."""

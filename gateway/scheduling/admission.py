@@ -29,8 +29,6 @@ OVERTAKEN = 2.0
 """Times that what has only a deadline may wait for what goes before it now."""
 DUE_SHARE = 0.5
 """Of the time that a promise leaves: who has waited so long goes before those who have not."""
-URGENT_SHARE = 0.75
-"""Batch work that has waited so long is held back by nothing but a want of seats."""
 
 
 SURE = 3.0
@@ -108,12 +106,14 @@ def foregone(
     waits: Mapping[str, Wait],
     *,
     usual: Set[str],
+    about_tokens: float,
     most_tokens: float,
     waited_s: float = 0.0,
     devices: Mapping[str, str] = _EACH_ITS_OWN,
 ) -> tuple[str, float]:
-    """What `judge` would say breaks and by how much, whatever is asked: waiting alone breaks the promise on every worker of the
-    `usual` models and on whatever could take their place. "" where it takes a look at the prompt, of at most `most_tokens`."""
+    """What `judge` would say breaks, and by about how much, for a prompt of at most `most_tokens` that goes to one of the
+    `usual` models: waiting alone breaks the promise on all of their workers, and on whatever could take their place. "" where
+    it takes a look at the prompt to know."""
     least, late_s = "", math.inf
     healthy = [view for view in views if view.healthy]
     theirs = {devices.get(view.worker, view.worker) for view in healthy if view.model in usual}
@@ -121,11 +121,12 @@ def foregone(
         if view.model not in usual and theirs == {devices.get(view.worker, view.worker)}:
             continue  # its time is theirs
         wait, begun_s = waits.get(view.worker, _NO_WAIT), view.overhead_s
-        alone_s = begun_s + most_tokens * view.prefill_s_per_token
-        broken, its_s = _late_first(ttft_slo_s, wait, waited_s, wait.until_begun_s + begun_s, alone_s)
-        if not broken:
-            broken, its_s = _late_end(deadline_s, wait, waited_s, begun_s)
-        if not broken:
+        most_s, about_s = (begun_s + tokens * view.prefill_s_per_token for tokens in (most_tokens, about_tokens))
+        if _late_first(ttft_slo_s, wait, waited_s, wait.until_begun_s + begun_s, most_s)[0]:
+            broken, its_s = _late_first(ttft_slo_s, wait, waited_s, wait.until_begun_s + about_s, about_s)
+        elif _late_end(deadline_s, wait, waited_s, begun_s)[0]:
+            broken, its_s = _late_end(deadline_s, wait, waited_s, about_s)
+        else:
             return "", 0.0
         if view.model in usual and its_s < late_s:
             least, late_s = broken, its_s

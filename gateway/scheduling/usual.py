@@ -37,7 +37,7 @@ class Usual:
         one = self._kinds.get(kind)
         if one is None:
             if len(self._kinds) >= MAX_KINDS:
-                self._kinds.clear()
+                del self._kinds[next(iter(self._kinds))]
             one = self._kinds[kind] = _Kind()
         for name in one.chosen:
             one.chosen[name] *= _FORGET

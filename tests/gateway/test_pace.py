@@ -69,11 +69,13 @@ async def test_who_left_takes_nobodys_turn() -> None:
     assert last.done() and not last.exception()
 
 
-async def test_it_says_when_nobody_else_should_be_let_in() -> None:
-    pace = Pace(read_a_round=1, max_waiting=3)
-    await pace.turn(yes)
-    waiting = [asyncio.create_task(pace.turn(yes)) for _ in range(5)]
-    await asyncio.sleep(0)
-    assert pace.is_full
-    await asyncio.gather(*waiting)
-    assert not pace.is_full
+async def test_turns_of_runs_go_before_the_rest() -> None:
+    pace, gone = Pace(read_a_round=1), list[str]()
+
+    async def go(name: str, *, first: bool) -> None:
+        await pace.turn(yes, first=first)
+        gone.append(name)
+
+    names = ("new 1", "new 2", "turn 1", "new 3", "turn 2")
+    await asyncio.gather(*(go(name, first=name.startswith("turn")) for name in names))
+    assert gone == ["new 1", "turn 1", "turn 2", "new 2", "new 3"]

@@ -137,6 +137,7 @@ def test_what_is_refused_unread_would_be_refused_by_who_reads_it() -> None:
             fleet,
             waits,
             usual={decision.chosen.model},
+            about_tokens=tokens,
             most_tokens=4000,
             waited_s=waited_s,
             devices=devices,
@@ -158,7 +159,11 @@ def test_whoever_might_keep_the_promise_is_asked_first() -> None:
         (set(), {}, False),
     ):
         models = {one.model for one in fleet if one.worker in usual}
-        broken, _ = foregone(0.2, None, fleet, waits, usual=models, most_tokens=100, devices=devices)
+        broken, _ = foregone(0.2, None, fleet, waits, usual=models, about_tokens=50, most_tokens=100, devices=devices)
         assert bool(broken) is unread, (usual, devices)
-    assert foregone(0.2, None, [LARGE], waits, usual={LARGE.model}, most_tokens=100)[0].startswith("a first token within 0.2 s")
-    assert not foregone(0.2, None, [LARGE], waits, usual={LARGE.model}, most_tokens=10_000)[0]  # might take the idle one 0.5 s
+    assert foregone(0.2, None, [LARGE], waits, usual={LARGE.model}, about_tokens=50, most_tokens=100)[0].startswith(
+        "a first token within 0.2 s"
+    )
+    assert not foregone(0.2, None, [LARGE], waits, usual={LARGE.model}, about_tokens=50, most_tokens=10_000)[
+        0
+    ]  # might take the idle one 0.5 s
