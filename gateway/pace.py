@@ -7,7 +7,7 @@ told no.
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,16 +21,36 @@ class _Waiting(NamedTuple):
     check: Callable[[], None]
 
 
+class _Line:
+    """Tenants take turns; each one's own go in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._tenants = OrderedDict[str, deque[_Waiting]]()
+
+    def __bool__(self) -> bool:
+        return bool(self._tenants)
+
+    def append(self, tenant: str, waiting: _Waiting) -> None:
+        self._tenants.setdefault(tenant, deque()).append(waiting)
+
+    def pop(self) -> _Waiting:
+        tenant, line = self._tenants.popitem(last=False)
+        waiting = line.popleft()
+        if line:
+            self._tenants[tenant] = line
+        return waiting
+
+
 class Pace:
-    """Lets those go on for whom there is time in a round, in the order in which they came, those that are `first` before the
-    rest. As many wait as have sent their bodies, which are bounded by the connections that there may be."""
+    """Lets those go on for whom there is time in a round, those that are `first` before the rest. As many wait as have sent
+    their bodies, which are bounded by the connections that there may be."""
 
     def __init__(self, *, read_a_round: int = READ_A_ROUND) -> None:
         self._read_a_round = self._left = read_a_round
         self._round: asyncio.Handle | None = None
-        self._first, self._rest = deque[_Waiting](), deque[_Waiting]()
+        self._first, self._rest = _Line(), _Line()
 
-    async def turn(self, check: Callable[[], None], *, first: bool = False) -> None:
+    async def turn(self, check: Callable[[], None], *, tenant: str = "", first: bool = False) -> None:
         """Returns when there is time for one more in a round, and `check` has nothing against it, which is asked at once and
         again when it is time. Raises what that does."""
         check()
@@ -40,14 +60,14 @@ class Pace:
             self._left -= 1
             return
         waiting = _Waiting(loop.create_future(), check)
-        (self._first if first else self._rest).append(waiting)
+        (self._first if first else self._rest).append(tenant, waiting)
         await waiting.waiter
 
     def _next_round(self) -> None:
         """Who is let go on here does so in the round after this one, which is therefore planned in any case."""
         self._left, until = self._read_a_round, time.monotonic() + REFUSE_S
         while self._left and (line := self._first or self._rest) and time.monotonic() < until:
-            waiter, check = line.popleft()
+            waiter, check = line.pop()
             if waiter.done():
                 continue
             try:

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import msgspec
@@ -91,7 +92,8 @@ class Pipeline:
         request = steadied(request, self.policy.text)
         identity = self.identity(request, arrival, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
-        await self._pace.turn(lambda: self._turn_away(request, arrival, tenant, identity, run, chain), first=bool(run.turns))
+        may_go = partial(self._turn_away, request, arrival, tenant, identity, run, chain)
+        await self._pace.turn(may_go, tenant=tenant, first=bool(run.turns))
         ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
         tokens = self._hold_tokens(ticket, request, arrival)
         id = mint_id(self.secret, chain.name, next(self._answers), tenant=tenant, prefix=id_prefix)

@@ -79,3 +79,14 @@ async def test_turns_of_runs_go_before_the_rest() -> None:
     names = ("new 1", "new 2", "turn 1", "new 3", "turn 2")
     await asyncio.gather(*(go(name, first=name.startswith("turn")) for name in names))
     assert gone == ["new 1", "turn 1", "turn 2", "new 2", "new 3"]
+
+
+async def test_tenants_take_turns() -> None:
+    pace, gone = Pace(read_a_round=1), list[str]()
+
+    async def go(name: str) -> None:
+        await pace.turn(yes, tenant=name[0])
+        gone.append(name)
+
+    await asyncio.gather(*map(go, ("a1", "a2", "a3", "a4", "b1", "a5", "b2", "c1")))
+    assert gone == ["a1", "a2", "b1", "c1", "a3", "b2", "a4", "a5"]
