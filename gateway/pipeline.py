@@ -85,7 +85,7 @@ class Pipeline:
 
     async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
         """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden; or
-        OverBudget or RateLimited; or NoWorker while the gateway stops."""
+        OverBudget or RateLimited; Overloaded where it is told no unread; or NoWorker while the gateway stops."""
         if self.stopping:
             raise NoWorker("this gateway is stopping: try again", retry_after_s=1.0)
         check_asked(self.policy, asked=request.model, tenant=tenant)
