@@ -108,6 +108,15 @@ class Ticket:
         return self.arrival + DUE_SHARE * self.promised_s
 
 
+class _Alike(NamedTuple):
+    """Requests that are expected to go to the same models."""
+
+    tenant: str
+    route: str
+    slo: str
+    asked: str
+
+
 class Unread(NamedTuple):
     """A request of which nobody knows yet how long it is: about so many tokens, and at most so many. `is_certain` when its
     route does not depend on that, and it asks for nothing that only some models can do."""
@@ -123,9 +132,8 @@ class Unread(NamedTuple):
     is_certain: bool
 
     @property
-    def kind(self) -> tuple[str, str, str, str]:
-        """Those of one kind are expected to go to the same models."""
-        return self.tenant, self.route.name, self.route.slo, self.asked
+    def kind(self) -> _Alike:
+        return _Alike(self.tenant, self.route.name, self.route.slo, self.asked)
 
 
 class _Kind(NamedTuple):
@@ -263,7 +271,7 @@ class Dispatcher:
         ticket.admitted = True
         if ticket.on_overload == "queue":
             return
-        now, kind = self._clock(), (ticket.tenant, ticket.route, ticket.slo, ticket.question.asked)
+        now, kind = self._clock(), _Alike(ticket.tenant, ticket.route, ticket.slo, ticket.question.asked)
         if not ticket.admitted_run:
             self._usual.chose(kind, decision.chosen.model)
         waits, waited_s = self._waits(ticket.tenant, ticket.band), now - ticket.arrival

@@ -34,7 +34,7 @@ from gateway.policy.promise import promise_of
 from gateway.policy.references import AUTO
 from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
-from gateway.prompts import Prompt, Prompts, Target, check_length, target_of, total_bytes, total_chars
+from gateway.prompts import Prompt, Prompts, Target, check_length, most_tokens_of, target_of, total_chars
 from gateway.random_ids import RandomIds
 from gateway.request import Request
 from gateway.routing.decision import Decision, Question
@@ -86,8 +86,7 @@ class Pipeline:
     async def open(self, request: Request, arrival: Arrival, tenant: str, *, id_prefix: str = "chatcmpl-") -> list[Call]:
         """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden; or
         OverBudget or RateLimited; Overloaded where it is told no unread; or NoWorker while the gateway stops."""
-        if self.stopping:
-            raise NoWorker("this gateway is stopping: try again", retry_after_s=1.0)
+        self._check_running()
         check_asked(self.policy, asked=request.model, tenant=tenant)
         request = steadied(request, self.policy.text)
         identity = self.identity(request, arrival, tenant)
@@ -113,12 +112,17 @@ class Pipeline:
             self.books.begin(call)
         return calls
 
-    def _turn_away(self, request: Request, arrival: Arrival, tenant: str, identity: Identity, run: Run, chain: Chain) -> None:
-        """Raises the no that a request gets before anybody reads what it asks, if that is known. Turns of a run go on."""
+    def _check_running(self) -> None:
         if self.stopping:
             raise NoWorker("this gateway is stopping: try again", retry_after_s=1.0)
+
+    def _turn_away(self, request: Request, arrival: Arrival, tenant: str, identity: Identity, run: Run, chain: Chain) -> None:
+        """Raises the no that a request gets before anybody reads what it asks, if that is known. Turns of a run go on."""
+        self._check_running()
+        if run.turns or arrival.is_read:
+            return
         is_full = self.dispatcher.queue.is_full_of(tenant)
-        if run.turns or arrival.is_read or not (is_full or self.dispatcher.refuses):
+        if not (is_full or self.dispatcher.refuses):
             return
         unread = self._unread(request, arrival, tenant, identity, chain)
         if unread is None:
@@ -133,7 +137,8 @@ class Pipeline:
 
     def _unread(self, request: Request, arrival: Arrival, tenant: str, identity: Identity, chain: Chain) -> Unread | None:
         """What is known of it from the outside; None where it may be wrong altogether."""
-        about_tokens, most_tokens = total_chars(request) // CHARACTERS_A_TOKEN, total_bytes(request)
+        num_chars = total_chars(request)
+        about_tokens, most_tokens = num_chars // CHARACTERS_A_TOKEN, most_tokens_of(request, num_chars)
         try:
             route, slo = self._route(request, arrival, tenant, identity, prompt_tokens=about_tokens)
             other, _ = self._route(request, arrival, tenant, identity, prompt_tokens=most_tokens)

@@ -225,11 +225,11 @@ def total_chars(request: Request) -> int:
     return len(request.text or "") + sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
 
 
-def total_bytes(request: Request) -> int:
-    """At least as many as a model reads tokens, with what a template puts around each message."""
+def most_tokens_of(request: Request, num_chars: int) -> int:
+    """As many bytes as its `total_chars` take, and what a template puts around each message."""
     texts = (message.content for message in request.messages)
     more = sum(len(text.encode(errors="replace")) - len(text) for text in texts if not text.isascii())
-    return total_chars(request) + more + _AROUND_A_MESSAGE * (1 + len(request.messages))
+    return num_chars + more + _AROUND_A_MESSAGE * (1 + len(request.messages))
 
 
 def _num_chars(message: Message) -> int:
