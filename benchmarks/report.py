@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("litestar", "granian", "msgspec", "aiohttp", "torch", "transformers", "tokenizers")
+_PACKAGES = ("litestar", "uvicorn", "httptools", "msgspec", "aiohttp", "torch", "transformers", "tokenizers")
 
 
 class Target(NamedTuple):

@@ -81,6 +81,10 @@ class BodyTooLarge(HeadwayError):
     status, code, type = 413, "body_too_large", "invalid_request_error"
 
 
+class HeadersTooLarge(HeadwayError):
+    status, code, type = 431, "headers_too_large", "invalid_request_error"
+
+
 class Overloaded(HeadwayError):
     status, code, type, retryable = 429, "overloaded", "rate_limit_error", True
 

@@ -1,4 +1,4 @@
-"""Runs a gateway on a port: Granian's embedded server, one process, one event loop. SIGINT and SIGTERM end everything."""
+"""Runs a gateway on a port: uvicorn, one process, one thread, one event loop. SIGINT and SIGTERM end everything."""
 
 import asyncio
 import gc
@@ -6,17 +6,20 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import uvicorn
 import uvloop
-from granian.constants import HTTPModes, Interfaces
-from granian.server.embed import Server
 
 from gateway.app import Gateway, build_app
 from gateway.auth import check_bind
+from gateway.connection import Connection
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.supervisor import Command, worker_command
 from gateway.policy.reload import AuditLog, Reloader
@@ -24,6 +27,8 @@ from gateway.policy.schema import Policy
 from gateway.settings import Settings
 
 LOOK_EVERY_S = 1.0
+LAST_ANSWERS_S = 2
+"""For what is still being written when everything has ended."""
 BACKLOG, MAX_CONNECTIONS, KEPT_FILES = 4096, 65_536, 512
 """Connections that the kernel holds, that are open, and files for all else. Whoever waits has to wait in our own queue, which
 is bounded and fair: the kernel's knows no tenants, and who finds it full tries again after 1, 3, 7, 15, 31 seconds."""
@@ -38,18 +43,52 @@ def _max_connections() -> int:
     return MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, hard - KEPT_FILES))
 
 
+class Server(uvicorn.Server):
+    """Listens on the port before anything starts. Signals are its owner's."""
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Raises OSError when the port is taken."""
+        await super().serve(sockets or _listen(self.config.host, self.config.port))
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 def make_server(gateway: Gateway, host: str, port: int) -> Server:
-    return Server(
+    config = uvicorn.Config(
         build_app(gateway),
-        address=host,
+        host=host,
         port=port,
-        interface=Interfaces.ASGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        log_enabled=False,
+        http=partial(Connection, max_connections=_max_connections()),  # type: ignore[arg-type]
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level=logging.ERROR,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
         backlog=BACKLOG,
-        backpressure=_max_connections(),
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
+    return Server(config)
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """On each address of `host`."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets = list[socket.socket]()
+    try:
+        for family, address in dict.fromkeys((family, address[:2]) for family, _, _, _, address in found):
+            sockets.append(socket.create_server(address, family=family, backlog=BACKLOG))
+    except OSError:
+        for one in sockets:
+            one.close()
+        raise
+    return sockets
 
 
 _SWITCH_S = 0.0005
@@ -107,7 +146,7 @@ async def _serve(
     announcing.cancel()
     if waiting.done():
         await gateway.drain(settings.stop_grace_s)
-        server.stop()  # type: ignore[no-untyped-call]
+        server.stop()
     waiting.cancel()
     if following:
         following.cancel()

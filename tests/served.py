@@ -117,7 +117,7 @@ async def serve(
             await until(lambda: _listens(port))
             yield Served(f"http://127.0.0.1:{port}", gateway, memory, http, workers)
         finally:
-            server.stop()  # type: ignore[no-untyped-call]
+            server.stop()
             await serving
 
 

@@ -1,0 +1,191 @@
+"""What a connection does with what is no request yet, or none any more; over real sockets, in front of a bare application."""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+
+from gateway import connection
+from gateway.connection import MAX_HEAD_BYTES, Connection
+from gateway.server import Server, _listen
+
+Sending = Callable[[bytes], Awaitable[bytes]]
+HELLO = b"GET /hello HTTP/1.1\r\nhost: here\r\n\r\n"
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """/hello says hello, /stream three words, /slow starts and waits; none reads a body."""
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    if scope["path"] == "/hello":
+        start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]}
+        await send(start)
+        await send({"type": "http.response.body", "body": b"hello"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for word in (b"one ", b"two ", b"three"):
+        await send({"type": "http.response.body", "body": word, "more_body": True})
+    if scope["path"] == "/slow":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
+    await send({"type": "http.response.body", "body": b""})
+
+
+@asynccontextmanager
+async def serving(**options: Any) -> AsyncIterator[int]:
+    options = {"max_connections": 8, **options}
+    protocol = partial(Connection, **options)
+    config = uvicorn.Config(app, "127.0.0.1", 0, http=protocol, ws="none", log_config=None, log_level="error")  # type: ignore[arg-type]
+    sockets = _listen("127.0.0.1", 0)
+    server = Server(config)
+    task = asyncio.create_task(server.serve(sockets))
+    try:
+        yield sockets[0].getsockname()[1]
+    finally:
+        server.stop()
+        await task
+
+
+async def said(port: int, *parts: bytes) -> bytes:
+    """All that comes back until the connection is closed from over there."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            while more := await reader.read(65_536):
+                got += more
+    writer.close()
+    return got
+
+
+def error_of(answer: bytes) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    error: dict[str, Any] = json.loads(body)["error"]
+    return error
+
+
+async def test_what_is_no_http_is_told_so() -> None:
+    async with serving() as port:
+        answer = await said(port, b"\x16\x03\x01 this is TLS\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert "no HTTP/1.1" in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"GET /hello HTTP/1.1\r\nx: " + MAX_HEAD_BYTES * b"a" + b"\r\n\r\n"],
+        [b"GET /hello HTTP/1.1\r\n", *[b"x%d: %b\r\n" % (number, 9_000 * b"a") for number in range(9)]],
+        [b"GET /hello HTTP/1.1\r\nx: ", *[9_000 * b"a"] * 9],
+        [b"GET /" + MAX_HEAD_BYTES * b"a" + b" HTTP/1.1\r\n\r\n"],
+    ],
+)
+async def test_a_head_has_a_limit_however_it_comes(parts: list[bytes]) -> None:
+    async with serving() as port:
+        answer = await said(port, *parts)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert error_of(answer)["code"] == "headers_too_large"
+
+
+async def test_the_limit_is_of_a_head_and_not_of_a_connection() -> None:
+    async with serving() as port:
+        large = b"GET /hello HTTP/1.1\r\nx: " + 60_000 * b"a" + b"\r\n\r\n"
+        answer = await said(port, large, large, large.replace(b"x:", b"connection: close\r\nx:"))
+        assert answer.count(b"hello") == 3
+
+
+@pytest.mark.parametrize("parts", [[], [b"GET /hello HTT"], [HELLO], [HELLO, HELLO[:9]]])
+async def test_who_sends_no_whole_head_in_time_is_left(parts: list[bytes]) -> None:
+    async with serving(max_head_s=0.2) as port:
+        answer = await said(port, *parts)
+        assert answer.count(b"hello") == (1 if HELLO in parts else 0)
+
+
+async def test_a_head_that_drips_is_not_given_more_time() -> None:
+    async with serving(max_head_s=0.3) as port:
+        began = asyncio.get_running_loop().time()
+        await said(port, *[HELLO[at : at + 1] for at in range(len(HELLO) - 1)], *[b"x"] * 30)
+        assert asyncio.get_running_loop().time() - began < 4
+
+
+async def test_an_answer_may_take_longer_than_a_head() -> None:
+    async with serving(max_head_s=0.1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /slow HTTP/1.1\r\nhost: here\r\n\r\n")
+        assert await reader.readuntil(b"three")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.4):
+                await reader.readuntil(b"\r\n0\r\n")
+        writer.close()
+
+
+async def test_who_comes_when_all_connections_are_taken_is_told_so() -> None:
+    async with serving(max_connections=1) as port:
+        _, first = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(0.05)
+        answer = await said(port)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after-ms: 1000" in answer
+        first.close()
+        await asyncio.sleep(0.05)
+        assert (await said(port, HELLO.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))).endswith(b"hello")
+
+
+async def test_requests_in_a_row_are_answered_in_order() -> None:
+    async with serving() as port:
+        last = b"GET /stream HTTP/1.1\r\nconnection: close\r\n\r\n"
+        answer = await said(port, HELLO + HELLO + last)
+        assert answer.count(b"hello") == 2
+        assert answer.rindex(b"hello") < answer.index(b"three")
+
+
+async def test_http_1_0_gets_no_chunks() -> None:
+    async with serving() as port:
+        head, _, body = (await said(port, b"GET /stream HTTP/1.0\r\n\r\n")).partition(b"\r\n\r\n")
+        assert b"chunked" not in head
+        assert body == b"one two three"
+        assert (await said(port, b"GET /hello HTTP/1.0\r\n\r\n")).endswith(b"\r\n\r\nhello")
+
+
+async def test_an_answer_under_way_breaks_off_when_what_follows_is_no_http() -> None:
+    async with serving() as port:
+        answer = await said(port, b"GET /slow HTTP/1.1\r\nhost: here\r\n\r\n", b"\x00\x01\r\n\r\n")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert b"three" in answer
+        assert not answer.endswith(b"0\r\n\r\n")
+
+
+async def test_a_body_with_wrong_framing_is_told_so() -> None:
+    async with serving() as port:
+        answer = await said(port, b"POST /hello HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nthis is no size\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_body_that_goes_on_after_its_answer_ends_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_REST_BYTES", 100_000)
+    async with serving() as port:
+        head = b"POST /hello HTTP/1.1\r\ncontent-length: 100000000\r\n\r\n"
+        answer = await said(port, head, *[50_000 * b"a"] * 4)
+        assert answer.endswith(b"hello")
+
+
+async def test_a_port_that_is_taken_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        _listen("127.0.0.1", taken.getsockname()[1])
