@@ -76,8 +76,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(_head_too_large())
             return
         super().on_headers_complete()
-        if self.scope["http_version"] == "1.0":
-            self.cycle.transport = _Unframed(self.transport)  # type: ignore[assignment]
+        knows_chunks = self.scope["http_version"] != "1.0"
+        self.cycle.transport = _Out(self.transport, self.loop, knows_chunks=knows_chunks)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         if self.transport.is_closing():
@@ -136,20 +136,41 @@ def _head_too_large() -> HeadersTooLarge:
     return HeadersTooLarge(f"the headers are larger than {MAX_HEAD_BYTES:,} bytes, which is this gateway's limit")
 
 
-class _Unframed:
-    """What is written for HTTP/1.0, which knows no chunks: such a body ends with its connection."""
+class _Out:
+    """Where an answer's head and what follows at once go out together: each write is a system call here and wakes a client
+    there. HTTP/1.0 knows no chunks: there such a body ends with its connection."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._is_chunked: bool | None = None
-        self.close, self.is_closing = transport.close, transport.is_closing
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, *, knows_chunks: bool) -> None:
+        self._transport, self._loop = transport, loop
+        self._held: bytes | None = None
+        self._is_begun, self._unframes = False, not knows_chunks
+        self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        if self._is_chunked is None:
-            head = data.replace(b"transfer-encoding: chunked\r\n", b"")
-            self._is_chunked = head != data
-            data = head
-        elif self._is_chunked:
+        if not self._is_begun:
+            self._is_begun = True
+            self._held = self._head(data)
+            self._loop.call_soon(self._flush)
+            return
+        if self._unframes:
             size, _, rest = data.partition(b"\r\n")
             data = rest[: int(size or b"0", 16)]
+        if self._held is not None:
+            data, self._held = self._held + data, None
         self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _head(self, data: bytes) -> bytes:
+        if self._unframes:
+            head = data.replace(b"transfer-encoding: chunked\r\n", b"")
+            self._unframes = head != data
+            return head
+        return data
+
+    def _flush(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._transport.write(held)

@@ -21,7 +21,8 @@ HELLO = b"GET /hello HTTP/1.1\r\nhost: here\r\n\r\n"
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """/hello says hello, /stream three words, /slow starts and waits; none reads a body."""
+    """/hello says hello, /stream three words, /slow too and does not end, /pause nothing
+    for long; none reads a body."""
     if scope["type"] == "lifespan":
         while True:
             message = await receive()
@@ -34,9 +35,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": b"hello"})
         return
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    for word in (b"one ", b"two ", b"three"):
+    for word in (b"one ", b"two ", b"three") if scope["path"] != "/pause" else ():
         await send({"type": "http.response.body", "body": word, "more_body": True})
-    if scope["path"] == "/slow":
+    if scope["path"] in ("/slow", "/pause"):
         while (await receive())["type"] != "http.disconnect":
             pass
         return
@@ -154,6 +155,24 @@ async def test_requests_in_a_row_are_answered_in_order() -> None:
         answer = await said(port, HELLO + HELLO + last)
         assert answer.count(b"hello") == 2
         assert answer.rindex(b"hello") < answer.index(b"three")
+
+
+async def test_a_head_and_what_follows_at_once_are_one_segment() -> None:
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(20):
+            writer.write(HELLO)
+            assert (await reader.read(65_536)).endswith(b"\r\n\r\nhello")
+        writer.close()
+
+
+async def test_a_head_that_nothing_follows_goes_out_alone() -> None:
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /pause HTTP/1.1\r\nhost: here\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert await reader.readuntil(b"\r\n\r\n")
+        writer.close()
 
 
 async def test_http_1_0_gets_no_chunks() -> None:
