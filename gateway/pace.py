@@ -1,8 +1,7 @@
 """How many prompts are read in a round of the event loop.
 
-A request takes two rounds, one until its body is asked for and one until that is there. In a burst all that came in one round
-were read in the next, a millisecond each, so that who came then waited twice as long as the work before it takes, only to be
-told no.
+All that come in one round are called in the next. In a burst they would all be read in it, a millisecond each, and who came
+meanwhile would wait for that, only to be told no.
 """
 
 import asyncio
