@@ -89,8 +89,9 @@ class Ticket:
     """Its choice, while its worker has no seat or no room."""
     promised_s: float = math.inf
     """How long after its arrival its first token may come, where that was judged."""
-    predicted: tuple[str, float] | None = None
-    """The worker that was expected to take it, and how long after its arrival its first token was expected; until it came."""
+    predicted: tuple[str, float, float] | None = None
+    """The worker that was expected to take it, how long after its arrival its first token was expected, and when that was
+    predicted; until it came."""
     degraded: bool = False
     elsewhere: str = ""
     """The worker that keeps the promise which the best one would break."""
@@ -104,8 +105,10 @@ class Ticket:
 
     @property
     def due(self) -> float:
-        """From when on half of what it was promised is used up."""
-        return self.arrival + DUE_SHARE * self.promised_s
+        """From when on half of what it was promised is used up; of the time that it may wait at all, where that is less and
+        nothing else makes it urgent."""
+        most_s = min(self.promised_s, self.deadline - self.arrival) if self.band is Band.BATCH else self.promised_s
+        return self.arrival + DUE_SHARE * most_s
 
 
 class _Alike(NamedTuple):
@@ -300,7 +303,7 @@ class Dispatcher:
         chosen = decision.chosen
         wait = waits[chosen.worker]
         ticket.promised_s = promised_s(ticket.question, chosen, wait)
-        ticket.predicted = chosen.worker, waited_s + predicted_s(chosen, wait)
+        ticket.predicted = chosen.worker, waited_s + predicted_s(chosen, wait), now
 
     def _waits(self, tenant: str, band: Band) -> dict[str, Wait]:
         now, is_batch = self._clock(), band is Band.BATCH
@@ -336,9 +339,9 @@ class Dispatcher:
     def began(self, ticket: Ticket, ttft_s: float) -> None:
         """Its first token came so long after its arrival: predictions learn from it."""
         if ticket.predicted is not None:
-            worker, predicted = ticket.predicted
+            worker, predicted, at = ticket.predicted
             ticket.predicted = None
-            self.lateness[worker, ticket.band is Band.BATCH].observe(predicted, ttft_s, self._clock())
+            self.lateness[worker, ticket.band is Band.BATCH].observe(predicted, ttft_s, self._clock(), predicted_at=at)
 
     async def _wait(self, ticket: Ticket, decision: Decision, *, fits: bool) -> Stream:
         """`fits`: its worker could take it at once, if nobody goes before it."""

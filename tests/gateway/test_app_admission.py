@@ -191,9 +191,15 @@ async def test_a_service_tier_that_the_policy_does_not_know_is_refused(tmp_path:
 
 
 @pytest.mark.usefixtures("route")
-async def test_batch_work_that_waited_long_gets_one_of_the_last_seats_at_a_time(tmp_path: Path) -> None:
-    slo = "slo: {interactive: {ttft_s: 30}, batch: {deadline_s: 4}}"
-    async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=16)}, more=slo) as served:
+@pytest.mark.parametrize(
+    "patience",
+    [
+        "slo: {interactive: {ttft_s: 30}, batch: {deadline_s: 4}}",
+        "slo: {interactive: {ttft_s: 30}, batch: {deadline_s: 3600}}\nlimits: {max_queue_s: 4}",
+    ],
+)
+async def test_batch_work_that_waited_long_gets_one_of_the_last_seats_at_a_time(tmp_path: Path, patience: str) -> None:
+    async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=16)}, more=patience) as served:
         worker = served.workers["nano-0"]
         worker.hold()
         first = [asyncio.create_task(post(served, ask(f"question {number}"))) for number in range(14)]
