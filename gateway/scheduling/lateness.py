@@ -12,9 +12,9 @@ SHARE = 0.98
 _STEP = 0.25
 _FIRST, _MOST = 0.5, 20.0
 TOGETHER_S = 0.25
-"""What was predicted before the margin last rose and comes this soon after it was made late by the same: a standstill, after which
-hundreds come at once, is learned a few times and not as often. Longer, and what is late by itself would count too seldom, as it
-comes after what is not."""
+"""What was predicted before the margin last rose and comes so soon after it was made late by the same: a standstill, after
+which hundreds come at once, is learned a few times and not as often. Longer, and what is late by itself would count too seldom,
+as it comes after what is not."""
 _HALF_LIFE_S = 60.0
 """Without news the margin shrinks: whoever refuses everybody would never learn that they were wrong."""
 
