@@ -24,7 +24,7 @@ from gateway.accounting.rows import (
     RunRow,
     table,
 )
-from gateway.accounting.store import MIGRATIONS
+from gateway.accounting.store import MIGRATIONS, ROWS_A_STATEMENT, Store
 
 REQUEST = RequestRow(
     decision="d1",
@@ -88,6 +88,17 @@ def test_what_was_recorded_is_kept_when_it_is_closed(tmp_path: Path) -> None:
     assert rows(path, "SELECT run, turns FROM runs") == [("r", 2)]
     assert rows(path, "SELECT id, body FROM decisions") == [("d1", b"{}")]
     assert rows(path, "PRAGMA journal_mode") == [("wal",)]
+
+
+@pytest.mark.parametrize("number", [1, ROWS_A_STATEMENT - 1, ROWS_A_STATEMENT, ROWS_A_STATEMENT + 1, 3 * ROWS_A_STATEMENT])
+def test_a_batch_is_written_whole_and_in_order_whatever_its_length(tmp_path: Path, number: int) -> None:
+    one = Store(str(tmp_path / "ledger.db"))
+    one.insert([msgspec.structs.replace(REQUEST, decision=f"d{turn}") for turn in range(number)])
+    one.insert([msgspec.structs.replace(RUN, turns=turn) for turn in range(number)])
+    one.close()
+    kept = rows(tmp_path / "ledger.db", "SELECT decision FROM requests ORDER BY rowid")
+    assert kept == [(f"d{turn}",) for turn in range(number)]
+    assert rows(tmp_path / "ledger.db", "SELECT run, turns FROM runs") == [("r", number - 1)]
 
 
 def test_a_second_opening_goes_on(tmp_path: Path) -> None:
