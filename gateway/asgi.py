@@ -32,7 +32,8 @@ async def read_body(headers: RawHeaders, receive: Receive, reading: Reading, *, 
     max_bytes = reading.max_bytes
     announced = next((int(value) for name, value in headers if name == b"content-length" and value.isdigit()), None)
     if announced is not None and announced > max_bytes:
-        await _discard(receive)
+        if not any(name == b"expect" for name, _ in headers):  # who does waits for our word, which is no
+            await _discard(receive)
         raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(max_s):

@@ -1,6 +1,7 @@
 """Runs a gateway on a port: uvicorn, one process, one thread, one event loop. SIGINT and SIGTERM end everything."""
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -44,11 +45,7 @@ def _max_connections() -> int:
 
 
 class Server(uvicorn.Server):
-    """Listens on the port before anything starts. Signals are its owner's."""
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Raises OSError when the port is taken."""
-        await super().serve(sockets or _listen(self.config.host, self.config.port))
+    """Signals are its owner's."""
 
     def stop(self) -> None:
         self.should_exit = True
@@ -77,17 +74,21 @@ def make_server(gateway: Gateway, host: str, port: int) -> Server:
     return Server(config)
 
 
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """On each address of `host`."""
+def listen(host: str, port: int) -> list[socket.socket]:
+    """On each address of `host` that this machine has. Raises OSError when the port is taken."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets = list[socket.socket]()
-    try:
-        for family, address in dict.fromkeys((family, address[:2]) for family, _, _, _, address in found):
+    sockets, missing = list[socket.socket](), list[OSError]()
+    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        try:
             sockets.append(socket.create_server(address, family=family, backlog=BACKLOG))
-    except OSError:
+        except OSError as error:
+            missing.append(error)
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                break
+    if not sockets or any(error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) for error in missing):
         for one in sockets:
             one.close()
-        raise
+        raise missing[0]
     return sockets
 
 
@@ -132,6 +133,7 @@ async def _serve(
     command: Command,
     path: Path | None,
 ) -> None:
+    sockets = listen(host, port)
     gateway = Gateway(policy, settings, Fleet(policy, env=env, command=command))
     server = make_server(gateway, host, port)
     loop = asyncio.get_running_loop()
@@ -140,7 +142,7 @@ async def _serve(
         loop.add_signal_handler(number, _stop_or_leave, stopping)
     following = _follow(gateway, path, env, settings) if path else None
     announcing = asyncio.create_task(_announce(gateway, host, port))
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(server.serve(sockets))
     waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     announcing.cancel()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -14,15 +14,15 @@ import uvicorn
 
 from gateway import connection
 from gateway.connection import MAX_HEAD_BYTES, Connection
-from gateway.server import Server, _listen
+from gateway.server import Server, listen
 
-Sending = Callable[[bytes], Awaitable[bytes]]
+open_answers = set[int]()
 HELLO = b"GET /hello HTTP/1.1\r\nhost: here\r\n\r\n"
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """/hello says hello, /stream three words, /slow too and does not end, /pause nothing
-    for long; none reads a body."""
+    for long; /read says how much it read and with which headers."""
     if scope["type"] == "lifespan":
         while True:
             message = await receive()
@@ -34,12 +34,26 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(start)
         await send({"type": "http.response.body", "body": b"hello"})
         return
+    if scope["path"] == "/read":
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message["body"], message["more_body"]
+        names = b",".join(name for name, _ in scope["headers"])
+        said = b"%d of %b" % (len(body), names)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
+        await send({"type": "http.response.body", "body": said})
+        return
     await send({"type": "http.response.start", "status": 200, "headers": []})
     for word in (b"one ", b"two ", b"three") if scope["path"] != "/pause" else ():
         await send({"type": "http.response.body", "body": word, "more_body": True})
     if scope["path"] in ("/slow", "/pause"):
+        open_answers.add(id(scope))
         while (await receive())["type"] != "http.disconnect":
             pass
+        open_answers.discard(id(scope))
         return
     await send({"type": "http.response.body", "body": b""})
 
@@ -49,7 +63,7 @@ async def serving(**options: Any) -> AsyncIterator[int]:
     options = {"max_connections": 8, **options}
     protocol = partial(Connection, **options)
     config = uvicorn.Config(app, "127.0.0.1", 0, http=protocol, ws="none", log_config=None, log_level="error")  # type: ignore[arg-type]
-    sockets = _listen("127.0.0.1", 0)
+    sockets = listen("127.0.0.1", 0)
     server = Server(config)
     task = asyncio.create_task(server.serve(sockets))
     try:
@@ -207,4 +221,125 @@ async def test_a_body_that_goes_on_after_its_answer_ends_somewhere(monkeypatch: 
 
 async def test_a_port_that_is_taken_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-        _listen("127.0.0.1", taken.getsockname()[1])
+        listen("127.0.0.1", taken.getsockname()[1])
+
+
+SLOW = b"GET /slow HTTP/1.1\r\nhost: here\r\n\r\n"
+POST = b"POST /read HTTP/1.1\r\nhost: here\r\n"
+LAST = b"GET /hello HTTP/1.1\r\nconnection: close\r\n\r\n"
+OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+
+
+@pytest.mark.parametrize("parts", [1, 2, 50])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"content-length: 21\r\n\r\nGET /slow HTTP/1.1\r\n\r\n",
+        b"transfer-encoding: chunked\r\n\r\n15\r\n" + 21 * b"a" + b"\r\n0\r\n\r\n",
+    ],
+)
+async def test_who_offers_another_protocol_is_answered_in_this_one(body: bytes, parts: int) -> None:
+    sent = HELLO + POST + OFFER + body + LAST
+    size = -(-len(sent) // parts)
+    async with serving() as port:
+        answer = await said(port, *[sent[at : at + size] for at in range(0, len(sent), size)])
+        assert b"21 of host," in answer
+        assert b"upgrade" not in answer
+        assert (answer.count(b"HTTP/1.1 200"), answer.count(b"hello")) == (3, 2)
+
+
+async def test_a_proxy_is_not_what_this_is() -> None:
+    async with serving() as port:
+        assert (await said(port, b"CONNECT there:80 HTTP/1.1\r\nhost: there\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_nothing_is_written_into_another_answer() -> None:
+    async with serving() as port:
+        answer = await said(port, SLOW, HELLO + b"\x00\x01\r\n\r\n")
+        assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("behind", [b"", HELLO, 9 * HELLO])
+async def test_who_leaves_is_seen_whatever_waits_behind(behind: bytes) -> None:
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(SLOW)
+        assert await reader.readuntil(b"three")
+        writer.write(behind)
+        await asyncio.sleep(0.05)
+        assert open_answers
+        writer.close()
+        for _ in range(100):
+            if not open_answers:
+                return
+            await asyncio.sleep(0.02)
+        pytest.fail("nobody noticed")
+
+
+async def test_few_requests_wait_behind_an_answer() -> None:
+    async with serving() as port:
+        assert (await said(port, SLOW, 3_000 * HELLO)).count(b"HTTP/1.1") == 1
+        assert not open_answers
+        assert (await said(port, 9 * HELLO + LAST)).count(b"hello") == 10
+
+
+async def test_what_waits_behind_an_answer_has_its_own_time() -> None:
+    async with serving(max_head_s=0.2) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HELLO + SLOW)
+        assert await reader.readuntil(b"three")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.6):
+                await reader.readuntil(b"\r\n0\r\n")
+        writer.close()
+
+
+async def test_trailers_have_a_limit_and_are_no_headers() -> None:
+    async with serving() as port:
+        chunks = POST + b"transfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+        answer = await said(port, chunks + b"authorization: me\r\n\r\n" + LAST)
+        assert b"1 of host,transfer-encoding" in answer
+        assert b"authorization" not in answer
+        assert (await said(port, chunks, *[b"x: %b\r\n" % (9_000 * b"a")] * 9)).startswith(b"HTTP/1.1 431 ")
+        assert (await said(port, chunks + b"x: ", *[9_000 * b"a"] * 9)).startswith(b"HTTP/1.1 431 ")
+
+
+async def test_a_body_before_it_does_not_count_as_head() -> None:
+    async with serving() as port:
+        body = POST + b"content-length: 200000\r\n\r\n" + 200_000 * b"a"
+        answer = await said(port, body + LAST[:9], LAST[9:])
+        assert b"200000 of" in answer
+        assert answer.endswith(b"hello")
+
+
+async def test_http_1_0_expects_nothing() -> None:
+    async with serving() as port:
+        head = b"POST /read HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\n"
+        answer = await said(port, head, b"a")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert b"1 of" in answer
+        assert (await said(port, HELLO.replace(b"1.1", b"2.0"))).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_who_expects_a_word_before_the_body_starts_anew_afterwards() -> None:
+    async with serving() as port:
+        answer = await said(port, HELLO.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n"))
+        assert answer.endswith(b"hello")
+        assert b"connection: close" in answer
+
+
+async def test_a_refusal_is_read_by_who_is_still_sending() -> None:
+    async with serving() as port:
+        answer = await said(port, b"\x00\x01\r\n\r\n", *[1_000_000 * b"a"] * 3)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_half_sent_body_ends_with_the_server() -> None:
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(POST + b"content-length: 9\r\n\r\nabc")
+        await asyncio.sleep(0.05)
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert "stopping" in error_of(answer)["message"]
+    writer.close()
