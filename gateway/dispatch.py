@@ -105,8 +105,8 @@ class Ticket:
 
     @property
     def due(self) -> float:
-        """From when on half of what it was promised is used up; of the time that it may wait at all, where that is less and
-        nothing else makes it urgent."""
+        """From when on half of what it was promised is used up; for batch work, of the time that it may wait at all where that
+        is less."""
         most_s = min(self.promised_s, self.deadline - self.arrival) if self.band is Band.BATCH else self.promised_s
         return self.arrival + DUE_SHARE * most_s
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -77,18 +77,18 @@ def make_server(gateway: Gateway, host: str, port: int) -> Server:
 def listen(host: str, port: int) -> list[socket.socket]:
     """On each address of `host` that this machine has. Raises OSError when the port is taken."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets, missing = list[socket.socket](), list[OSError]()
-    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-        try:
-            sockets.append(socket.create_server(address, family=family, backlog=BACKLOG))
-        except OSError as error:
-            missing.append(error)
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                break
-    if not sockets or any(error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) for error in missing):
-        for one in sockets:
-            one.close()
-        raise missing[0]
+    sockets, missing = list[socket.socket](), OSError(errno.EADDRNOTAVAIL, f"this machine has no address {host}")
+    with ExitStack() as opened:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            try:
+                sockets.append(opened.enter_context(socket.create_server(address, family=family, backlog=BACKLOG)))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error
+        if not sockets:
+            raise missing
+        opened.pop_all()
     return sockets
 
 

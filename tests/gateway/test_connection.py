@@ -343,3 +343,14 @@ async def test_a_half_sent_body_ends_with_the_server() -> None:
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert "stopping" in error_of(answer)["message"]
     writer.close()
+
+
+async def test_an_address_that_this_machine_does_not_have_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("127.0.0.1", "203.0.113.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [elsewhere, here])
+    (listening,) = listen("both", 0)
+    assert listening.getsockname()[0] == "127.0.0.1"
+    listening.close()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [elsewhere])
+    with pytest.raises(OSError, match="assign requested address"):
+        listen("elsewhere", 0)
