@@ -17,7 +17,7 @@ from gateway.reply import error_answer
 
 MAX_HEAD_BYTES = 65_536
 """The request line and all headers; and as much of what frames a body, without any of it."""
-MAX_HEAD_S = 75.0
+MAX_HEAD_S = 75
 """From the opening of a connection, or its last answer, until the next request has all its headers: longer than the clients and
 proxies in front of us keep theirs (60 s), so that none is closed with a request on its way."""
 MAX_REST_BYTES = 100_000_000
@@ -31,7 +31,8 @@ _UPGRADING = (b"upgrade", b"http2-settings")
 
 
 class Connection(HttpToolsProtocol):
-    """At most `max_connections` are open; who comes after that is told so."""
+    """At most `max_connections` are open; who comes after that is told so. `timeout_keep_alive` of the configuration is how long
+    a head may take: from the opening of a connection too, and no byte of it gives it more time."""
 
     def __init__(
         self,
@@ -41,32 +42,29 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         max_connections: int,
-        max_head_s: float = MAX_HEAD_S,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._max_connections, self._max_head_s = max_connections, max_head_s
+        self._max_connections = max_connections
         self._running: RequestResponseCycle | None = None
         self._is_over = self._is_in_head = self._began = self._has_body = self._upgrades = False
         self._idle_bytes = self._rest_bytes = 0
-        self._head_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._max_connections:
             self._refuse(Overloaded("too many connections are open: try again", retry_after_s=BUSY_RETRY_S), linger_s=0.0)
         else:
-            self._await_head()
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._is_over = True
         self._drop()
-        self._head_is_there()
+        self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
         if self._is_over or self.transport.is_closing():
             return
-        self._unset_keepalive_if_required()
         self._began = self._has_body = False
         try:
             self.parser.feed_data(data)
@@ -95,7 +93,7 @@ class Connection(HttpToolsProtocol):
         if self._is_over or self.transport.is_closing():
             return
         self._is_in_head, self._rest_bytes = False, 0
-        self._head_is_there()
+        self._unset_keepalive_if_required()
         version = self.parser.get_http_version()
         if len(self.url) + sum([len(name) + len(value) for name, value in self.headers]) > MAX_HEAD_BYTES:
             self._refuse(_head_too_large())
@@ -130,13 +128,6 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if not (self._is_over or self._upgrades or self.transport.is_closing()):
             super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        has_next = bool(self.pipeline)
-        super().on_response_complete()
-        self._unset_keepalive_if_required()
-        if not has_next and not self.transport.is_closing():
-            self._await_head()
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -181,15 +172,6 @@ class Connection(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(b"".join([*lines, b"\r\n", rest]))
 
-    def _await_head(self) -> None:
-        self._head_is_there()
-        self._head_due = self.loop.call_later(self._max_head_s, self.timeout_keep_alive_handler)
-
-    def _head_is_there(self) -> None:
-        if self._head_due:
-            self._head_due.cancel()
-            self._head_due = None
-
     def _refuse(self, error: HeadwayError, *, linger_s: float = LINGER_S) -> None:
         """Nothing more is read: where one request ends and the next begins is not known. An answer that is being written breaks
         off instead."""
@@ -199,7 +181,7 @@ class Connection(HttpToolsProtocol):
         is_writing = running is not None and running.response_started and not running.response_complete
         self._is_over = True
         self._drop()
-        self._head_is_there()
+        self._unset_keepalive_if_required()
         if not is_writing:
             self.transport.write(_refusal(error))
         if linger_s:

@@ -20,7 +20,7 @@ import uvloop
 
 from gateway.app import Gateway, build_app
 from gateway.auth import check_bind
-from gateway.connection import Connection
+from gateway.connection import MAX_HEAD_S, Connection
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.supervisor import Command, worker_command
 from gateway.policy.reload import AuditLog, Reloader
@@ -69,6 +69,7 @@ def make_server(gateway: Gateway, host: str, port: int) -> Server:
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
+        timeout_keep_alive=MAX_HEAD_S,
         timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
     return Server(config)
