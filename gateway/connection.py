@@ -31,8 +31,8 @@ _UPGRADING = (b"upgrade", b"http2-settings")
 
 
 class Connection(HttpToolsProtocol):
-    """At most `max_connections` are open; who comes after that is told so. `timeout_keep_alive` of the configuration is how long
-    a head may take: from the opening of a connection too, and no byte of it gives it more time."""
+    """At most `max_connections` are open; who comes after that is told so. `timeout_keep_alive` of the configuration is how
+    long a head may take: from the opening of a connection too, and no byte of it gives it more time."""
 
     def __init__(
         self,
