@@ -19,14 +19,34 @@ def weight(bias: bool = False) -> Weight:
 def test_kernels_multiply(library: Library | None, kernel: str, tolerance: float, bias: bool, rows: int) -> None:
     x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1))
     expected = torch.nn.functional.linear(x, weight(bias).values, weight(bias).bias)
-    found = kernels_of(library)[kernel](weight(bias), torch.float32)(x)
+    kernels = kernels_of(library)
+    if kernel not in kernels:
+        pytest.skip("w8a8 runs in the compiled step alone")
+    found = kernels[kernel](weight(bias), torch.float32)(x)
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_w8a8_takes_rows_of_zeros_and_a_bfloat16_stream(library: Library | None) -> None:
-    linear = kernels_of(library)["w8a8"](weight(), torch.bfloat16)
+def test_w8a8_takes_rows_of_zeros_and_a_bfloat16_stream(compiled: Library) -> None:
+    linear = kernels_of(compiled)["w8a8"](weight(), torch.bfloat16)
     found = linear(torch.zeros(2, 64, dtype=torch.bfloat16))
     assert found.dtype is torch.bfloat16 and not found.any()
+
+
+@pytest.mark.parametrize(("width", "rows"), [(16, 1), (64, 5), (768, 33), (2048, 7)])
+def test_integer_sums_are_exact_at_the_largest_values(compiled: Library, width: int, rows: int) -> None:
+    """Where 16 bits saturate: weights and activations of 127 and -127 throughout."""
+    signs = torch.randint(0, 2, (48, width), generator=torch.Generator().manual_seed(2)) * 2 - 1
+    values, x = (127 * signs).to(torch.int8), 127.0 * (signs[:1] * torch.ones(rows, 1))
+    linear = kernels_of(compiled)["w8a8"](Weight(values, torch.ones(48, 1)), torch.float32)
+    assert torch.equal(linear(x).double(), x.double() @ values.double().T)
+
+
+def test_w8a8_without_the_compiled_step_is_refused_and_auto_goes_without_it() -> None:
+    with pytest.raises(ValueError, match="w8a8 runs in the compiled step alone"):
+        LinearChooser("w8a8", torch.float32, "cpu")
+    chooser = LinearChooser("auto", torch.float32, "cpu")
+    chooser.build(Weight(*quantize_rows(weight())))
+    assert chooser.chosen_for_layers == ["float32"]
 
 
 def test_stored_int8_is_used_as_it_is() -> None:
@@ -53,9 +73,9 @@ def test_the_first_kernel_is_kept_unless_another_is_clearly_faster() -> None:
 
 
 def test_what_is_asked_for_is_taken_and_a_shape_is_probed_once() -> None:
-    chooser = LinearChooser("w8a8", torch.float32, "cpu")
+    chooser = LinearChooser("bfloat16", torch.float32, "cpu")
     chooser.build(weight())
-    assert chooser.chosen_for_layers == ["w8a8"]
+    assert chooser.chosen_for_layers == ["bfloat16"]
     probing = LinearChooser("auto", torch.float32, "cpu")
     stored = Weight(weight().values.bfloat16())
     probing.build(stored)
