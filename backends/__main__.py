@@ -10,11 +10,11 @@ import threading
 from pathlib import Path
 from typing import get_args
 
-from backends.assets import read_assets
 from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings, SpeculateChoice, StepChoice
-from backends.listen import Address, parse_address
-from backends.start import Started, start_engine
-from backends.worker import Worker
+from backends.worker.address import Address, parse_address
+from backends.worker.assets import read_assets
+from backends.worker.startup import Started, start_engine
+from backends.worker.worker import Worker
 
 FAREWELL_S = 0.2
 """Time for links to hear why they are closed after the engine has failed."""

@@ -17,8 +17,8 @@ difference between the fair shares of the odd and of the even rounds, summed the
 an error below it cannot be told from none. Baselines: by tokens computed, and by time in the batch (equal shares).
 Conservation: requests' device-seconds and idle time against wall time.
 
-The fit's settings (backends/step_cost.py) were chosen on a recording of pico under seed 7 (docs/log.md), which therefore may
-flatter them. Another `--seed` is other traffic.
+The fit's settings (backends/engine/step_cost_model.py) were chosen on a recording of pico under seed 7 (docs/log.md), which
+therefore may flatter them. Another `--seed` is other traffic.
 """
 
 import math
@@ -31,13 +31,13 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from backends.config import Settings
-from backends.engine import Engine, caused_by
-from backends.runner import Runner
-from backends.sampler import Sampled
-from backends.scheduler import Work
-from backends.start import start_engine
-from backends.step_cost import Caused, StepCost
+from backends.engine.engine import Engine, caused_by
+from backends.engine.scheduler import Work
+from backends.engine.step_cost_model import Caused, StepCostModel
+from backends.runners.sampler import Sampled
+from backends.runners.torch_runner import Runner
 from backends.wire import Sampling, Submit
+from backends.worker.startup import start_engine
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 
 MODELS = ("pico", "nano")
@@ -88,7 +88,7 @@ class GradingRunner:
         self._runner, self._clock, self._every, self._rng = runner, clock, every, rng
         self.engine: Engine | None = None
         self.num_steps = 0
-        self._rule = StepCost()
+        self._rule = StepCostModel()
         self.graded: list[Graded] = []
         self.cpu_s = self.wall_s = 0.0
 

@@ -27,22 +27,22 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from backends.wire import PAGE_NAME_BYTES, Cache
-from backends.zoo.words import sentence
+from backends.wire import PAGE_HASH_BYTES, Cache
+from backends.zoo.vocabulary import sentence
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from gateway.fleet.fleet import MAX_PAGES
-from gateway.fleet.standing import Standing
-from gateway.page_names import PageNames
+from gateway.fleet.worker_views import WorkerViews
 from gateway.routing.decide import decide
-from gateway.routing.decision import Question, WorkerView
+from gateway.routing.decision import RoutingRequest, WorkerView
 from gateway.runs.identity import identify
-from gateway.runs.keeper import Keeper
-from gateway.runs.registry import Runs
-from gateway.scheduling.predict import COLD, LOAD_IS_FRESH_S, Predictor, Rates
-from gateway.scheduling.queue import Band, RunQueue, Waiting
-from gateway.scheduling.residency import Residency
+from gateway.runs.registry import RunRegistry
+from gateway.runs.retention_publisher import RetentionPublisher
+from gateway.scheduling.kv_index import KvIndex
+from gateway.scheduling.latency_model import COLD, LOAD_IS_FRESH_S, LatencyPredictor, WorkerRates
+from gateway.scheduling.request_queue import Band, QueuedRequest, RequestQueue
 from gateway.scheduling.retention import Retention
 from gateway.text.model_text import ModelText
+from gateway.text.page_hashes import PageHashes
 
 PAGE, PROMPT, GROWTH = 16, 100_000, 650
 REAL_RUNS, WAITING = 64, 256
@@ -81,16 +81,21 @@ class World:
     def __init__(self, num_workers: int, num_runs: int, num_real: int, rng: random.Random) -> None:
         self.rng = rng
         self.workers = [f"w{number}" for number in range(num_workers)]
-        self.predictors = {worker: Predictor(_learned(rng), changed=partial(self.touch, worker)) for worker in self.workers}
-        self.runs, self.keeper = Runs(num_runs + 1, 900.0), Keeper(Retention(), lambda worker, chain, score: None)
-        self.residency, self.queue = Residency(MAX_PAGES), RunQueue(WAITING + 1)
-        self.standing = Standing(self.workers, self.view, LOAD_IS_FRESH_S)
-        self.names: dict[int, PageNames] = {}
+        self.predictors = {
+            worker: LatencyPredictor(_learned(rng), changed=partial(self.touch, worker)) for worker in self.workers
+        }
+        self.runs, self.keeper = (
+            RunRegistry(num_runs + 1, 900.0),
+            RetentionPublisher(Retention(), lambda worker, chain, score: None),
+        )
+        self.residency, self.queue = KvIndex(MAX_PAGES), RequestQueue(WAITING + 1)
+        self.standing = WorkerViews(self.workers, self.view, LOAD_IS_FRESH_S)
+        self.names: dict[int, PageHashes] = {}
         self.prompt = bytearray(4 * PROMPT)
         for number in range(num_runs):
             self.pause(number)
         for number in range(num_real):
-            self.names[number] = PageNames(rng.randbytes(PROMPT // PAGE * PAGE_NAME_BYTES))
+            self.names[number] = PageHashes(rng.randbytes(PROMPT // PAGE * PAGE_HASH_BYTES))
             self.store(number, self.names[number])
         for number in range(WAITING):
             self.queue.push(_waiting(-1 - number, rng.randrange(1000)))
@@ -98,7 +103,7 @@ class World:
     def warm(self, number: int) -> str:
         return self.workers[number % len(self.workers)]
 
-    def store(self, number: int, names: PageNames) -> None:
+    def store(self, number: int, names: PageHashes) -> None:
         worker = self.warm(number)
         sequence = self.residency.sequence(worker) + 1
         self.residency.apply(worker, Cache(sequence=sequence, stored=names.leading(len(names)), reset=sequence == 0))
@@ -131,9 +136,9 @@ class World:
         self.runs.closed(run, final=False, now=0.0)
 
 
-def _learned(rng: random.Random) -> Rates:
+def _learned(rng: random.Random) -> WorkerRates:
     """No two workers are found equally fast."""
-    return Rates(*(rate * rng.uniform(0.9, 1.1) for rate in COLD))
+    return WorkerRates(*(rate * rng.uniform(0.9, 1.1) for rate in COLD))
 
 
 def main() -> None:
@@ -146,9 +151,9 @@ def main() -> None:
     per_run = (tracemalloc.get_traced_memory()[0] - before) / runs
     del idle
     before = tracemalloc.get_traced_memory()[0]
-    residency = Residency(MAX_PAGES // 100)
+    residency = KvIndex(MAX_PAGES // 100)
     for number in range(100):
-        joined = rng.randbytes(PROMPT // PAGE * PAGE_NAME_BYTES)
+        joined = rng.randbytes(PROMPT // PAGE * PAGE_HASH_BYTES)
         residency.apply(f"w{number}", Cache(sequence=0, stored=joined, reset=True))
     of_index = (tracemalloc.get_traced_memory()[0] - before) / len(residency) * MAX_PAGES / runs
     tracemalloc.stop()
@@ -174,7 +179,7 @@ def main() -> None:
         "us": {name: {"p50": p50, "p99": p99} for name, (p50, p99) in parts.items()},
         "bytes_per_idle_run": per_run,
         "bytes_of_index_per_run": of_index,
-        "bytes_of_kept_names_per_run": PROMPT // PAGE * PAGE_NAME_BYTES,
+        "bytes_of_kept_names_per_run": PROMPT // PAGE * PAGE_HASH_BYTES,
         "workers": workers,
         "runs": runs,
     }
@@ -193,12 +198,12 @@ def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int, new_text: 
     ids = watch.time("tokenize", lambda: text.encode(new_text))
     # The names of the old part are known: those of the new one go on from the last of them.
     world.prompt[4 * PAGE * len(names) :] = ids.tobytes()
-    name = partial(PageNames.of, world.prompt, page_size=PAGE, fingerprint="fingerprint", cache_salt=TENANT)
+    name = partial(PageHashes.of, world.prompt, page_size=PAGE, fingerprint="fingerprint", cache_salt=TENANT)
     named = watch.time("names", lambda: name(before=names, num_known=len(names)))
     holders = watch.time("residency", lambda: world.residency.holders(named))
     cached = {worker: pages * PAGE for worker, pages in holders.items()}
     assert cached[warm] > PROMPT - 64 * PAGE
-    question = Question(
+    question = RoutingRequest(
         asked="auto",
         candidates=("small", "large"),
         prompt_tokens=dict.fromkeys(world.workers, PROMPT + GROWTH),
@@ -225,14 +230,14 @@ def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int, new_text: 
         assert watch.time("full_scan", lambda: decide(question, everyone, decision_id="d")) == decision
 
 
-def _through(queue: RunQueue) -> None:
+def _through(queue: RequestQueue) -> None:
     queue.push(_waiting(1, 0))
     queue.pop(lambda item: item.request == 1, now=1.0, prefill_rate=1e6)
 
 
-def _waiting(request: int, uncached: int) -> Waiting:
+def _waiting(request: int, uncached: int) -> QueuedRequest:
     resident = request > 0
-    return Waiting(
+    return QueuedRequest(
         request=request,
         tenant=TENANT,
         run=str(request),

@@ -19,9 +19,9 @@ import uvloop
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from benchmarks.served import gateway
 from benchmarks.traffic import Item, capacity, play, pool, trace_of
-from gateway.load.client import Seen, open_loop, open_session
-from gateway.load.figures import percentile
-from gateway.load.schedule import steady
+from gateway.loadtest.arrivals import steady
+from gateway.loadtest.client import Response, open_loop, open_session
+from gateway.loadtest.report import percentile
 
 POLICY = ROOT / "benchmarks" / "fairness.yaml"
 TENANTS = ("ash", "birch", "cedar", "oak")
@@ -35,7 +35,7 @@ class Answered(NamedTuple):
     """`at_s` is when it ended, after the start."""
 
     tenant: str
-    seen: Seen
+    seen: Response
     at_s: float
 
 

@@ -1,7 +1,7 @@
 """Claim: with all ids withheld, a chain is found again by what comes back of it, and never merged with another run.
 
 Tool loops: held-out tool questions put to nano through the HTTP API, four at once; no id is sent but those of tool calls that
-the gateway minted itself. Text: calls of the public agent traces in order of time, their session ids hidden; `TextBlocks`
+the gateway minted itself. Text: calls of the public agent traces in order of time, their session ids hidden; `PromptTextIndex`
 says which chain each goes on with. Linked right: a call that begins with what its session sent before is put to a chain of
 that session, any other is called new. Wrong merge: put to a chain of another session. A call of which nothing was sent before
 (a dialogue's other side) can only be new; how many there are is told.
@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.identity_loops import run_loops
 from benchmarks.report import Target, arguments, finish, table
-from gateway.runs.text_blocks import TextBlocks
+from gateway.runs.prompt_text_index import PromptTextIndex
 
 TENANT = "benchmark"
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _graded(calls: list[dict[str, Any]]) -> dict[str, float]:
-    blocks = TextBlocks()
+    blocks = PromptTextIndex()
     session_of: dict[str, str] = {}
     sent: dict[str, list[str]] = defaultdict(list)
     right = wrong = linked = continues = 0

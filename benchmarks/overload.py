@@ -23,13 +23,13 @@ import uvloop
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from benchmarks.served import gateway
 from benchmarks.traffic import Item, Played, capacity, play, pool, trace_of
-from gateway.load.client import Seen, open_loop, open_session
-from gateway.load.figures import Figures, Promise, figures, percentile
-from gateway.load.schedule import Planned, scaled
+from gateway.loadtest.arrivals import Planned, scaled
+from gateway.loadtest.client import Response, open_loop, open_session
+from gateway.loadtest.report import LatencySlo, LoadReport, load_report, percentile
 
 POLICY, FIRST_COME = ROOT / "benchmarks" / "overload.yaml", ROOT / "benchmarks" / "first_come.yaml"
 LEVELS = (0.5, 1.0, 1.5, 2.0, 3.0)
-CLASSES = {"interactive": Promise(ttft_s=0.2), "agent": Promise(ttft_s=0.4), "batch": Promise(end_s=60.0)}
+CLASSES = {"interactive": LatencySlo(ttft_s=0.2), "agent": LatencySlo(ttft_s=0.4), "batch": LatencySlo(end_s=60.0)}
 ISOLATED_TIMES = 4.0
 _TIMEOUT_S = 900.0
 
@@ -48,8 +48,8 @@ class Level(NamedTuple):
 
     times: float
     goodput: float
-    figures: Figures
-    by_kind: dict[str, Figures]
+    figures: LoadReport
+    by_kind: dict[str, LoadReport]
     runs: int
     abandoned: int
 
@@ -96,7 +96,7 @@ async def _prepare(url: str, trace: list[Planned], items: list[Item], seconds: f
     return Setup(trace, items, isolated, carried)
 
 
-def _first(seen: Seen) -> float:
+def _first(seen: Response) -> float:
     if not seen.ok or seen.first_s is None:
         raise RuntimeError(f"a question alone was not answered: {seen.status} {seen.error}")
     return seen.first_s
@@ -144,7 +144,7 @@ async def _progress(what: str, total: int, counts: Counter[str]) -> None:
 def judged(setup: Setup, times: float, played: Sequence[Played], seconds: float, until: float) -> Level:
     """Every request is held to its own SLO; a run is abandoned when a turn after its first gets no answer. What ended after
     `until` is no goodput of this level: what queued up while it lasted was answered when nothing came any more."""
-    seen: dict[str, list[Seen]] = {kind: [] for kind in CLASSES}
+    seen: dict[str, list[Response]] = {kind: [] for kind in CLASSES}
     kept: dict[str, list[bool]] = {kind: [] for kind in CLASSES}
     runs = abandoned = in_time = 0
     for one in played:
@@ -157,14 +157,14 @@ def judged(setup: Setup, times: float, played: Sequence[Played], seconds: float,
             runs += 1
             abandoned += not one.seen[-1].ok
     every = [request for kind in CLASSES for request in seen[kind]]
-    by_kind = {kind: figures(seen[kind], kept[kind], seconds) for kind in CLASSES}
-    whole = figures(every, [k for kind in CLASSES for k in kept[kind]], seconds)
+    by_kind = {kind: load_report(seen[kind], kept[kind], seconds) for kind in CLASSES}
+    whole = load_report(every, [k for kind in CLASSES for k in kept[kind]], seconds)
     return Level(times, in_time / seconds, whole, by_kind, runs, abandoned)
 
 
-def promise_of(item: Item, isolated_s: float) -> Promise:
+def promise_of(item: Item, isolated_s: float) -> LatencySlo:
     promised = CLASSES[item.kind]
-    return promised if promised.ttft_s is None else Promise(ttft_s=max(promised.ttft_s, ISOLATED_TIMES * isolated_s))
+    return promised if promised.ttft_s is None else LatencySlo(ttft_s=max(promised.ttft_s, ISOLATED_TIMES * isolated_s))
 
 
 def _tell(levels: Sequence[Level]) -> None:
@@ -220,7 +220,7 @@ def _level_result(level: Level) -> dict[str, Any]:
     }
 
 
-def _figures_result(one: Figures) -> dict[str, Any]:
+def _figures_result(one: LoadReport) -> dict[str, Any]:
     return {
         "requests": one.requests,
         "answered": one.ok,

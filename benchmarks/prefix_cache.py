@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from backends.zoo.words import sentence
+from backends.zoo.vocabulary import sentence
 from benchmarks.client import Answer, ask
 from benchmarks.report import Target, arguments, finish, progress, table
 from benchmarks.served import gateway

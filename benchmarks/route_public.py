@@ -19,10 +19,10 @@ import numpy as np
 from benchmarks.report import Target, arguments, finish, progress, table
 from gateway.request import Message
 from gateway.routing.features import Features, features
-from gateway.routing.logistic import Floats, Penalties, Table, fit
-from gateway.routing.outcome import Outcome
 from gateway.routing.quality import QualityModel
-from gateway.routing.train import train
+from gateway.training.logistic import Floats, Penalties, Table, fit
+from gateway.training.outcome import Outcome
+from gateway.training.train import train
 
 PUBLISHED = {"gsm8k": 0.622, "mmlu": 0.603}
 FOLDS = 5

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from backends.zoo.words import sentence
+from backends.zoo.vocabulary import sentence
 from benchmarks.client import ask
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from benchmarks.served import gateway

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from backends.zoo.words import sentence
+from backends.zoo.vocabulary import sentence
 
 Schema = dict[str, Any]
 MAX_DEPTH = 3

@@ -4,8 +4,8 @@ import itertools
 
 from benchmarks.simulate_loop import Pending, Rates, VirtualWorker
 from benchmarks.simulate_pool import Held, Tails, Worth
-from gateway.scheduling.placement import Placement, Site
-from gateway.scheduling.queue import Band, RunQueue, Waiting
+from gateway.scheduling.placement import Candidate, Placement
+from gateway.scheduling.request_queue import Band, QueuedRequest, RequestQueue
 from gateway.scheduling.retention import Retention, horizon_s
 
 MAX_WAITING = 100_000
@@ -17,7 +17,7 @@ class Headway:
 
     def __init__(self, workers: int, rates: Rates) -> None:
         self._rates = rates
-        self._queues = [RunQueue(MAX_WAITING) for _ in range(workers)]
+        self._queues = [RequestQueue(MAX_WAITING) for _ in range(workers)]
         self._retention, self._placement = Retention(), Placement()
         self._numbers = itertools.count()
         self._pending: dict[int, Pending] = {}
@@ -35,7 +35,7 @@ class Headway:
             worker = workers[int(self._placement.choose(sites, one.turn.prompt, now).worker)]
         uncached = worker.uncached(one)
         self._queues[worker.number].push(
-            Waiting(
+            QueuedRequest(
                 request=number,
                 tenant="",
                 run=str(chain.number),
@@ -50,14 +50,14 @@ class Headway:
         self._pending[number] = self._waits[chain.number] = one
         return worker.number
 
-    def _site(self, one: Pending, worker: VirtualWorker, now: float) -> Site:
+    def _site(self, one: Pending, worker: VirtualWorker, now: float) -> Candidate:
         queue = self._queues[worker.number]
         held = worker.pool.chains.values()
         footprint = sum(each.tokens * self._score(each, worker, now) for each in held if each.chain != one.chain.number)
         footprint += queue.uncached_tokens
         resident = worker.resident(one)
         waits = queue.uncached_tokens if 2 * resident < one.turn.prompt else 0
-        return Site(
+        return Candidate(
             worker=str(worker.number),
             wait_s=waits / self._rates.prefill,
             resident_tokens=resident,
@@ -75,7 +75,7 @@ class Headway:
         item = queue.pop(lambda item: self._fits(item, worker), now=now, prefill_rate=self._rates.prefill)
         return self._pending.pop(item.request) if item else None
 
-    def _fits(self, item: Waiting, worker: VirtualWorker) -> bool:
+    def _fits(self, item: QueuedRequest, worker: VirtualWorker) -> bool:
         return worker.pool.fits(self._pending[item.request].total)
 
     def worth(self, worker: VirtualWorker) -> Worth:

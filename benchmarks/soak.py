@@ -29,7 +29,7 @@ import uvloop
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from benchmarks.served import gateway
 from benchmarks.traffic import Item, play, pool, trace_of
-from gateway.load.client import Seen, open_session
+from gateway.loadtest.client import Response, open_session
 
 POLICY = ROOT / "benchmarks" / "soak.yaml"
 MODELS = ("pico", "nano")
@@ -101,7 +101,7 @@ class Soak:
             if not seen[-1].ok:
                 await asyncio.sleep(0.2)
 
-    async def _play(self, index: int, model: str, run: str) -> tuple[Seen, ...]:
+    async def _play(self, index: int, model: str, run: str) -> tuple[Response, ...]:
         played = await play(
             self.http, self.url, self.items[index], index, index=index, name="soak", promised=False, pauses=False, model=model,
             headers={"x-headway-run-id": run},
@@ -120,7 +120,7 @@ class Soak:
         self.left.add(run)
         self.counts["left"] += 1
 
-    def _judge(self, index: int, model: str, seen: Sequence[Seen]) -> None:
+    def _judge(self, index: int, model: str, seen: Sequence[Response]) -> None:
         for turn, one in enumerate(seen):
             expected = self.expected[index, model][turn]
             if one.ok and one.text == expected:

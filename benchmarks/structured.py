@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import jsonschema
 
 from backends.config import Settings
-from backends.grammar import Matcher
-from backends.start import Started, start_engine
+from backends.structured_output.grammar import Matcher
 from backends.wire import Grammar, Sampling, Submit
-from backends.zoo.words import sentence
+from backends.worker.startup import Started, start_engine
+from backends.zoo.vocabulary import sentence
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from benchmarks.schemas import schema_for
 from gateway.request import Message

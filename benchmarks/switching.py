@@ -1,7 +1,7 @@
 """Claim: deciding at every user turn with what both tiers hold is cheaper than switching blindly, and not worse than staying.
 
 Method: a simulation of runs of 4 to 12 turns whose context grows, with one to three hard turns in the middle; the gateway's
-own `decide` and `Residency` choose the worker, at the rates that a gateway assumes of pico and nano before it has measured
+own `decide` and `KvIndex` choose the worker, at the rates that a gateway assumes of pico and nano before it has measured
 them. The small tier answers easy turns right at 97 % and hard ones at 25 %, the large one at 98 and 95 %. Of a turn one noisy
 number is seen (easy and hard overlap: AUC .93); the estimate of quality is the chance that follows from it, as calibrated as
 the gateway's are. A worker keeps a run's pages and loses them between two turns with a chance of 5 %. Dollars are of what is
@@ -21,9 +21,9 @@ import numpy as np
 from backends.wire import Cache
 from benchmarks.report import Target, arguments, finish, table
 from gateway.routing.decide import decide
-from gateway.routing.decision import Question, WorkerView
-from gateway.scheduling.predict import cold_rates
-from gateway.scheduling.residency import Residency
+from gateway.routing.decision import RoutingRequest, WorkerView
+from gateway.scheduling.kv_index import KvIndex
+from gateway.scheduling.latency_model import cold_rates
 
 PAGE = 16
 _USD_PER_S = 0.20 / 3600 / 2
@@ -125,7 +125,7 @@ def _calibrated(seen: float) -> float:
 
 
 def _play(run: Sequence[Turn], policy: str, mistake_cost: float) -> Total:
-    residency, held = Residency(100_000), {"small": 0, "large": 0}
+    residency, held = KvIndex(100_000), {"small": 0, "large": 0}
     sequence = {"small": -1, "large": -1}
     usd, right, switches = 0.0, 0, 0
     warm: str | None = None
@@ -150,7 +150,7 @@ def _play(run: Sequence[Turn], policy: str, mistake_cost: float) -> Total:
 def _choose(turn: Turn, cached: dict[str, int], warm: str | None, policy: str, mistake_cost: float, *, remaining: int) -> str:
     if policy == "sticky" and warm == "large":
         return warm
-    question = Question(
+    question = RoutingRequest(
         asked="auto",
         candidates=("small", "large"),
         prompt_tokens=dict.fromkeys(cached, turn.prompt_tokens),

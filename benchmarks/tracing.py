@@ -2,8 +2,8 @@
 against a fake worker, and 97 % against a real one; a request has as many spans for a thousand tokens as for two.
 
 Method: `wrk` with 16 connections against one gateway process at a time. On: the default settings, every request's spans to a
-file, the ledger in SQLite. Off: the same program without spans, ledger rows and metric updates (benchmarks/untold.py). Two that
-differ in nothing are a tenth apart from one start to the next, and as much from one minute to the next, where generator,
+file, the ledger in SQLite. Off: the same program without spans, ledger rows and metric updates (benchmarks/tracing_off.py). Two
+that differ in nothing are a tenth apart from one start to the next, and as much from one minute to the next, where generator,
 gateway and worker share two cores. So on and off take turns within seconds, each the first in every second round, and all are
 started anew a few times; the ratio is the geometric mean of the rounds' own. pico is asked for answers of ANSWER tokens, where
 it is what is waited for; and for what it answers in a few, where it is as fast as the fake one and this too is the gateway's
@@ -119,7 +119,7 @@ def _fake(folder: Path, told: str) -> Iterator[str]:
 @contextmanager
 def _untold(policy: Path) -> Iterator[str]:
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.untold", str(policy)]
+    command = [sys.executable, "-m", "benchmarks.tracing_off", str(policy)]
     with subprocess.Popen(command, cwd=ROOT, env={"HEADWAY_PORT": str(port)}) as process:
         try:
             wait_ready(f"http://127.0.0.1:{port}/readyz", process)

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 import aiohttp
 
-from backends.zoo.words import sentence
-from gateway.load.client import Seen, chat
-from gateway.load.schedule import Planned, read_trace
+from backends.zoo.vocabulary import sentence
+from gateway.loadtest.arrivals import Planned, read_trace
+from gateway.loadtest.client import Response, chat
 
 Kind = Literal["interactive", "agent", "batch"]
 KINDS: tuple[Kind, ...] = ("interactive", "agent", "batch")
@@ -43,7 +43,7 @@ class Played(NamedTuple):
     """One item and what became of its turns; fewer than it has where one failed. `ended_at` is when, by `perf_counter`."""
 
     item: int
-    seen: tuple[Seen, ...]
+    seen: tuple[Response, ...]
     ended_at: tuple[float, ...]
 
 
@@ -93,7 +93,7 @@ async def play(
     said = {**(headers or {}), **({"x-headway-slo": item.kind} if promised else {})}
     if item.kind == "agent":
         said.setdefault("x-headway-run-id", f"{name}-{number}")
-    seen: list[Seen] = []
+    seen: list[Response] = []
     ended_at: list[float] = []
     for turn, text in enumerate(item.texts):
         if turn and pauses:

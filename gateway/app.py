@@ -11,43 +11,43 @@ from pathlib import Path
 
 from litestar import Litestar
 
-from gateway.accounting.budget_history import restore
-from gateway.accounting.budgets import Budgets
-from gateway.accounting.device_time import DeviceTimes
-from gateway.accounting.key_store import last_change, stored_keys
-from gateway.accounting.ledger import Ledger, MemoryLedger, SqliteLedger
-from gateway.accounting.metrics import Gauge, Metrics
-from gateway.accounting.rates import Rates
-from gateway.accounting.rows import KeyRow, KeyUseRow
-from gateway.accounting.span_export import open_spans
-from gateway.accounting.spans import SpanWriter
-from gateway.answer import AnswerEndpoint, OpenAnswers
 from gateway.api.chat_dialect import ChatDialect
 from gateway.api.completions import CompletionsDialect
 from gateway.api.dialect import Dialect
 from gateway.api.messages_dialect import MessagesDialect
 from gateway.api.response_store import ResponseStore
 from gateway.api.responses_dialect import ResponsesDialect
-from gateway.asgi import Reading
-from gateway.auth import Keys
-from gateway.books import Books
-from gateway.dashboard_live import Live
-from gateway.dispatch import Dispatcher
-from gateway.endpoints import error_handlers, route_handlers
-from gateway.fleet.breaker import BREAKER_STATES
+from gateway.fleet.circuit_breaker import BREAKER_STATES
 from gateway.fleet.fleet import Fleet
-from gateway.pipeline import Judge, Pipeline
+from gateway.http.auth import Keys
+from gateway.http.body import BodyBudget
+from gateway.http.generate import GenerateEndpoint, OpenResponses
+from gateway.http.live_samples import LiveSamples
+from gateway.http.routes import error_handlers, route_handlers
+from gateway.ledger.key_store import last_change, stored_keys
+from gateway.ledger.ledger import Ledger, MemoryLedger, SqliteLedger
+from gateway.ledger.rows import KeyRow, KeyUseRow
+from gateway.metering.budget_history import restore
+from gateway.metering.budgets import Budgets
+from gateway.metering.device_time import DeviceTimes
+from gateway.metering.rate_limits import RateLimiter
+from gateway.pipeline.dispatcher import Dispatcher
+from gateway.pipeline.pipeline import Judge, Pipeline
+from gateway.pipeline.recorder import RequestRecorder
 from gateway.policy.schema import Policy
-from gateway.prompts import Prompts
 from gateway.request import Request
 from gateway.routing.escalation import Escalation
 from gateway.routing.quality import QualityModel, top_only
-from gateway.runs.keeper import Keeper
-from gateway.runs.registry import Runs
-from gateway.scheduling.predict import OutputLengths
-from gateway.scheduling.queue import COLD_AFTER_S, RunQueue
+from gateway.runs.registry import RunRegistry
+from gateway.runs.retention_publisher import RetentionPublisher
+from gateway.scheduling.latency_model import OutputLengths
+from gateway.scheduling.request_queue import COLD_AFTER_S, RequestQueue
 from gateway.scheduling.retention import Retention
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Gauge, Metrics
+from gateway.telemetry.span_export import open_spans
+from gateway.telemetry.tracing import SpanWriter
+from gateway.text.prompt_encoder import PromptEncoder
 
 TIDY_EVERY_S = 5.0
 TOLD_A_TIDY = 10
@@ -77,12 +77,12 @@ class Gateway:
         self.keys = Keys(policy)
         self._stored_keys: list[KeyRow] = []
         limits = policy.limits
-        self.runs = Runs(limits.max_runs, limits.run_idle_s)
-        self.keeper = Keeper(Retention(limits.max_runs), fleet.retain, fleet.horizon_s)
+        self.runs = RunRegistry(limits.max_runs, limits.run_idle_s)
+        self.keeper = RetentionPublisher(Retention(limits.max_runs), fleet.retain, fleet.horizon_s)
         weights = {name: tenant.weight for name, tenant in policy.tenants.items()}
         # In time to be served before its wait is given up.
         cold_after_s = min(COLD_AFTER_S, 0.5 * limits.max_queue_s)
-        self.queue = RunQueue(
+        self.queue = RequestQueue(
             limits.max_queued_requests,
             weights,
             cold_after_s=cold_after_s,
@@ -95,20 +95,20 @@ class Gateway:
         self.ledger = ledger or _ledger(settings)
         lengths = OutputLengths()
         capture = settings.capture_content
-        self.prompts = Prompts(capture=capture)
+        self.prompts = PromptEncoder(capture=capture)
         self.budgets = Budgets(policy.budgets)
-        self.rates = Rates()
-        self.books = Books(
+        self.rates = RateLimiter()
+        self.books = RequestRecorder(
             fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, self.budgets, self.rates, capture=capture
         )
         self.device_times = DeviceTimes(fleet.usd_per_s, {name: worker.model for name, worker in policy.workers.items()})
-        self.live = Live(self.device_times)
+        self.live = LiveSamples(self.device_times)
         judge, escalations = _judge(policy)
         self.pipeline = Pipeline(
             policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge, escalations
         )
-        self.answers = OpenAnswers()
-        self.reading = Reading(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
+        self.answers = OpenResponses()
+        self.reading = BodyBudget(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
         self.responses = ResponseStore(self.ledger, time.time)
         dialects: dict[str, Dialect] = {
             "/v1/chat/completions": ChatDialect(),
@@ -121,8 +121,8 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         fleet.lost = self.runs.worker_lost
 
-    def _endpoint(self, dialect: Dialect, route: str) -> AnswerEndpoint:
-        return AnswerEndpoint(self.pipeline, self.keys, dialect, self.answers, self.reading, route=route)
+    def _endpoint(self, dialect: Dialect, route: str) -> GenerateEndpoint:
+        return GenerateEndpoint(self.pipeline, self.keys, dialect, self.answers, self.reading, route=route)
 
     def apply(self, policy: Policy) -> None:
         """Another policy for the requests that come from now on; those under way end under theirs.

@@ -116,7 +116,7 @@ class FakeWorker:
         )
         self.submitted: list[wire.Submit] = []
         self.refused = 0
-        self.retained: list[wire.Retain] = []
+        self.retained: list[wire.SetRetention] = []
         self.num_hang_ups = 0
         self.skip_cache_frames = 0
         self._pages: OrderedDict[bytes, None] = OrderedDict()
@@ -220,7 +220,7 @@ class FakeWorker:
                 if sequence := link.live.get(request):
                     sequence.aborted = True
                     self._wake.set()
-            case wire.Retain():
+            case wire.SetRetention():
                 self.retained.append(message)
                 del self.retained[:-1000]
             case _:
@@ -228,7 +228,7 @@ class FakeWorker:
 
     async def _submit(self, link: _LinkSide, submit: wire.Submit) -> None:
         num_prompt = len(submit.prompt) // 4
-        names = wire.page_names(
+        names = wire.page_hashes(
             submit.prompt,
             page_size=self.hello.page_size,
             fingerprint=self.hello.fingerprint,

@@ -11,14 +11,14 @@ from typing import Any
 import aiohttp
 from openai import AsyncOpenAI
 
-from gateway.accounting.ledger import MemoryLedger, SqliteLedger
-from gateway.accounting.spans import SpanWriter
 from gateway.app import Gateway
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.supervisor import Command, worker_command
+from gateway.http.server import make_server
+from gateway.ledger.ledger import MemoryLedger, SqliteLedger
 from gateway.policy.load import load_policy
-from gateway.server import make_server
 from gateway.settings import Settings
+from gateway.telemetry.tracing import SpanWriter
 from tests.fake_worker import FakeWorker, assets_of
 
 ROOT = Path(__file__).parent.parent

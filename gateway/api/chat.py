@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from backends.wire import Grammar, Sampling
-from gateway.api.body import BodyDecoder
 from gateway.api.chat_body import ChatBody
 from gateway.api.chat_messages import read_messages, read_tools
+from gateway.api.decode import BodyDecoder
 from gateway.api.format import read_format
 from gateway.api.run_fields import run_hints
 from gateway.api.tool_choice import rule_for
 from gateway.errors import BadRequest, UnsupportedParameter
-from gateway.policy.references import AUTO
+from gateway.policy.validate import AUTO
 from gateway.request import Request
 
 NO_OPS: Mapping[str, tuple[Any, ...]] = {

@@ -31,7 +31,7 @@ class Function(msgspec.Struct, frozen=True):
     arguments: str
 
 
-class Call(msgspec.Struct, frozen=True):
+class AnswerToolCall(msgspec.Struct, frozen=True):
     """Whole in an answer; in a stream the first delta has id and name, the next only arguments."""
 
     function: Function
@@ -44,7 +44,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     role: Literal["assistant"]
     content: str | None
     refusal: None = None
-    tool_calls: list[Call] | UnsetType = UNSET
+    tool_calls: list[AnswerToolCall] | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
 
 
@@ -80,7 +80,7 @@ class Completion(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
-    tool_calls: list[Call] | UnsetType = UNSET
+    tool_calls: list[AnswerToolCall] | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
 
 

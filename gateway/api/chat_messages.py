@@ -14,7 +14,7 @@ from gateway.api.chat_body import (
     ToolMessage,
     UserMessage,
 )
-from gateway.api.offered_tools import OfferedTools, missing, refuse_kind
+from gateway.api.tool_definitions import OfferedTools, missing, refuse_kind
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Role, Tool, ToolCall
 

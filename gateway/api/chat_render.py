@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from backends.wire import FinishReason, TokenLogprob
 from gateway.api.chat_answer import (
     AnswerMessage,
-    Call,
+    AnswerToolCall,
     Choice,
     Chunk,
     ChunkChoice,
@@ -26,9 +26,9 @@ from gateway.api.chat_answer import (
     TopLogprob,
     Usage,
 )
-from gateway.api.dialect import Choice as Answered
+from gateway.api.dialect import AnswerChoice
 from gateway.errors import HeadwayError
-from gateway.text.events import CallArguments, CallStart, Event, ReasoningDelta, TextDelta
+from gateway.parsers.events import CallArguments, CallStart, Event, ReasoningDelta, TextDelta
 
 DONE = b"data: [DONE]\n\n"
 WAITING = b": waiting\n\n"
@@ -63,7 +63,7 @@ def render_completion(
     id: str,
     created: int,
     model: str,
-    choices: Sequence[Answered],
+    choices: Sequence[AnswerChoice],
     usage: Usage,
     service_tier: str | None = None,
 ) -> bytes:
@@ -72,9 +72,9 @@ def render_completion(
     return _encode(Completion(id, "chat.completion", created, model, rendered, usage, service_tier or UNSET))
 
 
-def _choice(index: int, choice: Answered) -> Choice:
+def _choice(index: int, choice: AnswerChoice) -> Choice:
     answer = choice.answer
-    calls = [Call(Function(call.name, call.arguments), call.id, "function") for call in answer.tool_calls]
+    calls = [AnswerToolCall(Function(call.name, call.arguments), call.id, "function") for call in answer.tool_calls]
     message = AnswerMessage(
         "assistant",
         answer.content if answer.content or not calls else None,
@@ -127,9 +127,9 @@ class ChunkRenderer:
             case ReasoningDelta(text):
                 return self._chunk(Delta(reasoning_content=text))
             case CallStart(index, id, name):
-                return self._call(Call(Function(name, ""), id, "function", index))
+                return self._call(AnswerToolCall(Function(name, ""), id, "function", index))
             case CallArguments(index, text):
-                return self._call(Call(Function(UNSET, text), index=index))
+                return self._call(AnswerToolCall(Function(UNSET, text), index=index))
 
     def finish(self, finish: Finish) -> bytes:
         return self._chunk(Delta(), finish=finish)
@@ -140,7 +140,7 @@ class ChunkRenderer:
             _encode(Chunk(self._id, "chat.completion.chunk", self._created, self._model, [], usage, self._service_tier))
         )
 
-    def _call(self, call: Call) -> bytes:
+    def _call(self, call: AnswerToolCall) -> bytes:
         return self._chunk(Delta(tool_calls=[call]))
 
     def _chunk(self, delta: Delta, *, logprobs: Logprobs | None = None, finish: Finish | None = None) -> bytes:

@@ -8,7 +8,6 @@ import msgspec
 from msgspec import Meta
 
 from backends.wire import Sampling, TokenLogprob
-from gateway.api.body import BodyDecoder
 from gateway.api.chat import read_logit_bias
 from gateway.api.chat_body import (
     Bias,
@@ -26,11 +25,12 @@ from gateway.api.chat_body import (
     TopP,
 )
 from gateway.api.chat_render import DONE, LEAST_LOGPROB, render_error, render_error_event
-from gateway.api.dialect import Asked, Begun, Choice, Spent
+from gateway.api.decode import BodyDecoder
+from gateway.api.dialect import AnswerChoice, ParsedRequest, ResponseStart, TokenUsage
 from gateway.api.run_fields import RunFields, run_hints
 from gateway.errors import BadRequest, HeadwayError, UnsupportedParameter
+from gateway.parsers.events import Event, TextDelta
 from gateway.request import Message, Request
-from gateway.text.events import Event, TextDelta
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's own."""
@@ -120,8 +120,8 @@ def _prompt(given: CompletionsBody) -> str:
 class CompletionsDialect:
     id_prefix = "cmpl-"
 
-    async def parse(self, body: bytes, tenant: str) -> Asked:
-        return Asked(parse_completion(body), CompletionsWriter)
+    async def parse(self, body: bytes, tenant: str) -> ParsedRequest:
+        return ParsedRequest(parse_completion(body), CompletionsWriter)
 
     def error(self, error: HeadwayError) -> bytes:
         return render_error(error)
@@ -131,7 +131,7 @@ class CompletionsDialect:
 
 
 class CompletionsWriter:
-    def __init__(self, begun: Begun) -> None:
+    def __init__(self, begun: ResponseStart) -> None:
         self._begun = begun
         self._offsets = [0] * begun.request.num_choices
 
@@ -144,7 +144,7 @@ class CompletionsWriter:
         self._offsets[choice] += sum(len(one.text) for one in logprobs)
         return self._event([{"text": text, "index": choice, "logprobs": scores, "finish_reason": None}])
 
-    def end(self, choices: Sequence[Choice], spent: Spent) -> bytes:
+    def end(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:
         ends = [
             self._event([{"text": "", "index": n, "logprobs": None, "finish_reason": choice.reason}])
             for n, choice in enumerate(choices)
@@ -153,7 +153,7 @@ class CompletionsWriter:
             ends.append(self._event([], _usage(spent)))
         return b"".join(ends) + DONE
 
-    def whole(self, choices: Sequence[Choice], spent: Spent) -> bytes:
+    def whole(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:
         rendered = [
             {
                 "text": choice.answer.content,
@@ -174,7 +174,7 @@ class CompletionsWriter:
         return body if usage is None else body | {"usage": usage}
 
 
-def _usage(spent: Spent) -> dict[str, Any]:
+def _usage(spent: TokenUsage) -> dict[str, Any]:
     return {
         "prompt_tokens": spent.prompt_tokens,
         "completion_tokens": spent.output_tokens,

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple, Protocol
 
 from backends.wire import FinishReason, TokenLogprob
 from gateway.errors import HeadwayError
+from gateway.parsers.events import Answer, Event
 from gateway.request import Request
-from gateway.text.events import Answer, Event
 
 
-class Begun(NamedTuple):
+class ResponseStart(NamedTuple):
     """What is known of an answer when its first frame is there. `created` in seconds since 1970; `cached_tokens` as
     the decision expected them."""
 
@@ -21,7 +21,7 @@ class Begun(NamedTuple):
     cached_tokens: int = 0
 
 
-class Spent(NamedTuple):
+class TokenUsage(NamedTuple):
     """Tokens of all choices together; `headway` is what only we report, such as dollars and the decision's id."""
 
     prompt_tokens: int
@@ -30,7 +30,7 @@ class Spent(NamedTuple):
     headway: dict[str, Any]
 
 
-class Choice(NamedTuple):
+class AnswerChoice(NamedTuple):
     """One answer and how it ended. `logprobs` is None where none were asked for."""
 
     answer: Answer
@@ -46,14 +46,14 @@ class Writer(Protocol):
 
     def events(self, choice: int, events: Sequence[Event], logprobs: Sequence[TokenLogprob]) -> bytes: ...
 
-    def end(self, choices: Sequence[Choice], spent: Spent) -> bytes: ...
+    def end(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes: ...
 
-    def whole(self, choices: Sequence[Choice], spent: Spent) -> bytes: ...
+    def whole(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes: ...
 
 
-class Asked(NamedTuple):
+class ParsedRequest(NamedTuple):
     request: Request
-    writer: Callable[[Begun], Writer]
+    writer: Callable[[ResponseStart], Writer]
 
 
 class Dialect(Protocol):
@@ -61,7 +61,7 @@ class Dialect(Protocol):
 
     id_prefix: str
 
-    async def parse(self, body: bytes, tenant: str) -> Asked: ...
+    async def parse(self, body: bytes, tenant: str) -> ParsedRequest: ...
 
     def error(self, error: HeadwayError) -> bytes:
         """The body of an error response."""

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from backends.wire import Grammar, Sampling
-from gateway.api.body import BodyDecoder
-from gateway.api.call_order import check_call_order
+from gateway.api.decode import BodyDecoder
 from gateway.api.format import read_format
 from gateway.api.messages_body import (
     AssistantTurn,
@@ -19,9 +18,10 @@ from gateway.api.messages_body import (
     ToolUse,
     UserTurn,
 )
-from gateway.api.offered_tools import OfferedTools, missing, refuse_kind
 from gateway.api.run_fields import run_hints
 from gateway.api.tool_choice import Offered, rule_for
+from gateway.api.tool_definitions import OfferedTools, missing, refuse_kind
+from gateway.api.tool_results import check_call_order
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Request, Tool, ToolCall
 

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.accounting.labels import Labelled, OutcomeBody
 from gateway.api.chat_answer import Chunk, Completion, ErrorBody
 from gateway.api.chat_body import ChatBody
 from gateway.api.completions import CompletionsBody
 from gateway.api.messages_body import CountBody, MessagesBody
 from gateway.api.responses_body import ResponsesBody
+from gateway.ledger.outcomes import LabelledRequest, OutcomeBody
 
 REFS = "#/components/schemas/{name}"
 Data = dict[str, Any]
@@ -45,7 +45,7 @@ OPERATIONS = (
     Operation("get", "/v1/models", "`auto`, the tiers and the models that this key may ask for."),
     Operation("get", "/v1/models/{name}", "One of them."),
     Operation("post", "/v1/headway/explain", "The decision that a chat request would get, without running it.", ChatBody),
-    Operation("post", "/v1/headway/outcomes", "Says how good an answer was.", OutcomeBody, Labelled),
+    Operation("post", "/v1/headway/outcomes", "Says how good an answer was.", OutcomeBody, LabelledRequest),
     Operation("get", "/v1/headway/runs", "This tenant's live runs: what was understood, and from which field."),
     Operation(
         "get",

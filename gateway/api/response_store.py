@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from gateway.accounting.rows import ResponseRow
 from gateway.errors import NotFound
+from gateway.ledger.rows import ResponseRow
 from gateway.request import Message
 
 MAX_AT_HAND = 10_000
@@ -20,7 +20,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[Message, ...]).decode
 
 
-class Kept(Protocol):
+class ResponseLog(Protocol):
     """What it needs of a ledger."""
 
     def record(self, row: ResponseRow) -> bool: ...
@@ -46,7 +46,7 @@ class ResponseStore:
 
     def __init__(
         self,
-        ledger: Kept,
+        ledger: ResponseLog,
         now: Callable[[], float],
         *,
         max_at_hand: int = MAX_AT_HAND,

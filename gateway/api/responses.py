@@ -6,11 +6,9 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from backends.wire import Sampling
-from gateway.api.body import BodyDecoder
-from gateway.api.call_order import check_call_order
 from gateway.api.chat import DAY_S
+from gateway.api.decode import BodyDecoder
 from gateway.api.format import read_format
-from gateway.api.offered_tools import OfferedTools, missing, refuse_kind
 from gateway.api.responses_body import (
     FunctionCall,
     FunctionOutput,
@@ -22,6 +20,8 @@ from gateway.api.responses_body import (
 )
 from gateway.api.run_fields import run_hints
 from gateway.api.tool_choice import rule_for
+from gateway.api.tool_definitions import OfferedTools, missing, refuse_kind
+from gateway.api.tool_results import check_call_order
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Request, Role, Tool, ToolCall
 

@@ -8,14 +8,14 @@ import msgspec
 from backends.wire import TokenLogprob
 from gateway.api.chat_answer import Logprobs
 from gateway.api.chat_render import content_logprobs, render_error
-from gateway.api.dialect import Asked, Begun, Choice, Spent
+from gateway.api.dialect import AnswerChoice, ParsedRequest, ResponseStart, TokenUsage
 from gateway.api.response_items import CallItem, Data, Item, ReasoningOut, TextItem
 from gateway.api.response_store import ResponseStore
 from gateway.api.responses import Parsed, parse_response, read_body
 from gateway.errors import HeadwayError, NotFound, PreviousResponseNotFound
+from gateway.parsers.events import Answer, CallArguments, CallStart, Event, ReasoningDelta, TextDelta
+from gateway.parsers.output_parser import message_of
 from gateway.request import Message
-from gateway.text.events import Answer, CallArguments, CallStart, Event, ReasoningDelta, TextDelta
-from gateway.transcript import message_of
 
 DEFAULT_MAX_TOKENS = 2048
 _encode = msgspec.json.Encoder().encode
@@ -27,7 +27,7 @@ class ResponsesDialect:
     def __init__(self, store: ResponseStore) -> None:
         self._store = store
 
-    async def parse(self, body: bytes, tenant: str) -> Asked:
+    async def parse(self, body: bytes, tenant: str) -> ParsedRequest:
         given = read_body(body)
         before: tuple[Message, ...] = ()
         if given.previous_response_id is not None:
@@ -42,7 +42,7 @@ class ResponsesDialect:
             if given.store is not False:
                 self._store.put(tenant, id, (*parsed.said, message_of(answer)), body)
 
-        return Asked(parsed.request, lambda begun: ResponsesWriter(begun, parsed, keep))
+        return ParsedRequest(parsed.request, lambda begun: ResponsesWriter(begun, parsed, keep))
 
     def error(self, error: HeadwayError) -> bytes:
         return render_error(error)
@@ -55,7 +55,7 @@ class ResponsesDialect:
 class ResponsesWriter:
     """`keep` is called once with what the client got at the end."""
 
-    def __init__(self, begun: Begun, parsed: Parsed, keep: Any) -> None:
+    def __init__(self, begun: ResponseStart, parsed: Parsed, keep: Any) -> None:
         self._begun, self._parsed, self._keep = begun, parsed, keep
         self._stem = begun.id.partition("_")[2]
         self._sequence = -1
@@ -84,7 +84,7 @@ class ResponsesWriter:
                     self._gain(self._items[-1], text, out)
         return b"".join(out)
 
-    def end(self, choices: Sequence[Choice], spent: Spent) -> bytes:
+    def end(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:
         out: list[bytes] = []
         status = _status(choices[0])
         self._done(out, status)
@@ -96,7 +96,7 @@ class ResponsesWriter:
         out.append(self._event(f"response.{status}", response=body))
         return b"".join(out)
 
-    def whole(self, choices: Sequence[Choice], spent: Spent) -> bytes:
+    def whole(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:
         choice = choices[0]
         answer, stem = choice.answer, self._stem
         if answer.reasoning:
@@ -145,7 +145,7 @@ class ResponsesWriter:
         data = {"type": name, "sequence_number": self._sequence, **fields}
         return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(data))
 
-    def _body(self, status: str, spent: Spent | None, choice: Choice | None = None) -> Data:
+    def _body(self, status: str, spent: TokenUsage | None, choice: AnswerChoice | None = None) -> Data:
         begun, given = self._begun, self._parsed.given
         output = [item.data() for item in self._items]
         if choice is not None and choice.logprobs is not None:
@@ -180,7 +180,7 @@ class ResponsesWriter:
         }
 
 
-def _status(choice: Choice) -> str:
+def _status(choice: AnswerChoice) -> str:
     return "incomplete" if choice.reason == "length" else "completed"
 
 
@@ -190,7 +190,7 @@ def _scores(logprobs: Sequence[TokenLogprob]) -> list[Data]:
     return converted
 
 
-def _usage(spent: Spent) -> Data:
+def _usage(spent: TokenUsage) -> Data:
     return {
         "input_tokens": spent.prompt_tokens,
         "input_tokens_details": {"cached_tokens": spent.cached_tokens, "cache_write_tokens": 0},

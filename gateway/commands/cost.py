@@ -7,12 +7,12 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.accounting.focus import write_focus
-from gateway.accounting.ledger import open_reader
-from gateway.accounting.scope import Scope
-from gateway.accounting.spending import By, Idle, Spending, idle, spending
-from gateway.accounting.store import select
-from gateway.commands.table import columns
+from gateway.commands.format_table import columns
+from gateway.ledger.focus import write_focus
+from gateway.ledger.ledger import open_reader
+from gateway.ledger.scope import Scope
+from gateway.ledger.spending import By, Idle, Spending, idle, spending
+from gateway.ledger.store import select
 
 _HEADER = ("requests", "prompt", "cached", "output", "device s", "$", "saved by cache $", "all on large $")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gateway.commands.agent import RUNS, Turn, play
-from gateway.commands.table import columns
+from gateway.commands.format_table import columns
 from gateway.policy.load import load_policy
 from gateway.settings import read_settings
 

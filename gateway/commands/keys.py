@@ -9,13 +9,13 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gateway.accounting.key_store import KeyStoreError, create, last_uses, revoke, stored_keys
-from gateway.accounting.rows import KeyRow
-from gateway.accounting.store import Store, Values, select
-from gateway.commands.table import columns
-from gateway.policy.document import did_you_mean
+from gateway.commands.format_table import columns
+from gateway.ledger.key_store import KeyStoreError, create, last_uses, revoke, stored_keys
+from gateway.ledger.rows import KeyRow
+from gateway.ledger.store import Store, Values, select
 from gateway.policy.load import PolicyError, load_policy
 from gateway.policy.schema import RateLimits
+from gateway.policy.yaml_document import did_you_mean
 
 _HEADER = ("id", "tenant", "begins", "created", "last used", "requests/min", "tokens/min", "at once", "")
 

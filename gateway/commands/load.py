@@ -14,10 +14,10 @@ import aiohttp
 import msgspec
 import uvloop
 
-from gateway.commands.table import columns
-from gateway.load.client import Seen, chat, open_loop, open_session
-from gateway.load.figures import Figures, Percentiles, Promise, figures
-from gateway.load.schedule import Planned, TraceError, read_trace, scaled, steady, until
+from gateway.commands.format_table import columns
+from gateway.loadtest.arrivals import Planned, TraceError, read_trace, scaled, steady, until
+from gateway.loadtest.client import Response, chat, open_loop, open_session
+from gateway.loadtest.report import LatencySlo, LoadReport, Percentiles, load_report
 
 _WORDS = ("apple", "river", "stone", "green", "seven", "house", "light", "paper", "north", "table", "water", "music")
 _PROBES = (8, 264)
@@ -75,7 +75,7 @@ def endpoint(url: str) -> str:
     return f"{url}/chat/completions" if url.endswith("/v1") else f"{url}/v1/chat/completions"
 
 
-async def _load(arguments: Namespace, env: Mapping[str, str]) -> Figures:
+async def _load(arguments: Namespace, env: Mapping[str, str]) -> LoadReport:
     plan = planned_for(arguments)
     longest = arguments.max_prompt_tokens
     plan = [one._replace(prompt_tokens=min(one.prompt_tokens, longest)) for one in plan] if longest else plan
@@ -89,8 +89,8 @@ async def _load(arguments: Namespace, env: Mapping[str, str]) -> Figures:
             seen = await open_loop([one.at_s for one in plan], sender.send)
         finally:
             telling.cancel()
-    promise = Promise(_seconds(arguments.slo_ttft_ms), _seconds(arguments.slo_tpot_ms))
-    return figures(seen, [promise.kept(one) for one in seen], arguments.duration)
+    promise = LatencySlo(_seconds(arguments.slo_ttft_ms), _seconds(arguments.slo_tpot_ms))
+    return load_report(seen, [promise.kept(one) for one in seen], arguments.duration)
 
 
 class _Sender:
@@ -120,7 +120,7 @@ class _Sender:
             self._tokens_a_word = (found[1] - found[0]) / (_PROBES[1] - _PROBES[0])
             self._tokens_around = found[0] - self._tokens_a_word * _PROBES[0]
 
-    async def send(self, number: int, due: float) -> Seen:
+    async def send(self, number: int, due: float) -> Response:
         one = self._plan[number]
         words = max(1, round((one.prompt_tokens - self._tokens_around) / self._tokens_a_word))
         rng = random.Random(f"{self._seed} {number}")
@@ -156,7 +156,7 @@ def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
-def figures_text(found: Figures) -> str:
+def figures_text(found: LoadReport) -> str:
     """Tables for people."""
     rows: list[Sequence[str]] = [("ms", "p50", "p90", "p99")]
     rows += [

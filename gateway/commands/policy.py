@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.commands.table import columns
-from gateway.policy.difference import difference, policy_hash
+from gateway.commands.format_table import columns
+from gateway.policy.diff import diff_policies, policy_hash
 from gateway.policy.load import PolicyError, load_policy, missing_files, policy_json_schema
-from gateway.policy.replay import Recorded, Replayed, Side, replay
 from gateway.routing.decision import Decision
+from gateway.routing.replay import Recorded, Replayed, Side, replay
 
 
 def check(arguments: Namespace, env: Mapping[str, str]) -> int:
@@ -42,7 +42,7 @@ def diff(arguments: Namespace, env: Mapping[str, str]) -> int:
     except PolicyError as error:
         print(error, file=sys.stderr)
         return 2
-    changes = difference(old, new)
+    changes = diff_policies(old, new)
     print(f"{arguments.old} {policy_hash(old)}\n{arguments.new} {policy_hash(new)}")
     for change in changes:
         print(change)

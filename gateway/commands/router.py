@@ -1,5 +1,5 @@
 """`headway router train OUTCOMES.jsonl --out FILE`, `grade OUTCOMES.jsonl --artefact FILE` and
-`escalation OUTCOMES.jsonl --artefact FILE`. What a line of outcomes holds is told in gateway/routing/read_outcomes.py."""
+`escalation OUTCOMES.jsonl --artefact FILE`. What a line of outcomes holds is told in gateway/training/outcome_reader.py."""
 
 import shlex
 import sys
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.accounting.labels import outcomes_of
-from gateway.commands.table import columns
-from gateway.routing.fit_escalation import fit_escalation
-from gateway.routing.grade import Grade, grade
-from gateway.routing.outcome import Outcome, TrainingError
+from gateway.commands.format_table import columns
+from gateway.ledger.outcomes import outcomes_of
 from gateway.routing.quality import Artefact, ArtefactError, Metrics, QualityModel, Reliability
-from gateway.routing.read_outcomes import read_outcomes
-from gateway.routing.train import train
+from gateway.training.fit_escalation import fit_escalation
+from gateway.training.grade import Grade, grade
+from gateway.training.outcome import Outcome, TrainingError
+from gateway.training.outcome_reader import read_outcomes
+from gateway.training.train import train
 
 
 def train_command(arguments: Namespace, env: Mapping[str, str]) -> int:

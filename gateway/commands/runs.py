@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.commands.table import columns
+from gateway.commands.format_table import columns
 from gateway.policy.load import PolicyError, load_policy
 
 _TIMEOUT_S = 10.0

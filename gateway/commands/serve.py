@@ -6,10 +6,10 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from gateway.auth import KeylessBindError
+from gateway.http.auth import KeylessBindError
+from gateway.http.server import run
 from gateway.policy.load import PolicyError, load_policy
 from gateway.routing.quality import ArtefactError
-from gateway.server import run
 from gateway.settings import SettingsError, read_settings
 
 

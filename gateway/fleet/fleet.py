@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from backends import wire
-from gateway.accounting.cost import ByTime, ByToken, Tariff, worker_usd_per_s
-from gateway.fleet.folder import Folder
-from gateway.fleet.link import Link, LinkEvents
-from gateway.fleet.standing import Standing
+from gateway.fleet.socket_dir import SocketDirectory
 from gateway.fleet.supervisor import Command, Supervisor, worker_command
 from gateway.fleet.upstream import Upstream
+from gateway.fleet.worker_client import WorkerClient, WorkerEvents
+from gateway.fleet.worker_views import WorkerViews
+from gateway.metering.cost import ByTime, ByToken, Tariff, worker_usd_per_s
 from gateway.policy.schema import Policy
-from gateway.routing.decision import Question, WorkerView
+from gateway.routing.decision import RoutingRequest, WorkerView
 from gateway.routing.shortlist import Short
-from gateway.scheduling.footprint import Footprints
-from gateway.scheduling.predict import LOAD_IS_FRESH_S, Predictor, Rates, cold_rates
-from gateway.scheduling.residency import Residency, of_host, reload_credit
+from gateway.scheduling.kv_footprint import KvFootprints
+from gateway.scheduling.kv_index import KvIndex, of_host, reload_credit
+from gateway.scheduling.latency_model import LOAD_IS_FRESH_S, LatencyPredictor, WorkerRates, cold_rates
 from gateway.scheduling.retention import WITHIN_S, horizon_s
 
 MAX_PAGES = 2_000_000
@@ -42,21 +42,21 @@ class Fleet:
     ) -> None:
         self.policy = policy
         self.usd_per_s = worker_usd_per_s(policy)
-        self.residency, self.on_host = Residency(MAX_PAGES), Residency(MAX_PAGES)
-        self.footprints = Footprints()
+        self.residency, self.on_host = KvIndex(MAX_PAGES), KvIndex(MAX_PAGES)
+        self.footprints = KvFootprints()
         self.queued_tokens: Counter[str] = Counter()
         """Uncached tokens that wait in the gateway for a worker."""
         self.changed: Callable[[], None] = lambda: None
         self.lost: Callable[[str], None] = lambda worker: None
         self._clock = clock
-        self._folder = Folder()
+        self._folder = SocketDirectory()
         paths = {name: Path(model.path) for name, model in policy.models.items()}
         self.supervisor = Supervisor(
             policy.workers, paths, self._folder.path, env=env, command=command, progress=progress, cores=cores
         )
-        self.standing = Standing(policy.workers, self._view, LOAD_IS_FRESH_S)
+        self.standing = WorkerViews(policy.workers, self._view, LOAD_IS_FRESH_S)
         self.predictors = {
-            name: Predictor(_prior(paths[worker.model]), changed=partial(self.standing.touch, name))
+            name: LatencyPredictor(_prior(paths[worker.model]), changed=partial(self.standing.touch, name))
             for name, worker in policy.workers.items()
         }
         self.links = {name: self._link(name) for name in policy.workers}
@@ -65,17 +65,17 @@ class Fleet:
         }
         self.predictors |= {name: upstream.predictor for name, upstream in self.upstreams.items()}
 
-    def _link(self, name: str) -> Link:
+    def _link(self, name: str) -> WorkerClient:
         worker = self.policy.workers[name]
         url = worker.url or f"unix://{self.supervisor.sockets[name]}"
-        events = LinkEvents(
+        events = WorkerEvents(
             cache=self._cached,
             load=self._loaded,
             finished=self._finished,
             state=self._state_changed,
             stalled=self.supervisor.kill,
         )
-        return Link(name, url, events, token=worker.token, max_silence_s=self.policy.limits.max_silence_s)
+        return WorkerClient(name, url, events, token=worker.token, max_silence_s=self.policy.limits.max_silence_s)
 
     def start(self) -> None:
         self.supervisor.start()
@@ -103,10 +103,10 @@ class Fleet:
                 found[name] = local.problem or ("loading" if not local.ready else link.problem)
         return found
 
-    def servers(self) -> list[Link | Upstream]:
+    def servers(self) -> list[WorkerClient | Upstream]:
         return [*self.links.values(), *self.upstreams.values()]
 
-    def server(self, name: str) -> Link | Upstream:
+    def server(self, name: str) -> WorkerClient | Upstream:
         return self.links[name] if name in self.links else self.upstreams[name]
 
     def tariff(self, name: str) -> Tariff:
@@ -181,7 +181,7 @@ class Fleet:
         self.policy = policy
         self.standing.touch_all()
 
-    def candidates(self, question: Question) -> Short:
+    def candidates(self, question: RoutingRequest) -> Short:
         """Those among which to decide, as they are now: beside upstreams, whose views are made anew each time, all."""
         if self.upstreams:
             return Short(self.views(), None)
@@ -245,6 +245,6 @@ def _longest(hello: wire.Hello) -> int:
     return min(hello.max_context, hello.num_pages * hello.page_size)
 
 
-def _prior(model: Path) -> Rates | None:
+def _prior(model: Path) -> WorkerRates | None:
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     return cold_rates(weights) if weights else None

@@ -16,21 +16,21 @@ from msgspec import structs
 
 from backends.wire import Finished, FinishReason, Piece, Sampling
 from gateway.errors import WorkerLost
-from gateway.fleet.breaker import Breaker
+from gateway.fleet.approx_kv import ApproxKvIndex
+from gateway.fleet.circuit_breaker import CircuitBreaker
 from gateway.fleet.credits import Credits
-from gateway.fleet.remote_cache import RemoteCache
-from gateway.fleet.stream import Stream
-from gateway.fleet.upstream_answer import Answer, Lines, Malformed, error_text
-from gateway.fleet.upstream_body import TokenCounts, body_of, lacks, num_chars
+from gateway.fleet.token_stream import TokenStream
+from gateway.fleet.upstream_request import TokenCounts, body_of, lacks, num_chars
+from gateway.fleet.upstream_response import Lines, Malformed, UpstreamResponse, error_text
+from gateway.parsers.event_codec import encode_event
+from gateway.parsers.events import CallStart, Event
 from gateway.policy import schema
-from gateway.prompts import Prompt
 from gateway.request import Request
 from gateway.routing.decision import WorkerView
-from gateway.scheduling.predict import Predictor, Rates
-from gateway.text.events import CallStart, Event
-from gateway.text.said import line
+from gateway.scheduling.latency_model import LatencyPredictor, WorkerRates
+from gateway.text.prompt_encoder import Prompt
 
-GUESS = Rates(overhead_s=0.5, prefill_s_per_token=5e-5, tpot_s=0.02, decode_device_s_per_token=0.02)
+GUESS = WorkerRates(overhead_s=0.5, prefill_s_per_token=5e-5, tpot_s=0.02, decode_device_s_per_token=0.02)
 FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
 """A server that asks for a longer pause than the last is not waited for."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -40,7 +40,7 @@ ENOUGH_TOKENS = 2**62
 log = logging.getLogger("headway.upstream")
 
 
-class _Refused(Exception):
+class _RequestRejected(Exception):
     """The server says that the request is wrong."""
 
 
@@ -56,7 +56,7 @@ class _Failed(Exception):
 class _Job:
     """One submit. `begun` from the first event that was given on."""
 
-    stream: Stream
+    stream: TokenStream
     body: bytes
     chain: str
     chars: int
@@ -84,9 +84,9 @@ class Upstream:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.name, self.policy = name, policy
-        self.predictor = Predictor(GUESS)
-        self.breaker = Breaker(failures=policy.failures, cooldown_s=policy.cooldown_s)
-        self.cache = RemoteCache(policy.cache_s)
+        self.predictor = LatencyPredictor(GUESS)
+        self.breaker = CircuitBreaker(failures=policy.failures, cooldown_s=policy.cooldown_s)
+        self.cache = ApproxKvIndex(policy.cache_s)
         self.counts = TokenCounts()
         self.credits = Credits()
         self.credits.sequences, self.credits.tokens = policy.concurrency, ENOUGH_TOKENS
@@ -171,13 +171,13 @@ class Upstream:
 
     def submit(
         self, request: Request, sampling: Sampling, *, prompt_tokens: int, chain: str = "", traceparent: str = ""
-    ) -> Stream:
+    ) -> TokenStream:
         """Raises WorkerLost when it is left alone."""
         if not self.healthy:
             raise WorkerLost(f"upstream {self.name} is left alone: {self.problem}")
         self._next_request += 1
         number = self._next_request
-        stream = Stream(self.name, number, self._abort)
+        stream = TokenStream(self.name, number, self._abort)
         body = body_of(request, self.policy.served_as or self.policy.model, sampling)
         chars = num_chars(request)
         job = self._jobs[number] = _Job(stream, body, chain, chars, prompt_tokens, traceparent, self._clock())
@@ -218,7 +218,7 @@ class Upstream:
             job.started_at = self._clock()
             try:
                 answer = await self._try(job)
-            except _Refused as error:
+            except _RequestRejected as error:
                 self.breaker.succeeded()  # it is there, and says so
                 too_long = "context length" in str(error) or "context_length" in str(error)
                 code = "too_long" if too_long else "refused"
@@ -250,7 +250,7 @@ class Upstream:
             log.warning("upstream %s is left alone for %g s: %s", self.name, self.policy.cooldown_s, problem)
             self._changed()
 
-    async def _try(self, job: _Job) -> Answer:
+    async def _try(self, job: _Job) -> UpstreamResponse:
         """Raises _Refused or _Failed for what the server says, Malformed for what it says wrong, TimeoutError."""
         assert self._session
         times, loop = self.policy.timeouts, asyncio.get_running_loop()
@@ -263,7 +263,7 @@ class Upstream:
             if response.status != 200:
                 raise await _failure(response)
             job.answering = True
-            answer, lines, size, over = Answer(), Lines(), 0, False
+            answer, lines, size, over = UpstreamResponse(), Lines(), 0, False
             streamed = response.content_type == "text/event-stream"
             whole: list[bytes] = []
             async for data in response.content.iter_any():
@@ -294,9 +294,9 @@ class Upstream:
             job.begun, job.first_at = True, self._clock()
         num_tokens = sum(not isinstance(event, CallStart) for event in events)
         job.num_pieces += num_tokens
-        job.stream.push(Piece(job.stream.request, "".join(map(line, events)), num_tokens))
+        job.stream.push(Piece(job.stream.request, "".join(map(encode_event, events)), num_tokens))
 
-    def _done(self, job: _Job, answer: Answer) -> Finished:
+    def _done(self, job: _Job, answer: UpstreamResponse) -> Finished:
         usage, reason = answer.usage, "length" if answer.finish == "length" else "stop"
         if usage is None or not usage.prompt_tokens:
             return self._finished(job, reason)  # type: ignore[arg-type]
@@ -333,7 +333,7 @@ async def _failure(response: aiohttp.ClientResponse) -> Exception:
     status = response.status
     said = error_text(await response.content.read(MAX_ERROR_BYTES))
     if status in (400, 413, 422):
-        return _Refused(said)
+        return _RequestRejected(said)
     if status in (401, 403):  # what it says may quote the key
         return _Failed(f"status {status}: it does not take our key", None)
     again = status in (408, 409, 425, 429) or status >= 500

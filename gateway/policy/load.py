@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.policy.document import Document, Problem
 from gateway.policy.include import Tree
-from gateway.policy.references import problems_of
 from gateway.policy.schema import Policy
+from gateway.policy.validate import problems_of
+from gateway.policy.yaml_document import Problem, YamlDocument
 
 
 class PolicyError(Exception):
@@ -39,7 +39,7 @@ def load_policy(path: Path, env: Mapping[str, str]) -> Policy:
 
 def load_files(path: Path, env: Mapping[str, str]) -> Loaded:
     """As `load_policy`, and which files it came from."""
-    document = Document(env)
+    document = YamlDocument(env)
     tree = Tree(document)
     data = document.read(tree.read(path), Policy)
     policy = _converted(document, data)
@@ -51,7 +51,7 @@ def load_files(path: Path, env: Mapping[str, str]) -> Loaded:
     return Loaded(_resolved(policy, path.absolute().parent), tuple(tree.files))
 
 
-def _converted(document: Document, data: Any) -> Policy | None:
+def _converted(document: YamlDocument, data: Any) -> Policy | None:
     try:
         return msgspec.convert(data, Policy)
     except msgspec.ValidationError as error:

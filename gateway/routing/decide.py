@@ -35,13 +35,13 @@ from gateway.routing.decision import (
     MAX_REJECTED,
     Decision,
     Option,
-    Question,
     Reason,
     Rejected,
     RejectReason,
+    RoutingRequest,
     WorkerView,
 )
-from gateway.routing.escalation import Hold
+from gateway.routing.escalation import EscalationPlan
 
 AUTO = "auto"
 SAME_COST = 1e-9
@@ -65,7 +65,7 @@ class _Scored(NamedTuple):
     prompt_tokens: int
     cached_tokens: int
     escalation_chance: float = 0.0
-    hold: Hold | None = None
+    hold: EscalationPlan | None = None
 
 
 class _Warm(NamedTuple):
@@ -76,7 +76,7 @@ class _Warm(NamedTuple):
     token_usd: float
 
 
-class Whole(NamedTuple):
+class FleetSummary(NamedTuple):
     """What a short list does not show of the fleet that it was taken from."""
 
     num_open: int
@@ -84,7 +84,12 @@ class Whole(NamedTuple):
 
 
 def decide(
-    question: Question, fleet: Sequence[WorkerView], *, decision_id: str, route: str = "", whole: Whole | None = None
+    question: RoutingRequest,
+    fleet: Sequence[WorkerView],
+    *,
+    decision_id: str,
+    route: str = "",
+    whole: FleetSummary | None = None,
 ) -> Decision:
     """The best candidate for a question among the workers of the fleet, or of a short list of a `whole` fleet.
 
@@ -105,7 +110,7 @@ def decide(
             closed.append((scored, reason))
     fallback = not open_ and _open_fallbacks(question, open_, closed)
     if not open_:
-        raise _nobody(question, closed)
+        raise _no_candidate(question, closed)
     num_open = whole.num_open if whole else len(open_)
     if question.escalations and question.asked == AUTO and question.locked_model is None:
         open_ = _escalating(question, open_, mistake_usd)
@@ -143,7 +148,7 @@ def miss_probability(predicted_s: float, promised_s: float | None) -> float:
     return 1.0 / (1.0 + square * square)
 
 
-def _score(question: Question, view: WorkerView, mistake_usd: float, warm: _Warm | None) -> _Scored:
+def _score(question: RoutingRequest, view: WorkerView, mistake_usd: float, warm: _Warm | None) -> _Scored:
     prompt = question.prompt_tokens.get(view.worker, 0)
     cached = min(question.cached_tokens.get(view.worker, 0), max(0, prompt - 1))
     prefill_s = (prompt - cached) * view.prefill_s_per_token
@@ -160,7 +165,7 @@ def _score(question: Question, view: WorkerView, mistake_usd: float, warm: _Warm
     return _Scored(score, finish_s, ttft_s, doubt, view.worker, view, usd, switch, risk, missed, prompt, cached)
 
 
-def _warm(question: Question, fleet: Sequence[WorkerView]) -> _Warm | None:
+def _warm(question: RoutingRequest, fleet: Sequence[WorkerView]) -> _Warm | None:
     """None when the run is warm nowhere, or that worker is gone."""
     view = next((view for view in fleet if view.worker == question.warm_worker and view.healthy), None)
     if view is None or view.worker not in question.prompt_tokens:
@@ -171,16 +176,16 @@ def _warm(question: Question, fleet: Sequence[WorkerView]) -> _Warm | None:
     return _Warm(view.worker, min(1.0, question.expected_remaining_turns) * max(0.0, missing) * token_usd, token_usd)
 
 
-def _missed(question: Question, ttft_s: float, finish_s: float) -> float:
+def _missed(question: RoutingRequest, ttft_s: float, finish_s: float) -> float:
     on_time = 1.0 - miss_probability(ttft_s, question.ttft_slo_s)
     return 1.0 - on_time * (1.0 - miss_probability(finish_s, question.deadline_s))
 
 
-def _escalating(question: Question, open_: list[_Scored], mistake_usd: float) -> list[_Scored]:
+def _escalating(question: RoutingRequest, open_: list[_Scored], mistake_usd: float) -> list[_Scored]:
     """With what beginning anew adds to those that may, and what it takes from their doubt."""
     least = min(scored.doubt for scored in open_)
     anew = min((scored for scored in open_ if scored.doubt == least), key=lambda scored: (scored.usd, scored.worker))
-    holds = holds_for(question, best=1.0 - least, anew_usd=anew.usd, mistake_usd=mistake_usd)
+    holds = plans_for(question, best=1.0 - least, anew_usd=anew.usd, mistake_usd=mistake_usd)
     return [
         _with_escalation(question, scored, holds[scored.view.tier], anew, mistake_usd)
         if scored.doubt > least and scored.view.tier in holds and scored.view.prices is None
@@ -189,7 +194,7 @@ def _escalating(question: Question, open_: list[_Scored], mistake_usd: float) ->
     ]
 
 
-def holds_for(question: Question, *, best: float, anew_usd: float, mistake_usd: float) -> dict[str, Hold]:
+def plans_for(question: RoutingRequest, *, best: float, anew_usd: float, mistake_usd: float) -> dict[str, EscalationPlan]:
     """By tier, for this question; without those whose answers would stand however unsure they are."""
     holds = {
         tier: one.hold(question.quality.get(tier, 0.0), best=best, anew_usd=anew_usd, mistake_usd=mistake_usd)
@@ -198,7 +203,9 @@ def holds_for(question: Question, *, best: float, anew_usd: float, mistake_usd: 
     return {tier: hold for tier, hold in holds.items() if hold.threshold > 0.0}
 
 
-def _with_escalation(question: Question, scored: _Scored, hold: Hold, anew: _Scored, mistake_usd: float) -> _Scored:
+def _with_escalation(
+    question: RoutingRequest, scored: _Scored, hold: EscalationPlan, anew: _Scored, mistake_usd: float
+) -> _Scored:
     view = scored.view
     output = min(question.expected_output_tokens, question.max_output_tokens)
     held = min(float(hold.tokens), output)
@@ -224,7 +231,7 @@ def _with_escalation(question: Question, scored: _Scored, hold: Hold, anew: _Sco
     )
 
 
-def _typical_usd(question: Question, fleet: Sequence[WorkerView]) -> float:
+def _typical_usd(question: RoutingRequest, fleet: Sequence[WorkerView]) -> float:
     """Dollars of a typical request on the best tier's cheapest worker, in which a worse answer is priced; zero when the
     caller or the loop has chosen the model, or when nothing is estimated."""
     known = [view for view in fleet if view.tier in question.quality]
@@ -239,7 +246,7 @@ def typical_usd(view: WorkerView) -> float:
     return view.usd(_TYPICAL_PROMPT, 0, _TYPICAL_OUTPUT)
 
 
-def _open_fallbacks(question: Question, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> bool:
+def _open_fallbacks(question: RoutingRequest, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> bool:
     """Moves to `open_` what the route falls back on, when its candidates are all down; whether there was any."""
     if question.fallbacks and any(reason == "not_healthy" for _, reason in closed):
         for pair in [pair for pair in closed if pair[1] == "not_allowed"]:
@@ -249,7 +256,9 @@ def _open_fallbacks(question: Question, open_: list[_Scored], closed: list[tuple
     return bool(open_)
 
 
-def _hard_filter(question: Question, view: WorkerView, prompt_tokens: int, candidates: tuple[str, ...]) -> RejectReason | None:
+def _hard_filter(
+    question: RoutingRequest, view: WorkerView, prompt_tokens: int, candidates: tuple[str, ...]
+) -> RejectReason | None:
     offered = view.model in candidates or view.tier in candidates
     if not offered or question.asked not in (AUTO, view.model, view.tier):
         return "not_allowed"
@@ -262,7 +271,7 @@ def _hard_filter(question: Question, view: WorkerView, prompt_tokens: int, candi
     return None
 
 
-def _locked(question: Question, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> list[_Scored]:
+def _locked(question: RoutingRequest, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> list[_Scored]:
     """Those that serve the locked model, if any does; else the very list that came in."""
     model = question.locked_model
     inside = [scored for scored in open_ if scored.view.model == model] if model is not None else []
@@ -296,7 +305,7 @@ def _why_not(scored: _Scored, chosen: _Scored) -> RejectReason:
     return "too_risky" if without_risk else "costs_more"
 
 
-def _reason(question: Question, chosen: Reason, *, num_open: int, locked: bool) -> Reason:
+def _reason(question: RoutingRequest, chosen: Reason, *, num_open: int, locked: bool) -> Reason:
     if question.excluded_workers:
         return "failover"
     if chosen == "fallback":
@@ -308,7 +317,7 @@ def _reason(question: Question, chosen: Reason, *, num_open: int, locked: bool) 
     return "only_candidate" if num_open == 1 else chosen
 
 
-def _option(scored: _Scored, question: Question) -> Option:
+def _option(scored: _Scored, question: RoutingRequest) -> Option:
     return Option(
         worker=scored.worker,
         model=scored.view.model,
@@ -329,13 +338,13 @@ def _option(scored: _Scored, question: Question) -> Option:
     )
 
 
-def _best_rejected(question: Question, closed: list[tuple[_Scored, RejectReason]]) -> tuple[Rejected, ...]:
+def _best_rejected(question: RoutingRequest, closed: list[tuple[_Scored, RejectReason]]) -> tuple[Rejected, ...]:
     # Candidates differ in their names at the latest, so pairs compare as candidates are preferred.
     best = sorted(closed)[:MAX_REJECTED] if len(closed) <= 2 * MAX_REJECTED else heapq.nsmallest(MAX_REJECTED, closed)
     return tuple(Rejected(option=_option(scored, question), reason=reason) for scored, reason in best)
 
 
-def _nobody(question: Question, closed: list[tuple[_Scored, RejectReason]]) -> Exception:
+def _no_candidate(question: RoutingRequest, closed: list[tuple[_Scored, RejectReason]]) -> Exception:
     reasons = {reason for _, reason in closed}
     if "not_healthy" in reasons:
         return NoWorker(f'no worker for "{question.asked}" is up right now: try again', retry_after_s=1.0)

@@ -77,7 +77,7 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
         return self.prices.output / 1e6 if self.prices is not None else self.usd_per_s * self.decode_device_s_per_token
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request as the decision sees it. `prompt_tokens` and `cached_tokens` are by worker (tokenizers differ).
 
     `quality` is by tier: the calibrated chance that its answer is as good as the top tier's.

@@ -17,7 +17,7 @@ import msgspec
 NEVER_SURE = 1.0 + 1e-6
 
 
-class Hold(NamedTuple):
+class EscalationPlan(NamedTuple):
     """The first `tokens` tokens are held back, and the answer begins anew when one of them is less likely than `threshold`.
     `catch` and `alarm` are the shares of worse and of good answers to such a question for which that happens."""
 
@@ -65,13 +65,13 @@ class Escalation(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     rows: int
 
-    def at(self, quality: float, *, bar: float | None = None, tokens: int | None = None) -> Hold:
+    def at(self, quality: float, *, bar: float | None = None, tokens: int | None = None) -> EscalationPlan:
         """For one question, of which the tier's estimate is `quality`."""
         bar = self.bar if bar is None else bar
         right = min(bisect.bisect_right(self.shares, quality, key=_quality), len(self.shares) - 1)
         around = self.shares[max(0, right - 1) : right + 1]
         told = [shares.quality for shares in around]
-        return Hold(
+        return EscalationPlan(
             tokens=tokens or self.tokens,
             threshold=self._threshold(quality, bar),
             catch=interpolated(quality, told, [_below(bar, shares.worse) for shares in around]),
@@ -101,7 +101,7 @@ class Escalating(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int | None = None
     bar: float | None = None
 
-    def hold(self, quality: float, *, best: float, anew_usd: float, mistake_usd: float) -> Hold:
+    def hold(self, quality: float, *, best: float, anew_usd: float, mistake_usd: float) -> EscalationPlan:
         """For one question: `quality` is the tier's estimate, `best` that of the tier on which it would begin anew for
         `anew_usd`."""
         bar = self.bar

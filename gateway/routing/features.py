@@ -13,7 +13,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from gateway.request import Message, Tool
-from gateway.routing.shape import shape_names, shape_scalars
+from gateway.routing.conversation_features import structure_names, structure_scalars
 
 VERSION = 2
 DEFAULT_BITS = 14
@@ -58,7 +58,7 @@ def features(messages: Sequence[Message], tools: Sequence[Tool], *, bits: int = 
     ngrams = set(hashes)
     ngrams.update(map(crc32, tokens[1:], hashes))
     total = sum([len(message.content) for message in messages if message.role != "system"])
-    shape = shape_names(messages, tools)
+    shape = structure_names(messages, tools)
     sizes = _sizes(counted, tokens, pairs, numbers)
     sizes.append(b"chars=%d" % round(2 * math.log2(total + 1)))
     marks = list(map(crc32, _marks(counted, ends, lowered, tokens)))
@@ -68,7 +68,7 @@ def features(messages: Sequence[Message], tools: Sequence[Tool], *, bits: int = 
     return Features(
         list({value & mask for value in structure}),
         list({value & mask for value in ngrams}),
-        [*_scalars(text, counted, tokens, pairs, numbers), *shape_scalars(messages, tools, total)],
+        [*_scalars(text, counted, tokens, pairs, numbers), *structure_scalars(messages, tools, total)],
     )
 
 

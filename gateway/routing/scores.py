@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.routing.decision import Question
+from gateway.routing.decision import RoutingRequest
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -38,7 +38,7 @@ class Scores:
         yield self.doubt
 
 
-def missed(question: Question, ttft: Floats, finish: Floats) -> Floats | float:
+def missed(question: RoutingRequest, ttft: Floats, finish: Floats) -> Floats | float:
     on_time = 1.0 - _miss(ttft, question.ttft_slo_s)
     if question.deadline_s is not None:
         on_time = on_time * (1.0 - _miss(finish, question.deadline_s))

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.routing.decide import AUTO, SAME_COST, Whole, holds_for, typical_usd
-from gateway.routing.decision import MAX_REJECTED, Question, WorkerView
+from gateway.routing.decide import AUTO, SAME_COST, FleetSummary, plans_for, typical_usd
+from gateway.routing.decision import MAX_REJECTED, RoutingRequest, WorkerView
 from gateway.routing.scores import Floats, Scores, best_rows, first_row, missed
 
 Mask = NDArray[np.bool_]
@@ -27,7 +27,7 @@ class Short(NamedTuple):
     """`whole` is None when the views are all there are."""
 
     views: Sequence[WorkerView]
-    whole: Whole | None
+    whole: FleetSummary | None
 
 
 class _Offer(NamedTuple):
@@ -100,7 +100,7 @@ class Shortlist:
         if best is not None and typical < self._typical[best]:
             self._cheapest[kind] = row
 
-    def take(self, question: Question) -> Short:
+    def take(self, question: RoutingRequest) -> Short:
         """All of them when no candidate is open: what to say then, or to fall back on, shows only among all."""
         offer = self._offer(question.candidates, question.asked)
         prompt = self._prompt(question.prompt_tokens)
@@ -124,7 +124,7 @@ class Shortlist:
         counts |= of_kinds
         risks = [mistake_usd * doubt for doubt in doubts]
         counts |= self._why_not(scores.score, pool, sum(num_open[kind] for kind in kinds), risks, kinds, chosen, best)
-        whole = Whole(sum(num_open), {reason: count for reason, count in counts.items() if count})
+        whole = FleetSummary(sum(num_open), {reason: count for reason, count in counts.items() if count})
         return Short([self._views[row] for row in dict.fromkeys(rows)], whole)
 
     def _offer(self, candidates: tuple[str, ...], asked: str) -> _Offer:
@@ -153,7 +153,7 @@ class Shortlist:
                 return float(tokens[0])
         return np.array([prompt_tokens.get(name, -1) for name in self._names], dtype=np.float64)
 
-    def _open(self, question: Question, offer: _Offer, prompt: Floats | float) -> tuple[Mask, list[int], dict[str, int]]:
+    def _open(self, question: RoutingRequest, offer: _Offer, prompt: Floats | float) -> tuple[Mask, list[int], dict[str, int]]:
         """Who passes the hard filters, how many of each kind, and how many do not by reason."""
         not_allowed = len(self) - offer.num_offered
         open_, num_open, num_fit = offer.up, offer.num_up, offer.num_offered
@@ -171,7 +171,7 @@ class Shortlist:
         }
         return open_, num_open, counts
 
-    def _needed(self, question: Question) -> tuple[list[int], float]:
+    def _needed(self, question: RoutingRequest) -> tuple[list[int], float]:
         """Rows that `decide` looks at whoever wins: the warm worker's, and that of the typical request; and its dollars."""
         warm = self._row.get(question.warm_worker or "")
         rows = [] if warm is None else [warm]
@@ -190,7 +190,7 @@ class Shortlist:
             row = self._cheapest[kind] = int(np.where(self._kind == kind, self._typical, np.inf).argmin())
         return row
 
-    def _scores(self, question: Question, prompt: Floats | float, doubts: Sequence[float], mistake_usd: float) -> Scores:
+    def _scores(self, question: RoutingRequest, prompt: Floats | float, doubts: Sequence[float], mistake_usd: float) -> Scores:
         wait, overhead, prefill, tpot, decode, price, _ = self._numbers
         uncached = np.maximum(prompt, 0.0) if isinstance(prompt, np.ndarray) else prompt
         prefill_s = prefill * uncached
@@ -214,7 +214,7 @@ class Shortlist:
             score += question.miss_penalty_usd * missed(question, ttft, finish)
         return scores
 
-    def _switch(self, question: Question) -> Floats | float:
+    def _switch(self, question: RoutingRequest) -> Floats | float:
         """What leaving the warm worker costs."""
         row = self._row.get(question.warm_worker or "")
         if row is None or not self._healthy[row] or self._names[row] not in question.prompt_tokens:
@@ -232,7 +232,7 @@ class Shortlist:
 
     def _escalated(
         self,
-        question: Question,
+        question: RoutingRequest,
         scores: Scores,
         open_: Mask,
         num_open: Sequence[int],
@@ -247,7 +247,7 @@ class Shortlist:
         score, finish, ttft = scores.score.copy(), scores.finish.copy(), scores.ttft.copy()
         doubt, usd = scores.doubt.copy(), scores.usd.copy()
         left, switch = list(doubts), self._switch(question)
-        holds = holds_for(question, best=1.0 - least, anew_usd=float(scores.usd[anew]), mistake_usd=mistake_usd)
+        holds = plans_for(question, best=1.0 - least, anew_usd=float(scores.usd[anew]), mistake_usd=mistake_usd)
         for (_, tier), kind in self._kinds.items():
             hold = holds.get(tier)
             if hold is None or not num_open[kind] or doubts[kind] <= least:
@@ -283,7 +283,7 @@ class Shortlist:
         return known
 
     def _pool_kinds(
-        self, question: Question, num_open: Sequence[int], doubts: Sequence[float]
+        self, question: RoutingRequest, num_open: Sequence[int], doubts: Sequence[float]
     ) -> tuple[list[int], dict[str, int]]:
         """The kinds among which the least score wins, and how many of the others do not come into question."""
         present = [kind for kind, count in enumerate(num_open) if count]

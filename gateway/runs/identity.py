@@ -71,7 +71,7 @@ HINTS = (
 )
 """Body fields, best first."""
 BODY_FIELDS = (*HINTS, "previous_response_id")
-"""The last names no run but the answer that this turn follows: `Runs.infer` knows whose it was."""
+"""The last names no run but the answer that this turn follows: `RunRegistry.infer` knows whose it was."""
 
 
 def identify(headers: Mapping[str, str], hints: Hints, *, tenant: str) -> Identity | None:

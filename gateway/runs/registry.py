@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
 from gateway.request import Message
+from gateway.runs.cache_miss import MAX_TURNS, TurnReport
 from gateway.runs.identity import Identity, chain_handle, new_run, public_id, read_id
-from gateway.runs.misses import MAX_TURNS, TurnReport
-from gateway.runs.text_blocks import TextBlocks
+from gateway.runs.prompt_text_index import PromptTextIndex
 
 _MAX_CHAINS_PER_RUN = 256
 _MAX_DIGESTS_PER_CHAIN = 64
@@ -67,7 +67,7 @@ class Run:
         return public_id(self.name)
 
 
-class Runs:
+class RunRegistry:
     """All live runs. Times are arguments, in seconds on one clock."""
 
     def __init__(self, max_runs: int, idle_s: float) -> None:
@@ -75,7 +75,7 @@ class Runs:
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._by_handle: dict[bytes, Chain] = {}
         self._by_digest: dict[bytes, list[Chain]] = {}
-        self._texts = TextBlocks(max_runs)
+        self._texts = PromptTextIndex(max_runs)
         self._by_trace: OrderedDict[bytes, str | None] = OrderedDict()
         """The chain with this opening in this trace; None where two have it."""
         self._reached = [0] * _MAX_TURNS_COUNTED

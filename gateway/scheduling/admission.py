@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from gateway.routing.decide import AUTO
-from gateway.routing.decision import Decision, Option, Question, RejectReason, WorkerView
-from gateway.scheduling.lateness import FLOOR_S
+from gateway.routing.decision import Decision, Option, RejectReason, RoutingRequest, WorkerView
+from gateway.scheduling.ttft_margin import FLOOR_S
 
 OnOverload = Literal["queue", "degrade", "shed"]
 ISOLATED_TIMES = 4.0
@@ -36,7 +36,7 @@ SURE = 3.0
 burst of what overtakes it may stop for half of a minute. How long its queue is changes nothing in what comes out of it."""
 
 
-class Wait(NamedTuple):
+class QueueEstimate(NamedTuple):
     """For one worker, in seconds: what the decision counted, and what is expected until a request of this kind begins. `margin`
     is how much too short predictions are (lateness.py); an `idle` worker breaks no promise. `lately_s` is until then at the
     rate at which work that is overtaken began lately (drain.py)."""
@@ -48,7 +48,7 @@ class Wait(NamedTuple):
     lately_s: float = 0.0
 
 
-class Verdict(NamedTuple):
+class AdmissionDecision(NamedTuple):
     """`late_s` is how much waiting breaks `broken` by, which is when it pays to come back; `instead` is set for degrade, and
     where a good enough option that is not the best keeps the promise."""
 
@@ -58,35 +58,35 @@ class Verdict(NamedTuple):
     instead: Option | None = None
 
 
-ADMIT = Verdict("admit")
-_NO_WAIT = Wait(0.0, 0.0, idle=True)
+ADMIT = AdmissionDecision("admit")
+_NO_WAIT = QueueEstimate(0.0, 0.0, idle=True)
 
 
-def judge(
-    question: Question,
+def admit(
+    question: RoutingRequest,
     decision: Decision,
-    waits: Mapping[str, Wait],
+    waits: Mapping[str, QueueEstimate],
     *,
     on_overload: OnOverload,
     admitted_run: bool = False,
     waited_s: float = 0.0,
     devices: Mapping[str, str] = _EACH_ITS_OWN,
-) -> Verdict:
+) -> AdmissionDecision:
     """`waits` and `devices` are by worker."""
     broken, late_s = _broken(question, decision.chosen, waits, waited_s)
     if not broken:
         return ADMIT
     if on_overload != "queue" and (elsewhere := _elsewhere(question, decision, waits, waited_s, devices)):
-        return Verdict("admit", instead=elsewhere)
+        return AdmissionDecision("admit", instead=elsewhere)
     if on_overload == "degrade":
         instead = _instead(question, decision, waits, waited_s)
-        return Verdict("degrade", broken, late_s, instead) if instead else Verdict("queue", broken, late_s)
+        return AdmissionDecision("degrade", broken, late_s, instead) if instead else AdmissionDecision("queue", broken, late_s)
     if on_overload == "shed" and not admitted_run:
-        return Verdict("shed", broken, late_s)
-    return Verdict("queue", broken, late_s)
+        return AdmissionDecision("shed", broken, late_s)
+    return AdmissionDecision("queue", broken, late_s)
 
 
-def promised_s(question: Question, option: Option, wait: Wait) -> float:
+def slo_bound_s(question: RoutingRequest, option: Option, wait: QueueEstimate) -> float:
     """Seconds after its arrival until which a first token may take for the promise to hold; infinite where none is promised."""
     alone_s = option.ttft_s - wait.in_decision_s
     ttft_s = math.inf if question.ttft_slo_s is None else max(question.ttft_slo_s, ISOLATED_TIMES * alone_s)
@@ -94,7 +94,7 @@ def promised_s(question: Question, option: Option, wait: Wait) -> float:
     return min(ttft_s, deadline_s)
 
 
-def predicted_s(option: Option, wait: Wait) -> float:
+def predicted_s(option: Option, wait: QueueEstimate) -> float:
     """From now until the first token, without any margin."""
     return option.ttft_s - wait.in_decision_s + wait.until_begun_s
 
@@ -103,7 +103,7 @@ def foregone(
     ttft_slo_s: float | None,
     deadline_s: float | None,
     views: Sequence[WorkerView],
-    waits: Mapping[str, Wait],
+    waits: Mapping[str, QueueEstimate],
     *,
     usual: Set[str],
     about_tokens: float,
@@ -111,7 +111,7 @@ def foregone(
     waited_s: float = 0.0,
     devices: Mapping[str, str] = _EACH_ITS_OWN,
 ) -> tuple[str, float]:
-    """What `judge` would say breaks, and by about how much, for a prompt of at most `most_tokens` that goes to one of the
+    """What `admit` would say breaks, and by about how much, for a prompt of at most `most_tokens` that goes to one of the
     `usual` models: waiting alone breaks the promise on all of their workers, and on whatever could take their place. "" where
     it takes a look at the prompt to know."""
     least, late_s = "", math.inf
@@ -133,7 +133,7 @@ def foregone(
     return (least, late_s) if least else ("", 0.0)
 
 
-def _broken(question: Question, option: Option, waits: Mapping[str, Wait], waited_s: float) -> tuple[str, float]:
+def _broken(question: RoutingRequest, option: Option, waits: Mapping[str, QueueEstimate], waited_s: float) -> tuple[str, float]:
     """The promise that would be broken, with both numbers, and by how much; "" when none would."""
     wait = waits.get(option.worker, _NO_WAIT)
     alone_s = option.ttft_s - wait.in_decision_s
@@ -141,7 +141,7 @@ def _broken(question: Question, option: Option, waits: Mapping[str, Wait], waite
     return (broken, late_s) if broken else _late_end(question.deadline_s, wait, waited_s, option.finish_s - wait.in_decision_s)
 
 
-def _late_first(slo_s: float | None, wait: Wait, waited_s: float, first_s: float, alone_s: float) -> tuple[str, float]:
+def _late_first(slo_s: float | None, wait: QueueEstimate, waited_s: float, first_s: float, alone_s: float) -> tuple[str, float]:
     """Of a first token that is predicted after `first_s`, and after `alone_s` on the idle worker."""
     if slo_s is None or wait.idle:
         return "", 0.0
@@ -154,7 +154,7 @@ def _late_first(slo_s: float | None, wait: Wait, waited_s: float, first_s: float
     return "", 0.0
 
 
-def _late_end(deadline_s: float | None, wait: Wait, waited_s: float, begun_s: float) -> tuple[str, float]:
+def _late_end(deadline_s: float | None, wait: QueueEstimate, waited_s: float, begun_s: float) -> tuple[str, float]:
     """Of what takes `begun_s` once it has begun."""
     if deadline_s is None:
         return "", 0.0
@@ -165,7 +165,11 @@ def _late_end(deadline_s: float | None, wait: Wait, waited_s: float, begun_s: fl
 
 
 def _elsewhere(
-    question: Question, decision: Decision, waits: Mapping[str, Wait], waited_s: float, devices: Mapping[str, str]
+    question: RoutingRequest,
+    decision: Decision,
+    waits: Mapping[str, QueueEstimate],
+    waited_s: float,
+    devices: Mapping[str, str],
 ) -> Option | None:
     """The best good enough option that keeps the promise, on another device: on the same one it would take the time from the
     very worker that has none left."""
@@ -180,7 +184,9 @@ def _elsewhere(
     return min(keeping, key=lambda option: (option.score_usd, option.worker), default=None)
 
 
-def _instead(question: Question, decision: Decision, waits: Mapping[str, Wait], waited_s: float) -> Option | None:
+def _instead(
+    question: RoutingRequest, decision: Decision, waits: Mapping[str, QueueEstimate], waited_s: float
+) -> Option | None:
     """The best other option that keeps the promise. What was asked for by name, or begun in a tool loop, is not changed."""
     if question.asked != AUTO or question.locked_model is not None:
         return None

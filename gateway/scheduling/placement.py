@@ -21,7 +21,7 @@ GROWTH = 1.1
 """What a run's context is expected to reach before its next pause that is long enough to lose it."""
 
 
-class Site(NamedTuple):
+class Candidate(NamedTuple):
     """One worker as it is for this turn: how long until it would start, what it holds of the prompt, and how much of its
     pages is spoken for (the sum over its runs of context times the chance that it is wanted again soon)."""
 
@@ -54,7 +54,7 @@ class Placement:
     def __len__(self) -> int:
         return len(self._bursts)
 
-    def choose(self, sites: Sequence[Site], prompt_tokens: int, now: float, *, prefix: bytes = b"") -> Placed:
+    def choose(self, sites: Sequence[Candidate], prompt_tokens: int, now: float, *, prefix: bytes = b"") -> Placed:
         """`prefix` names the first pages of the prompt; empty when it is not known. There is at least one site."""
         warm = [site for site in sites if 2 * site.resident_tokens >= prompt_tokens]
         if warm:
@@ -78,7 +78,7 @@ class Placement:
         if len(self._bursts) > self._max_prefixes:
             self._bursts.popitem(last=False)
 
-    def _of_burst(self, sites: Sequence[Site], prompt_tokens: int, now: float, prefix: bytes) -> str | None:
+    def _of_burst(self, sites: Sequence[Candidate], prompt_tokens: int, now: float, prefix: bytes) -> str | None:
         worker, at = self._bursts.get(prefix, ("", 0.0))
         if not prefix or not worker or now - at > BURST_S:
             return None

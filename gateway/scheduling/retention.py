@@ -8,7 +8,7 @@ pauses                         P(return within H | idle so far, class), not unde
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from gateway.scheduling.returns import Kind, ReturnTimes, pace
+from gateway.scheduling.return_time import ReturnClass, ReturnTimeModel, pace
 
 WITHIN_S = 30.0
 """H at most. From 20 s to 100 s it makes 2 % of throughput in simulation, where pages last for a minute; see `horizon_s`."""
@@ -25,7 +25,7 @@ likely to be wanted. How likely those are to return who mark their prompts is le
 class _Pause:
     """`since` is None while a turn waits or runs; `last_s` is the length of the chain's last pause."""
 
-    kind: Kind
+    kind: ReturnClass
     since: float | None
     last_s: float | None = None
     keep_s: float = 0.0
@@ -40,7 +40,7 @@ class Retention:
     """Chains by name, at most `max_chains`."""
 
     def __init__(self, max_chains: int = 100_000) -> None:
-        self.times = ReturnTimes()
+        self.times = ReturnTimeModel()
         self._max_chains = max_chains
         self._pauses: OrderedDict[str, _Pause] = OrderedDict()
 
@@ -60,7 +60,7 @@ class Retention:
         """A turn ended and a pause begins; the caller may have asked to keep it for so long."""
         before = self._pauses.pop(chain, None)
         last_s = before.last_s if before else None
-        self._pauses[chain] = _Pause(Kind(finish, tool, pace(last_s), keep_s), now, last_s, keep_s)
+        self._pauses[chain] = _Pause(ReturnClass(finish, tool, pace(last_s), keep_s), now, last_s, keep_s)
         if len(self._pauses) > self._max_chains:
             self._pauses.popitem(last=False)
 

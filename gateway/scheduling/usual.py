@@ -15,7 +15,7 @@ READ_EVERY = 8
 """Of those that might be refused unread, one in so many is read all the same: that is how a change is seen."""
 
 
-class _Kind:
+class _FlowStats:
     def __init__(self) -> None:
         self.chosen: dict[str, float] = {}
         self.refused_at = float("-inf")
@@ -26,7 +26,7 @@ class Usual:
     """By kind of request: what was chosen, and when somebody was refused who had been read."""
 
     def __init__(self) -> None:
-        self._kinds: dict[Hashable, _Kind] = {}
+        self._kinds: dict[Hashable, _FlowStats] = {}
         self._refused_at = float("-inf")
 
     def refuses(self, now: float) -> bool:
@@ -38,7 +38,7 @@ class Usual:
         if one is None:
             if len(self._kinds) >= MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
-            one = self._kinds[kind] = _Kind()
+            one = self._kinds[kind] = _FlowStats()
         for name in one.chosen:
             one.chosen[name] *= _FORGET
         one.chosen[model] = one.chosen.get(model, 0.0) + 1.0

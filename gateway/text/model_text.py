@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from gateway.errors import BadRequest
+from gateway.parsers.output_format import output_format_of
 from gateway.request import Message, Tool
-from gateway.text.anchors import Anchors, Places, common_prefix
-from gateway.text.family import family_of
-from gateway.text.model_files import ModelFiles, parse_files, read_directory
+from gateway.text.safe_splits import SafeSplits, SplitPoints, common_prefix
 from gateway.text.template import ChatTemplate
-from gateway.text.words import Words
+from gateway.text.tokenizer_files import TokenizerFiles, parse_files, read_directory
+from gateway.text.word_token_cache import WordTokenCache
 
 
 class Encoded(NamedTuple):
@@ -25,22 +25,22 @@ class Encoded(NamedTuple):
 
     text: str
     ids: "array[int]"
-    anchors: Places
+    anchors: SplitPoints
     fingerprint: str
 
 
 class ModelText:
     """One model's tokenizer and chat template. Equal fingerprints mean equal ids for every conversation."""
 
-    def __init__(self, files: ModelFiles) -> None:
+    def __init__(self, files: TokenizerFiles) -> None:
         self.fingerprint = files.fingerprint
         self.tokenizer = files.tokenizer
         self._template = ChatTemplate(files.templates, files.special_tokens)
-        self._anchors = Anchors(files.tokenizer)
-        self._words = Words.of(files.tokenizer, self._anchors.contents)
+        self._anchors = SafeSplits(files.tokenizer)
+        self._words = WordTokenCache.of(files.tokenizer, self._anchors.contents)
         self.longest_token = max(map(len, files.tokenizer.get_vocab()), default=1)
         """In characters: a text has at least its length over this many tokens."""
-        self.family = family_of(files.templates, self._probe())
+        self.family = output_format_of(files.templates, self._probe())
 
     @classmethod
     def from_directory(cls, path: Path) -> Self:
@@ -72,7 +72,7 @@ class ModelText:
     def plain(self, text: str) -> Encoded:
         """A text that is no conversation, with the special tokens that the tokenizer itself puts around one."""
         ids = array("I", self.tokenizer.encode(text, add_special_tokens=True).ids)
-        return Encoded(text, ids, Places(array("I"), array("I")), self.fingerprint)
+        return Encoded(text, ids, SplitPoints(array("I"), array("I")), self.fingerprint)
 
     def prompt(
         self,
@@ -122,7 +122,7 @@ class ModelText:
             return self._from_scratch(text)
         chars.extend(char + n for n in places.chars)
         tokens.extend(token + n for n in places.tokens)
-        return Encoded(text, previous.ids[:token] + tail_ids, Places(chars, tokens), self.fingerprint)
+        return Encoded(text, previous.ids[:token] + tail_ids, SplitPoints(chars, tokens), self.fingerprint)
 
     def _probe(self) -> str:
         """The shortest prompt, which shows how prompts end; empty where the template wants more than that."""
@@ -133,7 +133,7 @@ class ModelText:
 
     def _from_scratch(self, text: str) -> Encoded:
         ids = self.encode(text)
-        places = self._anchors.find(text, ids) or Places(array("I"), array("I"))
+        places = self._anchors.find(text, ids) or SplitPoints(array("I"), array("I"))
         return Encoded(text, ids, places, self.fingerprint)
 
     def _num_kept_anchors(self, previous: Encoded, common: int) -> int:

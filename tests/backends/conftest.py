@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from backends.compiled import Library, NotCompiled, open_library
+from backends.runners.native_library import Library, NotCompiled, open_library
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "pages of tokens, steps of engines", "größe, 東京, 🦊 and more"]
 MakeCheckpoint = Callable[..., Path]

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from backends.rope import inverse_frequencies
-from backends.shape import read_shape
+from backends.models.model_config import read_model_config
+from backends.models.rope import inverse_frequencies
 
 
 class Naive:
     def __init__(self, directory: Path, dtype: torch.dtype) -> None:
-        self.shape, self.dtype = read_shape(directory), dtype
+        self.shape, self.dtype = read_model_config(directory), dtype
         self.weights = {name: weight.to(dtype) for name, weight in load_file(directory / "model.safetensors").items()}
 
     @torch.inference_mode()

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from gateway.accounting.rows import RequestRow
+from gateway.ledger.rows import RequestRow
 from tests.dashboards.browser import CHROMIUM, Page, browser
 from tests.dashboards.traffic import play
-from tests.gateway.accounting.test_ledger import REQUEST
+from tests.gateway.ledger.test_ledger import REQUEST
 from tests.served import Served, fake, serve
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.accounting.rows import RequestRow
+from gateway.ledger.rows import RequestRow
 from gateway.policy.schema import Worker
 from tests.served import Served, ask, fake, serve, until
 

@@ -15,7 +15,7 @@ from gateway.api.chat_render import render_error
 from gateway.api.json_schema import check_schema
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Request, Tool, ToolCall
-from tests.gateway.text.steady import STEADY
+from tests.gateway.text.volatile_text import STEADY
 
 HELLO = [{"role": "user", "content": "hello"}]
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import ContextTooLong, NoWorker, UnknownModel
 from gateway.routing.decide import decide, miss_probability
-from gateway.routing.decision import MAX_REJECTED, Decision, Question, WorkerView
+from gateway.routing.decision import MAX_REJECTED, Decision, RoutingRequest, WorkerView
 
 
 def view(worker: str, *, tier: str = "small", model: str | None = None, price: float = 1.0, **changes: object) -> WorkerView:
@@ -30,8 +30,8 @@ def view(worker: str, *, tier: str = "small", model: str | None = None, price: f
     return msgspec.structs.replace(plain, **changes)
 
 
-def ask(fleet: list[WorkerView], **changes: object) -> Question:
-    plain = Question(
+def ask(fleet: list[WorkerView], **changes: object) -> RoutingRequest:
+    plain = RoutingRequest(
         asked="auto",
         candidates=("small", "large"),
         prompt_tokens={one.worker: 100 for one in fleet},
@@ -68,7 +68,7 @@ fleets = st.lists(views, min_size=1, max_size=12, unique_by=lambda one: one.work
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[list[WorkerView], Question]:
+def cases(draw: st.DrawFn) -> tuple[list[WorkerView], RoutingRequest]:
     fleet = draw(fleets)
     workers = [one.worker for one in fleet]
     question = ask(
@@ -88,7 +88,7 @@ def cases(draw: st.DrawFn) -> tuple[list[WorkerView], Question]:
     return fleet, question
 
 
-def decided(fleet: list[WorkerView], question: Question) -> Decision:
+def decided(fleet: list[WorkerView], question: RoutingRequest) -> Decision:
     try:
         return decide(question, fleet, decision_id="d")
     except (NoWorker, ContextTooLong):
@@ -97,7 +97,7 @@ def decided(fleet: list[WorkerView], question: Question) -> Decision:
 
 
 @given(cases())
-def test_the_chosen_is_never_beaten_by_an_allowed_one(case: tuple[list[WorkerView], Question]) -> None:
+def test_the_chosen_is_never_beaten_by_an_allowed_one(case: tuple[list[WorkerView], RoutingRequest]) -> None:
     fleet, question = case
     decision = decided(fleet, question)
     hard = {"not_allowed", "context_too_long", "not_healthy", "below_quality_bar", "locked_elsewhere"}
@@ -107,7 +107,7 @@ def test_the_chosen_is_never_beaten_by_an_allowed_one(case: tuple[list[WorkerVie
 
 
 @given(cases(), st.floats(0, 5))
-def test_a_further_worker_that_is_worse_changes_nothing(case: tuple[list[WorkerView], Question], worse: float) -> None:
+def test_a_further_worker_that_is_worse_changes_nothing(case: tuple[list[WorkerView], RoutingRequest], worse: float) -> None:
     fleet, question = case
     chosen = decided(fleet, question).chosen
     original = next(one for one in fleet if one.worker == chosen.worker)
@@ -121,7 +121,9 @@ def test_a_further_worker_that_is_worse_changes_nothing(case: tuple[list[WorkerV
 
 
 @given(cases(), st.integers(0, 120))
-def test_more_cached_tokens_never_make_a_worker_less_attractive(case: tuple[list[WorkerView], Question], more: int) -> None:
+def test_more_cached_tokens_never_make_a_worker_less_attractive(
+    case: tuple[list[WorkerView], RoutingRequest], more: int
+) -> None:
     fleet, question = case
     chosen = decided(fleet, question).chosen
     cached = question.cached_tokens | {chosen.worker: question.cached_tokens[chosen.worker] + more}
@@ -131,7 +133,7 @@ def test_more_cached_tokens_never_make_a_worker_less_attractive(case: tuple[list
 
 
 @given(cases(), st.randoms())
-def test_the_order_of_the_fleet_does_not_matter(case: tuple[list[WorkerView], Question], random: object) -> None:
+def test_the_order_of_the_fleet_does_not_matter(case: tuple[list[WorkerView], RoutingRequest], random: object) -> None:
     fleet, question = case
     first = decided(fleet, question)
     random.shuffle(fleet)  # type: ignore[attr-defined]
@@ -139,7 +141,7 @@ def test_the_order_of_the_fleet_does_not_matter(case: tuple[list[WorkerView], Qu
 
 
 @given(cases())
-def test_every_worker_is_chosen_or_counted(case: tuple[list[WorkerView], Question]) -> None:
+def test_every_worker_is_chosen_or_counted(case: tuple[list[WorkerView], RoutingRequest]) -> None:
     fleet, question = case
     decision = decided(fleet, question)
     assert sum(decision.rejected_by_reason.values()) == len(fleet) - 1

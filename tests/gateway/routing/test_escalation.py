@@ -6,14 +6,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.accounting.rows import RequestRow
+from gateway.ledger.rows import RequestRow
 from gateway.policy.schema import Escalate
 from gateway.request import Message, Request
 from gateway.routing.decide import decide
-from gateway.routing.decision import Option, Question
-from gateway.routing.escalation import Escalating, Escalation, Hold, Shares, log_odds, unsureness
-from gateway.routing.fit_escalation import fit_escalation
-from gateway.routing.outcome import Outcome, TrainingError
+from gateway.routing.decision import Option, RoutingRequest
+from gateway.routing.escalation import Escalating, Escalation, EscalationPlan, Shares, log_odds, unsureness
+from gateway.training.fit_escalation import fit_escalation
+from gateway.training.outcome import Outcome, TrainingError
 from tests.gateway.routing.test_decide import view
 from tests.served import Served, ask, fake, serve, until
 
@@ -99,7 +99,7 @@ async def test_without_the_best_tier_the_doubtful_answer_stands(tmp_path: Path) 
 
 
 def test_the_chance_and_the_quality_after_follow_from_catch_and_alarm() -> None:
-    one = Hold(tokens=8, threshold=0.5, catch=0.8, alarm=0.1)
+    one = EscalationPlan(tokens=8, threshold=0.5, catch=0.8, alarm=0.1)
     assert one.chance(1.0) == pytest.approx(0.1)
     assert one.chance(0.0) == pytest.approx(0.8)
     assert one.quality_after(0.5) == pytest.approx(0.9)
@@ -111,7 +111,7 @@ def offered(prompt_tokens: int, *, mistake_cost: float, bar: float | None = None
         view(tier, tier=tier, model=tier, price=dear, max_context=8000, decode_device_s_per_token=0.001)
         for tier, dear in (("small", 1.0), ("large", 5.0))
     ]
-    question = Question(
+    question = RoutingRequest(
         asked="auto",
         candidates=("small", "large"),
         prompt_tokens={"small": prompt_tokens, "large": prompt_tokens},

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.request import Message
-from gateway.routing.calibrate import auc, isotonic
-from gateway.routing.grade import grade
-from gateway.routing.outcome import Outcome, TrainingError, as_good
 from gateway.routing.quality import Artefact, ArtefactError, Hashed, QualityModel, interpolated, top_only
-from gateway.routing.train import train
+from gateway.training.calibrate import auc, isotonic
+from gateway.training.grade import grade
+from gateway.training.outcome import Outcome, TrainingError, as_good
+from gateway.training.train import train
 from tests.gateway.routing.conftest import Labelled
 
 TIERS = ("small", "large")

@@ -7,7 +7,7 @@ from msgspec import structs
 
 from gateway.errors import HeadwayError
 from gateway.routing.decide import decide
-from gateway.routing.decision import MAX_REJECTED, Decision, Question, WorkerView
+from gateway.routing.decision import MAX_REJECTED, Decision, RoutingRequest, WorkerView
 from gateway.routing.escalation import Escalating, Escalation, Shares
 from gateway.routing.shortlist import Short, Shortlist
 
@@ -51,14 +51,14 @@ def a_view(rng: random.Random, number: int, *, alike: bool) -> WorkerView:
     )
 
 
-def a_question(rng: random.Random, fleet: list[WorkerView]) -> Question:
+def a_question(rng: random.Random, fleet: list[WorkerView]) -> RoutingRequest:
     workers = [view.worker for view in fleet]
     made_for = workers if rng.random() < 0.5 else rng.sample(workers, rng.randint(1, len(workers)))
     tokens = {worker: rng.choice((100, 3_000)) for worker in made_for}
     if rng.random() < 0.5:
         tokens = dict.fromkeys(made_for, 1_500)
     escalating = Escalating(fitted=FITTED, tokens=rng.choice((None, 40)), bar=rng.choice((None, None, 0.5, 0.0)))
-    return Question(
+    return RoutingRequest(
         asked=rng.choice(("auto", "auto", "auto", "small", "nano")),
         candidates=rng.choice((("small", "large"), ("pico", "nano"), ("large",), ("small", "large", "huge"))),
         prompt_tokens=tokens,
@@ -80,7 +80,7 @@ def a_question(rng: random.Random, fleet: list[WorkerView]) -> Question:
     )
 
 
-def among(question: Question, short: Short) -> Decision | str:
+def among(question: RoutingRequest, short: Short) -> Decision | str:
     try:
         return decide(question, short.views, decision_id="d", whole=short.whole)
     except HeadwayError as error:
@@ -92,7 +92,7 @@ def test_a_short_list_gives_the_decision_of_the_whole_fleet(seed: int) -> None:
     rng = random.Random(seed)
     fleet = [a_view(rng, number, alike=seed % 2 == 0) for number in range(rng.choice((1, 5, 60)))]
     shortlist = Shortlist(fleet)
-    question: Question | None = None
+    question: RoutingRequest | None = None
     for _ in range(5):
         changed = rng.randrange(len(fleet))
         old, new = fleet[changed], a_view(rng, changed, alike=False)

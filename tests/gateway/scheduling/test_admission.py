@@ -6,21 +6,21 @@ import pytest
 
 from gateway.routing.decide import decide
 from gateway.routing.decision import WorkerView
-from gateway.scheduling.admission import ADMIT, Verdict, Wait, foregone, judge, predicted_s, promised_s
+from gateway.scheduling.admission import ADMIT, AdmissionDecision, QueueEstimate, admit, foregone, predicted_s, slo_bound_s
 from tests.gateway.routing.test_decide import ask, view
 
 # Both read 100 tokens in 11 ms; 20 tokens out take 40 ms.
 LARGE, SMALL = view("l", tier="large", wait_s=1.0), view("s")
 QUALITY = {"small": 0.5, "large": 1.0}
-WAITS = {"l": Wait(1.0, 1.5), "s": Wait(0.0, 0.0)}
+WAITS = {"l": QueueEstimate(1.0, 1.5), "s": QueueEstimate(0.0, 0.0)}
 
 
-def verdict(on_overload: str, fleet: tuple[WorkerView, ...] = (LARGE, SMALL), **changes: object) -> Verdict:
+def verdict(on_overload: str, fleet: tuple[WorkerView, ...] = (LARGE, SMALL), **changes: object) -> AdmissionDecision:
     waited_s = changes.pop("waited_s", 0.0)
     admitted_run = changes.pop("admitted_run", False)
     question = ask(list(fleet), **{"quality": QUALITY, "ttft_slo_s": 0.2, **changes})
     decision = decide(question, fleet, decision_id="d")
-    return judge(question, decision, WAITS, on_overload=on_overload, admitted_run=admitted_run, waited_s=waited_s)  # type: ignore[arg-type]
+    return admit(question, decision, WAITS, on_overload=on_overload, admitted_run=admitted_run, waited_s=waited_s)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("on_overload", ["queue", "degrade", "shed"])
@@ -39,9 +39,9 @@ def test_what_cannot_waits_or_is_told_which_promise_and_by_how_much() -> None:
 def test_predictions_that_come_late_count_with_their_margin() -> None:
     question = ask([LARGE], quality=QUALITY, ttft_slo_s=2.0)
     decision = decide(question, [LARGE], decision_id="d")
-    assert judge(question, decision, {"l": Wait(1.0, 1.5, margin=0.2)}, on_overload="shed") == ADMIT
-    assert judge(question, decision, {"l": Wait(1.0, 1.5, margin=0.4)}, on_overload="shed").action == "shed"
-    assert judge(question, decision, {"l": Wait(1.0, 1.5, margin=0.4, idle=True)}, on_overload="shed") == ADMIT
+    assert admit(question, decision, {"l": QueueEstimate(1.0, 1.5, margin=0.2)}, on_overload="shed") == ADMIT
+    assert admit(question, decision, {"l": QueueEstimate(1.0, 1.5, margin=0.4)}, on_overload="shed").action == "shed"
+    assert admit(question, decision, {"l": QueueEstimate(1.0, 1.5, margin=0.4, idle=True)}, on_overload="shed") == ADMIT
 
 
 def test_a_promise_ends_with_the_class_or_four_times_what_it_takes_alone_or_in_time_for_its_end() -> None:
@@ -53,7 +53,7 @@ def test_a_promise_ends_with_the_class_or_four_times_what_it_takes_alone_or_in_t
         ({"ttft_slo_s": None, "deadline_s": 3.0}, 3.0 - (option.finish_s - option.ttft_s)),
         ({"ttft_slo_s": None}, float("inf")),
     ):
-        assert promised_s(ask([LARGE], **changes), option, WAITS["l"]) == pytest.approx(promised)
+        assert slo_bound_s(ask([LARGE], **changes), option, WAITS["l"]) == pytest.approx(promised)
     assert predicted_s(option, WAITS["l"]) == pytest.approx(alone + 1.5)
 
 
@@ -69,15 +69,15 @@ def test_a_prompt_that_no_idle_worker_reads_in_time_is_not_refused_for_it() -> N
     slow = msgspec.structs.replace(LARGE, wait_s=0.0, prefill_s_per_token=0.1)
     question = ask([slow], quality=QUALITY, ttft_slo_s=0.2)
     decision = decide(question, [slow], decision_id="d")
-    assert judge(question, decision, {}, on_overload="shed") == ADMIT
-    assert judge(question, decision, {"l": Wait(0.0, 31.0)}, on_overload="shed").action == "shed"
+    assert admit(question, decision, {}, on_overload="shed") == ADMIT
+    assert admit(question, decision, {"l": QueueEstimate(0.0, 31.0)}, on_overload="shed").action == "shed"
 
 
 def test_what_has_a_deadline_waits_three_times_as_long_as_such_work_did_lately() -> None:
     late = ask([SMALL], quality=QUALITY, deadline_s=60.0)
     decision = decide(late, [SMALL], decision_id="d")
     for lately_s, action in ((19.0, "admit"), (21.0, "shed")):
-        assert judge(late, decision, {"s": Wait(0.0, 1.0, lately_s=lately_s)}, on_overload="shed").action == action
+        assert admit(late, decision, {"s": QueueEstimate(0.0, 1.0, lately_s=lately_s)}, on_overload="shed").action == action
 
 
 def test_another_tier_takes_it_where_that_keeps_the_promise() -> None:
@@ -97,14 +97,14 @@ def test_a_good_enough_worker_on_another_device_takes_it_before_anybody_is_told_
     question = ask([busy, dear], quality={"small": 1.0}, ttft_slo_s=0.2)
     decision = decide(question, [busy, dear], decision_id="d")
     assert decision.chosen.worker == "b"
-    waits = {"b": Wait(1.0, 1.5), "d": Wait(0.0, 0.0)}
+    waits = {"b": QueueEstimate(1.0, 1.5), "d": QueueEstimate(0.0, 0.0)}
     for on_overload in ("shed", "degrade"):
-        found = judge(question, decision, waits, on_overload=on_overload, admitted_run=True)  # type: ignore[arg-type]
+        found = admit(question, decision, waits, on_overload=on_overload, admitted_run=True)  # type: ignore[arg-type]
         assert found.action == "admit" and found.instead and found.instead.worker == "d"
     one_device = {"b": "gpu", "d": "gpu"}
-    assert judge(question, decision, waits, on_overload="shed", devices=one_device).action == "shed"
-    assert judge(question, decision, waits | {"d": Wait(0.0, 1.5)}, on_overload="shed").action == "shed"
-    assert judge(question, decision, waits, on_overload="queue").instead is None
+    assert admit(question, decision, waits, on_overload="shed", devices=one_device).action == "shed"
+    assert admit(question, decision, waits | {"d": QueueEstimate(0.0, 1.5)}, on_overload="shed").action == "shed"
+    assert admit(question, decision, waits, on_overload="queue").instead is None
 
 
 def test_whose_answer_would_be_too_bad_takes_nothing_from_another_device() -> None:
@@ -125,7 +125,7 @@ def test_what_is_refused_unread_would_be_refused_by_who_reads_it() -> None:
         question = ask(fleet, prompt_tokens=prompt, candidates=models, ttft_slo_s=ttft_s, deadline_s=deadline_s)
         decision = decide(question, fleet, decision_id="d")
         waits = {
-            one.worker: Wait(
+            one.worker: QueueEstimate(
                 one.wait_s, rng.choice([0.0, 0.1, 0.5, 2.0]), rng.choice([0.0, 1.5]), rng.random() < 0.2, rng.choice([0.0, 1.0])
             )
             for one in fleet
@@ -144,14 +144,14 @@ def test_what_is_refused_unread_would_be_refused_by_who_reads_it() -> None:
         )
         if broken:
             unread += 1
-            shed = judge(question, decision, waits, on_overload="shed", waited_s=waited_s, devices=devices)
+            shed = admit(question, decision, waits, on_overload="shed", waited_s=waited_s, devices=devices)
             assert shed.action == "shed"
     assert unread > 100
 
 
 def test_whoever_might_keep_the_promise_is_asked_first() -> None:
     fleet = [LARGE, SMALL]
-    waits = {"l": Wait(1.0, 1.5), "s": Wait(0.0, 0.0)}
+    waits = {"l": QueueEstimate(1.0, 1.5), "s": QueueEstimate(0.0, 0.0)}
     for usual, devices, unread in (
         ({"l"}, {"l": "cpu", "s": "cpu"}, True),  # what small would take is large's own time
         ({"l"}, {"l": "gpu", "s": "cpu"}, False),

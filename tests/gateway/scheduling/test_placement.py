@@ -1,10 +1,10 @@
 import random
 
-from gateway.scheduling.placement import BURST_S, Placement, Site
+from gateway.scheduling.placement import BURST_S, Candidate, Placement
 
 
-def site(worker: str, **changes: object) -> Site:
-    return Site(worker, 0.0, 0, 1_000_000, 0.0, 10_000.0)._replace(**changes)  # type: ignore[arg-type]
+def site(worker: str, **changes: object) -> Candidate:
+    return Candidate(worker, 0.0, 0, 1_000_000, 0.0, 10_000.0)._replace(**changes)  # type: ignore[arg-type]
 
 
 def test_a_run_stays_where_its_pages_are_while_waiting_costs_less_than_computing_them_anew() -> None:

@@ -1,0 +1,374 @@
+"""The engine: `plan -> run -> commit`. Single-threaded and synchronous; time and randomness come in as callables.
+
+Every submitted request gets exactly one `Finished`. When nothing runs or waits, free + cached pages are all pages.
+"""
+
+import random
+from array import array
+from collections.abc import Callable, Hashable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+from backends.engine.busy_meter import BusyMeter
+from backends.engine.detokenizer import Decoder, Detokenizer
+from backends.engine.request_limits import Refusal, RequestLimits, refusal
+from backends.engine.scheduler import Reload, Scheduler, Work
+from backends.engine.sequence import RequestSequence, SequenceTimes
+from backends.engine.step_cost_model import Caused, StepCostModel
+from backends.engine.step_interrupt import StepInterrupt
+from backends.engine.stop import StopFilter
+from backends.kv_cache.host_cache import HostCache
+from backends.kv_cache.page_pool import PagePool
+from backends.kv_cache.prefix_cache import PageHasher, PrefixIndex
+from backends.runners.attention_layout import layout
+from backends.runners.sampler import Sampled
+from backends.runners.torch_runner import Interruptible, Runner, StepInterrupted
+from backends.spec_decode.draft_model import DraftModel
+from backends.spec_decode.speculator import Speculator
+from backends.structured_output.grammar import Matcher
+from backends.wire import Finished, FinishReason, Piece, Submit, TokenLogprob
+
+MAX_HELD_LOGPROBS = 64
+"""Silent tokens may go on for ever, and a frame is bounded: with 20 alternatives each these are 30 kB."""
+
+Clock = Callable[[], int]
+
+
+@dataclass(slots=True)
+class Output:
+    """What happened since the last look, for each owner."""
+
+    pieces: dict[Hashable, list[Piece]] = field(default_factory=dict)
+    finished: list[tuple[Hashable, Finished]] = field(default_factory=list)
+
+
+class Engine:
+    def __init__(
+        self,
+        runner: Runner,
+        decoder: Decoder,
+        limits: RequestLimits,
+        *,
+        clock_ns: Clock,
+        rng: random.Random,
+        tier: HostCache[Reload] | None = None,
+        lookup: bool = False,
+        drafter: DraftModel | None = None,
+    ) -> None:
+        """`lookup` and `drafter` are where guesses come from; without either it guesses nothing."""
+        self.limits = limits
+        self.pool = PagePool(limits.num_pages)
+        self.index = PrefixIndex(self.pool, tier.scores if tier is not None else None)
+        self.tier = tier
+        self.scheduler = Scheduler(
+            self.index,
+            page_size=limits.page_size,
+            max_sequences=limits.max_sequences,
+            prefill_tokens=limits.prefill_tokens,
+            tier=tier,
+        )
+        self.step_cost = StepCostModel()
+        self.speculator = (
+            Speculator(
+                self.scheduler, self.step_cost, kv_bytes=limits.kv_bytes, clock_ns=clock_ns, lookup=lookup, drafter=drafter
+            )
+            if lookup or drafter is not None
+            else None
+        )
+        self.meter = BusyMeter(clock_ns())
+        self.hurry = StepInterrupt()
+        self.draining = False
+        self.on_finished: Callable[[Finished], None] = lambda finished: None
+        self.num_prompt_tokens = self.num_cached_tokens = self.num_output_tokens = 0
+        self._runner, self._decoder = runner, decoder
+        self._break_off = runner.break_off if isinstance(runner, Interruptible) else None
+        self.clock_ns, self._rng = clock_ns, rng
+        self._live: dict[tuple[Hashable, int], RequestSequence] = {}
+        self._output = Output()
+        self._arrivals = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live)
+
+    def step(self) -> None:
+        work, guessing_ns = self._plan(), 0
+        if self.speculator is not None:
+            asked_ns = self.clock_ns()
+            work = self.speculator.with_drafts(work)
+            guessing_ns = self.clock_ns() - asked_ns
+        self._wait_to_write(work)
+        self.hurry.begins(one.sequence.priority for one in work)
+        try:
+            sampled = self._runner.run(work)
+        except StepInterrupted:
+            self.hurry.broken_off(self.meter.busy_until(self.clock_ns()))
+        else:
+            self._commit(work, sampled, guessing_ns)
+
+    def came(self, priority: int) -> None:
+        """A prompt is on its way to `submit`: what is under way may have to wait for it. On any thread."""
+        if self._break_off is not None and self.hurry.wants(priority):
+            self._break_off()
+
+    def _plan(self) -> tuple[Work, ...]:
+        """What can run now. It waits for the host tier where nothing else can run."""
+        tier = self.tier
+        if tier is None:
+            work = self.scheduler.plan()
+            assert work, "there is work that no plan reaches"
+            return work
+        self._loaded(tier.settle())
+        while not (work := self.scheduler.plan()):
+            assert tier.is_copying, "there is work that no plan reaches"
+            self._loaded(tier.settle(wait=True))
+        return work
+
+    def _wait_to_write(self, work: tuple[Work, ...]) -> None:
+        """Returns when the step writes over no copy."""
+        if self.tier is not None:
+            size = self.limits.page_size
+            written = (page for one in work for page in one.sequence.pages[one.start // size : (one.stop - 1) // size + 1])
+            self._loaded(self.tier.before_writing(written))
+
+    def _loaded(self, reloads: SequenceOf[Reload]) -> None:
+        for reload in reloads:
+            self.scheduler.loaded(reload)
+
+    def has(self, owner: Hashable, request: int) -> bool:
+        return (owner, request) in self._live
+
+    def refusal(self, submit: Submit) -> Refusal | None:
+        """Why it cannot be taken now."""
+        return refusal(submit, self.limits, waiting=len(self.scheduler.waiting), draining=self.draining)
+
+    def refuse(self, owner: Hashable, request: int, refused: Refusal) -> None:
+        end = Finished(
+            request=request,
+            reason="refused",
+            error=refused.message,
+            error_code=refused.code,
+            error_param=refused.param,
+        )
+        self._output.finished.append((owner, end))
+
+    def never_ran(self, owner: Hashable, request: int) -> None:
+        """Aborted before it was submitted."""
+        self._output.finished.append((owner, Finished(request=request, reason="abort")))
+
+    def submit(self, owner: Hashable, submit: Submit, matcher: Matcher | None = None) -> None:
+        """`matcher` follows the submit's grammar, if it has one."""
+        refused = self.refusal(submit)
+        if refused is not None:
+            self.refuse(owner, submit.request, refused)
+            return
+        if submit.chain:
+            self.index.revive(submit.chain)
+        sequence = self._sequence(owner, submit)
+        if matcher is not None:
+            sequence.matcher = matcher
+            matcher.limit(sequence.limit - sequence.num_prompt)
+        self._live[owner, submit.request] = sequence
+        self.scheduler.add(sequence)
+
+    def abort(self, owner: Hashable, request: int) -> None:
+        """Of a request that is gone: nothing happens, its `Finished` is on its way."""
+        sequence = self._live.get((owner, request))
+        if sequence is not None:
+            self._finish(sequence, "abort", self.clock_ns())
+
+    def abandon(self, owner: Hashable) -> None:
+        """The owner is gone, and with it whoever would read."""
+        for request in [request for who, request in self._live if who == owner]:
+            self.abort(owner, request)
+        self._output.pieces.pop(owner, None)
+        self._output.finished = [(who, finished) for who, finished in self._output.finished if who != owner]
+
+    def retain(self, chain: str, score: float) -> None:
+        """What the pages of a chain are worth, here and in the host tier; at 0 they may go now."""
+        self.index.retain(chain, score)
+        if self.tier is not None:
+            self.tier.retain(chain, score)
+
+    def reprioritize(self, owner: Hashable, request: int, priority: int) -> None:
+        sequence = self._live.get((owner, request))
+        if sequence is not None:
+            self.scheduler.reprioritize(sequence, priority)
+
+    def take_output(self) -> Output:
+        output, self._output = self._output, Output()
+        return output
+
+    def check(self) -> None:
+        self.scheduler.check()
+        if self.tier is not None:
+            self.tier.check()
+        assert len(self._live) == len(self.scheduler.running) + len(self.scheduler.waiting)
+        assert self.meter.attributed_ns + self.hurry.lost_ns == self.meter.busy_ns
+        if not self._live:
+            assert self.pool.num_free + self.pool.num_cached == self.pool.num_pages
+
+    def _sequence(self, owner: Hashable, submit: Submit) -> RequestSequence:
+        sampling = submit.sampling
+        tokens = array("I", submit.prompt)
+        self._arrivals += 1
+        return RequestSequence(
+            owner=owner,
+            request=submit.request,
+            tokens=tokens,
+            num_prompt=len(tokens),
+            sampling=sampling,
+            seed=self._rng.getrandbits(63) if sampling.seed is None else sampling.seed,
+            limit=min(len(tokens) + sampling.max_tokens, self.limits.longest),
+            priority=submit.priority,
+            arrival=self._arrivals,
+            chain=submit.chain,
+            salt=submit.cache_salt,
+            namer=PageHasher(self.limits.fingerprint, submit.cache_salt, submit.shared_tokens // self.limits.page_size),
+            detokenizer=Detokenizer(self._decoder),
+            stops=StopFilter(sampling.stop),
+            charge=SequenceTimes(self.clock_ns()),
+        )
+
+    def _commit(self, work: SequenceOf[Work], sampled: SequenceOf[SequenceOf[Sampled]], guessing_ns: int) -> None:
+        """The only place where sequences advance. Ends the step: its time is known and shared out before anyone finishes."""
+        started_ns, ended = self.meter.marked_ns, []
+        prefilling = [one.sequence.num_output == 0 for one in work]
+        for one, tokens in zip(work, sampled, strict=True):
+            self.scheduler.computed(one.sequence, one.length)
+            ended += self._gain_all(one, tokens)
+        if self.tier is not None:
+            self.tier.save(self.scheduler.take_fresh())
+        now_ns = self.clock_ns()
+        self._charge(work, prefilling, started_ns, now_ns, guessing_ns)
+        for sequence, reason, stop_text in ended:
+            self._finish(sequence, reason, now_ns, stop_text)
+
+    def _charge(self, work: SequenceOf[Work], prefilling: list[bool], started_ns: int, now_ns: int, guessing_ns: int) -> None:
+        """Guessing is paid for like the rest of the step, but is no part of what the model's step costs."""
+        spent_ns = self.meter.busy_until(now_ns)
+        self.hurry.ended(spent_ns)
+        caused = [caused_by(one, self.limits.kv_bytes) for one in work]
+        shares = self.step_cost.split(caused, spent_ns)
+        if lost_ns := self.hurry.take_lost():  # for whom it was broken off, or else who goes first
+            first = min(range(len(work)), key=lambda i: (work[i].sequence.priority, work[i].length == 1))
+            shares[first] += lost_ns
+        self.step_cost.observe(caused, (spent_ns - guessing_ns) / 1e9)
+        if self.speculator is not None and (num_drafts := sum(len(one.drafts) for one in work)):
+            plain = [caused_by(one._replace(drafts=()), self.limits.kv_bytes) for one in work]
+            self.speculator.measured(plain, num_drafts, (spent_ns - guessing_ns) / 1e9)
+        for one, share, prefill in zip(work, shares, prefilling, strict=True):
+            charge = one.sequence.charge
+            charge.started_ns = charge.started_ns or max(started_ns, charge.submitted_ns)
+            charge.device_ns += share
+            charge.num_steps += 1
+            charge.sum_batch += len(work)
+            if prefill:
+                charge.prefill_device_ns += share
+                if one.sequence.num_output:
+                    charge.first_token_ns = now_ns
+        self.meter.attributed_ns += sum(shares)
+
+    def _gain_all(self, work: Work, tokens: SequenceOf[Sampled]) -> list[tuple[RequestSequence, FinishReason, str]]:
+        """The next token, and one more behind each draft that it agrees with: that draft's KV is then in place."""
+        sequence, accepted, ended = work.sequence, 0, list[tuple[RequestSequence, FinishReason, str]]()
+        for sampled, draft in zip_longest(tokens, work.drafts):
+            ended = self._gain(sequence, sampled)
+            if draft is None or sampled.token != draft:
+                break
+            accepted += 1
+            if ended:
+                break
+            self.scheduler.computed(sequence, 1)
+        if self.speculator is not None:
+            self.speculator.learn(work, accepted)
+        return ended
+
+    def _gain(self, sequence: RequestSequence, sampled: Sampled) -> list[tuple[RequestSequence, FinishReason, str]]:
+        """Appends a token. Returns how the sequence ends, if it does."""
+        token = sampled.token
+        sequence.tokens.append(token)
+        pending = sequence.pending
+        pending.num_tokens += 1
+        pending.confidence = min(pending.confidence, sampled.confidence)
+        if sampled.logprob is not None:
+            pending.logprobs.append(self._described(sampled))
+        if sequence.matcher is not None and (over := sequence.matcher.accept(token)):
+            return [(sequence, over, "")]
+        if token in self.limits.eos_tokens and not sequence.sampling.ignore_eos:
+            return [(sequence, "stop", "")]
+        passed = sequence.stops.feed(sequence.detokenizer.feed(token))
+        pending.text += passed.text
+        if passed.stop:
+            return [(sequence, "stop", passed.stop)]
+        if len(sequence.tokens) >= sequence.limit:
+            return [(sequence, "length", "")]
+        if pending.text or len(pending.logprobs) >= MAX_HELD_LOGPROBS:
+            self._send(sequence)
+        return []
+
+    def _described(self, sampled: Sampled) -> TokenLogprob:
+        top = tuple((self._text(token), logprob) for token, logprob in sampled.top)
+        return TokenLogprob(self._text(sampled.token), sampled.logprob or 0.0, top)
+
+    def _text(self, token: int) -> str:
+        return self._decoder.decode([token], skip_special_tokens=False)
+
+    def _send(self, sequence: RequestSequence) -> None:
+        pending = sequence.pending
+        if pending.num_tokens or pending.text:
+            piece = Piece(sequence.request, pending.text, pending.num_tokens, tuple(pending.logprobs), pending.confidence)
+            self._output.pieces.setdefault(sequence.owner, []).append(piece)
+        pending.text, pending.num_tokens, pending.logprobs, pending.confidence = "", 0, [], 1.0
+
+    def _flush(self, sequence: RequestSequence) -> str:
+        """Sends what was held back. A stop string that only now is complete still counts."""
+        passed = sequence.stops.feed(sequence.detokenizer.close())
+        sequence.pending.text += passed.text if passed.stop else passed.text + sequence.stops.close()
+        self._send(sequence)
+        return passed.stop
+
+    def _finish(self, sequence: RequestSequence, reason: FinishReason, now_ns: int, stop_text: str = "") -> None:
+        if stop_text:
+            self._send(sequence)
+        elif stop_text := self._flush(sequence):
+            reason = "stop" if reason == "length" else reason
+        del self._live[sequence.owner, sequence.request]
+        self.num_prompt_tokens += sequence.num_prompt
+        self.num_cached_tokens += sequence.num_cached or 0
+        self.num_output_tokens += sequence.num_output
+        if self.tier is not None:
+            self.tier.touch(sequence.names, sequence.chain)
+        if self.speculator is not None:
+            self.speculator.finished(sequence)
+        self.scheduler.remove(sequence)
+        end = finished(sequence, reason, now_ns, stop_text)
+        self._output.finished.append((sequence.owner, end))
+        self.on_finished(end)
+
+
+def caused_by(work: Work, kv_bytes: int) -> Caused:
+    """What the cost rule is told of one sequence's part of a step; `kv_bytes` are those of one token."""
+    return Caused(work.num_tokens, work.start + (work.num_tokens + 1) / 2, work.stop * kv_bytes, layout(work)[1])
+
+
+def finished(sequence: RequestSequence, reason: FinishReason, now_ns: int, stop_text: str) -> Finished:
+    charge = sequence.charge
+    started_ns = charge.started_ns or now_ns
+    first_ns = charge.first_token_ns or now_ns
+    return Finished(
+        request=sequence.request,
+        reason=reason,
+        stop_text=stop_text,
+        num_prompt_tokens=sequence.num_prompt,
+        num_cached_tokens=sequence.num_cached or 0,
+        num_output_tokens=sequence.num_output,
+        queue_s=(started_ns - charge.submitted_ns) / 1e9,
+        prefill_s=(first_ns - started_ns) / 1e9 if charge.started_ns else 0.0,
+        decode_s=(now_ns - first_ns) / 1e9,
+        device_s=charge.device_ns / 1e9,
+        prefill_device_s=charge.prefill_device_ns / 1e9,
+        num_steps=charge.num_steps,
+        mean_batch=charge.sum_batch / charge.num_steps if charge.num_steps else 0.0,
+    )

@@ -1,0 +1,93 @@
+"""One request inside the engine. Only `Engine.commit` and its end change tokens; only the scheduler moves its pages.
+
+tokens   [ prompt ................ | output ... ]
+KV       [ computed ......... ) to come ........ ]
+pages    [ named: full, in the prefix index | own, being filled ]
+"""
+
+from array import array
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from backends.engine.detokenizer import Detokenizer
+from backends.engine.stop import StopFilter
+from backends.kv_cache.prefix_cache import PageHasher
+from backends.structured_output.grammar import Matcher
+from backends.wire import Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    from backends.spec_decode.draft_model import Drafted
+    from backends.spec_decode.speculator import Guesses
+
+
+@dataclass(slots=True)
+class PendingOutput:
+    """What was gained and not yet sent, because its text is incomplete or may begin a stop string."""
+
+    text: str = ""
+    num_tokens: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    confidence: float = 1.0
+
+
+@dataclass(slots=True)
+class SequenceTimes:
+    """Times in nanoseconds of the worker's clock, and what the sequence caused."""
+
+    submitted_ns: int
+    started_ns: int = 0
+    first_token_ns: int = 0
+    device_ns: int = 0
+    prefill_device_ns: int = 0
+    num_steps: int = 0
+    sum_batch: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class RequestSequence:
+    """`limit` is the number of tokens, prompt included, at which it ends. Lower `(priority, arrival)` runs first.
+
+    While `reload` is set, pages behind the computed ones are on their way from the host tier, and it does not run.
+    """
+
+    owner: Hashable
+    request: int
+    tokens: "array[int]"
+    num_prompt: int
+    sampling: Sampling
+    seed: int
+    limit: int
+    priority: int
+    arrival: int
+    chain: str
+    salt: str
+    namer: PageHasher
+    detokenizer: Detokenizer
+    stops: StopFilter
+    charge: SequenceTimes
+    matcher: Matcher | None = None
+    num_computed: int = 0
+    num_cached: int | None = None
+    reload: object | None = None
+    guesses: "Guesses | None" = None
+    drafted: "Drafted | None" = None
+    pages: list[int] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
+    pending: PendingOutput = field(default_factory=PendingOutput)
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    def name_pages(self, count: int, page_size: int) -> None:
+        """Extends `names` to the first `count` pages, whose tokens are known."""
+        while len(self.names) < count:
+            start = len(self.names) * page_size
+            block = self.tokens[start : start + page_size]
+            parent = self.names[-1] if self.names else b""
+            self.names.append(self.namer.after(parent, block.tobytes(), len(self.names)))

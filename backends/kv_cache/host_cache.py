@@ -1,0 +1,235 @@
+"""The host tier: full pages are written through to host memory as they are named, and come back from there asynchronously.
+
+    device page --save--> slot of the host --load--> a fresh device page
+
+Copies run one after the other in the order they were asked for, so they never race each other, only compute: a sequence
+whose pages are on their way does not run, and a step that writes to a page under a copy waits for it first.
+"""
+
+import heapq
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from backends.kv_cache.prefix_cache import MAX_CHAINS_PER_PAGE, CacheDelta
+from backends.kv_cache.retention_scores import RetentionScores
+
+T = TypeVar("T")
+
+
+class PendingCopy(Protocol):
+    def done(self) -> bool: ...
+
+    def wait(self) -> None: ...
+
+
+class Copier(Protocol):
+    """Copies in the order asked for. `page_s` is what a page took lately, 0 before the first."""
+
+    @property
+    def page_s(self) -> float: ...
+
+    def save(self, pages: Sequence[int], slots: Sequence[int]) -> PendingCopy: ...
+
+    def load(self, slots: Sequence[int], pages: Sequence[int]) -> PendingCopy: ...
+
+
+class Fresh(NamedTuple):
+    """A page of a chain that has become full, under its name."""
+
+    name: bytes
+    page: int
+    chain: str
+
+
+class _Copy(NamedTuple, Generic[T]):
+    """`reader` waits for it; None for a save."""
+
+    ticket: PendingCopy
+    pages: frozenset[int]
+    reader: T | None
+
+
+@dataclass(slots=True)
+class _HostPage:
+    slot: int
+    chains: dict[str, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Chain:
+    """The first of `names` goes first: what its last turn did not have, then from the last page of that back to the first."""
+
+    names: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    used_at: int = 0
+
+
+class HostCache(Generic[T]):
+    """Which names lie in which slots. Room is made by the chain whose pages are worth least, among equals by the one that was
+    not used for the longest. What another chain has as well stays with that one. `scores` are shared with the index."""
+
+    def __init__(self, num_slots: int, copier: Copier) -> None:
+        self.scores = RetentionScores()
+        self.num_slots = num_slots
+        self.num_loaded = 0
+        self._copier = copier
+        self._kept: dict[bytes, _HostPage] = {}
+        self._chains: dict[str, _Chain] = {}
+        self._queue: list[tuple[float, int, str]] = []
+        self._now = 0
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._copies: deque[_Copy[T]] = deque()
+        self._changes = CacheDelta()
+
+    @property
+    def page_s(self) -> float:
+        """Seconds that a page takes to come back."""
+        return self._copier.page_s
+
+    def names(self) -> list[bytes]:
+        """Everything that is here."""
+        return list(self._kept)
+
+    def take_changes(self) -> tuple[list[bytes], list[bytes]]:
+        """Names stored and removed since the last call; what did both in between is in neither."""
+        return self._changes.take()
+
+    @property
+    def is_copying(self) -> bool:
+        return bool(self._copies)
+
+    def match(self, names: Sequence[bytes]) -> int:
+        """How many of the first ones are here."""
+        return next((i for i, name in enumerate(names) if name not in self._kept), len(names))
+
+    def save(self, fresh: Sequence[Fresh]) -> None:
+        """Pages that have become full. One that is here already is its chain's from now on as well."""
+        new: dict[bytes, Fresh] = {}
+        for one in fresh:
+            if (kept := self._kept.get(one.name)) is not None:
+                self._join(one.name, kept, one.chain)
+            elif len(new) < self.num_slots:
+                new[one.name] = one
+        slots = [self._take() for _ in new]
+        for (name, one), slot in reversed(list(zip(new.items(), slots, strict=True))):
+            self._kept[name] = kept = _HostPage(slot)
+            self._join(name, kept, one.chain)
+            self._changes.note(name, stored=True)
+        if new:
+            pages = [one.page for one in new.values()]
+            self._copies.append(_Copy(self._copier.save(pages, slots), frozenset(pages), None))
+
+    def load(self, names: Sequence[bytes], pages: Sequence[int], reader: T) -> None:
+        """Matched names into fresh pages. `settle` says when `reader` has them."""
+        slots = [self._kept[name].slot for name in names]
+        self.num_loaded += len(names)
+        self._copies.append(_Copy(self._copier.load(slots, pages), frozenset(pages), reader))
+
+    def touch(self, names: Sequence[bytes], chain: str) -> None:
+        """A turn of the chain used these. Pages are of no use without those before them, so they count as used before them."""
+        for name in reversed(names):
+            if (kept := self._kept.get(name)) is not None:
+                self._join(name, kept, chain)
+                self._chains[chain].names.move_to_end(name)
+        if (state := self._chains.get(chain)) is not None:
+            self._now += 1
+            state.used_at = self._now
+            self._offer(chain, state)
+
+    def retain(self, chain: str, score: float) -> None:
+        """After the scores have it. At 0 nobody will come back: what only this chain has goes now."""
+        state = self._chains.get(chain)
+        if state is None:
+            return
+        if score > 0:
+            self._offer(chain, state)
+            return
+        while chain in self._chains:
+            self._leave(chain)
+
+    def settle(self, *, wait: bool = False) -> list[T]:
+        """Readers whose pages are there now. With `wait`, the oldest copy is waited for."""
+        ready = []
+        while self._copies and (wait or self._copies[0].ticket.done()):
+            copy = self._copies.popleft()
+            copy.ticket.wait()
+            wait = False
+            if copy.reader is not None:
+                ready.append(copy.reader)
+        return ready
+
+    def before_writing(self, pages: Iterable[int]) -> list[T]:
+        """Returns when no copy reads or writes these pages, with the readers that became ready meanwhile."""
+        ready: list[T] = []
+        if self._copies:
+            written = set(pages)
+            while any(copy.pages & written for copy in self._copies):
+                ready += self.settle(wait=True)
+        return ready
+
+    def _take(self) -> int:
+        while not self._free:
+            self._leave(self._least())
+        return self._free.pop()
+
+    def _least(self) -> str:
+        """The queue may hold entries that time has overtaken: they are dropped, or queued again under their true place."""
+        while True:
+            score, used_at, chain = heapq.heappop(self._queue)
+            state = self._chains.get(chain)
+            if state is None:
+                continue
+            place = (self.scores.get(chain), state.used_at, chain)
+            heapq.heappush(self._queue, place)
+            if place <= (score, used_at, chain):
+                return chain
+
+    def _leave(self, chain: str) -> None:
+        """The chain gives up a page, which goes unless others have it too."""
+        state = self._chains[chain]
+        name, _ = state.names.popitem(last=False)
+        if not state.names:
+            del self._chains[chain]
+        kept = self._kept[name]
+        del kept.chains[chain]
+        if not kept.chains:
+            del self._kept[name]
+            self._free.append(kept.slot)
+            self._changes.note(name, stored=False)
+
+    def _join(self, name: bytes, kept: _HostPage, chain: str) -> None:
+        if chain in kept.chains:
+            return
+        if len(kept.chains) == MAX_CHAINS_PER_PAGE:
+            self._forget(name, kept, next(iter(kept.chains)))
+        kept.chains[chain] = None
+        state = self._chains.get(chain)
+        if state is None:
+            self._now += 1
+            state = self._chains[chain] = _Chain(used_at=self._now)
+            self._offer(chain, state)
+        state.names[name] = None
+
+    def _forget(self, name: bytes, kept: _HostPage, chain: str) -> None:
+        del kept.chains[chain]
+        state = self._chains[chain]
+        del state.names[name]
+        if not state.names:
+            del self._chains[chain]
+
+    def _offer(self, chain: str, state: _Chain) -> None:
+        heapq.heappush(self._queue, (self.scores.get(chain), state.used_at, chain))
+        if len(self._queue) > 4 * len(self._chains) + 64:
+            self._queue = [(self.scores.get(name), one.used_at, name) for name, one in self._chains.items()]
+            heapq.heapify(self._queue)
+
+    def check(self) -> None:
+        held = [*self._free, *(kept.slot for kept in self._kept.values())]
+        assert sorted(held) == list(range(self.num_slots)), "a slot is lost or held twice"
+        pairs = {(name, chain) for name, kept in self._kept.items() for chain in kept.chains}
+        assert pairs == {(name, chain) for chain, state in self._chains.items() for name in state.names}
+        assert all(0 < len(kept.chains) <= MAX_CHAINS_PER_PAGE for kept in self._kept.values())
+        assert all(state.names for state in self._chains.values())
+        assert len(self._queue) <= 4 * len(self._chains) + 65
+        assert self._chains.keys() <= {chain for _, _, chain in self._queue}

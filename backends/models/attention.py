@@ -1,0 +1,186 @@
+"""Paged KV and attention over it.
+
+A slot holds one token's K heads, then its V heads; a page is `page_size` neighbouring slots. Pages that follow one another
+in memory are read in place, others are gathered first.
+"""
+
+import contextlib
+import math
+import mmap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class DecodeSpan(NamedTuple):
+    """One-token sequences of about one length, in rows `start` to `stop`.
+
+    `mask` (stop - start, 1, 1, slots) hides what each one does not see; None where nothing is.
+    """
+
+    start: int
+    stop: int
+    where: slice | Tensor
+    slots: int
+    mask: Tensor | None
+
+
+class PrefillSpan(NamedTuple):
+    """A stretch of one sequence: rows `start` to `stop`. `context` counts its own tokens too.
+
+    `mask` (stop - start, context) is None where the chunk begins its sequence: then it is plainly causal.
+    """
+
+    start: int
+    stop: int
+    where: slice | Tensor
+    context: int
+    mask: Tensor | None
+
+
+Spans = tuple[DecodeSpan | PrefillSpan, ...]
+
+
+class AttentionParams(NamedTuple):
+    """How a layer weighs: `scale` of the scores (None: 1 / sqrt(head_dim)), `softcap` that bends them (0: none)."""
+
+    scale: float | None = None
+    softcap: float = 0.0
+
+
+PLAIN = AttentionParams()
+
+
+class PagedKV:
+    """(layers, pages, page_size, 2 * kv_heads, head_dim), all zero at first: masked slots are read and must be finite."""
+
+    def __init__(
+        self, *, layers: int, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: str
+    ) -> None:
+        shape = (layers, num_pages, page_size, 2 * kv_heads, head_dim)
+        self.pages = _zeros(shape, dtype, device)
+        self.page_size, self.kv_heads = page_size, kv_heads
+        self._pages = list(self.pages.unbind(0))
+        self._slots = list(self.pages.view(layers, num_pages * page_size, 2 * kv_heads, head_dim).unbind(0))
+
+    def write(self, layer: int, slots: Tensor, kv: Tensor) -> None:
+        """`kv` (rows, 2 * kv_heads, head_dim) into `slots` (rows,)."""
+        self._slots[layer].index_copy_(0, slots, kv)
+
+    def read(self, layer: int, where: slice | Tensor, sequences: int, slots: int) -> tuple[Tensor, Tensor]:
+        """K and V of `sequences`, each (sequences, kv_heads, slots, head_dim)."""
+        kv = self._found(self._pages[layer], self._slots[layer], where, sequences, slots)
+        return kv[:, : self.kv_heads], kv[:, self.kv_heads :]
+
+    def stores(self) -> list[Tensor]:
+        """Everything that a page consists of, each (layers, pages, ...)."""
+        return [self.pages]
+
+    def _found(self, pages: Tensor, all_slots: Tensor, where: slice | Tensor, sequences: int, slots: int) -> Tensor:
+        found = all_slots[where] if isinstance(where, slice) else pages.index_select(0, where)
+        return found.view(sequences, -1, 2 * self.kv_heads, found.shape[-1])[:, :slots].transpose(1, 2)
+
+
+class Int8KV(PagedKV):
+    """K and V in int8 with a scale for each head of each slot: half of bfloat16's bytes, and a little of its accuracy."""
+
+    def __init__(
+        self, *, layers: int, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: str
+    ) -> None:
+        super().__init__(
+            layers=layers,
+            num_pages=num_pages,
+            page_size=page_size,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dtype=torch.int8,
+            device=device,
+        )
+        self._dtype = dtype
+        self.scales = _zeros((*self.pages.shape[:-1], 1), torch.float32, device)
+        self._page_scales = list(self.scales.unbind(0))
+        self._slot_scales = list(self.scales.view(layers, num_pages * page_size, 2 * kv_heads, 1).unbind(0))
+
+    def write(self, layer: int, slots: Tensor, kv: Tensor) -> None:
+        values = kv.float()
+        scale = values.abs().amax(-1, keepdim=True).div_(127).clamp_(min=1e-10)
+        self._slots[layer].index_copy_(0, slots, (values / scale).round_().to(torch.int8))
+        self._slot_scales[layer].index_copy_(0, slots, scale)
+
+    def read(self, layer: int, where: slice | Tensor, sequences: int, slots: int) -> tuple[Tensor, Tensor]:
+        values = self._found(self._pages[layer], self._slots[layer], where, sequences, slots)
+        scales = self._found(self._page_scales[layer], self._slot_scales[layer], where, sequences, slots)
+        kv = (values * scales).to(self._dtype)
+        return kv[:, : self.kv_heads], kv[:, self.kv_heads :]
+
+    def stores(self) -> list[Tensor]:
+        return [self.pages, self.scales]
+
+
+def attend(
+    kv: PagedKV, layer: int, q: Tensor, spans: Sequence[DecodeSpan | PrefillSpan], manner: AttentionParams = PLAIN
+) -> Tensor:
+    """`q` (tokens, heads, head_dim) to the same shape; the spans cover all tokens in order."""
+    if len(spans) == 1:
+        return _attend_span(kv, layer, q, spans[0], manner)
+    return torch.cat([_attend_span(kv, layer, q[span.start : span.stop], span, manner) for span in spans])
+
+
+def _attend_span(kv: PagedKV, layer: int, q: Tensor, span: DecodeSpan | PrefillSpan, manner: AttentionParams) -> Tensor:
+    attended = _attend_rows if isinstance(span, DecodeSpan) else _attend_chunk
+    return attended(kv, layer, q, span, manner)  # type: ignore[arg-type]
+
+
+def _attend_rows(kv: PagedKV, layer: int, q: Tensor, rows: DecodeSpan, manner: AttentionParams) -> Tensor:
+    """Query heads that share a KV head are that head's query rows, so nothing is repeated."""
+    k, v = kv.read(layer, rows.where, len(q), rows.slots)
+    grouped = q.reshape(len(q), kv.kv_heads, -1, q.shape[-1])
+    if manner.softcap:
+        return _capped(grouped, k, v, rows.mask, manner).reshape(q.shape)
+    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=rows.mask, scale=manner.scale).reshape(q.shape)
+
+
+def _attend_chunk(kv: PagedKV, layer: int, q: Tensor, chunk: PrefillSpan, manner: AttentionParams) -> Tensor:
+    k, v = kv.read(layer, chunk.where, 1, chunk.context)
+    many = q.transpose(0, 1)[None]
+    gqa = q.shape[1] != kv.kv_heads
+    if manner.softcap:
+        shared = q.shape[1] // kv.kv_heads
+        seen = chunk.mask
+        if seen is None:
+            seen = hide(torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).triu_(1), q.dtype)
+        mixed = _capped(many, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), seen, manner)
+        return mixed[0].transpose(0, 1)
+    mixed = F.scaled_dot_product_attention(
+        many, k, v, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=gqa, scale=manner.scale
+    )
+    return mixed[0].transpose(0, 1)
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, manner: AttentionParams) -> Tensor:
+    """Scores bent into -softcap to softcap before the mask (Gemma 2)."""
+    scale = manner.scale or 1 / math.sqrt(q.shape[-1])
+    scores = (q.float() @ k.float().transpose(-1, -2)).mul_(scale / manner.softcap).tanh_().mul_(manner.softcap)
+    if mask is not None:
+        scores = scores + mask
+    return (torch.softmax(scores, -1) @ v.float()).to(q.dtype)
+
+
+def hide(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask of a boolean one."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """In the host's large pages of memory, where it has them: what a step reads lies all over the pool, and looking up small
+    ones took up to a seventh of it (docs/log.md)."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if device != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE") or num_bytes == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape).zero_()

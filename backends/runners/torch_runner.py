@@ -1,0 +1,132 @@
+"""Turns planned work into one forward pass and its sampled tokens. Reads sequences, changes none."""
+
+from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from backends.engine.scheduler import Work
+from backends.engine.sequence import RequestSequence
+from backends.models.attention import DecodeSpan, PagedKV, PrefillSpan
+from backends.models.llama import Batch
+from backends.runners.attention_layout import Layout, layout
+from backends.runners.sampler import Sampled, SampleRequest, sample
+from backends.structured_output.grammar import MaskFiller
+
+
+class _Text(NamedTuple):
+    """What a layout asks of a sequence."""
+
+    tokens: SequenceOf[int]
+    pages: list[int]
+
+
+class StepInterrupted(Exception):
+    """The step was not finished, as something else is wanted sooner."""
+
+
+class Runner(Protocol):
+    def run(self, work: SequenceOf[Work]) -> list[list[Sampled]]:
+        """For each piece of work in the order given: nothing, or a token for its last position and for each draft."""
+        ...
+
+
+@runtime_checkable
+class Interruptible(Runner, Protocol):
+    """One whose `run` may raise BrokenOff, and leaves no trace then."""
+
+    def break_off(self) -> None:
+        """Of the step under way, if there is one. On any thread."""
+        ...
+
+
+class CausalModel(Protocol):
+    """`windows` are those of its layers, 0 where one sees everything."""
+
+    windows: tuple[int, ...]
+
+    def forward(self, batch: Batch, kv: PagedKV) -> Tensor | None: ...
+
+
+class TorchRunner:
+    """Work is laid out with one-token sequences first, those of about one length together, so that padding stays small."""
+
+    def __init__(self, model: CausalModel, kv: PagedKV, *, dtype: torch.dtype, device: str) -> None:
+        self._model, self._kv, self._device = model, kv, device
+        self._layout = Layout(kv, model.windows, dtype=dtype, device=device)
+        self._masks = MaskFiller()
+
+    @torch.inference_mode()
+    def warm_up(self, tokens: int) -> None:
+        """Runs a chunk of `tokens` and a single token through the model, so that the first request does not pay for set-up.
+
+        Writes into the first pages, which nobody holds yet.
+        """
+        every = torch.arange(tokens, device=self._device)
+        one = every[:1]
+        chunk, row = PrefillSpan(0, tokens, slice(0, tokens), tokens, None), DecodeSpan(0, 1, slice(0, 1), 1, None)
+        self._model.forward(Batch(torch.zeros_like(every), every, every, self._everywhere(chunk), one), self._kv)
+        self._model.forward(Batch(one, one, one, self._everywhere(row), one), self._kv)
+
+    @torch.inference_mode()
+    def run(self, work: SequenceOf[Work]) -> list[list[Sampled]]:
+        order = sorted(range(len(work)), key=lambda i: layout(work[i])) if len(work) > 1 else [0]
+        laid = [work[i] for i in order]
+        sampling = [i for i, one in zip(order, laid, strict=True) if one.samples]
+        asks = [ask for i in sampling for ask in asks_of(work[i])]
+        masks = self._masks.fill([ask.matcher for ask in asks])
+        logits = self._model.forward(self._batch(laid), self._kv)
+        results: list[list[Sampled]] = [[] for _ in work]
+        if logits is not None:
+            found = iter(sample(logits, asks, masks))
+            for i in sampling:
+                results[i] = [next(found) for _ in range(1 + len(work[i].drafts))]
+        return results
+
+    @torch.inference_mode()
+    def all_logits(self, ids: SequenceOf[int], pages: list[int]) -> Tensor:
+        """Of every position of a sequence that is read at once, (len(ids), vocabulary). Its KV goes into `pages`."""
+        every = self._tensor(list(range(len(ids))))
+        text = _Text(ids, pages)
+        spans = self._layout.spans([Work(cast(RequestSequence, text), 0, len(ids))])
+        slots = torch.tensor(pages, device=self._device)[every // self._kv.page_size] * self._kv.page_size
+        batch = Batch(self._tensor(list(ids)), every, slots + every % self._kv.page_size, spans, every)
+        logits = self._model.forward(batch, self._kv)
+        assert logits is not None
+        return logits
+
+    def _everywhere(self, span: DecodeSpan | PrefillSpan) -> dict[int, tuple[DecodeSpan | PrefillSpan]]:
+        return dict.fromkeys(self._model.windows, (span,))
+
+    def _batch(self, work: SequenceOf[Work]) -> Batch:
+        size = self._kv.page_size
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        last: list[int] = []
+        for one in work:
+            sequence, start = one.sequence, one.start
+            ids += sequence.tokens[start : start + one.length]
+            ids += one.drafts
+            positions += range(start, one.stop)
+            slots += [sequence.pages[p // size] * size + p % size for p in range(start, one.stop)]
+            if one.samples:
+                last += range(len(ids) - 1 - len(one.drafts), len(ids))
+        spans = self._layout.spans(work)
+        return Batch(
+            self._tensor(ids), self._tensor(positions), self._tensor(slots), spans, self._tensor(last) if last else None
+        )
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+
+def asks_of(work: Work) -> list[SampleRequest]:
+    """A draw depends on its position alone, so a draft that agrees with it changes nothing of the text."""
+    sequence = work.sequence
+    sampling, known = sequence.sampling, len(sequence.tokens)
+    penalized = sampling.presence_penalty or sampling.frequency_penalty
+    said = sequence.tokens[sequence.num_prompt :] if penalized else ()
+    ahead = range(1 + len(work.drafts))
+    return [SampleRequest(sampling, sequence.seed, known + further, said, sequence.matcher) for further in ahead]

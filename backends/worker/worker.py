@@ -1,0 +1,57 @@
+"""One worker in this process: an engine on its thread behind a server on the running event loop. Whoever opens it closes it."""
+
+import asyncio
+
+from aiohttp import web
+
+from backends.engine.engine import Engine
+from backends.structured_output.grammar import Grammars
+from backends.wire import Hello
+from backends.worker.address import Address, open_site
+from backends.worker.engine_thread import EngineThread
+from backends.worker.gpu import open_gpu
+from backends.worker.link_handler import Outgoing
+from backends.worker.metrics import registry_for
+from backends.worker.server import Server
+
+
+class Worker:
+    """`files` are the assets that gateways are sent. `failure` is set when a step raised: the worker is then of no use."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        hello: Hello,
+        files: dict[str, bytes],
+        *,
+        token: str | None = None,
+        grammars: Grammars | None = None,
+    ) -> None:
+        self.engine = engine
+        self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._room = EngineThread(engine, send=self._send, failed=self._failed, grammars=grammars, yields=not hello.gpu)
+        metrics = registry_for(engine, hello.model, open_gpu(hello.gpu) if hello.gpu else None)
+        self._server = Server(hello, files, metrics, post=self._room.post, token=token)
+        self._runner = web.AppRunner(self._server.app(), access_log=None, shutdown_timeout=0.2)
+
+    async def open(self, address: Address) -> str:
+        """Returns where it listens."""
+        await self._runner.setup()
+        where = await open_site(self._runner, address)
+        self._room.start()
+        return where
+
+    async def close(self) -> None:
+        await self._loop.run_in_executor(None, self._room.stop)
+        await self._runner.cleanup()
+
+    def _send(self, outgoing: list[Outgoing]) -> None:
+        self._loop.call_soon_threadsafe(self._server.deliver, outgoing)
+
+    def _failed(self, error: BaseException) -> None:
+        self._loop.call_soon_threadsafe(self._fail, error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._server.fail(error)
+        self.failure.set_result(error)

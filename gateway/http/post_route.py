@@ -1,0 +1,40 @@
+"""What is asked for with POST and answered at once, without a model: method, body and errors are the same for each."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from litestar.types import Scope
+
+from gateway.api.dialect import Dialect
+from gateway.errors import HeadwayError, MethodNotAllowed
+from gateway.http.body import Receive, Send, read_body, respond
+from gateway.http.response import OPENAI, send_error
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+Headers = list[tuple[bytes, bytes]]
+Read = Callable[[], Awaitable[bytes]]
+Answer = Callable[[Headers, Read], Awaitable[Any]]
+"""Who asks is found out before the body is read."""
+Posted = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def posted(gateway: "Gateway", answer: Answer, *, other_method: str, dialect: Dialect = OPENAI) -> Posted:
+    """`other_method` is said where it is not POST; what `answer` raises is told in the words of the dialect."""
+
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = list(scope["headers"])
+
+        async def read() -> bytes:
+            return await read_body(headers, receive, gateway.reading)
+
+        try:
+            if scope["method"] != "POST":  # type: ignore[typeddict-item]
+                raise MethodNotAllowed(other_method)
+            await respond(send, 200, msgspec.json.encode(await answer(headers, read)), [])
+        except HeadwayError as error:
+            await send_error(send, error, dialect)
+
+    return handle

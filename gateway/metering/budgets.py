@@ -1,0 +1,189 @@
+"""What tenants, keys and runs may still spend. Pure: the clock is passed in, and nothing happens between looking and taking, so
+that no two requests spend the same money.
+
+spent + held + what a request may take at most <= limit; `held` is what requests under way may still take. Windows of `window_s`
+seconds begin at multiples of it in Unix time; what is spent counts in the window in which its request came.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from gateway.errors import OverBudget
+from gateway.policy.schema import Budget
+
+MAX_ACCOUNTS = 200_000
+"""The least recently used that hold nothing are forgotten first, as are those whose window is over; of runs there may be any
+number."""
+_DUST = 1e-9
+"""Of a limit: sums of floats are that exact."""
+_SOON_S = 1.0
+
+
+class Amount(NamedTuple):
+    usd: float = 0.0
+    tokens: int = 0
+    turns: int = 0
+
+    def plus(self, other: "Amount", sign: int = 1) -> "Amount":
+        return Amount(self.usd + sign * other.usd, self.tokens + sign * other.tokens, self.turns + sign * other.turns)
+
+
+NOTHING = Amount()
+
+
+class Payers(NamedTuple):
+    """Who pays for a request. `key` is the id of a key, never the key; "" where none is needed."""
+
+    tenant: str
+    key: str
+    run: str
+
+
+@dataclass(slots=True)
+class _Account:
+    window: int
+    spent: Amount = NOTHING
+    held: Amount = NOTHING
+    num_holds: int = 0
+
+
+class Reservation(NamedTuple):
+    """What one request may take at most, of each account that pays for it. Settled exactly once."""
+
+    accounts: tuple[_Account, ...]
+    most: Amount
+
+
+class Budgets:
+    """One account for each budget and payer, made when first used."""
+
+    def __init__(self, budgets: Mapping[str, Budget], *, max_accounts: int = MAX_ACCOUNTS) -> None:
+        self._budgets = budgets
+        self._max_accounts = max_accounts
+        self._accounts: OrderedDict[tuple[str, Payers], _Account] = OrderedDict()
+        self.num_holds = 0
+        """Of requests under way."""
+        self.settled = NOTHING
+        """By all that have ended since the start, each counted once whatever the number of its budgets."""
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def limit(self, budgets: Mapping[str, Budget]) -> None:
+        """Other limits from now on. What was spent stays spent; a budget that is new counts from here."""
+        self._budgets = budgets
+
+    def hold(self, names: Sequence[str], payers: Payers, wanted: Sequence[Amount], now: float) -> list[Reservation]:
+        """A hold for each amount, of every named budget, or none at all: raises OverBudget. `now` is Unix time."""
+        together = NOTHING
+        for most in wanted:
+            together = together.plus(most)
+        accounts = []
+        for name in dict.fromkeys(names):
+            if name not in self._budgets:  # of a policy that is no longer in force
+                continue
+            account = self._account(name, payers, now)
+            _check(name, self._budgets[name], payers, account, together, now)
+            accounts.append(account)
+        for account in accounts:
+            account.held = account.held.plus(together)
+            account.num_holds += len(wanted)
+        self.num_holds += len(wanted)
+        return [Reservation(tuple(accounts), most) for most in wanted]
+
+    def settle(self, hold: Reservation, spent: Amount) -> None:
+        """What was taken in the end stands for what was held."""
+        self.num_holds -= 1
+        self.settled = self.settled.plus(spent)
+        for account in hold.accounts:
+            account.num_holds -= 1
+            account.held = account.held.plus(hold.most, -1) if account.num_holds else NOTHING
+            account.spent = account.spent.plus(spent)
+
+    def spend(self, name: str, payers: Payers, spent: Amount, now: float) -> None:
+        """Without a hold: what was spent before a restart."""
+        account = self._account(name, payers, now)
+        account.spent = account.spent.plus(spent)
+
+    def spent(self, name: str, payers: Payers, now: float) -> Amount:
+        return self._account(name, payers, now).spent
+
+    def check(self) -> None:
+        """Holds are neither lost nor settled twice."""
+        assert self.num_holds >= 0
+        for account in self._accounts.values():
+            assert account.num_holds >= 0
+            assert account.num_holds or account.held == NOTHING
+
+    def _account(self, name: str, payers: Payers, now: float) -> _Account:
+        budget = self._budgets[name]
+        place = (name, _payer(budget, payers))
+        window = _window(budget, now)
+        account = self._accounts.get(place)
+        if account is None or account.window < window:
+            account = self._accounts[place] = _Account(window)
+        self._accounts.move_to_end(place)
+        self._forget(now)
+        return account
+
+    def _forget(self, now: float) -> None:
+        """The one that was used least lately, and whose window is over, and which has to make room."""
+        while self._accounts:
+            place, account = next(iter(self._accounts.items()))
+            budget = self._budgets.get(place[0])
+            is_over = budget is not None and account.window < _window(budget, now)
+            if account.num_holds or not (is_over or len(self._accounts) > self._max_accounts):
+                return
+            del self._accounts[place]
+
+
+def window_start(budget: Budget, now: float) -> float:
+    """Unix time; 0 for a budget that is for ever."""
+    return _window(budget, now) * (budget.window_s or 0.0)
+
+
+def _window(budget: Budget, now: float) -> int:
+    return int(now // budget.window_s) if budget.window_s else 0
+
+
+def _payer(budget: Budget, payers: Payers) -> Payers:
+    match budget.per:
+        case "tenant":
+            return Payers(payers.tenant, "", "")
+        case "key":
+            return Payers(payers.tenant, payers.key, "")
+        case "run":
+            return Payers(payers.tenant, "", payers.run)
+
+
+def _check(name: str, budget: Budget, payers: Payers, account: _Account, wanted: Amount, now: float) -> None:
+    limits = (budget.usd, budget.tokens, budget.turns)
+    taken = account.spent.plus(account.held)
+    for unit, limit, spent, held, most in zip(Amount._fields, limits, taken, account.held, wanted, strict=True):
+        if limit is None or spent + most <= limit * (1 + _DUST):
+            continue
+        left = max(0.0, limit - spent)
+        resets_s = window_start(budget, now) + budget.window_s - now if budget.window_s else None
+        # When others give back what they hold and do not take, there may be enough.
+        soon = spent - held + most <= limit
+        raise OverBudget(
+            f'budget "{name}" of this {budget.per}: {_say(unit, left)} of {_say(unit, limit)} left'
+            + (f", while {_say(unit, held)} are held for requests under way" if held > 0 else "")
+            + f"; this request may take {_say(unit, most)}. "
+            + _when(now, resets_s),
+            retry_after_s=_SOON_S if soon else resets_s,
+        )
+
+
+def _when(now: float, resets_s: float | None) -> str:
+    if resets_s is None:
+        return "It does not reset: ask for a larger one"
+    at = datetime.fromtimestamp(now + resets_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"It resets at {at}, in {resets_s:,.0f} s"
+
+
+def _say(unit: str, value: float) -> str:
+    return f"${value:.6g}" if unit == "usd" else f"{value:,.0f} {unit}"

@@ -1,0 +1,33 @@
+"""The form that an answer must have, as each worker's model writes it."""
+
+from collections.abc import Callable, Iterable
+
+from msgspec import structs
+
+from backends.wire import Grammar
+from gateway.parsers.output_format import OutputFormat
+from gateway.request import Request
+
+
+def grammars_for(request: Request, workers: Iterable[str], family: Callable[[str], OutputFormat]) -> dict[str, Grammar]:
+    """By worker, whose family is asked for only where there is a form to hold; empty where the sampling says it all. With tools
+    and a format, either is an answer."""
+    if not request.has_grammar:
+        return {}
+    return {worker: grammar for worker in workers if (grammar := _grammar(request, family(worker))) is not None}
+
+
+def _grammar(request: Request, family: OutputFormat) -> Grammar | None:
+    rule, format = request.calls, request.sampling.grammar
+    if rule is not None:
+        calls = family.grammar(rule.tools, param=rule.param, required=rule.required, parallel=rule.parallel)
+        return structs.replace(calls, text=_schema(format)) if format and not rule.required else calls
+    assert format
+    if request.tools:
+        calls = family.grammar(request.tools, param=format.param, required=False, parallel=True)
+        return structs.replace(calls, text=_schema(format))
+    return structs.replace(format, thinks=family.thinks) if family.thinks != "no" else None
+
+
+def _schema(format: Grammar) -> str:
+    return format.text if format.kind == "schema" else '{"type": "object"}'

@@ -1,0 +1,240 @@
+"""Messages to token ids: once per tokenizer, incremental per chain, and never for long on the event loop."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.errors import ContextTooLong
+from gateway.fleet.worker_client import WorkerClient
+from gateway.request import Message, Request, Tool
+from gateway.runs.cache_miss import PromptChange, around, part_at
+from gateway.text.model_text import Encoded, ModelText
+from gateway.text.page_hashes import PageHashes
+from gateway.text.safe_splits import common_prefix
+
+MAX_INLINE_CHARS = 8_000
+"""New text up to this is tokenized on the event loop: about a millisecond. More goes to a thread."""
+MAX_INLINE_TOTAL_CHARS = 60_000
+"""A longer conversation goes to a thread even when little of it is new: rendering and page names read all of it."""
+_AROUND_A_MESSAGE = 16
+SHRINKS = 4
+"""Times that a tokenizer's normalization makes a text shorter, at most: composed accents, joined blanks."""
+MAX_KEPT_CHARS = 64_000_000
+MAX_KEPT_CHAINS = 20_000
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+class Prompt(NamedTuple):
+    """`data` is uint32 little-endian ids; `names` those of its full pages on the worker that it is for. Pages within the first
+    `shared_tokens` are named for all tenants that share."""
+
+    data: bytes
+    num_tokens: int
+    names: Sequence[bytes]
+    shared_tokens: int = 0
+    change: PromptChange | None = None
+    """Against what the chain sent before; None when that is not known."""
+
+
+class _CachedEncoding(NamedTuple):
+    """What a chain last sent, as one tokenizer reads it; page names by fingerprint of weights, page size, salt and shared
+    tokens."""
+
+    encoded: Encoded
+    data: bytes
+    names: dict[tuple[str, int, str, int], PageHashes]
+    shared_tokens: int
+
+    def num_known(self, data: bytes, page_size: int) -> int:
+        """Leading pages that a further prompt shares with it."""
+        return common_prefix(self.data, data) // (4 * page_size)
+
+
+class Target(NamedTuple):
+    """What a worker needs of a prompt: its tokenizer and how it names pages."""
+
+    worker: str
+    text: ModelText
+    fingerprint: str
+    page_size: int
+    max_context: int
+
+
+def target_of(link: WorkerClient) -> Target | None:
+    """None for a worker that has never been up: nobody knows its tokenizer."""
+    if link.text is None or link.hello is None:
+        return None
+    return Target(link.worker, link.text, link.hello.fingerprint, link.hello.page_size, link.hello.max_context)
+
+
+def check_length(request: Request, targets: Sequence[Target]) -> None:
+    """Raises ContextTooLong for what fits nowhere whatever its words are: to find out how much too long takes minutes."""
+    total = total_chars(request)
+    least = [(total // (SHRINKS * target.text.longest_token), target) for target in targets]
+    if least and all(tokens > target.max_context for tokens, target in least):
+        tokens, target = max(least, key=lambda pair: pair[1].max_context)
+        raise ContextTooLong(
+            f"prompt has {total:,} characters, more than {tokens:,} tokens; the longest that is taken is"
+            f" {target.max_context:,} with its answer: shorten it or route to a model with a longer context",
+            param="messages",
+        )
+
+
+class PromptEncoder:
+    """Keeps the last encoding of each chain and tokenizer; bounded by chains and by characters.
+
+    With `capture`, changes show the text around them."""
+
+    def __init__(self, clock: Callable[[], datetime] = datetime.now, *, capture: bool = False) -> None:
+        self._clock, self._capture = clock, capture
+        self._kept: OrderedDict[tuple[str, str], _CachedEncoding] = OrderedDict()
+        self._kept_chars = 0
+        self._fingerprints = set[str]()
+        """Of the tokenizers that were asked."""
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def build(
+        self, request: Request, targets: Sequence[Target], *, chain: str, salt: str, shares_system: bool = False
+    ) -> dict[str, Prompt]:
+        """By worker. With `shares_system` the salt enters behind what only the system prompt and the tools say. Raises
+        BadRequest when a template does not take the messages."""
+        texts = {target.text.fingerprint: target.text for target in targets}
+        previous = {fingerprint: self._kept.get((chain, fingerprint)) for fingerprint in texts}
+        if _is_short(request, previous):
+            kept, prompts = self._encode(request, targets, texts, previous, salt, shares_system)
+        else:
+            loop = asyncio.get_running_loop()
+            kept, prompts = await loop.run_in_executor(
+                self._threads, self._encode, request, targets, texts, previous, salt, shares_system
+            )
+        for fingerprint, one in kept.items() if request.text is None else ():
+            self._keep((chain, fingerprint), one)
+        return prompts
+
+    def _encode(
+        self,
+        request: Request,
+        targets: Sequence[Target],
+        texts: Mapping[str, ModelText],
+        previous: Mapping[str, _CachedEncoding | None],
+        salt: str,
+        shares_system: bool,
+    ) -> tuple[dict[str, _CachedEncoding], dict[str, Prompt]]:
+        now = self._clock()
+        kept: dict[str, _CachedEncoding] = {}
+        for fingerprint, text in texts.items():
+            before = previous[fingerprint]
+            encoded = _encode(text, request, now, before.encoded if before else None)
+            shared = _shared_tokens(text, encoded, request, now) if shares_system else 0
+            kept[fingerprint] = _CachedEncoding(encoded, encoded.ids.tobytes(), {}, shared)
+        changes = {
+            fingerprint: self._change(request, before, kept[fingerprint])
+            for fingerprint, before in previous.items()
+            if before is not None and request.text is None
+        }
+        # Many workers read and name it alike: what follows for each of them is next to nothing.
+        prompts: dict[str, Prompt] = {}
+        alike: dict[tuple[str, str, int], Prompt] = {}
+        for worker, text, fingerprint, page_size, _ in targets:
+            kind = (text.fingerprint, fingerprint, page_size)
+            if (prompt := alike.get(kind)) is None:
+                one, before = kept[text.fingerprint], previous[text.fingerprint]
+                names = _names(one, before, fingerprint, page_size, salt)
+                change = changes.get(text.fingerprint)
+                prompt = alike[kind] = Prompt(one.data, len(one.data) // 4, names, one.shared_tokens, change)
+            prompts[worker] = prompt
+        return kept, prompts
+
+    def _change(self, request: Request, before: _CachedEncoding, now: _CachedEncoding) -> PromptChange:
+        previous, shared = len(before.data) // 4, common_prefix(before.data, now.data) // 4
+        if shared == previous:
+            return PromptChange(previous, shared)
+        then, text = before.encoded.text, now.encoded.text
+        at = common_prefix(then, text)
+        part = part_at(text, at, request.messages, has_tools=bool(request.tools))
+        shown = (around(then, at), around(text, at)) if self._capture else ("", "")
+        return PromptChange(previous, shared, part, *shown)
+
+    def forget(self, chains: Iterable[str]) -> None:
+        """Their run is over."""
+        for key in [(chain, fingerprint) for chain in chains for fingerprint in self._fingerprints]:
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        if (old := self._kept.pop(key, None)) is not None:
+            self._kept_chars -= len(old.encoded.text)
+
+    def _keep(self, key: tuple[str, str], kept: _CachedEncoding) -> None:
+        self._drop(key)
+        self._fingerprints.add(key[1])
+        self._kept[key] = kept
+        self._kept_chars += len(kept.encoded.text)
+        while self._kept and (self._kept_chars > MAX_KEPT_CHARS or len(self._kept) > MAX_KEPT_CHAINS):
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_chars -= len(dropped.encoded.text)
+
+
+def _names(one: _CachedEncoding, before: _CachedEncoding | None, fingerprint: str, page_size: int, salt: str) -> PageHashes:
+    key = (fingerprint, page_size, salt, one.shared_tokens)
+    if key not in one.names:
+        named = before.names.get(key) if before else None
+        one.names[key] = PageHashes.of(
+            one.data,
+            page_size=page_size,
+            fingerprint=fingerprint,
+            cache_salt=salt,
+            shared_tokens=one.shared_tokens,
+            before=named,
+            num_known=before.num_known(one.data, page_size) if before and named is not None else 0,
+        )
+    return one.names[key]
+
+
+def _encode(text: ModelText, request: Request, now: datetime, previous: Encoded | None) -> Encoded:
+    if request.text is not None:
+        return text.plain(request.text)
+    effort = request.reasoning_effort
+    return text.prompt(request.messages, request.tools, now=now, previous=previous, effort=effort)
+
+
+def _shared_tokens(text: ModelText, encoded: Encoded, request: Request, now: datetime) -> int:
+    if request.text is not None:
+        return 0
+    return text.num_system_tokens(encoded, request.messages, request.tools, now=now, effort=request.reasoning_effort)
+
+
+def _is_short(request: Request, previous: Mapping[str, _CachedEncoding | None]) -> bool:
+    total = total_chars(request)
+    if total > MAX_INLINE_TOTAL_CHARS:
+        return False
+    known = min((len(kept.encoded.text) if kept else 0 for kept in previous.values()), default=0)
+    return total - known <= MAX_INLINE_CHARS
+
+
+def total_chars(request: Request) -> int:
+    """Of all that a model reads of it, about."""
+    return len(request.text or "") + sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
+
+
+def token_limit_of(request: Request, num_chars: int) -> int:
+    """As many bytes as its `total_chars` take, and what a template puts around each message."""
+    texts = (message.content for message in request.messages)
+    more = sum(len(text.encode(errors="replace")) - len(text) for text in texts if not text.isascii())
+    return num_chars + more + _AROUND_A_MESSAGE * (1 + len(request.messages))
+
+
+def _num_chars(message: Message) -> int:
+    return len(message.content) + sum(100 + len(call.name) + len(call.arguments) for call in message.tool_calls)
+
+
+def _num_tool_chars(tool: Tool) -> int:
+    return 100 + len(tool.description) + (len(_encode_json(tool.parameters)) if tool.parameters else 0)
