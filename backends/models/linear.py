@@ -139,8 +139,12 @@ def kernels_of(library: Library | None) -> dict[str, Build]:
         values, scale = quantize_rows(weight)
         return TiledLinear(library, values, stream=stream, bias=weight.bias, scale=scale)
 
-    ours = {"float32": dense("float32", torch.float32), "bfloat16": dense("bfloat16", torch.bfloat16), "w8a8": w8a8}
-    return KERNELS | ours
+    return {
+        "float32": dense("float32", torch.float32),
+        "bfloat16": dense("bfloat16", torch.bfloat16),
+        "w8a8": w8a8,
+        "int4": lambda weight, stream: TiledLinear.int4(library, quantize_groups(weight), stream=stream),
+    }
 
 
 KEEPS: dict[Stored, tuple[str, ...]] = {

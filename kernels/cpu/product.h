@@ -2,14 +2,18 @@
 //
 //   tile t:  unit 0: [output 16t: 4 bytes][output 16t + 1: 4 bytes] ... , unit 1: ...
 //
-// A unit is one float32, two bfloat16 or four int8. Each output adds its units up in order, however many rows there are,
+// A unit is one float32, two bfloat16, four int8 or eight int4. Each output adds its units up in order, however many rows there are,
 // so that a row's result depends on nothing but the row. Integer sums are exact: they are the same on every processor.
 #pragma once
+#include <type_traits>
+
 #include "vectors.h"
 
-enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
 // `outputs` by `width`. Of int8: a scale for each output, and `shifts`, which its integer sums start from (see InInt8::OFFSET).
+// Of int4: in `scales` for each tile and each group of `group_units` units 16 scales and 16 shifts, nibble * scale + shift is
+// the weight; column i stands for the input's column order[i], where there is an order.
 struct Matrix {
   int32_t kind;
   int32_t outputs;
@@ -19,7 +23,10 @@ struct Matrix {
   const float* bias;
   const float* scales;
   const int32_t* shifts;
+  const int32_t* order;
+  int64_t group_units;
   int num_tiles() const { return (outputs + LANES - 1) / LANES; }
+  const float* groups(int tile) const { return kind == INT4 ? scales + tile * (units / group_units) * 2 * LANES : nullptr; }
 };
 
 // Rows as a matrix wants them: `stride` bytes apart, `scales` of int8 alone.
@@ -120,6 +127,7 @@ struct InInt8 {
 #endif
 
 inline int unit_bytes(int kind) {
+  if (kind == INT4) return 32;  // eight float32
   return kind == INT8 ? InInt8::UNIT : kind == BFLOAT16 ? InBfloat16::UNIT : InFloat32::UNIT;
 }
 
@@ -139,12 +147,16 @@ constexpr int tiles_of(int rows) { return rows <= 3 ? 2 : 1; }
 
 // Neighbouring tiles that a block brings in while it multiplies: `ahead` is the first of them.
 constexpr int ahead_of(int tiles) { return tiles > 2 ? 2 : 1; }
+struct Tiles {
+  const uint8_t* bytes[MOST_TILES];
+  const float* groups[MOST_TILES];  // of int4
+  int units, group_units;
+};
 // `sums` are (rows, tiles, 16).
-typedef void (*Block)(const uint8_t* a, size_t stride, const uint8_t* const* tiles, int units, const uint8_t* ahead,
-                      uint8_t* sums);
+typedef void (*Block)(const uint8_t* a, size_t stride, const Tiles& tiles, const uint8_t* ahead, uint8_t* sums);
 
 template <class In, int ROWS, int TILES>
-void block(const uint8_t* a, size_t stride, const uint8_t* const* tiles, int units, const uint8_t* ahead, uint8_t* sums) {
+void block(const uint8_t* a, size_t stride, const Tiles& tiles, const uint8_t* ahead, uint8_t* sums) {
   constexpr int REGISTERS = TILES * PARTS;
   constexpr int AT_ONCE = SCARCE ? In::AT_ONCE : REGISTERS;
   typename In::Sum sum[ROWS][REGISTERS];
@@ -153,8 +165,8 @@ void block(const uint8_t* a, size_t stride, const uint8_t* const* tiles, int uni
 #pragma GCC unroll 16
     for (int t = 0; t < REGISTERS; t++) sum[r][t] = typename In::Sum{};
   const uint8_t* at[TILES];
-  for (int t = 0; t < TILES; t++) at[t] = tiles[t];
-  for (size_t unit = 0; unit < size_t(units); unit++) {
+  for (int t = 0; t < TILES; t++) at[t] = tiles.bytes[t];
+  for (size_t unit = 0; unit < size_t(tiles.units); unit++) {
     for (int i = 0; i < ahead_of(TILES); i++) __builtin_prefetch(ahead + 64 * (ahead_of(TILES) * unit + i), 0, 2);
 #pragma GCC unroll 16
     for (int t = 0; t < REGISTERS; t += AT_ONCE) {
@@ -174,15 +186,58 @@ void block(const uint8_t* a, size_t stride, const uint8_t* const* tiles, int uni
     for (int t = 0; t < REGISTERS; t++) store(sums + (r * REGISTERS + t) * sizeof(Float), sum[r][t]);
 }
 
+// Nibbles become float32 weights on their way into the sums.
+struct InInt4 {};
+template <int ROWS, int TILES>
+void block_int4(const uint8_t* a, size_t stride, const Tiles& tiles, const uint8_t* ahead, uint8_t* sums) {
+  constexpr int REGISTERS = TILES * PARTS;
+  Float sum[ROWS][REGISTERS];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 16
+    for (int t = 0; t < REGISTERS; t++) sum[r][t] = Float{};
+  for (int group = 0; group * tiles.group_units < tiles.units; group++) {
+    Float scale[REGISTERS], shift[REGISTERS];
+#pragma GCC unroll 16
+    for (int t = 0; t < REGISTERS; t++) {
+      const float* of = tiles.groups[t / PARTS] + group * 2 * LANES + t % PARTS * NATIVE;
+      scale[t] = load<Float>(of), shift[t] = load<Float>(of + LANES);
+    }
+    for (size_t unit = size_t(group) * tiles.group_units; unit < size_t(group + 1) * tiles.group_units; unit++) {
+      for (int i = 0; i < ahead_of(TILES); i++) __builtin_prefetch(ahead + 64 * (ahead_of(TILES) * unit + i), 0, 2);
+      Word nibbles[REGISTERS];
+#pragma GCC unroll 16
+      for (int t = 0; t < REGISTERS; t++) nibbles[t] = load<Word>(tiles.bytes[t / PARTS] + 64 * unit + t % PARTS * sizeof(Float));
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; j++)
+#pragma GCC unroll 16
+        for (int t = 0; t < REGISTERS; t++) {
+          const Float weight = fma(to_float((Int)(nibbles[t] >> 4 * j & 15u)), scale[t], shift[t]);
+#pragma GCC unroll 8
+          for (int r = 0; r < ROWS; r++)
+            sum[r][t] = fma(native(load<float>(a + r * stride + 32 * unit + 4 * j)), weight, sum[r][t]);
+        }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 16
+    for (int t = 0; t < REGISTERS; t++) store(sums + (r * REGISTERS + t) * sizeof(Float), sum[r][t]);
+}
+
+template <class In, int ROWS, int TILES> constexpr Block block_for() {
+  if constexpr (std::is_same_v<In, InInt4>) return block_int4<ROWS, TILES>;
+  else return block<In, ROWS, TILES>;
+}
 template <class In, int ROWS> Block block_of(int tiles) {
   if constexpr (tiles_of(ROWS) >= 4) {
-    if (tiles == 4) return block<In, ROWS, 4>;
-    if (tiles == 3) return block<In, ROWS, 3>;
+    if (tiles == 4) return block_for<In, ROWS, 4>();
+    if (tiles == 3) return block_for<In, ROWS, 3>();
   }
   if constexpr (tiles_of(ROWS) >= 2) {
-    if (tiles == 2) return block<In, ROWS, 2>;
+    if (tiles == 2) return block_for<In, ROWS, 2>();
   }
-  return block<In, ROWS, 1>;
+  return block_for<In, ROWS, 1>();
 }
 template <class In> Block block_of(int rows, int tiles) {
   switch (rows) {
@@ -196,6 +251,7 @@ template <class In> Block block_of(int rows, int tiles) {
 }
 inline Block block_of(int kind, int rows, int tiles) {
   if (kind == INT8) return block_of<InInt8>(rows, tiles);
+  if (kind == INT4) return block_of<InInt4>(rows, tiles);
   return kind == BFLOAT16 ? block_of<InBfloat16>(rows, tiles) : block_of<InFloat32>(rows, tiles);
 }
 
@@ -225,13 +281,17 @@ void product(const Matrix& m, const Operand& a, int rows, int first, int last, b
       const int some = (rows - row) / (blocks - i);
       Floats y[MOST_ROWS][MOST_TILES];
       for (int t = 0; t < count; t += most_tiles) {
-        const uint8_t* tiles[MOST_TILES];
+        Tiles tiles;
+        tiles.units = m.units, tiles.group_units = int(m.group_units);
         const int together = count - t < most_tiles ? count - t : most_tiles;
-        for (int j = 0; j < together; j++) tiles[j] = m.tiles + place(tile + t + j) * tile_bytes;
+        for (int j = 0; j < together; j++) {
+          tiles.bytes[j] = m.tiles + place(tile + t + j) * tile_bytes;
+          tiles.groups[j] = m.groups(place(tile + t + j));
+        }
         // Each of the first blocks of rows brings in a part of the next tiles.
         const int by = ahead_of(together), next = tile + step + t + (halves && by == 2 ? i : i * by);
-        const uint8_t* ahead = i * by < together && next < last ? m.tiles + place(next) * tile_bytes : tiles[0];
-        block_of(m.kind, some, together)(a.bytes + row * a.stride, a.stride, tiles, m.units, ahead, sums);
+        const uint8_t* ahead = i * by < together && next < last ? m.tiles + place(next) * tile_bytes : tiles.bytes[0];
+        block_of(m.kind, some, together)(a.bytes + row * a.stride, a.stride, tiles, ahead, sums);
         for (int r = 0; r < some; r++)
           for (int j = 0; j < together; j++)
             y[r][t + j] = finish(m, sums + (r * together + j) * 64, place(tile + t + j), m.kind == INT8 ? a.scales[row + r] : 0);
@@ -244,7 +304,9 @@ void product(const Matrix& m, const Operand& a, int rows, int first, int last, b
 // A row of floats as `m` wants it. Its width is a multiple of 16.
 inline void give(const Matrix& m, const float* x, const Operand& to, int row) {
   uint8_t* out = to.bytes + row * to.stride;
-  if (m.kind == FLOAT32 || (m.kind == BFLOAT16 && InBfloat16::UNIT == 8)) {
+  if (m.order) {
+    for (int i = 0; i < m.width; i++) store(out + 4 * i, x[m.order[i]]);
+  } else if (m.kind == FLOAT32 || m.kind == INT4 || (m.kind == BFLOAT16 && InBfloat16::UNIT == 8)) {
     memcpy(out, x, m.width * sizeof(float));
   } else if (m.kind == BFLOAT16) {
     for (int i = 0; i < m.width; i += LANES) store_bfloat16(out + 2 * i, load<Floats>(x + i));

@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int HIDDEN = 64, INNER = 96, HEADS = 4, KV_HEADS = 2, WIDTH = 32, LAYERS = 2, VOCABULARY = 333, PAGE = 16, PAGES = 24;
+constexpr int HIDDEN = 64, INNER = 96, HEADS = 4, KV_HEADS = 2, WIDTH = 32, LAYERS = 2, VOCABULARY = 333, PAGE = 16, PAGES = 24, GROUP = 32;
 
 struct Numbers {
   uint32_t state = 12345;
@@ -22,23 +22,29 @@ struct Numbers {
 struct Made {
   std::vector<uint8_t> rows, tiles;
   std::vector<float> bias, scales;
-  std::vector<int32_t> shifts;
+  std::vector<int32_t> shifts, order;
 
   Matrix matrix(Numbers& numbers, int kind, int outputs, int width, bool with_bias) {
-    const int element = kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1, units = width * element / 4;
+    const int element = kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1, units = kind == INT4 ? width / 8 : width * element / 4;
     const int whole = (outputs + LANES - 1) / LANES * LANES;
     rows.resize(size_t(outputs) * width * element + 64);
     for (int i = 0; i < outputs * width; i++) {
       const float value = numbers.unit() / 8;
       if (kind == FLOAT32) store(&rows[i * 4], value);
       else if (kind == BFLOAT16) store(&rows[i * 2], uint16_t(bits<uint32_t>(value) >> 16));
-      else rows[i] = uint8_t(int8_t(int(numbers.next() % 255) - 127));
+      else if (kind == INT8) rows[i] = uint8_t(int8_t(int(numbers.next() % 255) - 127));
+      else rows[i] = uint8_t(int8_t(int(numbers.next() % 16) - 8));
     }
     tiles.assign(size_t(whole) * units * 4, 0);
-    scales.assign(whole, 1.0f / 1024), bias.assign(whole, 0), shifts.assign(whole, 0);
+    scales.assign(kind == INT4 ? 2 * whole * width / GROUP : whole, 1.0f / 1024), bias.assign(whole, 0), shifts.assign(whole, 0);
     for (float& b : bias) b = numbers.unit() / 4;
+    if (kind == INT4)
+      for (float& scale : scales) scale = numbers.unit() / 64;
+    order.resize(width);
+    for (int i = 0; i < width; i++) order[i] = (i * 5 + 3) % width;
     headway_pack(kind, outputs, width, units, rows.data(), tiles.data(), shifts.data());
-    return {kind, outputs, width, units, tiles.data(), with_bias ? bias.data() : nullptr, scales.data(), shifts.data()};
+    return {kind, outputs, width, units, tiles.data(), with_bias ? bias.data() : nullptr, scales.data(), shifts.data(),
+            kind == INT4 && with_bias && width % 5 ? order.data() : nullptr, GROUP / 8};
   }
 };
 
@@ -111,8 +117,8 @@ uint64_t hash_of(int kind, int cache_kind, int threads) {
 }  // namespace
 
 int main() {
-  const char* names[] = {"float32", "bfloat16", "int8"};
-  for (int kind = 0; kind < 3; kind++) {
+  const char* names[] = {"float32", "bfloat16", "int8", "int4"};
+  for (int kind = 0; kind < 4; kind++) {
     printf("%s", names[kind]);
     for (int cache_kind = 0; cache_kind < 3; cache_kind++) {
       const uint64_t one = hash_of(kind, cache_kind, 1), two = hash_of(kind, cache_kind, 2);

@@ -455,13 +455,18 @@ int32_t headway_step(void* opened, const Model* model, const Cache* cache, const
   return done;
 }
 
-// Plain rows (outputs, width) of float32, bfloat16 or int8 into tiles, and for int8 the shifts.
+// Plain rows (outputs, width) of float32, bfloat16 or int8 into tiles, and for int8 the shifts. Of int4 a row has int8 values
+// from -8 to 7.
 void headway_pack(int32_t kind, int64_t outputs, int64_t width, int64_t units, const uint8_t* rows, uint8_t* tiles,
                   int32_t* shifts) {
   const size_t element = kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1, row_bytes = width * element;
   for (int64_t n = 0; n < outputs; n++) {
     uint8_t* to = tiles + (n / LANES) * units * 64 + (n % LANES) * 4;
     const uint8_t* from = rows + n * row_bytes;
+    if (kind == INT4) {
+      for (int64_t k = 0; k < width; k++) to[k / 8 * 64 + k % 8 / 2] |= uint8_t((from[k] + 8 & 15) << k % 2 * 4);
+      continue;
+    }
     for (int64_t u = 0; u < units; u++) memcpy(to + u * 64, from + u * 4, std::min<size_t>(4, row_bytes - u * 4));
     if (kind == INT8) {
       int32_t total = 0;

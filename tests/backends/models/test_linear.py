@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from backends.models.linear import (
-    KERNELS,
     LinearChooser,
     Timing,
     candidates,
@@ -93,12 +92,24 @@ def test_what_is_asked_for_is_taken_and_a_shape_is_probed_once() -> None:
     assert probing.reasons()[0].startswith("64 x 48 in ")
 
 
-def test_int4_computes_with_exactly_what_it_stores() -> None:
-    stored = quantize_groups(weight())
-    assert quantize_groups(stored) is stored
-    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(2))
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_int4_computes_with_exactly_what_it_stores(library: Library | None, zeros: bool, ordered: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randint(-8, 8, (48, 128), generator=generator, dtype=torch.int8)
+    scale = torch.rand(48, 4, generator=generator) + 0.5
+    zero = torch.randint(-8, 8, (48, 4), generator=generator).float() if zeros else None
+    order = torch.randperm(128, generator=generator) if ordered else None
+    stored = Weight(values, scale, torch.randn(48, generator=generator), zero, 32, bits=4, order=order)
+    x = torch.randn(7, 128, generator=generator)
     torch.testing.assert_close(
-        KERNELS["int4"](stored, torch.float32)(x), x @ stored.dense(torch.float32).T, atol=1e-4, rtol=1e-4
+        kernels_of(library)["int4"](stored, torch.float32)(x),
+        torch.nn.functional.linear(x, stored.dense(torch.float32), stored.bias),
+        atol=1e-3,
+        rtol=1e-4,
     )
+
+
+def test_int4_takes_rows_by_16() -> None:
     with pytest.raises(ValueError, match="47 x 64 is not served in int4"):
         quantize_groups(Weight(weight().values[:47]))

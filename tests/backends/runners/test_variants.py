@@ -21,6 +21,7 @@ GOLDEN = {
     "float32": "697766897260131d 2118339f68e1a462 4ce139e1c92e7e28",
     "bfloat16": "2972a0d6dcd4ce61 b3c9bd41da1e68be 3f7b2a66ed94cc35",
     "int8": "e474a583d0c9fbb6 336dedc2388fab2d 9af1f4419c8c31c6",
+    "int4": "960bc3642391337c e2cca6b33b4da4a6 ea12f8d5743274c4",
 }
 """Hashes of logits by kind of matrix, with KV in float32, bfloat16 and int8, as kernels/cpu/selftest.cpp prints them."""
 BASELINE = Variant("baseline", "x86_64", frozenset(), ("-march=x86-64-v2",))
