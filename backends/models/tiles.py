@@ -37,6 +37,9 @@ class TiledLinear:
     Sums are float32 (int32 with int8), always in the same order: a row's result does not depend on the rows beside it.
     """
 
+    _scale: Tensor | None
+    _order: Tensor | None = None
+
     def __init__(
         self, library: Library, values: Tensor, *, stream: torch.dtype, bias: Tensor | None = None, scale: Tensor | None = None
     ) -> None:
@@ -60,8 +63,8 @@ class TiledLinear:
         # (out, groups) each to (tiles, groups, scale and shift, 16)
         parts = [F.pad(part, (0, 0, 0, whole - len(part))).view(-1, LANES, groups).transpose(1, 2) for part in (scale, shift)]
         self._scale = torch.stack(parts, 2).contiguous()
-        self._order: Tensor | None = None if weight.order is None else weight.order.int().contiguous()
         self.matrix.scales, self.matrix.group_units = self._scale.data_ptr(), weight.values.shape[1] // groups // 8
+        self._order = None if weight.order is None else weight.order.int().contiguous()
         self.matrix.order = None if self._order is None else self._order.data_ptr()
         return self
 
