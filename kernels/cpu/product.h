@@ -225,7 +225,44 @@ void block_int4(const uint8_t* a, size_t stride, const Tiles& tiles, const uint8
     for (int t = 0; t < REGISTERS; t++) store(sums + (r * REGISTERS + t) * sizeof(Float), sum[r][t]);
 }
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+// Two rows by two outputs of eight inputs in one instruction.
+template <int ROWS, int TILES>
+void block_pairs(const uint8_t* a, size_t stride, const Tiles& tiles, const uint8_t*, uint8_t* sums) {
+  constexpr int PAIRS = (ROWS + 1) / 2, REGISTERS = TILES * PARTS;
+  int32x4_t sum[PAIRS][REGISTERS][2] = {};
+  for (size_t unit = 0; unit < size_t(tiles.units); unit += 2) {
+    int8x16_t rows[PAIRS];
+    for (int r = 0; r < PAIRS; r++) {
+      const int8_t* first = (const int8_t*)a + 2 * r * stride + 4 * unit;
+      rows[r] = vcombine_s8(vld1_s8(first), vld1_s8(2 * r + 1 < ROWS ? first + stride : first));
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < REGISTERS; t++) {
+      const uint8_t* at = tiles.bytes[t / PARTS] + 64 * unit + t % PARTS * sizeof(Int);
+      const int32x4_t w = (int32x4_t)load<Int>(at), next = (int32x4_t)load<Int>(at + 64);
+      const int8x16_t low = vreinterpretq_s8_s32(vzip1q_s32(w, next)), high = vreinterpretq_s8_s32(vzip2q_s32(w, next));
+#pragma GCC unroll 4
+      for (int r = 0; r < PAIRS; r++) {
+        sum[r][t][0] = vmmlaq_s32(sum[r][t][0], rows[r], low);
+        sum[r][t][1] = vmmlaq_s32(sum[r][t][1], rows[r], high);
+      }
+    }
+  }
+  for (int r = 0; r < ROWS; r++)
+    for (int t = 0; t < REGISTERS; t++) {
+      const int32x4_t *of = sum[r / 2][t], low = of[0], high = of[1];
+      const int32x4_t row = r % 2 ? vcombine_s32(vget_high_s32(low), vget_high_s32(high))
+                                  : vcombine_s32(vget_low_s32(low), vget_low_s32(high));
+      store(sums + (r * REGISTERS + t) * sizeof(Int), (Int)row);
+    }
+}
+#endif
+
 template <class In, int ROWS, int TILES> constexpr Block block_for() {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if constexpr (std::is_same_v<In, InInt8> && ROWS > 1) return block_pairs<ROWS, TILES>;
+#endif
   if constexpr (std::is_same_v<In, InInt4>) return block_int4<ROWS, TILES>;
   else return block<In, ROWS, TILES>;
 }
