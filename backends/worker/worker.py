@@ -31,7 +31,7 @@ class Worker:
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
         self._room = EngineThread(engine, send=self._send, failed=self._failed, grammars=grammars, yields=not hello.gpu)
-        metrics = registry_for(engine, hello.model, open_gpu(hello.gpu) if hello.gpu else None)
+        metrics = registry_for(engine, hello.model, open_gpu(hello.gpu) if hello.gpu else None, step=hello.kernels.get("step", ""))
         self._server = Server(hello, files, metrics, post=self._room.post, token=token)
         self._runner = web.AppRunner(self._server.app(), access_log=None, shutdown_timeout=0.2)
 
