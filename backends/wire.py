@@ -312,16 +312,16 @@ def further_hashes(
     end = len(prompt) - len(prompt) % width
     shared_end = min(end, shared_tokens // page_size * width)
     start = num_known * width
-    names: list[bytes] = []
+    page_hashes: list[bytes] = []
     for salt, stop in ((SHARED_SALT, shared_end), (cache_salt, end)):
         if start >= stop:
             continue
         key = page_key(fingerprint, salt)
         for at in range(start, stop, width):
             parent = blake2b(parent + prompt[at : at + width], digest_size=PAGE_HASH_BYTES, key=key).digest()
-            names.append(parent)
+            page_hashes.append(parent)
         start = stop
-    return names
+    return page_hashes
 
 
 def split_hashes(joined: bytes) -> Sequence[bytes]:

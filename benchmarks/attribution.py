@@ -187,10 +187,10 @@ def measure(model: str, requests: int, every: int, seed: int) -> Outcome:
     runner = GradingRunner(started._runner, clock, every, rng)
     engine = Engine(runner, started._decoder, started.limits, clock_ns=clock, rng=random.Random(seed))
     runner.engine = engine
-    begun = engine.meter.marked_ns
+    begun = engine.busy_meter.marked_ns
     spent_s = _drive(engine, runner, requests, rng)
-    engine.meter.idle_until(engine.clock_ns())
-    wall_s = (engine.meter.marked_ns - begun) / 1e9
+    engine.busy_meter.idle_until(engine.clock_ns())
+    wall_s = (engine.busy_meter.marked_ns - begun) / 1e9
     graded = runner.graded
     mixed = [one for one in graded if one.mixed]
     return Outcome(
@@ -202,7 +202,7 @@ def measure(model: str, requests: int, every: int, seed: int) -> Outcome:
         mixed_steps=len(mixed),
         mean_batch=statistics.mean(len(one.fair_s) for one in graded),
         cpu_of_wall=runner.cpu_s / runner.wall_s,
-        conservation=abs(spent_s + engine.meter.idle_ns / 1e9 - wall_s) / wall_s,
+        conservation=abs(spent_s + engine.busy_meter.idle_ns / 1e9 - wall_s) / wall_s,
     )
 
 

@@ -84,12 +84,12 @@ class World:
         self.predictors = {
             worker: LatencyPredictor(_learned(rng), changed=partial(self.touch, worker)) for worker in self.workers
         }
-        self.runs, self.keeper = (
+        self.runs, self.retention = (
             RunRegistry(num_runs + 1, 900.0),
             RetentionPublisher(Retention(), lambda worker, chain, score: None),
         )
-        self.residency, self.queue = KvIndex(MAX_PAGES), RequestQueue(WAITING + 1)
-        self.standing = WorkerViews(self.workers, self.view, LOAD_IS_FRESH_S)
+        self.kv_index, self.queue = KvIndex(MAX_PAGES), RequestQueue(WAITING + 1)
+        self.worker_views = WorkerViews(self.workers, self.view, LOAD_IS_FRESH_S)
         self.names: dict[int, PageHashes] = {}
         self.prompt = bytearray(4 * PROMPT)
         for number in range(num_runs):
@@ -103,13 +103,13 @@ class World:
     def warm(self, number: int) -> str:
         return self.workers[number % len(self.workers)]
 
-    def store(self, number: int, names: PageHashes) -> None:
+    def store(self, number: int, page_hashes: PageHashes) -> None:
         worker = self.warm(number)
-        sequence = self.residency.sequence(worker) + 1
-        self.residency.apply(worker, Cache(sequence=sequence, stored=names.leading(len(names)), reset=sequence == 0))
+        sequence = self.kv_index.sequence(worker) + 1
+        self.kv_index.apply(worker, Cache(sequence=sequence, stored=page_hashes.leading(len(page_hashes)), reset=sequence == 0))
 
     def touch(self, worker: str) -> None:
-        self.standing.touch(worker)
+        self.worker_views.touch(worker)
 
     def view(self, worker: str, now: float) -> WorkerView:
         tier = "small" if int(worker[1:]) % 2 else "large"
@@ -129,10 +129,10 @@ class World:
         identity = identify({"x-headway-run-id": f"run-{number}"}, (), tenant=TENANT)
         assert identity
         run, chain = self.runs.touch(identity, tenant=TENANT, now=0.0)
-        self.keeper.arrived(chain, 0.0)
+        self.retention.arrived(chain, 0.0)
         self.runs.opened(run)
         self.runs.dispatched(chain, model="nano", worker=self.warm(number))
-        self.keeper.finished(chain, 0.0, finish="tool_calls", tool="bash")
+        self.retention.finished(chain, 0.0, finish="tool_calls", tool="bash")
         self.runs.closed(run, final=False, now=0.0)
 
 
@@ -151,13 +151,13 @@ def main() -> None:
     per_run = (tracemalloc.get_traced_memory()[0] - before) / runs
     del idle
     before = tracemalloc.get_traced_memory()[0]
-    residency = KvIndex(MAX_PAGES // 100)
+    kv_index = KvIndex(MAX_PAGES // 100)
     for number in range(100):
         joined = rng.randbytes(PROMPT // PAGE * PAGE_HASH_BYTES)
-        residency.apply(f"w{number}", Cache(sequence=0, stored=joined, reset=True))
-    of_index = (tracemalloc.get_traced_memory()[0] - before) / len(residency) * MAX_PAGES / runs
+        kv_index.apply(f"w{number}", Cache(sequence=0, stored=joined, reset=True))
+    of_index = (tracemalloc.get_traced_memory()[0] - before) / len(kv_index) * MAX_PAGES / runs
     tracemalloc.stop()
-    del residency
+    del kv_index
     per_run += of_index
     progress(f"{per_run:,.0f} bytes an idle run")
     watch = Stopwatch()
@@ -193,17 +193,17 @@ def main() -> None:
 
 def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int, new_text: str) -> None:
     number = world.rng.choice(list(world.names))
-    names, warm = world.names[number], world.warm(number)
+    page_hashes, warm = world.names[number], world.warm(number)
     watch.time("identity", lambda: world.pause(number))
     ids = watch.time("tokenize", lambda: text.encode(new_text))
     # The names of the old part are known: those of the new one go on from the last of them.
-    world.prompt[4 * PAGE * len(names) :] = ids.tobytes()
+    world.prompt[4 * PAGE * len(page_hashes) :] = ids.tobytes()
     name = partial(PageHashes.of, world.prompt, page_size=PAGE, fingerprint="fingerprint", cache_salt=TENANT)
-    named = watch.time("names", lambda: name(before=names, num_known=len(names)))
-    holders = watch.time("residency", lambda: world.residency.holders(named))
+    named = watch.time("names", lambda: name(before=page_hashes, num_known=len(page_hashes)))
+    holders = watch.time("residency", lambda: world.kv_index.holders(named))
     cached = {worker: pages * PAGE for worker, pages in holders.items()}
     assert cached[warm] > PROMPT - 64 * PAGE
-    question = RoutingRequest(
+    routing_request = RoutingRequest(
         asked="auto",
         candidates=("small", "large"),
         prompt_tokens=dict.fromkeys(world.workers, PROMPT + GROWTH),
@@ -221,13 +221,13 @@ def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int, new_text: 
     for worker in (warm, *world.rng.sample(world.workers, 2)):
         world.predictors[worker].submitted(turn, GROWTH)
         world.predictors[worker].first_token(turn)
-    watch.time("views", lambda: world.standing.refresh(0.0))
-    views, whole = watch.time("shortlist", lambda: world.standing.candidates(question, 0.0))
-    decision = watch.time("decide", lambda: decide(question, views, decision_id="d", whole=whole))
+    watch.time("views", lambda: world.worker_views.refresh(0.0))
+    views, fleet_summary = watch.time("shortlist", lambda: world.worker_views.candidates(routing_request, 0.0))
+    decision = watch.time("decide", lambda: decide(routing_request, views, decision_id="d", fleet_summary=fleet_summary))
     watch.time("queue", lambda: _through(world.queue))
     if turn % 10 == 0:
         everyone = [world.view(worker, 0.0) for worker in world.workers]
-        assert watch.time("full_scan", lambda: decide(question, everyone, decision_id="d")) == decision
+        assert watch.time("full_scan", lambda: decide(routing_request, everyone, decision_id="d")) == decision
 
 
 def _through(queue: RequestQueue) -> None:

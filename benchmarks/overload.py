@@ -151,7 +151,7 @@ def judged(setup: Setup, times: float, played: Sequence[Played], seconds: float,
         item = setup.items[one.item]
         for turn, (request, ended_at) in enumerate(zip(one.seen, one.ended_at, strict=True)):
             seen[item.kind].append(request)
-            kept[item.kind].append(promise_of(item, setup.isolated_s[one.item][turn]).kept(request))
+            kept[item.kind].append(promise_of(item, setup.isolated_s[one.item][turn]).is_met(request))
             in_time += kept[item.kind][-1] and ended_at <= until
         if item.kind == "agent" and one.seen[0].ok:
             runs += 1

@@ -28,7 +28,7 @@ class Headway:
     def place(self, one: Pending, workers: list[VirtualWorker], now: float) -> int:
         self._workers = workers
         number, chain = next(self._numbers), one.chain
-        self._retention.arrived(str(chain.number), now)
+        self._retention.turn_arrived(str(chain.number), now)
         worker = workers[0]
         if len(workers) > 1:
             sites = [self._site(one, each, now) for each in workers]
@@ -103,7 +103,7 @@ class Headway:
     def finished(self, one: Pending, now: float) -> None:
         """Nobody says that a session is over: it shows by not coming back."""
         one.chain.attained += one.turn.output
-        self._retention.finished(str(one.chain.number), now, finish=one.turn.finish)
+        self._retention.turn_finished(str(one.chain.number), now, finish=one.turn.finish)
 
 
 def _is_resident(one: Pending, uncached: int) -> bool:

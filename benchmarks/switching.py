@@ -125,19 +125,19 @@ def _calibrated(seen: float) -> float:
 
 
 def _play(run: Sequence[Turn], policy: str, mistake_cost: float) -> Total:
-    residency, held = KvIndex(100_000), {"small": 0, "large": 0}
+    kv_index, held = KvIndex(100_000), {"small": 0, "large": 0}
     sequence = {"small": -1, "large": -1}
     usd, right, switches = 0.0, 0, 0
     warm: str | None = None
     for number, turn in enumerate(run):
         for tier in turn.lost:
             held[tier] = 0
-        names = [b"%016d" % page for page in range(turn.prompt_tokens // PAGE)]
+        page_hashes = [b"%016d" % page for page in range(turn.prompt_tokens // PAGE)]
         for tier in held:
             sequence[tier] += 1
-            stored = b"".join(names[: held[tier] // PAGE])
-            residency.apply(tier, Cache(sequence=sequence[tier], stored=stored, reset=True))
-        cached = {tier: residency.cached_tokens(tier, names, PAGE) for tier in held}
+            stored = b"".join(page_hashes[: held[tier] // PAGE])
+            kv_index.apply(tier, Cache(sequence=sequence[tier], stored=stored, reset=True))
+        cached = {tier: kv_index.cached_tokens(tier, page_hashes, PAGE) for tier in held}
         tier = _choose(turn, cached, warm, policy, mistake_cost, remaining=len(run) - 1 - number)
         usd += _paid(turn, tier, cached[tier])
         right += turn.luck < _RIGHT[tier, turn.hard]
@@ -150,7 +150,7 @@ def _play(run: Sequence[Turn], policy: str, mistake_cost: float) -> Total:
 def _choose(turn: Turn, cached: dict[str, int], warm: str | None, policy: str, mistake_cost: float, *, remaining: int) -> str:
     if policy == "sticky" and warm == "large":
         return warm
-    question = RoutingRequest(
+    routing_request = RoutingRequest(
         asked="auto",
         candidates=("small", "large"),
         prompt_tokens=dict.fromkeys(cached, turn.prompt_tokens),
@@ -163,7 +163,7 @@ def _choose(turn: Turn, cached: dict[str, int], warm: str | None, policy: str, m
         warm_worker=warm if policy == "aware" else None,
         expected_remaining_turns=float(remaining),
     )
-    return decide(question, [_view(tier) for tier in cached], decision_id="").chosen.worker
+    return decide(routing_request, [_view(tier) for tier in cached], decision_id="").chosen.worker
 
 
 def _paid(turn: Turn, tier: str, cached: int) -> float:

@@ -26,7 +26,7 @@ class Deaf:
         pass
 
 
-def _nothing(metrics: Metrics, entry: RequestRecord) -> None:
+def _nothing(metrics: Metrics, record: RequestRecord) -> None:
     pass
 
 

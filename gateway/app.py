@@ -78,7 +78,7 @@ class Gateway:
         self._stored_keys: list[KeyRow] = []
         limits = policy.limits
         self.runs = RunRegistry(limits.max_runs, limits.run_idle_s)
-        self.keeper = RetentionPublisher(Retention(limits.max_runs), fleet.retain, fleet.horizon_s)
+        self.retention = RetentionPublisher(Retention(limits.max_runs), fleet.set_retention, fleet.horizon_s)
         weights = {name: tenant.weight for name, tenant in policy.tenants.items()}
         # In time to be served before its wait is given up.
         cold_after_s = min(COLD_AFTER_S, 0.5 * limits.max_queue_s)
@@ -95,20 +95,29 @@ class Gateway:
         self.ledger = ledger or _ledger(settings)
         lengths = OutputLengths()
         capture = settings.capture_content
-        self.prompts = PromptEncoder(capture=capture)
+        self.prompt_encoder = PromptEncoder(capture=capture)
         self.budgets = Budgets(policy.budgets)
         self.rates = RateLimiter()
-        self.books = RequestRecorder(
+        self.recorder = RequestRecorder(
             fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, self.budgets, self.rates, capture=capture
         )
         self.device_times = DeviceTimes(fleet.usd_per_s, {name: worker.model for name, worker in policy.workers.items()})
-        self.live = LiveSamples(self.device_times)
+        self.live_samples = LiveSamples(self.device_times)
         judge, escalations = _judge(policy)
         self.pipeline = Pipeline(
-            policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge, escalations
+            policy,
+            fleet,
+            self.dispatcher,
+            self.runs,
+            self.retention,
+            self.prompt_encoder,
+            self.recorder,
+            lengths,
+            judge,
+            escalations,
         )
-        self.answers = OpenResponses()
-        self.reading = BodyBudget(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
+        self.open_responses = OpenResponses()
+        self.body_budget = BodyBudget(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
         self.responses = ResponseStore(self.ledger, time.time)
         dialects: dict[str, Dialect] = {
             "/v1/chat/completions": ChatDialect(),
@@ -122,7 +131,7 @@ class Gateway:
         fleet.lost = self.runs.worker_lost
 
     def _endpoint(self, dialect: Dialect, route: str) -> GenerateEndpoint:
-        return GenerateEndpoint(self.pipeline, self.keys, dialect, self.answers, self.reading, route=route)
+        return GenerateEndpoint(self.pipeline, self.keys, dialect, self.open_responses, self.body_budget, route=route)
 
     def apply(self, policy: Policy) -> None:
         """Another policy for the requests that come from now on; those under way end under theirs.
@@ -135,30 +144,30 @@ class Gateway:
             raise ValueError("the policy has no API keys any more: that needs a restart")
         self.policy = self.pipeline.policy = policy
         self.fleet.take_policy(policy)
-        self.pipeline.judge, self.pipeline.escalations = judge, escalations
-        self._admit_with(keys)
+        self.pipeline.estimate_quality, self.pipeline.escalations = judge, escalations
+        self._set_keys(keys)
         self.budgets.limit(policy.budgets)
-        self.books.policy_in_force(policy, time.time())
-        self.queue.weigh({name: tenant.weight for name, tenant in policy.tenants.items()})
+        self.recorder.record_policy(policy, time.time())
+        self.queue.set_weights({name: tenant.weight for name, tenant in policy.tenants.items()})
 
     def start(self) -> None:
         restore(self.budgets, self.policy, self.ledger.read, time.time())
         self.fleet.start()
-        self.books.policy_in_force(self.policy, time.time())
+        self.recorder.record_policy(self.policy, time.time())
         self._tasks.append(asyncio.create_task(self._tidy(), name="tidy"))
         if isinstance(self.ledger, SqliteLedger):  # nobody else can write into one in memory
-            self._take_keys(stored_keys(self.ledger.read))
+            self._set_stored_keys(stored_keys(self.ledger.read))
             self._tasks.append(asyncio.create_task(self._follow_keys(), name="keys"))
 
-    def _admit_with(self, keys: Keys) -> None:
-        self._tell_uses()
+    def _set_keys(self, keys: Keys) -> None:
+        self._record_key_uses()
         self.keys = keys
         for endpoint in self.surfaces.values():
-            endpoint.admit_with(keys)
+            endpoint.set_keys(keys)
 
-    def _take_keys(self, stored: list[KeyRow]) -> None:
+    def _set_stored_keys(self, stored: list[KeyRow]) -> None:
         self._stored_keys = stored
-        self._admit_with(Keys(self.policy, stored))
+        self._set_keys(Keys(self.policy, stored))
 
     async def _follow_keys(self) -> None:
         """What `headway keys` changes in the store while we run."""
@@ -167,12 +176,12 @@ class Gateway:
             await asyncio.sleep(KEYS_EVERY_S)
             try:
                 if (now := await asyncio.to_thread(last_change, self.ledger.read)) != changed:
-                    self._take_keys(await asyncio.to_thread(stored_keys, self.ledger.read))
+                    self._set_stored_keys(await asyncio.to_thread(stored_keys, self.ledger.read))
                     changed = now
             except sqlite3.Error as error:
                 log.error("the key store cannot be read, so that the keys are those of before: %s", error)
 
-    def _tell_uses(self) -> None:
+    def _record_key_uses(self) -> None:
         for id, at in self.keys.take_uses().items():
             self.ledger.record(KeyUseRow(id=id, at=at))
 
@@ -182,24 +191,24 @@ class Gateway:
         while True:
             for _ in range(TOLD_A_TIDY):
                 await asyncio.sleep(TIDY_EVERY_S / TOLD_A_TIDY)
-                self.keeper.refresh(time.monotonic())
+                self.retention.refresh(time.monotonic())
             for run in self.runs.expire(time.monotonic()):
                 self.pipeline.forget(run)
-                self.books.run_ended(run)
+                self.recorder.run_ended(run)
             self.observe_devices()
-            self._tell_uses()
-            self.live.sample(time.time(), self)
+            self._record_key_uses()
+            self.live_samples.sample(time.time(), self)
             if (now := time.monotonic()) >= told_at + DEVICE_ROWS_EVERY_S:
                 told_at = now
-                self.tell_devices()
+                self.record_device_time()
 
     def observe_devices(self) -> None:
         """Takes in what the workers last said of their time."""
-        for name, link in self.fleet.links.items():
-            if link.load:
-                self.device_times.observe(name, link.load)
+        for name, client in self.fleet.clients.items():
+            if client.load:
+                self.device_times.observe(name, client.load)
 
-    def tell_devices(self) -> None:
+    def record_device_time(self) -> None:
         for row in self.device_times.rows(time.time()):
             self.ledger.record(row)
 
@@ -213,19 +222,19 @@ class Gateway:
 
     async def _idle(self, at_most_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.answers.idle.wait(), at_most_s)
+            await asyncio.wait_for(self.open_responses.idle.wait(), at_most_s)
 
     async def stop(self) -> None:
         """Ends what still runs: its sequences are aborted with their links, and accounted."""
         for task in self._tasks:
             task.cancel()
-        self._tell_uses()
+        self._record_key_uses()
         self.observe_devices()
-        self.tell_devices()
+        self.record_device_time()
         await self.fleet.stop()
         for run in (*self.runs.expire(time.monotonic()), *self.runs.all()):
-            self.books.run_ended(run)
-        self.prompts.close()
+            self.recorder.run_ended(run)
+        self.prompt_encoder.close()
         self.spans.close()
         self.ledger.close()
 
@@ -235,28 +244,28 @@ class Gateway:
         yield Gauge("headway_runs", "Live runs.", {}, len(self.runs))
         dropped = getattr(self.ledger, "dropped", 0)
         yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, dropped, counts=True)
-        yield Gauge("headway_residency_pages", "Pages whose place is known.", {}, len(self.fleet.residency))
-        yield Gauge("headway_budget_holds", "Requests under way that hold of a budget.", {}, self.budgets.num_holds)
+        yield Gauge("headway_residency_pages", "Pages whose place is known.", {}, len(self.fleet.kv_index))
+        yield Gauge("headway_budget_holds", "Requests under way that hold of a budget.", {}, self.budgets.num_reservations)
         settled = self.budgets.settled
         yield Gauge("headway_budget_settled_tokens", "Tokens charged to budgets.", {}, settled.tokens, counts=True)
         yield Gauge("headway_budget_settled_usd", "Dollars charged to budgets.", {}, settled.usd, counts=True)
         now = time.monotonic()
-        for (name, is_batch), lateness in self.dispatcher.lateness.items():
+        for (name, is_batch), ttft_margin in self.dispatcher.ttft_margins.items():
             labels = {"worker": name, "kind": "batch" if is_batch else "promised"}
-            margin = lateness.margin(now)
+            margin = ttft_margin.margin(now)
             yield Gauge("headway_ttft_margin", "Share by which predictions to a first token are stretched.", labels, margin)
         self.observe_devices()
-        for name, link in self.fleet.links.items():
+        for name, client in self.fleet.clients.items():
             labels = {"worker": name, "model": self.policy.workers[name].model}
-            yield Gauge("headway_worker_up", "1 when it can take requests.", labels, float(link.healthy))
+            yield Gauge("headway_worker_up", "1 when it can take requests.", labels, float(client.healthy))
             for phase, errors in self.fleet.predictors[name].errors.items():
                 of_phase = {**labels, "phase": phase}
                 yield Gauge("headway_prediction_bias_seconds", "Mean of actual - predicted.", of_phase, errors.bias_s)
                 yield Gauge("headway_prediction_deviation_seconds", "Its deviation.", of_phase, errors.deviation_s)
-            if link.hello:
-                runs = {"device": link.hello.device, **{key: link.hello.kernels.get(key, "") for key in ("step", "dtype")}}
+            if client.hello:
+                runs = {"device": client.hello.device, **{key: client.hello.kernels.get(key, "") for key in ("step", "dtype")}}
                 yield Gauge("headway_worker_info", "1, with the code that runs its steps.", {**labels, **runs}, 1.0)
-            if (load := link.load) is None:
+            if (load := client.load) is None:
                 continue
             held = load.num_pages - load.free_pages - load.cached_pages
             used = held / max(1, load.num_pages)

@@ -113,7 +113,7 @@ async def serve(
         http = await stack.enter_async_context(aiohttp.ClientSession())
         try:
             names = [*workers, *(local or {} if wait_for_local else {})]
-            await until(lambda: serving.done() or all(fleet.links[name].healthy for name in names), 100)
+            await until(lambda: serving.done() or all(fleet.clients[name].healthy for name in names), 100)
             await until(lambda: _listens(port))
             yield Served(f"http://127.0.0.1:{port}", gateway, memory, http, workers)
         finally:

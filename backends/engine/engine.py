@@ -76,13 +76,13 @@ class Engine:
             if lookup or drafter is not None
             else None
         )
-        self.meter = BusyMeter(clock_ns())
-        self.hurry = StepInterrupt()
+        self.busy_meter = BusyMeter(clock_ns())
+        self.step_interrupt = StepInterrupt()
         self.draining = False
         self.on_finished: Callable[[Finished], None] = lambda finished: None
         self.num_prompt_tokens = self.num_cached_tokens = self.num_output_tokens = 0
         self._runner, self._decoder = runner, decoder
-        self._break_off = runner.break_off if isinstance(runner, Interruptible) else None
+        self._break_off = runner.interrupt if isinstance(runner, Interruptible) else None
         self.clock_ns, self._rng = clock_ns, rng
         self._live: dict[tuple[Hashable, int], RequestSequence] = {}
         self._output = Output()
@@ -99,17 +99,17 @@ class Engine:
             work = self.speculator.with_drafts(work)
             guessing_ns = self.clock_ns() - asked_ns
         self._wait_to_write(work)
-        self.hurry.begins(one.sequence.priority for one in work)
+        self.step_interrupt.begin(one.sequence.priority for one in work)
         try:
             sampled = self._runner.run(work)
         except StepInterrupted:
-            self.hurry.broken_off(self.meter.busy_until(self.clock_ns()))
+            self.step_interrupt.interrupted(self.busy_meter.busy_until(self.clock_ns()))
         else:
             self._commit(work, sampled, guessing_ns)
 
-    def came(self, priority: int) -> None:
+    def record_arrival(self, priority: int) -> None:
         """A prompt is on its way to `submit`: what is under way may have to wait for it. On any thread."""
-        if self._break_off is not None and self.hurry.wants(priority):
+        if self._break_off is not None and self.step_interrupt.should_interrupt(priority):
             self._break_off()
 
     def _plan(self) -> tuple[Work, ...]:
@@ -185,11 +185,11 @@ class Engine:
         self._output.pieces.pop(owner, None)
         self._output.finished = [(who, finished) for who, finished in self._output.finished if who != owner]
 
-    def retain(self, chain: str, score: float) -> None:
+    def set_retention(self, chain: str, score: float) -> None:
         """What the pages of a chain are worth, here and in the host tier; at 0 they may go now."""
-        self.index.retain(chain, score)
+        self.index.set_retention(chain, score)
         if self.tier is not None:
-            self.tier.retain(chain, score)
+            self.tier.set_retention(chain, score)
 
     def reprioritize(self, owner: Hashable, request: int, priority: int) -> None:
         sequence = self._live.get((owner, request))
@@ -205,7 +205,7 @@ class Engine:
         if self.tier is not None:
             self.tier.check()
         assert len(self._live) == len(self.scheduler.running) + len(self.scheduler.waiting)
-        assert self.meter.attributed_ns + self.hurry.lost_ns == self.meter.busy_ns
+        assert self.busy_meter.attributed_ns + self.step_interrupt.lost_ns == self.busy_meter.busy_ns
         if not self._live:
             assert self.pool.num_free + self.pool.num_cached == self.pool.num_pages
 
@@ -225,15 +225,15 @@ class Engine:
             arrival=self._arrivals,
             chain=submit.chain,
             salt=submit.cache_salt,
-            namer=PageHasher(self.limits.fingerprint, submit.cache_salt, submit.shared_tokens // self.limits.page_size),
+            page_hasher=PageHasher(self.limits.fingerprint, submit.cache_salt, submit.shared_tokens // self.limits.page_size),
             detokenizer=Detokenizer(self._decoder),
             stops=StopFilter(sampling.stop),
-            charge=SequenceTimes(self.clock_ns()),
+            times=SequenceTimes(self.clock_ns()),
         )
 
     def _commit(self, work: SequenceOf[Work], sampled: SequenceOf[SequenceOf[Sampled]], guessing_ns: int) -> None:
         """The only place where sequences advance. Ends the step: its time is known and shared out before anyone finishes."""
-        started_ns, ended = self.meter.marked_ns, []
+        started_ns, ended = self.busy_meter.marked_ns, []
         prefilling = [one.sequence.num_output == 0 for one in work]
         for one, tokens in zip(work, sampled, strict=True):
             self.scheduler.computed(one.sequence, one.length)
@@ -247,11 +247,11 @@ class Engine:
 
     def _charge(self, work: SequenceOf[Work], prefilling: list[bool], started_ns: int, now_ns: int, guessing_ns: int) -> None:
         """Guessing is paid for like the rest of the step, but is no part of what the model's step costs."""
-        spent_ns = self.meter.busy_until(now_ns)
-        self.hurry.ended(spent_ns)
+        spent_ns = self.busy_meter.busy_until(now_ns)
+        self.step_interrupt.end(spent_ns)
         caused = [caused_by(one, self.limits.kv_bytes) for one in work]
         shares = self.step_cost.split(caused, spent_ns)
-        if lost_ns := self.hurry.take_lost():  # for whom it was broken off, or else who goes first
+        if lost_ns := self.step_interrupt.take_lost_ns():  # for whom it was broken off, or else who goes first
             first = min(range(len(work)), key=lambda i: (work[i].sequence.priority, work[i].length == 1))
             shares[first] += lost_ns
         self.step_cost.observe(caused, (spent_ns - guessing_ns) / 1e9)
@@ -259,7 +259,7 @@ class Engine:
             plain = [caused_by(one._replace(drafts=()), self.limits.kv_bytes) for one in work]
             self.speculator.measured(plain, num_drafts, (spent_ns - guessing_ns) / 1e9)
         for one, share, prefill in zip(work, shares, prefilling, strict=True):
-            charge = one.sequence.charge
+            charge = one.sequence.times
             charge.started_ns = charge.started_ns or max(started_ns, charge.submitted_ns)
             charge.device_ns += share
             charge.num_steps += 1
@@ -268,7 +268,7 @@ class Engine:
                 charge.prefill_device_ns += share
                 if one.sequence.num_output:
                     charge.first_token_ns = now_ns
-        self.meter.attributed_ns += sum(shares)
+        self.busy_meter.attributed_ns += sum(shares)
 
     def _gain_all(self, work: Work, tokens: SequenceOf[Sampled]) -> list[tuple[RequestSequence, FinishReason, str]]:
         """The next token, and one more behind each draft that it agrees with: that draft's KV is then in place."""
@@ -339,7 +339,7 @@ class Engine:
         self.num_cached_tokens += sequence.num_cached or 0
         self.num_output_tokens += sequence.num_output
         if self.tier is not None:
-            self.tier.touch(sequence.names, sequence.chain)
+            self.tier.touch(sequence.page_hashes, sequence.chain)
         if self.speculator is not None:
             self.speculator.finished(sequence)
         self.scheduler.remove(sequence)
@@ -354,7 +354,7 @@ def caused_by(work: Work, kv_bytes: int) -> Caused:
 
 
 def finished(sequence: RequestSequence, reason: FinishReason, now_ns: int, stop_text: str) -> Finished:
-    charge = sequence.charge
+    charge = sequence.times
     started_ns = charge.started_ns or now_ns
     first_ns = charge.first_token_ns or now_ns
     return Finished(

@@ -109,11 +109,11 @@ class Scheduler:
         if self.waiting:
             self._displace(self.waiting[0])
         self.running.sort(key=_turn)
-        urgent = self._urgent()
-        ones = [Work(s, s.num_computed, 1) for s in self._grown(urgent)]
-        chunks = list(self._chunks())
+        urgent = self._plan_urgent()
+        ones = [Work(s, s.num_computed, 1) for s in self._grow_decodes(urgent)]
+        chunks = list(self._plan_prefills())
         if not chunks and not ones and urgent is not None:  # what was urgent found no room
-            ones = [Work(s, s.num_computed, 1) for s in self._grown()]
+            ones = [Work(s, s.num_computed, 1) for s in self._grow_decodes()]
         ones += [work for work in chunks if work.length == 1]
         return (*ones, *(work for work in chunks if work.length > 1))
 
@@ -122,14 +122,14 @@ class Scheduler:
         sequence.num_computed += count
         full = sequence.num_computed // self._page_size
         done = (sequence.num_computed - count) // self._page_size
-        sequence.name_pages(full, self._page_size)
+        sequence.hash_pages(full, self._page_size)
         for i in range(done, full):
-            parent = sequence.names[i - 1] if i else b""
-            if self._tier is not None and not self._index.match(sequence.names[i : i + 1]):
-                self._fresh.append(Fresh(sequence.names[i], sequence.pages[i], sequence.chain))
-            sequence.pages[i] = self._index.insert(sequence.names[i], parent, sequence.pages[i], sequence.chain)
+            parent = sequence.page_hashes[i - 1] if i else b""
+            if self._tier is not None and not self._index.match(sequence.page_hashes[i : i + 1]):
+                self._fresh.append(Fresh(sequence.page_hashes[i], sequence.pages[i], sequence.chain))
+            sequence.pages[i] = self._index.insert(sequence.page_hashes[i], parent, sequence.pages[i], sequence.chain)
 
-    def room_for_drafts(self, work: Work, count: int) -> int:
+    def can_allocate_drafts(self, work: Work, count: int) -> int:
         """How many guesses the sequence may still say and free pages hold; it takes them. Nothing is evicted for a guess."""
         sequence, size = work.sequence, self._page_size
         fits = (len(sequence.pages) + self._index.num_free) * size - work.stop
@@ -151,7 +151,7 @@ class Scheduler:
         fresh, self._fresh = self._fresh, []
         return fresh
 
-    def _urgent(self) -> int | None:
+    def _plan_urgent(self) -> int | None:
         """The priority of the first prompt to be read, where rows of a worse one stand still for it in this step."""
         prompts = [s for s in self.running if s.num_uncomputed > 1 and not s.reload][:1]
         prompts += self.waiting[: len(self.running) < self._max_sequences]
@@ -163,7 +163,7 @@ class Scheduler:
         self._num_still += 1
         return first
 
-    def _grown(self, worst: int | None = None) -> Iterator[RequestSequence]:
+    def _grow_decodes(self, worst: int | None = None) -> Iterator[RequestSequence]:
         """Running sequences that lack one token, each with a slot for it; those up to `worst` priority, if one is given."""
         for sequence in list(self.running):
             if sequence.num_uncomputed != 1 or sequence.reload or sequence not in self.running:
@@ -187,7 +187,7 @@ class Scheduler:
                 return False
         return True
 
-    def _chunks(self) -> Iterator[Work]:
+    def _plan_prefills(self) -> Iterator[Work]:
         """In the order of turns, begun or waiting: a long prompt that was begun does not hold up what goes before it."""
         budget = self._prefill_tokens
         begun = [s for s in reversed(self.running) if s.num_uncomputed > 1 and not s.reload]
@@ -210,8 +210,8 @@ class Scheduler:
     def _admit(self, sequence: RequestSequence) -> bool:
         """Holds what is resident of it and takes pages for the rest. At least its last token is always computed."""
         nameable = (len(sequence.tokens) - 1) // self._page_size
-        sequence.name_pages(nameable, self._page_size)
-        matched = self._index.match(sequence.names[:nameable])
+        sequence.hash_pages(nameable, self._page_size)
+        matched = self._index.match(sequence.page_hashes[:nameable])
         fresh = -(-len(sequence.tokens) // self._page_size) - len(matched)
         needed = fresh + self._index.cached_among(matched)
         if len(self.running) >= self._max_sequences or needed > self._index.available:
@@ -228,11 +228,11 @@ class Scheduler:
         """Pages of the host tier that follow the resident ones are asked for. How many."""
         if self._tier is None:
             return 0
-        count = self._tier.match(sequence.names[first:nameable])
+        count = self._tier.match(sequence.page_hashes[first:nameable])
         if count:
             there = slice(first, first + count)
             sequence.reload = reload = Reload(sequence, count)
-            self._tier.load(sequence.names[there], sequence.pages[there], reload)
+            self._tier.load(sequence.page_hashes[there], sequence.pages[there], reload)
         return count
 
     def _displace(self, sequence: RequestSequence) -> None:

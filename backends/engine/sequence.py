@@ -62,10 +62,10 @@ class RequestSequence:
     arrival: int
     chain: str
     salt: str
-    namer: PageHasher
+    page_hasher: PageHasher
     detokenizer: Detokenizer
     stops: StopFilter
-    charge: SequenceTimes
+    times: SequenceTimes
     matcher: Matcher | None = None
     num_computed: int = 0
     num_cached: int | None = None
@@ -73,7 +73,7 @@ class RequestSequence:
     guesses: "Guesses | None" = None
     drafted: "Drafted | None" = None
     pages: list[int] = field(default_factory=list)
-    names: list[bytes] = field(default_factory=list)
+    page_hashes: list[bytes] = field(default_factory=list)
     pending: PendingOutput = field(default_factory=PendingOutput)
 
     @property
@@ -84,10 +84,10 @@ class RequestSequence:
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
 
-    def name_pages(self, count: int, page_size: int) -> None:
+    def hash_pages(self, count: int, page_size: int) -> None:
         """Extends `names` to the first `count` pages, whose tokens are known."""
-        while len(self.names) < count:
-            start = len(self.names) * page_size
+        while len(self.page_hashes) < count:
+            start = len(self.page_hashes) * page_size
             block = self.tokens[start : start + page_size]
-            parent = self.names[-1] if self.names else b""
-            self.names.append(self.namer.after(parent, block.tobytes(), len(self.names)))
+            parent = self.page_hashes[-1] if self.page_hashes else b""
+            self.page_hashes.append(self.page_hasher.extend(parent, block.tobytes(), len(self.page_hashes)))

@@ -18,25 +18,25 @@ class StepInterrupt:
         self._spare_ns = 0.0
         self._worst: int | None = None
 
-    def begins(self, priorities: Iterable[int]) -> None:
+    def begin(self, priorities: Iterable[int]) -> None:
         """A step with sequences of these priorities."""
         self._worst = max(priorities, default=None)
 
-    def wants(self, priority: int) -> bool:
+    def should_interrupt(self, priority: int) -> bool:
         """Whether a prompt of this priority is worth the step under way. On any thread: at worst the answer is of the step
         before."""
         worst = self._worst
         return worst is not None and priority < worst and self._spare_ns > 0
 
-    def ended(self, spent_ns: int) -> None:
+    def end(self, spent_ns: int) -> None:
         self._worst = None
         self._spare_ns = min(self._spare_ns + SHARE * spent_ns, MOST_NS)
 
-    def broken_off(self, spent_ns: int) -> None:
+    def interrupted(self, spent_ns: int) -> None:
         self._worst = None
         self._spare_ns -= spent_ns
         self.lost_ns += spent_ns
 
-    def take_lost(self) -> int:
+    def take_lost_ns(self) -> int:
         lost, self.lost_ns = self.lost_ns, 0
         return lost

@@ -46,7 +46,7 @@ class Fresh(NamedTuple):
 class _Copy(NamedTuple, Generic[T]):
     """`reader` waits for it; None for a save."""
 
-    ticket: PendingCopy
+    pending: PendingCopy
     pages: frozenset[int]
     reader: T | None
 
@@ -61,7 +61,7 @@ class _HostPage:
 class _Chain:
     """The first of `names` goes first: what its last turn did not have, then from the last page of that back to the first."""
 
-    names: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    page_hashes: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     used_at: int = 0
 
 
@@ -87,7 +87,7 @@ class HostCache(Generic[T]):
         """Seconds that a page takes to come back."""
         return self._copier.page_s
 
-    def names(self) -> list[bytes]:
+    def page_hashes(self) -> list[bytes]:
         """Everything that is here."""
         return list(self._kept)
 
@@ -99,9 +99,9 @@ class HostCache(Generic[T]):
     def is_copying(self) -> bool:
         return bool(self._copies)
 
-    def match(self, names: Sequence[bytes]) -> int:
+    def match(self, page_hashes: Sequence[bytes]) -> int:
         """How many of the first ones are here."""
-        return next((i for i, name in enumerate(names) if name not in self._kept), len(names))
+        return next((i for i, name in enumerate(page_hashes) if name not in self._kept), len(page_hashes))
 
     def save(self, fresh: Sequence[Fresh]) -> None:
         """Pages that have become full. One that is here already is its chain's from now on as well."""
@@ -120,30 +120,30 @@ class HostCache(Generic[T]):
             pages = [one.page for one in new.values()]
             self._copies.append(_Copy(self._copier.save(pages, slots), frozenset(pages), None))
 
-    def load(self, names: Sequence[bytes], pages: Sequence[int], reader: T) -> None:
+    def load(self, page_hashes: Sequence[bytes], pages: Sequence[int], reader: T) -> None:
         """Matched names into fresh pages. `settle` says when `reader` has them."""
-        slots = [self._kept[name].slot for name in names]
-        self.num_loaded += len(names)
+        slots = [self._kept[name].slot for name in page_hashes]
+        self.num_loaded += len(page_hashes)
         self._copies.append(_Copy(self._copier.load(slots, pages), frozenset(pages), reader))
 
-    def touch(self, names: Sequence[bytes], chain: str) -> None:
+    def touch(self, page_hashes: Sequence[bytes], chain: str) -> None:
         """A turn of the chain used these. Pages are of no use without those before them, so they count as used before them."""
-        for name in reversed(names):
+        for name in reversed(page_hashes):
             if (kept := self._kept.get(name)) is not None:
                 self._join(name, kept, chain)
-                self._chains[chain].names.move_to_end(name)
+                self._chains[chain].page_hashes.move_to_end(name)
         if (state := self._chains.get(chain)) is not None:
             self._now += 1
             state.used_at = self._now
-            self._offer(chain, state)
+            self._make_evictable(chain, state)
 
-    def retain(self, chain: str, score: float) -> None:
+    def set_retention(self, chain: str, score: float) -> None:
         """After the scores have it. At 0 nobody will come back: what only this chain has goes now."""
         state = self._chains.get(chain)
         if state is None:
             return
         if score > 0:
-            self._offer(chain, state)
+            self._make_evictable(chain, state)
             return
         while chain in self._chains:
             self._leave(chain)
@@ -151,9 +151,9 @@ class HostCache(Generic[T]):
     def settle(self, *, wait: bool = False) -> list[T]:
         """Readers whose pages are there now. With `wait`, the oldest copy is waited for."""
         ready = []
-        while self._copies and (wait or self._copies[0].ticket.done()):
+        while self._copies and (wait or self._copies[0].pending.done()):
             copy = self._copies.popleft()
-            copy.ticket.wait()
+            copy.pending.wait()
             wait = False
             if copy.reader is not None:
                 ready.append(copy.reader)
@@ -188,8 +188,8 @@ class HostCache(Generic[T]):
     def _leave(self, chain: str) -> None:
         """The chain gives up a page, which goes unless others have it too."""
         state = self._chains[chain]
-        name, _ = state.names.popitem(last=False)
-        if not state.names:
+        name, _ = state.page_hashes.popitem(last=False)
+        if not state.page_hashes:
             del self._chains[chain]
         kept = self._kept[name]
         del kept.chains[chain]
@@ -208,17 +208,17 @@ class HostCache(Generic[T]):
         if state is None:
             self._now += 1
             state = self._chains[chain] = _Chain(used_at=self._now)
-            self._offer(chain, state)
-        state.names[name] = None
+            self._make_evictable(chain, state)
+        state.page_hashes[name] = None
 
     def _forget(self, name: bytes, kept: _HostPage, chain: str) -> None:
         del kept.chains[chain]
         state = self._chains[chain]
-        del state.names[name]
-        if not state.names:
+        del state.page_hashes[name]
+        if not state.page_hashes:
             del self._chains[chain]
 
-    def _offer(self, chain: str, state: _Chain) -> None:
+    def _make_evictable(self, chain: str, state: _Chain) -> None:
         heapq.heappush(self._queue, (self.scores.get(chain), state.used_at, chain))
         if len(self._queue) > 4 * len(self._chains) + 64:
             self._queue = [(self.scores.get(name), one.used_at, name) for name, one in self._chains.items()]
@@ -228,8 +228,8 @@ class HostCache(Generic[T]):
         held = [*self._free, *(kept.slot for kept in self._kept.values())]
         assert sorted(held) == list(range(self.num_slots)), "a slot is lost or held twice"
         pairs = {(name, chain) for name, kept in self._kept.items() for chain in kept.chains}
-        assert pairs == {(name, chain) for chain, state in self._chains.items() for name in state.names}
+        assert pairs == {(name, chain) for chain, state in self._chains.items() for name in state.page_hashes}
         assert all(0 < len(kept.chains) <= MAX_CHAINS_PER_PAGE for kept in self._kept.values())
-        assert all(state.names for state in self._chains.values())
+        assert all(state.page_hashes for state in self._chains.values())
         assert len(self._queue) <= 4 * len(self._chains) + 65
         assert self._chains.keys() <= {chain for _, _, chain in self._queue}

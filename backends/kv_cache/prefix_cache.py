@@ -27,7 +27,7 @@ class PageHasher:
         self._key, self._shared_key = page_key(fingerprint, cache_salt), page_key(fingerprint, SHARED_SALT)
         self._num_shared = num_shared
 
-    def after(self, parent: bytes, tokens: bytes, page: int) -> bytes:
+    def extend(self, parent: bytes, tokens: bytes, page: int) -> bytes:
         """The name of page number `page`, of `tokens` (uint32 little-endian), behind `parent` (empty: at the start)."""
         key = self._shared_key if page < self._num_shared else self._key
         return hashlib.blake2b(parent + tokens, digest_size=PAGE_HASH_BYTES, key=key).digest()
@@ -95,14 +95,14 @@ class PrefixIndex:
         """Pages that `take` can give without evicting."""
         return self._pool.num_free
 
-    def names(self) -> list[bytes]:
+    def page_hashes(self) -> list[bytes]:
         """Everything resident, parents before children."""
         return list(self._nodes)
 
-    def match(self, names: Sequence[bytes]) -> list[int]:
+    def match(self, page_hashes: Sequence[bytes]) -> list[int]:
         """Pages of the longest resident prefix. Holds nothing."""
         pages = []
-        for name in names:
+        for name in page_hashes:
             node = self._nodes.get(name)
             if node is None:
                 break
@@ -120,7 +120,7 @@ class PrefixIndex:
     def hold(self, pages: Sequence[int], chain: str) -> None:
         """Holds matched pages for a sequence of `chain`, which begins a turn of it."""
         self._now += 1
-        left = self._begin_turn(chain, pages)
+        left = self._supersede(chain, pages)
         for page in pages:
             self._pool.hold(page)
             name = self._name_of[page]
@@ -166,16 +166,16 @@ class PrefixIndex:
             node = self._nodes[name]
             node.used_at = self._now
             if last:
-                self._offer(name)
+                self._make_evictable(name)
 
-    def retain(self, chain: str, score: float) -> None:
+    def set_retention(self, chain: str, score: float) -> None:
         """Pages of chains with lower scores go first; at 0 they go now, or when their last sequence ends."""
         before = self._scores.put(chain, score)
         if score >= before:  # a place in the queue that is too early is found out when it comes up
             return
         for name in reversed(list(self._of_chain.get(chain, ()))):
             if name in self._nodes:
-                self._offer(name)
+                self._make_evictable(name)
 
     def revive(self, chain: str) -> None:
         """A released chain has come back."""
@@ -185,7 +185,7 @@ class PrefixIndex:
         """Names stored and removed since the last call; what did both in between is in neither."""
         return self._changes.take()
 
-    def _begin_turn(self, chain: str, pages: Sequence[int]) -> int | None:
+    def _supersede(self, chain: str, pages: Sequence[int]) -> int | None:
         """Returns the number of the turn before, where the new one goes on with it."""
         turn = self._turns.get(chain)
         if turn is None or not chain:
@@ -202,7 +202,7 @@ class PrefixIndex:
             node = self._nodes.get(name)
             if node is not None and node.chains[chain] == before:
                 node.chains[chain] = LEFT_BEHIND
-                self._offer(name)
+                self._make_evictable(name)
 
     def _join(self, name: bytes, node: _Node, chain: str) -> None:
         if chain not in node.chains and len(node.chains) == MAX_CHAINS_PER_PAGE:
@@ -216,9 +216,9 @@ class PrefixIndex:
 
     def _leave(self, name: bytes, node: _Node, chain: str) -> None:
         del node.chains[chain]
-        names = self._of_chain[chain]
-        del names[name]
-        if not names:
+        page_hashes = self._of_chain[chain]
+        del page_hashes[name]
+        if not page_hashes:
             del self._of_chain[chain], self._turns[chain]
 
     def _score(self, node: _Node) -> float:
@@ -230,7 +230,7 @@ class PrefixIndex:
     def _is_evictable(self, node: _Node) -> bool:
         return node.num_children == 0 and self._pool.num_holders(node.page) == 0
 
-    def _offer(self, name: bytes) -> None:
+    def _make_evictable(self, name: bytes) -> None:
         """Queues a page for eviction if it is a leaf that nobody holds; with score 0 it goes now, and its parent is next."""
         while name:
             node = self._nodes[name]
@@ -257,9 +257,9 @@ class PrefixIndex:
             if node is None or node.used_at != used_at or not self._is_evictable(node):
                 continue
             if self._score(node) > score:
-                self._offer(name)
+                self._make_evictable(name)
                 continue
-            self._offer(self._evict(name, node))
+            self._make_evictable(self._evict(name, node))
             return
 
     def _evict(self, name: bytes, node: _Node) -> bytes:

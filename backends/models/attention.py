@@ -121,49 +121,49 @@ class Int8KV(PagedKV):
 
 
 def attend(
-    kv: PagedKV, layer: int, q: Tensor, spans: Sequence[DecodeSpan | PrefillSpan], manner: AttentionParams = PLAIN
+    kv: PagedKV, layer: int, q: Tensor, spans: Sequence[DecodeSpan | PrefillSpan], params: AttentionParams = PLAIN
 ) -> Tensor:
     """`q` (tokens, heads, head_dim) to the same shape; the spans cover all tokens in order."""
     if len(spans) == 1:
-        return _attend_span(kv, layer, q, spans[0], manner)
-    return torch.cat([_attend_span(kv, layer, q[span.start : span.stop], span, manner) for span in spans])
+        return _attend_span(kv, layer, q, spans[0], params)
+    return torch.cat([_attend_span(kv, layer, q[span.start : span.stop], span, params) for span in spans])
 
 
-def _attend_span(kv: PagedKV, layer: int, q: Tensor, span: DecodeSpan | PrefillSpan, manner: AttentionParams) -> Tensor:
+def _attend_span(kv: PagedKV, layer: int, q: Tensor, span: DecodeSpan | PrefillSpan, params: AttentionParams) -> Tensor:
     attended = _attend_rows if isinstance(span, DecodeSpan) else _attend_chunk
-    return attended(kv, layer, q, span, manner)  # type: ignore[arg-type]
+    return attended(kv, layer, q, span, params)  # type: ignore[arg-type]
 
 
-def _attend_rows(kv: PagedKV, layer: int, q: Tensor, rows: DecodeSpan, manner: AttentionParams) -> Tensor:
+def _attend_rows(kv: PagedKV, layer: int, q: Tensor, decodes: DecodeSpan, params: AttentionParams) -> Tensor:
     """Query heads that share a KV head are that head's query rows, so nothing is repeated."""
-    k, v = kv.read(layer, rows.where, len(q), rows.slots)
+    k, v = kv.read(layer, decodes.where, len(q), decodes.slots)
     grouped = q.reshape(len(q), kv.kv_heads, -1, q.shape[-1])
-    if manner.softcap:
-        return _capped(grouped, k, v, rows.mask, manner).reshape(q.shape)
-    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=rows.mask, scale=manner.scale).reshape(q.shape)
+    if params.softcap:
+        return _capped(grouped, k, v, decodes.mask, params).reshape(q.shape)
+    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=decodes.mask, scale=params.scale).reshape(q.shape)
 
 
-def _attend_chunk(kv: PagedKV, layer: int, q: Tensor, chunk: PrefillSpan, manner: AttentionParams) -> Tensor:
-    k, v = kv.read(layer, chunk.where, 1, chunk.context)
+def _attend_chunk(kv: PagedKV, layer: int, q: Tensor, prefill: PrefillSpan, params: AttentionParams) -> Tensor:
+    k, v = kv.read(layer, prefill.where, 1, prefill.context)
     many = q.transpose(0, 1)[None]
     gqa = q.shape[1] != kv.kv_heads
-    if manner.softcap:
+    if params.softcap:
         shared = q.shape[1] // kv.kv_heads
-        seen = chunk.mask
+        seen = prefill.mask
         if seen is None:
             seen = hide(torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).triu_(1), q.dtype)
-        mixed = _capped(many, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), seen, manner)
+        mixed = _capped(many, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), seen, params)
         return mixed[0].transpose(0, 1)
     mixed = F.scaled_dot_product_attention(
-        many, k, v, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=gqa, scale=manner.scale
+        many, k, v, attn_mask=prefill.mask, is_causal=prefill.mask is None, enable_gqa=gqa, scale=params.scale
     )
     return mixed[0].transpose(0, 1)
 
 
-def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, manner: AttentionParams) -> Tensor:
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, params: AttentionParams) -> Tensor:
     """Scores bent into -softcap to softcap before the mask (Gemma 2)."""
-    scale = manner.scale or 1 / math.sqrt(q.shape[-1])
-    scores = (q.float() @ k.float().transpose(-1, -2)).mul_(scale / manner.softcap).tanh_().mul_(manner.softcap)
+    scale = params.scale or 1 / math.sqrt(q.shape[-1])
+    scores = (q.float() @ k.float().transpose(-1, -2)).mul_(scale / params.softcap).tanh_().mul_(params.softcap)
     if mask is not None:
         scores = scores + mask
     return (torch.softmax(scores, -1) @ v.float()).to(q.dtype)

@@ -47,7 +47,7 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.shape: ModelConfig = read_model_config(directory)
+        self.model_config: ModelConfig = read_model_config(directory)
         self.files = Files(directory)
         self._reader, _ = reader_for(read_config(directory))
         self._plain = Compressed({})
@@ -74,10 +74,10 @@ class Checkpoint:
     def _expected(self) -> list[str]:
         attention = [f"self_attn.{name}_proj" for name in "qkvo"]
         parts = [*attention, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm"]
-        if self.shape.qk_norm:
+        if self.model_config.qk_norm:
             parts += ["self_attn.q_norm", "self_attn.k_norm"]
-        layers = [f"model.layers.{i}.{part}" for i in range(self.shape.num_layers) for part in parts]
-        ends = ["model.embed_tokens", "model.norm"] + ([] if self.shape.tied else ["lm_head"])
+        layers = [f"model.layers.{i}.{part}" for i in range(self.model_config.num_layers) for part in parts]
+        ends = ["model.embed_tokens", "model.norm"] + ([] if self.model_config.tied else ["lm_head"])
         return ends + layers
 
 

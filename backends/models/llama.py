@@ -56,36 +56,38 @@ class Llama:
         device: str,
         progress: Progress = lambda done, of: None,
     ) -> None:
-        self.shape = shape = checkpoint.shape
-        self.windows = shape.windows
+        self.model_config = model_config = checkpoint.model_config
+        self.windows = model_config.windows
         load = _Loader(checkpoint, chooser, dtype, device)
         self.embedding: Tensor | TiledRows = load.embedding()
         self.layers: list[Layer] = []
-        for index in range(shape.num_layers):
+        for index in range(model_config.num_layers):
             self.layers.append(load.layer(index))
-            progress(index + 1, shape.num_layers)
+            progress(index + 1, model_config.num_layers)
         self.norm = load.vector("model.norm")
         self.head = load.head(self.embedding)
-        if shape.tied and isinstance(self.head, TiledLinear) and self.head.dtype is dtype:
+        if model_config.tied and isinstance(self.head, TiledLinear) and self.head.dtype is dtype:
             self.embedding = TiledRows(self.head)
-        self.rotations = rotations(shape.rope, head_dim=shape.head_dim, positions=shape.max_positions).to(device)
-        self._eps = torch.tensor(shape.norm_eps, device=device)
-        self._rotated = shape.num_heads + shape.num_kv_heads
+        self.rotations = rotations(model_config.rope, head_dim=model_config.head_dim, positions=model_config.max_positions).to(
+            device
+        )
+        self._eps = torch.tensor(model_config.norm_eps, device=device)
+        self._rotated = model_config.num_heads + model_config.num_kv_heads
         checkpoint.files.close()
 
     def forward(self, batch: Batch, kv: PagedKV) -> Tensor | None:
         """Logits (len(batch.last), vocabulary) in float32; writes the K and V of all tokens."""
-        shape, norm = self.shape, self._normalized
+        model_config, norm = self.model_config, self._normalized
         x = self.embedding[batch.ids]
         turn = self.rotations[batch.positions]
-        heads = (len(batch.ids), shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim)
+        heads = (len(batch.ids), model_config.num_heads + 2 * model_config.num_kv_heads, model_config.head_dim)
         for index, layer in enumerate(self.layers):
             qkv = layer.qkv(norm(x, layer.attention_norm)).view(heads)
             if layer.qk_norm is not None:
                 qkv[:, : self._rotated] = self._normalized_heads(qkv[:, : self._rotated], layer.qk_norm)
             _rotate(qkv[:, : self._rotated], turn)
-            kv.write(index, batch.slots, qkv[:, shape.num_heads :])
-            mixed = attend(kv, index, qkv[:, : shape.num_heads], batch.spans[layer.window])
+            kv.write(index, batch.slots, qkv[:, model_config.num_heads :])
+            mixed = attend(kv, index, qkv[:, : model_config.num_heads], batch.spans[layer.window])
             x += layer.out(mixed.flatten(1))
             gate, up = layer.gate_up(norm(x, layer.mlp_norm)).chunk(2, -1)
             x += layer.down(F.silu(gate).mul_(up))
@@ -98,7 +100,7 @@ class Llama:
     def _normalized(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMS norm. In float32 by the vector norm: F.rms_norm takes half as long again at decode (7.1 for 4.7 us)."""
         if x.dtype is not torch.float32:
-            return F.rms_norm(x, (x.shape[-1],), weight, self.shape.norm_eps)
+            return F.rms_norm(x, (x.shape[-1],), weight, self.model_config.norm_eps)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return (x * torch.addcmul(self._eps, length, length, value=1 / x.shape[-1]).rsqrt_()).mul_(weight)
 
@@ -106,7 +108,7 @@ class Llama:
         """Each head of (T, H + K, D) by its own row of `weight`."""
         if qk.dtype is torch.float32:
             return self._normalized(qk, weight)
-        return F.rms_norm(qk, (qk.shape[-1],), None, self.shape.norm_eps).mul_(weight)
+        return F.rms_norm(qk, (qk.shape[-1],), None, self.model_config.norm_eps).mul_(weight)
 
 
 def _rotate(qk: Tensor, turn: Tensor) -> None:
@@ -124,16 +126,16 @@ class _Loader:
         self._checkpoint, self._chooser, self._dtype, self._device = checkpoint, chooser, dtype, device
 
     def layer(self, index: int) -> Layer:
-        at, shape = f"model.layers.{index}", self._checkpoint.shape
+        at, model_config = f"model.layers.{index}", self._checkpoint.model_config
         return Layer(
             attention_norm=self.vector(f"{at}.input_layernorm"),
             qkv=self.linear([f"{at}.self_attn.{name}_proj" for name in "qkv"]),
-            qk_norm=self._qk_norm(f"{at}.self_attn") if shape.qk_norm else None,
+            qk_norm=self._qk_norm(f"{at}.self_attn") if model_config.qk_norm else None,
             out=self.linear([f"{at}.self_attn.o_proj"]),
             mlp_norm=self.vector(f"{at}.post_attention_layernorm"),
             gate_up=self.linear([f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"]),
             down=self.linear([f"{at}.mlp.down_proj"]),
-            window=shape.windows[index],
+            window=model_config.windows[index],
         )
 
     def embedding(self) -> Tensor:
@@ -141,7 +143,7 @@ class _Loader:
 
     def head(self, embedding: Tensor) -> Linear:
         """Where it is tied and computed in the embedding's type by torch, both are one tensor."""
-        tied = self._checkpoint.shape.tied
+        tied = self._checkpoint.model_config.tied
         head = self._chooser.build(self._weight("model.embed_tokens" if tied else "lm_head"), prefills=False)
         if tied and isinstance(head, DenseLinear) and head.weight.dtype is embedding.dtype:
             head.weight = embedding
@@ -155,13 +157,15 @@ class _Loader:
 
     def _qk_norm(self, at: str) -> Tensor:
         """In the order of the rotated pairs, as the projections' rows are."""
-        shape = self._checkpoint.shape
-        counts = {"q": shape.num_heads, "k": shape.num_kv_heads}
-        norms = [interleave(self.vector(f"{at}.{name}_norm"), shape.head_dim).expand(n, -1) for name, n in counts.items()]
+        model_config = self._checkpoint.model_config
+        counts = {"q": model_config.num_heads, "k": model_config.num_kv_heads}
+        norms = [
+            interleave(self.vector(f"{at}.{name}_norm"), model_config.head_dim).expand(n, -1) for name, n in counts.items()
+        ]
         return torch.cat(norms)
 
     def _weight(self, module: str) -> Weight:
         weight = self._checkpoint.weight(module)
         if module.endswith(("q_proj", "k_proj")):
-            weight = weight.rows(lambda part: interleave(part, self._checkpoint.shape.head_dim))
+            weight = weight.rows(lambda part: interleave(part, self._checkpoint.model_config.head_dim))
         return weight.to(self._device)

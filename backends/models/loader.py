@@ -52,10 +52,16 @@ def open_model(
     config = read_config(directory)
     if is_native(config):
         checkpoint = Checkpoint(directory)
-        shape = checkpoint.shape
+        model_config = checkpoint.model_config
         llama = Llama(checkpoint, chooser, dtype=dtype, device=device, progress=progress)
-        sizes = shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.vocab_size, shape.max_positions
-        return LoadedModel(llama, "native", *sizes, shape.eos_tokens, checkpoint.fingerprint())
+        sizes = (
+            model_config.num_layers,
+            model_config.num_kv_heads,
+            model_config.head_dim,
+            model_config.vocab_size,
+            model_config.max_positions,
+        )
+        return LoadedModel(llama, "native", *sizes, model_config.eos_tokens, checkpoint.fingerprint())
     from backends.models.transformers_model import (
         TransformersModel,  # transformers takes seconds to import, and the native path needs none of it
     )

@@ -30,7 +30,7 @@ class LayerAttention(NamedTuple):
     kv_heads: int
     head_dim: int
     window: int
-    manner: AttentionParams
+    params: AttentionParams
 
 
 class _ForwardPass:
@@ -55,7 +55,7 @@ class _ForwardPass:
             v = F.pad(v, (0, k.shape[-1] - width))
         self.kv.write(layer, self.batch.slots, torch.cat((k[0], v[0])).transpose(0, 1))
         spans = self.batch.spans[attention.window]
-        return attend(self.kv, layer, q[0].transpose(0, 1), spans, attention.manner)[None, ..., :width]
+        return attend(self.kv, layer, q[0].transpose(0, 1), spans, attention.params)[None, ..., :width]
 
     def _look(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scale: float | None, given: Mapping[str, Any]
@@ -67,9 +67,9 @@ class _ForwardPass:
             raise UnsupportedCheckpoint(f"its V of {tuple(v.shape[1:])} does not fit beside its K of {tuple(k.shape[1:])}")
         if not getattr(module, "is_causal", True):
             raise UnsupportedCheckpoint("its attention is not causal")
-        manner = AttentionParams(scale, float(given.get("softcap") or 0.0))
+        params = AttentionParams(scale, float(given.get("softcap") or 0.0))
         self.layers[id(module)] = len(self.seen)
-        self.seen.append(LayerAttention(k.shape[1], k.shape[-1], int(given.get("sliding_window") or 0), manner))
+        self.seen.append(LayerAttention(k.shape[1], k.shape[-1], int(given.get("sliding_window") or 0), params))
         return q.new_zeros(1, q.shape[2], q.shape[1], v.shape[-1])
 
 

@@ -72,11 +72,15 @@ def step_problems(model: object) -> list[str]:
     """Why the compiled step does not take a model; nothing where it does."""
     if not isinstance(model, Llama):
         return ["it runs in transformers' modelling code"]
-    shape = model.shape
-    sizes = {"hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size, "head_dim": shape.head_dim}
+    model_config = model.model_config
+    sizes = {
+        "hidden_size": model_config.hidden_size,
+        "intermediate_size": model_config.intermediate_size,
+        "head_dim": model_config.head_dim,
+    }
     problems = [f"{name} is {size}, no multiple of {LANES}" for name, size in sizes.items() if size % LANES]
-    if shape.num_heads // shape.num_kv_heads > MOST_SHARED:
-        problems.append(f"{shape.num_heads // shape.num_kv_heads} query heads share a KV head, {MOST_SHARED} may")
+    if model_config.num_heads // model_config.num_kv_heads > MOST_SHARED:
+        problems.append(f"{model_config.num_heads // model_config.num_kv_heads} query heads share a KV head, {MOST_SHARED} may")
     linears = [part for layer in model.layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
     if not all(isinstance(part, TiledLinear) for part in [*linears, model.head]):
         problems.append("some of its matrices are in a kernel of torch")
@@ -87,14 +91,14 @@ class CompiledRunner:
     """`model` has no `step_problems`. A thread runs it at a time, on up to `threads` of them."""
 
     def __init__(self, library: Library, model: Llama, kv: PagedKV, *, threads: int) -> None:
-        shape = model.shape
+        model_config = model.model_config
         self._calls, self._kv, self._threads = library.calls, kv, ThreadTuner(threads)
         self._runner = library.calls.headway_runner_open()
-        self._vocabulary, self._masks = shape.vocab_size, MaskFiller()
+        self._vocabulary, self._masks = model_config.vocab_size, MaskFiller()
         self._model = model
         self._kept: list[Tensor] = []
         embedding = model.embedding
-        layers = (_Layer * shape.num_layers)()
+        layers = (_Layer * model_config.num_layers)()
         for into, layer in zip(layers, model.layers, strict=True):
             into.attention_norm, into.mlp_norm = self._floats(layer.attention_norm), self._floats(layer.mlp_norm)
             into.qk_norm = None if layer.qk_norm is None else self._floats(layer.qk_norm)
@@ -102,31 +106,31 @@ class CompiledRunner:
             into.gate_up, into.down = _matrix(layer.gate_up), _matrix(layer.down)
             into.window = layer.window
         self._layers = layers
-        heads, width = shape.num_heads, shape.head_dim
-        rows = 2 * (heads + shape.num_kv_heads) * width + 3 * shape.intermediate_size
-        self._token_work, self._seen_work = rows * shape.hidden_size, 2 * heads * width
+        heads, width = model_config.num_heads, model_config.head_dim
+        rows = 2 * (heads + model_config.num_kv_heads) * width + 3 * model_config.intermediate_size
+        self._token_work, self._seen_work = rows * model_config.hidden_size, 2 * heads * width
         self._shape = _Model(
-            shape.hidden_size,
-            shape.intermediate_size,
-            shape.num_heads,
-            shape.num_kv_heads,
-            shape.head_dim,
-            shape.num_layers,
-            shape.vocab_size,
+            model_config.hidden_size,
+            model_config.intermediate_size,
+            model_config.num_heads,
+            model_config.num_kv_heads,
+            model_config.head_dim,
+            model_config.num_layers,
+            model_config.vocab_size,
             ctypes.addressof(layers),
             self._floats(model.norm),
             _matrix(model.head),
             embedding.data_ptr() if isinstance(embedding, Tensor) else None,
             KINDS[embedding.dtype] if isinstance(embedding, Tensor) else 0,
             self._floats(torch.view_as_real(model.rotations[:, 0])),
-            shape.norm_eps,
+            model_config.norm_eps,
         )
         scales = kv.scales.data_ptr() if isinstance(kv, Int8KV) else None
         slots = kv.pages.shape[1] * kv.page_size
         self._cache = _Cache(kv.pages.data_ptr(), scales, KINDS[kv.pages.dtype], slots, kv.page_size)
         self._step, self._stop = _Step(), ctypes.c_int32()
         self._step.stop = ctypes.addressof(self._stop)
-        self._logits = torch.empty(0, shape.vocab_size)
+        self._logits = torch.empty(0, model_config.vocab_size)
 
     def __del__(self) -> None:
         self._calls.headway_runner_close(self._runner)
@@ -139,17 +143,17 @@ class CompiledRunner:
             ids = array("I", bytes(4 * count))
             self._call(ids, array("i", [0]), array("i", [count]), array("i", [0]), pages, array("i", [0]))
 
-    def break_off(self) -> None:
+    def interrupt(self) -> None:
         """Of the step under way, if there is one: at the end of the layer that it is in. On any thread."""
         self._stop.value = 1
 
     @torch.inference_mode()
     def run(self, work: SequenceOf[Work]) -> list[list[Sampled]]:
         """Raises BrokenOff where it was, with nothing done but KV that is written again."""
-        asks = [ask for one in work if one.samples for ask in asks_of(one)]
-        masks = self._masks.fill([ask.matcher for ask in asks])
+        requests = [request for one in work if one.samples for request in asks_of(one)]
+        masks = self._masks.fill([request.matcher for request in requests])
         logits, best = self._forward(work)
-        found = iter(sample(logits, asks, masks, best) if asks else ())
+        found = iter(sample(logits, requests, masks, best) if requests else ())
         return [[next(found) for _ in range(1 + len(one.drafts))] if one.samples else [] for one in work]
 
     def all_logits(self, ids: SequenceOf[int], pages: list[int]) -> Tensor:

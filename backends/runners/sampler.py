@@ -18,7 +18,7 @@ class SampleRequest(NamedTuple):
     sampling: Sampling
     seed: int
     position: int
-    said: Sequence[int] = ()
+    output_tokens: Sequence[int] = ()
     matcher: Matcher | None = None
 
 
@@ -38,20 +38,22 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(
-    logits: Tensor, asks: Sequence[SampleRequest], masks: Masks | None = None, best: Sequence[int] | None = None
+    logits: Tensor, requests: Sequence[SampleRequest], masks: Masks | None = None, best: Sequence[int] | None = None
 ) -> list[Sampled]:
     """`logits` (len(asks), vocabulary) float32, to one token each that `masks` allow. `best` is their argmax, if known."""
-    allowed = _adjusted(logits, asks)
+    allowed = _adjusted(logits, requests)
     if masks is not None:
         allowed = masks.apply(allowed.clone() if allowed is logits else allowed)
     tokens = list(best) if best is not None and allowed is logits else allowed.argmax(-1).tolist()
-    for row, ask in enumerate(asks):
-        if ask.sampling.temperature > 0:
-            tokens[row] = _draw(allowed[row], ask)
-        if ask.matcher is not None:
-            tokens[row] = ask.matcher.settle(tokens[row])
-    sampled = [_described(logits[row], token, ask) for row, (token, ask) in enumerate(zip(tokens, asks, strict=True))]
-    if rows := [row for row, ask in enumerate(asks) if ask.sampling.confidence]:
+    for row, request in enumerate(requests):
+        if request.sampling.temperature > 0:
+            tokens[row] = _draw(allowed[row], request)
+        if request.matcher is not None:
+            tokens[row] = request.matcher.settle(tokens[row])
+    sampled = [
+        _described(logits[row], token, request) for row, (token, request) in enumerate(zip(tokens, requests, strict=True))
+    ]
+    if rows := [row for row, request in enumerate(requests) if request.sampling.confidence]:
         asked = logits[rows]
         chosen = asked.gather(1, torch.tensor([[tokens[row]] for row in rows], device=logits.device)).squeeze(1)
         for row, confidence in zip(rows, (chosen - asked.logsumexp(-1)).exp().tolist(), strict=True):
@@ -59,10 +61,10 @@ def sample(
     return sampled
 
 
-def _adjusted(logits: Tensor, asks: Sequence[SampleRequest]) -> Tensor:
+def _adjusted(logits: Tensor, requests: Sequence[SampleRequest]) -> Tensor:
     """With penalties and biases; the same tensor where nobody asked for any."""
     adjusted = logits
-    for row, (sampling, _, _, said, _) in enumerate(asks):
+    for row, (sampling, _, _, said, _) in enumerate(requests):
         if not (said or sampling.logit_bias):
             continue
         adjusted = logits.clone() if adjusted is logits else adjusted
@@ -75,9 +77,9 @@ def _adjusted(logits: Tensor, asks: Sequence[SampleRequest]) -> Tensor:
     return adjusted
 
 
-def _draw(logits: Tensor, ask: SampleRequest) -> int:
+def _draw(logits: Tensor, request: SampleRequest) -> int:
     """Inverts the cumulative distribution of what top-k and top-p leave, most likely first (the first is always left)."""
-    sampling = ask.sampling
+    sampling = request.sampling
     # Behind the best logit, which is then 0: however small the temperature, dividing makes no NaN of it.
     probabilities = torch.softmax((logits.double() - logits.max()) / sampling.temperature, -1)
     ordered, ids = probabilities.sort(descending=True, stable=True)
@@ -85,13 +87,13 @@ def _draw(logits: Tensor, ask: SampleRequest) -> int:
     left = len(ids) if not sampling.top_k else min(sampling.top_k, len(ids))
     if sampling.top_p < 1:
         left = min(left, int((reached[:left] < sampling.top_p * reached[left - 1]).sum()) + 1)
-    goal = uniform(ask.seed, ask.position) * reached[left - 1]
+    goal = uniform(request.seed, request.position) * reached[left - 1]
     chosen = min(int(torch.searchsorted(reached[:left], goal, right=True)), left - 1)
     return int(ids[chosen])
 
 
-def _described(logits: Tensor, token: int, ask: SampleRequest) -> Sampled:
-    count = ask.sampling.top_logprobs
+def _described(logits: Tensor, token: int, request: SampleRequest) -> Sampled:
+    count = request.sampling.top_logprobs
     if count is None:
         return Sampled(token)
     logprobs = torch.log_softmax(logits, -1)

@@ -36,7 +36,7 @@ class Runner(Protocol):
 class Interruptible(Runner, Protocol):
     """One whose `run` may raise BrokenOff, and leaves no trace then."""
 
-    def break_off(self) -> None:
+    def interrupt(self) -> None:
         """Of the step under way, if there is one. On any thread."""
         ...
 
@@ -65,8 +65,8 @@ class TorchRunner:
         """
         every = torch.arange(tokens, device=self._device)
         one = every[:1]
-        chunk, row = PrefillSpan(0, tokens, slice(0, tokens), tokens, None), DecodeSpan(0, 1, slice(0, 1), 1, None)
-        self._model.forward(Batch(torch.zeros_like(every), every, every, self._everywhere(chunk), one), self._kv)
+        prefill, row = PrefillSpan(0, tokens, slice(0, tokens), tokens, None), DecodeSpan(0, 1, slice(0, 1), 1, None)
+        self._model.forward(Batch(torch.zeros_like(every), every, every, self._everywhere(prefill), one), self._kv)
         self._model.forward(Batch(one, one, one, self._everywhere(row), one), self._kv)
 
     @torch.inference_mode()
@@ -74,12 +74,12 @@ class TorchRunner:
         order = sorted(range(len(work)), key=lambda i: layout(work[i])) if len(work) > 1 else [0]
         laid = [work[i] for i in order]
         sampling = [i for i, one in zip(order, laid, strict=True) if one.samples]
-        asks = [ask for i in sampling for ask in asks_of(work[i])]
-        masks = self._masks.fill([ask.matcher for ask in asks])
+        requests = [request for i in sampling for request in asks_of(work[i])]
+        masks = self._masks.fill([request.matcher for request in requests])
         logits = self._model.forward(self._batch(laid), self._kv)
         results: list[list[Sampled]] = [[] for _ in work]
         if logits is not None:
-            found = iter(sample(logits, asks, masks))
+            found = iter(sample(logits, requests, masks))
             for i in sampling:
                 results[i] = [next(found) for _ in range(1 + len(work[i].drafts))]
         return results

@@ -47,7 +47,7 @@ class TritonRunner:
         scales = kv.scales.squeeze(-1) if isinstance(kv, Int8KV) else None
         self._page_scales = [None] * len(self._pages) if scales is None else list(scales.unbind(0))
         self._slot_scales = [None] * len(self._pages) if scales is None else list(scales.flatten(1, 2).unbind(0))
-        self._table_width = -(-model.shape.max_positions // kv.page_size)
+        self._table_width = -(-model.model_config.max_positions // kv.page_size)
         self._sizes = _sizes(max_sequences)
         self._decodes: dict[int, _Decode] = {}
         self._masks = MaskFiller()
@@ -65,11 +65,11 @@ class TritonRunner:
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> list[list[Sampled]]:
-        asks = [ask for one in work if one.samples for ask in asks_of(one)]
-        masks = self._masks.fill([ask.matcher for ask in asks])
+        requests = [request for one in work if one.samples for request in asks_of(one)]
+        masks = self._masks.fill([request.matcher for request in requests])
         decodes = all(one.num_tokens == 1 for one in work)
         logits = self._run_decode(work) if decodes else self._forward(self._step(work), 1)
-        found = iter(sample(logits, asks, masks) if asks else ())
+        found = iter(sample(logits, requests, masks) if requests else ())
         return [[next(found) for _ in range(1 + len(one.drafts))] if one.samples else [] for one in work]
 
     def _run_decode(self, work: Sequence[Work]) -> Tensor:
@@ -124,38 +124,38 @@ class TritonRunner:
 
     def _forward(self, step: StepInputs, splits: int) -> Tensor:
         """Logits of the last rows, in float32."""
-        model, shape = self._model, self._model.shape
+        model, model_config = self._model, self._model.model_config
         x = model.embedding[step.ids]
-        heads = (len(step.ids), shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim)
+        heads = (len(step.ids), model_config.num_heads + 2 * model_config.num_kv_heads, model_config.head_dim)
         delta = None
         for index, layer in enumerate(model.layers):
-            x, normed = add_norm(x, delta, layer.attention_norm, eps=shape.norm_eps)
+            x, normed = add_norm(x, delta, layer.attention_norm, eps=model_config.norm_eps)
             qkv, _ = rope_write(
                 layer.qkv(normed).view(heads),
                 self._turns,
                 step.positions,
                 step.slots,
                 self._slots[index],
-                heads=shape.num_heads,
+                heads=model_config.num_heads,
                 norm=layer.qk_norm,
-                eps=shape.norm_eps,
+                eps=model_config.norm_eps,
                 kv_scales=self._slot_scales[index],
             )
             mixed = paged_attention(
-                qkv[:, : shape.num_heads],
+                qkv[:, : model_config.num_heads],
                 self._pages[index],
                 step.table,
                 step.starts,
                 step.contexts,
-                scale=shape.head_dim**-0.5,
+                scale=model_config.head_dim**-0.5,
                 longest=step.longest,
                 window=layer.window,
                 splits=splits,
                 kv_scales=self._page_scales[index],
             )
-            x, normed = add_norm(x, layer.out(mixed.flatten(1)), layer.mlp_norm, eps=shape.norm_eps)
+            x, normed = add_norm(x, layer.out(mixed.flatten(1)), layer.mlp_norm, eps=model_config.norm_eps)
             delta = layer.down(silu_mul(layer.gate_up(normed)))
-        _, normed = add_norm(x, delta, model.norm, eps=shape.norm_eps)
+        _, normed = add_norm(x, delta, model.norm, eps=model_config.norm_eps)
         return model.head(normed[step.last]).float()
 
 

@@ -26,7 +26,7 @@ class Guess(NamedTuple):
 class AcceptanceStats:
     def __init__(self, clock_ns: Callable[[], int]) -> None:
         self._clock_ns = clock_ns
-        self._said = AnswerHistory()
+        self._history = AnswerHistory()
         origins: tuple[Origin, ...] = ("own", "said")
         self._chances: dict[Evidence, AcceptanceRate] = {
             (origin, n): AcceptanceRate() for origin in origins for n in range(1, LONGEST + 1)
@@ -36,9 +36,9 @@ class AcceptanceStats:
 
     def guess(self, sequence: RequestSequence, of: DraftCost) -> Guess | None:
         """What saves most, if anything does."""
-        if not best_count(max(chance.value for chance in self._chances.values()), of):
-            for chance in self._chances.values():
-                chance.forget(FORGETTING)
+        if not best_count(max(acceptance_rate.value for acceptance_rate in self._chances.values()), of):
+            for acceptance_rate in self._chances.values():
+                acceptance_rate.forget(FORGETTING)
             return None
         started_ns = self._clock_ns()
         found = self._best(sequence, of)
@@ -47,17 +47,17 @@ class AcceptanceStats:
 
     def _best(self, sequence: RequestSequence, of: DraftCost) -> Guess | None:
         tokens = sequence.tokens
-        matches = (own(tokens, MAX_DRAFTS), self._said.find(sequence.salt, tokens, MAX_DRAFTS))
+        matches = (own(tokens, MAX_DRAFTS), self._history.find(sequence.salt, tokens, MAX_DRAFTS))
         guesses = [guess for match in matches if match and (guess := self._priced(match, of))]
         return max(guesses, key=lambda guess: guess.saves, default=None)
 
     def _priced(self, match: NgramMatch, of: DraftCost) -> Guess | None:
-        chance = self._chances[match.origin, match.length]
-        count = min(best_count(chance.value, of), len(match.tokens))
+        acceptance_rate = self._chances[match.origin, match.length]
+        count = min(best_count(acceptance_rate.value, of), len(match.tokens))
         if not count:
-            chance.forget(FORGETTING)
+            acceptance_rate.forget(FORGETTING)
             return None
-        return Guess((match.origin, match.length), match.tokens[:count], saved(chance.value, of, count))
+        return Guess((match.origin, match.length), match.tokens[:count], saved(acceptance_rate.value, of, count))
 
     def learn(self, evidence: Evidence, drafted: int, accepted: int) -> None:
         self._chances[evidence].learn(drafted, accepted, LEARNING)
@@ -65,4 +65,4 @@ class AcceptanceStats:
     def finished(self, sequence: RequestSequence) -> None:
         """What it said may be said again by others of its tenant."""
         if sequence.num_output:
-            self._said.add(sequence.salt, sequence.tokens, sequence.num_output)
+            self._history.add(sequence.salt, sequence.tokens, sequence.num_output)

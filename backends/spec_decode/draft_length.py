@@ -48,7 +48,7 @@ class ProposalGain:
         self._saved: dict[int, float] = {}
         self._skipped: dict[int, int] = {}
 
-    def wanted(self, num_sequences: int, looking_s: float) -> bool:
+    def is_worthwhile(self, num_sequences: int, looking_s: float) -> bool:
         size = num_sequences.bit_length()
         skipped = self._skipped.get(size, 0)
         if self._saved.get(size, HOPED_S) >= looking_s or skipped >= RARELY:
@@ -57,7 +57,7 @@ class ProposalGain:
         self._skipped[size] = skipped + 1
         return False
 
-    def saw(self, num_sequences: int, saved_s: float) -> None:
+    def observe(self, num_sequences: int, saved_s: float) -> None:
         size = num_sequences.bit_length()
         self._saved[size] = (1.0 - SMOOTHING) * self._saved.get(size, HOPED_S) + SMOOTHING * saved_s
 

@@ -64,7 +64,7 @@ class DraftModel:
         self.step_cost = StepCostModel()
         self._runner, self._clock_ns = runner, clock_ns
         self._size, self._most, self._kv_bytes = page_size, most_tokens, kv_bytes
-        self._names = [b""] * num_pages
+        self._page_hashes = [b""] * num_pages
         """What each page's draft KV is of; empty where that has no name."""
 
     def priced(self, of: DraftCost, sequence: RequestSequence, num_sequences: int, context: float) -> DraftCost:
@@ -81,15 +81,15 @@ class DraftModel:
         valid = drafted.valid(sequence) if drafted else 0
         if drafted and valid:
             for i in range(valid // self._size, 0, -1):  # pages that were confirmed since they were computed
-                if i > len(sequence.names):
+                if i > len(sequence.page_hashes):
                     continue
-                page, name = sequence.pages[i - 1], sequence.names[i - 1]
-                if self._names[page] == name:
+                page, name = sequence.pages[i - 1], sequence.page_hashes[i - 1]
+                if self._page_hashes[page] == name:
                     break
-                self._names[page] = name
+                self._page_hashes[page] = name
         else:
-            for page, name in zip(sequence.pages, sequence.names, strict=False):
-                if self._names[page] != name:
+            for page, name in zip(sequence.pages, sequence.page_hashes, strict=False):
+                if self._page_hashes[page] != name:
                     break
                 valid += self._size
         return min(valid, len(sequence.tokens) - 1)
@@ -127,7 +127,7 @@ class DraftModel:
             chosen.append(i)
             work.append(Work(shadows[i], starts[i], length))
             for page in shadows[i].pages[starts[i] // self._size : (work[-1].stop - 1) // self._size + 1]:
-                self._names[page] = b""
+                self._page_hashes[page] = b""
         return chosen, work
 
     def _run(self, work: list[Work]) -> list[list[Sampled]]:

@@ -46,7 +46,7 @@ class Guesses:
     allowed: bool
     draft: AcceptanceRate
     evidence: Evidence | None = None
-    price: DraftCost = FREE
+    draft_cost: DraftCost = FREE
     num_sequences: int = 1
 
 
@@ -86,7 +86,7 @@ class Speculator:
         if drafter is not None:
             self.tallies["draft"] = Tally()
         self._scheduler, self._step_cost, self._kv_bytes, self._drafter = scheduler, step_cost, kv_bytes, drafter
-        self._recall = AcceptanceStats(clock_ns) if lookup else None
+        self._acceptance = AcceptanceStats(clock_ns) if lookup else None
         self._looking, self._drafting = ProposalGain(), ProposalGain()
         self._hope = AcceptanceRate()
         self._draft_s: dict[int, float] = {}
@@ -96,21 +96,21 @@ class Speculator:
         """The same work with guesses behind the tokens of some; a step with chunks gets none."""
         if any(one.length > 1 or not one.samples for one in work):
             return work
-        look_up = self._recall is not None and self._looking.wanted(len(work), self._recall.search_s)
-        draft = self._drafter is not None and self._drafting.wanted(len(work), ASKING_S)
+        look_up = self._acceptance is not None and self._looking.is_worthwhile(len(work), self._acceptance.search_s)
+        draft = self._drafter is not None and self._drafting.is_worthwhile(len(work), ASKING_S)
         if not look_up and not draft:
             return work
         context = sum(one.stop for one in work) / len(work)
         of = self._price(len(work), context)
         if is_hopeless(of):
-            self._looking.saw(len(work), 0.0)
-            self._drafting.saw(len(work), 0.0)
+            self._looking.observe(len(work), 0.0)
+            self._drafting.observe(len(work), 0.0)
             return work
         guessed, plans = list(work), list[_Plan]()
         for at, one in enumerate(work):
             guesses = self._guesses(one.sequence)
             if guesses.allowed:
-                guesses.price, guesses.num_sequences = of, len(work)
+                guesses.draft_cost, guesses.num_sequences = of, len(work)
                 looked_up = self._looked_up(one.sequence, of, len(work)) if look_up else None
                 saves = looked_up.saves if looked_up else 0.0
                 plan = self._planned(at, one, guesses, of, len(work), context, saves) if draft else None
@@ -147,9 +147,11 @@ class Speculator:
         guesses, drafted = work.sequence.guesses, len(work.drafts)
         if not drafted or guesses is None:
             return
-        if guesses.evidence is not None and self._recall is not None:
-            self._recall.learn(guesses.evidence, drafted, accepted)
-            self._looking.saw(guesses.num_sequences, accepted * guesses.price.token - drafted * guesses.price.draft)
+        if guesses.evidence is not None and self._acceptance is not None:
+            self._acceptance.learn(guesses.evidence, drafted, accepted)
+            self._looking.observe(
+                guesses.num_sequences, accepted * guesses.draft_cost.token - drafted * guesses.draft_cost.draft
+            )
         else:
             guesses.draft.learn(drafted, accepted)
             self._hope.learn(drafted, accepted, SLOW * LEARNING)
@@ -158,8 +160,8 @@ class Speculator:
         tally.accepted += accepted
 
     def finished(self, sequence: RequestSequence) -> None:
-        if self._recall is not None:
-            self._recall.finished(sequence)
+        if self._acceptance is not None:
+            self._acceptance.finished(sequence)
 
     def _guesses(self, sequence: RequestSequence) -> Guesses:
         if sequence.guesses is None:
@@ -167,15 +169,15 @@ class Speculator:
         return sequence.guesses
 
     def _looked_up(self, sequence: RequestSequence, of: DraftCost, num_sequences: int) -> Guess | None:
-        assert self._recall
-        found = self._recall.guess(sequence, of)
+        assert self._acceptance
+        found = self._acceptance.guess(sequence, of)
         if found is None:
-            self._looking.saw(num_sequences, 0.0)
+            self._looking.observe(num_sequences, 0.0)
         return found
 
     def _with(self, work: Work, guesses: Guesses, guess: Guess) -> Work:
         guesses.evidence = guess.evidence
-        return work._replace(drafts=guess.tokens[: self._scheduler.room_for_drafts(work, len(guess.tokens))])
+        return work._replace(drafts=guess.tokens[: self._scheduler.can_allocate_drafts(work, len(guess.tokens))])
 
     def _planned(
         self, at: int, work: Work, guesses: Guesses, of: DraftCost, num_sequences: int, context: float, otherwise: float
@@ -183,15 +185,15 @@ class Speculator:
         """For the draft model, where that promises to save more than `otherwise`."""
         if self._drafter is None or len(work.sequence.tokens) + MAX_DRAFTS > self._drafter.longest:
             return None
-        chance = guesses.draft
+        acceptance_rate = guesses.draft
         of = self._drafter.priced(of, work.sequence, num_sequences, context)
-        count = best_count(chance.value, of)
-        self._drafting.saw(num_sequences, saved(chance.value, of, count) if count else 0.0)
+        count = best_count(acceptance_rate.value, of)
+        self._drafting.observe(num_sequences, saved(acceptance_rate.value, of, count) if count else 0.0)
         if not count:
-            chance.forget()
+            acceptance_rate.forget()
             self._hope.forget(SLOW * FORGETTING)
-        if not count or saved(chance.value, of, count) <= otherwise:
+        if not count or saved(acceptance_rate.value, of, count) <= otherwise:
             return None
-        count = self._scheduler.room_for_drafts(work, count)
+        count = self._scheduler.can_allocate_drafts(work, count)
         guesses.evidence = None
         return _Plan(at, work, count) if count else None

@@ -39,25 +39,25 @@ class Matcher:
     ) -> None:
         self._matcher, self._grammar, self.vocab_size = matcher, grammar, vocab_size
         self._pieces = pieces
-        self._landing: LengthLimiter | None = None
+        self._length_limiter: LengthLimiter | None = None
 
     def limit(self, room: int) -> None:
         """The answer has this many tokens at most."""
         if self._pieces is not None:
             grammar = self._grammar
             most = len(grammar.text) // CHARS_A_TOKEN
-            self._landing = LengthLimiter(self._pieces, room=room, most=most, thinks=grammar.thinks != "no")
+            self._length_limiter = LengthLimiter(self._pieces, room=room, most=most, thinks=grammar.thinks != "no")
 
     def settle(self, token: int) -> int:
         """What is taken for a token that the mask allowed: itself, unless the answer could then not end within its limit."""
-        return token if self._landing is None else self._landing.settle(self._matcher, token)
+        return token if self._length_limiter is None else self._length_limiter.settle(self._matcher, token)
 
     def accept(self, token: int) -> FinishReason | None:
         """Takes a token that the mask allowed. How the answer ended, if it is over: `length` if its limit ended it."""
         accepted = self._matcher.accept_token(token)
         assert accepted, f"token {token} was sampled against its mask"
-        if self._landing is not None:
-            self._landing.accepted(token)
+        if self._length_limiter is not None:
+            self._length_limiter.accepted(token)
         if not self._matcher.is_terminated():
             return None
         return "length" if self.was_led and not self._grammar.fit else "stop"
@@ -65,7 +65,7 @@ class Matcher:
     @property
     def was_led(self) -> bool:
         """Whether its limit changed what was said, so that it could end."""
-        return self._landing is not None and self._landing.steered
+        return self._length_limiter is not None and self._length_limiter.steered
 
     def fill(self, masks: Tensor, row: int) -> None:
         self._matcher.fill_next_token_bitmask(masks, row)

@@ -65,7 +65,7 @@ class LengthLimiter:
         self._pieces, self._room, self._most, self._thinks = pieces, room, most, thinks
         self._said = bytearray()
         self._look_at = room
-        self._way: ClosingSuffix | None = None
+        self._suffix: ClosingSuffix | None = None
         self._ahead: tuple[int, ClosingSuffix] | None = None
         self.steered = False
 
@@ -74,40 +74,40 @@ class LengthLimiter:
         text = self._pieces.texts[token]
         if self._room > self._look_at or not text:
             return token
-        way = self._way or self._found(matcher, b"")
-        if way is None or way.cost > self._room:
+        suffix = self._suffix or self._found(matcher, b"")
+        if suffix is None or suffix.cost > self._room:
             self._look_at = -1  # there is no end in reach any more
             return token
-        self._most = max(self._most, way.cost)
-        if (spare := (self._room - SHARE * (way.cost + self._most)) // 4) > 0:
+        self._most = max(self._most, suffix.cost)
+        if (spare := (self._room - SHARE * (suffix.cost + self._most)) // 4) > 0:
             self._look_at = self._room - spare
             return token
-        after = self._after(matcher, token, way)
+        after = self._after(matcher, token, suffix)
         left = self._room - 1
-        if after is not None and (left >= SHARE * after.cost or left >= after.cost < way.cost):
+        if after is not None and (left >= SHARE * after.cost or left >= after.cost < suffix.cost):
             self._ahead = token, after
             return token
         self.steered = True
-        if not way.tokens:
+        if not suffix.tokens:
             stop: int = matcher.stop_token_ids[0]
             return stop
-        self._ahead = way.tokens[0], self._rest(way)
-        return way.tokens[0]
+        self._ahead = suffix.tokens[0], self._rest(suffix)
+        return suffix.tokens[0]
 
     def accepted(self, token: int) -> None:
         self._said += self._pieces.texts[token]
         self._room -= 1
-        self._way = self._ahead[1] if self._ahead is not None and self._ahead[0] == token else None
+        self._suffix = self._ahead[1] if self._ahead is not None and self._ahead[0] == token else None
         self._ahead = None
 
-    def _after(self, matcher: "xgrammar.GrammarMatcher", token: int, way: ClosingSuffix) -> ClosingSuffix | None:
+    def _after(self, matcher: "xgrammar.GrammarMatcher", token: int, suffix: ClosingSuffix) -> ClosingSuffix | None:
         """The way behind a token: mostly the same, or what is left of it when the token said what its first ones would have."""
-        if way.tokens and token == way.tokens[0]:
-            return self._rest(way)
+        if suffix.tokens and token == suffix.tokens[0]:
+            return self._rest(suffix)
         ahead = matcher.fork()
         if not ahead.accept_token(token):
             return None
-        rest = way
+        rest = suffix
         for _ in range(PASSED):
             trial = ahead.fork()
             if (not rest.text or trial.accept_string(rest.text)) and trial.is_completed():
@@ -117,8 +117,8 @@ class LengthLimiter:
             rest = self._rest(rest)
         return self._found(ahead, self._pieces.texts[token])
 
-    def _rest(self, way: ClosingSuffix) -> ClosingSuffix:
-        return ClosingSuffix(way.text[len(self._pieces.texts[way.tokens[0]]) :], way.tokens[1:])
+    def _rest(self, suffix: ClosingSuffix) -> ClosingSuffix:
+        return ClosingSuffix(suffix.text[len(self._pieces.texts[suffix.tokens[0]]) :], suffix.tokens[1:])
 
     def _found(self, matcher: "xgrammar.GrammarMatcher", text: bytes) -> ClosingSuffix | None:
         """From where `matcher` is, behind `text` that is not yet accepted here."""

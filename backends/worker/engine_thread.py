@@ -31,7 +31,7 @@ class EngineThread:
         yields: bool = False,
     ) -> None:
         self._yields = yields
-        self._engine, self._desk = engine, LinkHandler(engine, grammars, self.post)
+        self._engine, self._link_handler = engine, LinkHandler(engine, grammars, self.post)
         self._send, self._failed = send, failed
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -43,7 +43,7 @@ class EngineThread:
         self._commands.put(command)
         match command:
             case Frame(_, Submit(priority=priority, sampling=Sampling(grammar=None))):
-                self._engine.came(priority)
+                self._engine.record_arrival(priority)
 
     def stop(self) -> None:
         """After the step that runs."""
@@ -68,8 +68,8 @@ class EngineThread:
         if engine.has_work:
             engine.step()
         else:
-            engine.meter.idle_until(engine.clock_ns())
-        self._send_if_any(self._desk.report(engine.clock_ns()))
+            engine.busy_meter.idle_until(engine.clock_ns())
+        self._send_if_any(self._link_handler.report(engine.clock_ns()))
         return True
 
     def _take_commands(self, *, wait: bool) -> bool:
@@ -80,11 +80,11 @@ class EngineThread:
             except queue.Empty:
                 return True
             if wait:
-                self._engine.meter.idle_until(self._engine.clock_ns())
+                self._engine.busy_meter.idle_until(self._engine.clock_ns())
                 wait = False
             if command is None:
                 return False
-            self._send_if_any(self._desk.take(command, self._engine.clock_ns()))
+            self._send_if_any(self._link_handler.take(command, self._engine.clock_ns()))
 
     def _send_if_any(self, outgoing: list[Outgoing]) -> None:
         if outgoing:

@@ -135,7 +135,7 @@ class LinkHandler:
             case Reprioritize(request, priority):
                 self._engine.reprioritize(link, request, priority)
             case SetRetention(chain, score):
-                self._engine.retain(chain, score)
+                self._engine.set_retention(chain, score)
             case Drain():
                 self._engine.draining = True
             case _:
@@ -184,7 +184,7 @@ class LinkHandler:
     def _resync(self, state: _GatewayState) -> list[Cache]:
         """All that is resident, as of a report: nothing that it lists is reported again."""
         tier = self._engine.tier
-        everything = CacheUpdate(self._engine.index.names(), [], tier.names() if tier else [], [])
+        everything = CacheUpdate(self._engine.index.page_hashes(), [], tier.page_hashes() if tier else [], [])
         return _cache(state, everything, reset=True)
 
     def _load(self, state: _GatewayState, number: int, now_ns: int) -> list[Load]:
@@ -200,7 +200,7 @@ class LinkHandler:
     def _state(self, number: int) -> Load:
         """What link `number` is told. Credits are shared: sequences in equal parts, the odd ones to the first links."""
         engine, links = self._engine, len(self._links)
-        scheduler, pool, meter = engine.scheduler, engine.pool, engine.meter
+        scheduler, pool, busy_meter = engine.scheduler, engine.pool, engine.busy_meter
         free = max(0, engine.limits.max_sequences - len(scheduler.running) - len(scheduler.waiting))
         return Load(
             running=len(scheduler.running),
@@ -210,9 +210,9 @@ class LinkHandler:
             num_pages=pool.num_pages,
             credit_sequences=0 if engine.draining else free // links + (number < free % links),
             credit_tokens=0 if engine.draining else credit_tokens(scheduler.backlog_tokens, engine.limits),
-            busy_s=meter.busy_ns / 1e9,
-            idle_s=meter.idle_ns / 1e9,
-            attributed_s=meter.attributed_ns / 1e9,
+            busy_s=busy_meter.busy_ns / 1e9,
+            idle_s=busy_meter.idle_ns / 1e9,
+            attributed_s=busy_meter.attributed_ns / 1e9,
             step_cost=engine.step_cost.coefficients,
             reload_s_per_token=engine.tier.page_s / engine.limits.page_size if engine.tier else 0.0,
         )
@@ -222,7 +222,9 @@ def _cache(state: _GatewayState, changes: CacheUpdate, *, reset: bool = False) -
     """In as many frames as it takes; with `reset` at least one."""
     messages = []
     for start in range(0, max(int(reset), *map(len, changes)), CACHE_CHUNK_PAGES):
-        stored, removed, host_stored, host_removed = (b"".join(names[start : start + CACHE_CHUNK_PAGES]) for names in changes)
+        stored, removed, host_stored, host_removed = (
+            b"".join(page_hashes[start : start + CACHE_CHUNK_PAGES]) for page_hashes in changes
+        )
         message = Cache(
             sequence=state.cache_sequence,
             stored=stored,

@@ -27,16 +27,18 @@ class WorkerMetrics(Collector):
     def collect(self) -> Iterator[_Family]:
         engine = self._engine
         running, waiting = len(engine.scheduler.running), len(engine.scheduler.waiting)
-        pool, meter = engine.pool, engine.meter
+        pool, busy_meter = engine.pool, engine.busy_meter
         yield self._gauge("headway_worker_running_sequences", "Sequences in the running batch", running)
         yield self._gauge("headway_worker_waiting_sequences", "Sequences that wait for room", waiting)
         yield self._gauge("headway_worker_pages_free", "KV pages without contents", pool.num_free)
         yield self._gauge("headway_worker_pages_cached", "KV pages kept for reuse", pool.num_cached)
         yield self._gauge("headway_worker_pages_used", "KV pages that sequences hold", pool.num_used)
-        yield self._counter("headway_worker_busy_seconds", "Time spent in steps", meter.busy_ns / 1e9)
-        yield self._counter("headway_worker_idle_seconds", "Time spent waiting", meter.idle_ns / 1e9)
-        yield self._counter("headway_worker_attributed_seconds", "Busy time charged to sequences", meter.attributed_ns / 1e9)
-        yield self._counter("headway_worker_steps", "Engine steps", meter.num_steps)
+        yield self._counter("headway_worker_busy_seconds", "Time spent in steps", busy_meter.busy_ns / 1e9)
+        yield self._counter("headway_worker_idle_seconds", "Time spent waiting", busy_meter.idle_ns / 1e9)
+        yield self._counter(
+            "headway_worker_attributed_seconds", "Busy time charged to sequences", busy_meter.attributed_ns / 1e9
+        )
+        yield self._counter("headway_worker_steps", "Engine steps", busy_meter.num_steps)
         yield from self._twinned(engine)
         yield self._gauge("vllm:num_requests_running", "Twin of headway_worker_running_sequences", running)
         yield self._gauge("vllm:num_requests_waiting", "Twin of headway_worker_waiting_sequences", waiting)

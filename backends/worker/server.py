@@ -25,7 +25,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class GatewayLink(NamedTuple):
     """The sending side of one connection."""
 
-    outbox: SendBuffer
+    send_buffer: SendBuffer
     transport: asyncio.Transport | None
 
     def cut(self) -> None:
@@ -58,16 +58,16 @@ class Server:
             link = self.links.get(number)
             if link is None:
                 continue
-            if not link.outbox.put(frames):
+            if not link.send_buffer.put(frames):
                 link.cut()
             elif close:
-                link.outbox.close(close)
+                link.send_buffer.close(close)
 
     def fail(self, error: BaseException) -> None:
         """The engine is gone: every link is closed, and health says so."""
         self._failure = f"{type(error).__name__}: {error}"
         for link in self.links.values():
-            link.outbox.close("the engine failed")
+            link.send_buffer.close("the engine failed")
 
     def _guarded(self, handler: Handler) -> Handler:
         async def guarded(request: web.Request) -> web.StreamResponse:
@@ -89,9 +89,9 @@ class Server:
         socket = web.WebSocketResponse(max_msg_size=MAX_FRAME_BYTES, heartbeat=30, compress=False)
         await socket.prepare(request)
         self._numbered += 1
-        link, outbox = self._numbered, SendBuffer(self._greeting)
-        self.links[link] = GatewayLink(outbox, request.transport)
-        sender = asyncio.create_task(_send(socket, outbox))
+        link, send_buffer = self._numbered, SendBuffer(self._greeting)
+        self.links[link] = GatewayLink(send_buffer, request.transport)
+        sender = asyncio.create_task(_send(socket, send_buffer))
         self._post(Attach(link))
         try:
             reason = await self._receive(socket, link)
@@ -116,9 +116,9 @@ class Server:
         return ""
 
 
-async def _send(socket: web.WebSocketResponse, outbox: SendBuffer) -> None:
+async def _send(socket: web.WebSocketResponse, send_buffer: SendBuffer) -> None:
     with suppress(ConnectionError):
-        while not isinstance(item := await outbox.get(), Close):
+        while not isinstance(item := await send_buffer.get(), Close):
             await socket.send_bytes(item)
         await _close(socket, item.reason)
 

@@ -30,20 +30,23 @@ class Worker:
         self.engine = engine
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
-        self._room = EngineThread(engine, send=self._send, failed=self._failed, grammars=grammars, yields=not hello.gpu)
-        metrics = registry_for(engine, hello.model, open_gpu(hello.gpu) if hello.gpu else None, step=hello.kernels.get("step", ""))
-        self._server = Server(hello, files, metrics, post=self._room.post, token=token)
+        self._engine_thread = EngineThread(
+            engine, send=self._send, failed=self._failed, grammars=grammars, yields=not hello.gpu
+        )
+        gpu = open_gpu(hello.gpu) if hello.gpu else None
+        metrics = registry_for(engine, hello.model, gpu, step=hello.kernels.get("step", ""))
+        self._server = Server(hello, files, metrics, post=self._engine_thread.post, token=token)
         self._runner = web.AppRunner(self._server.app(), access_log=None, shutdown_timeout=0.2)
 
     async def open(self, address: Address) -> str:
         """Returns where it listens."""
         await self._runner.setup()
         where = await open_site(self._runner, address)
-        self._room.start()
+        self._engine_thread.start()
         return where
 
     async def close(self) -> None:
-        await self._loop.run_in_executor(None, self._room.stop)
+        await self._loop.run_in_executor(None, self._engine_thread.stop)
         await self._runner.cleanup()
 
     def _send(self, outgoing: list[Outgoing]) -> None:

@@ -125,7 +125,7 @@ def decide_offline(policy: Policy, body: bytes) -> Explained:
         has_tools=bool(request.tools),
         prompt_tokens=max(tokens_by_model.values(), default=0),
     )
-    question = routing_request_for(
+    routing_request = routing_request_for(
         policy,
         route,
         policy.slo[route.slo],
@@ -139,7 +139,7 @@ def decide_offline(policy: Policy, body: bytes) -> Explained:
         has_tools=bool(request.tools),
         escalations=router.escalations() if router else {},
     )
-    decision = decide(question, list(views.values()), decision_id="offline", route=route.name)
+    decision = decide(routing_request, list(views.values()), decision_id="offline", route=route.name)
     return Explained(decision=decision, normalized=request.normalized)
 
 

@@ -90,7 +90,7 @@ async def _load(arguments: Namespace, env: Mapping[str, str]) -> LoadReport:
         finally:
             telling.cancel()
     promise = LatencySlo(_seconds(arguments.slo_ttft_ms), _seconds(arguments.slo_tpot_ms))
-    return load_report(seen, [promise.kept(one) for one in seen], arguments.duration)
+    return load_report(seen, [promise.is_met(one) for one in seen], arguments.duration)
 
 
 class _Sender:

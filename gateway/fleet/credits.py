@@ -31,7 +31,7 @@ class Credits:
         """Uncached tokens submitted since the worker last reported."""
         return sum(self._unseen.values())
 
-    def has_room(self, uncached_tokens: int, priority: int = 0) -> bool:
+    def has_capacity(self, uncached_tokens: int, priority: int = 0) -> bool:
         """An idle worker takes a prompt of any length that fits its context; a busy one what its credits cover, or what it
         would read before all that it has yet to read: that is bound no earlier than it runs."""
         if self.num_free < 1:
@@ -47,7 +47,7 @@ class Credits:
         self._unseen[request] = uncached_tokens
         self.unread[request] = priority
 
-    def read(self, request: int) -> None:
+    def prefilled(self, request: int) -> None:
         """Its first token came."""
         self.unread.pop(request, None)
 

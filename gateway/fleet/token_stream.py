@@ -66,7 +66,7 @@ class TokenStream:
         self._held, self._threshold = tokens, threshold
 
     @property
-    def doubtful(self) -> bool:
+    def is_doubtful(self) -> bool:
         return self.confidence < self._threshold
 
     def abort(self) -> None:
@@ -151,9 +151,9 @@ class TokenStream:
             on_first()
         self._held -= piece.num_tokens
         self.confidence = min(self.confidence, piece.confidence)
-        if self._held <= 0 or self.doubtful:
+        if self._held <= 0 or self.is_doubtful:
             self._begin()
-            if self.doubtful or not self._only_end:
+            if self.is_doubtful or not self._only_end:
                 self.wake()
 
     def _begin(self) -> None:

@@ -125,7 +125,7 @@ class Upstream:
         if session:
             await session.close()
 
-    def lacks(self, request: Request) -> str | None:
+    def unsupported_param(self, request: Request) -> str | None:
         return lacks(request)
 
     def prompt(self, request: Request, chain: str) -> Prompt:

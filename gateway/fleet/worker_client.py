@@ -125,7 +125,7 @@ class WorkerClient:
         )
         return stream
 
-    def retain(self, chain: str, score: float) -> None:
+    def set_retention(self, chain: str, score: float) -> None:
         """What the pages of this chain are worth from now on; at 0 nobody will come back for them."""
         if self.healthy and len(self._outbox) < MAX_WAITING_SCORES:
             self._outbox.append(wire.SetRetention(chain, score))
@@ -250,7 +250,7 @@ class WorkerClient:
             case wire.Tokens(pieces):
                 for piece in pieces:
                     if stream := self.streams.get(piece.request):
-                        self.credits.read(piece.request)
+                        self.credits.prefilled(piece.request)
                         stream.push(piece)
             case wire.Finished():
                 if not _can_be(message):

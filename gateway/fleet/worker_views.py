@@ -35,12 +35,12 @@ class WorkerViews:
         self._reports.pop(worker, None)
         self._reports[worker] = now
 
-    def candidates(self, question: RoutingRequest, now: float) -> Short:
+    def candidates(self, routing_request: RoutingRequest, now: float) -> Short:
         """Those among which deciding gives what it would give among all."""
         self.refresh(now)
         if self._shortlist is None:
             return Short([self._views[worker] for worker in self._workers], None)
-        return self._shortlist.take(question)
+        return self._shortlist.take(routing_request)
 
     def views(self, now: float) -> list[WorkerView]:
         """All of them."""

@@ -26,10 +26,10 @@ class BodyBudget:
         self.num_bytes = 0
 
 
-async def read_body(headers: RawHeaders, receive: Receive, reading: BodyBudget, *, max_s: float = MAX_BODY_S) -> bytes:
+async def read_body(headers: RawHeaders, receive: Receive, body_budget: BodyBudget, *, max_s: float = MAX_BODY_S) -> bytes:
     """Stops reading at the limits, whatever was announced. Raises BodyTooLarge, BodyTooSlow, Overloaded where too much is on
     its way, or BadRequest when the body breaks off: its framing is wrong, or nobody is there to read the answer."""
-    max_bytes = reading.max_bytes
+    max_bytes = body_budget.max_bytes
     announced = next((int(value) for name, value in headers if name == b"content-length" and value.isdigit()), None)
     if announced is not None and announced > max_bytes:
         if not any(name == b"expect" for name, _ in headers):  # who does waits for our word, which is no
@@ -37,12 +37,12 @@ async def read_body(headers: RawHeaders, receive: Receive, reading: BodyBudget, 
         raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(max_s):
-            return await _read_chunks(receive, reading, announced)
+            return await _read_chunks(receive, body_budget, announced)
     except TimeoutError as error:
         raise BodyTooSlow(f"the body was not whole after {max_s:g} s, which is this gateway's limit: send it faster") from error
 
 
-async def _read_chunks(receive: Receive, reading: BodyBudget, announced: int | None) -> bytes:
+async def _read_chunks(receive: Receive, body_budget: BodyBudget, announced: int | None) -> bytes:
     """With the last of the bytes that were announced it is whole: to be told so takes as long as to be handed them."""
     chunks: list[bytes] = []
     size = 0
@@ -53,12 +53,12 @@ async def _read_chunks(receive: Receive, reading: BodyBudget, announced: int | N
                 raise BadRequest("the body ended before it was whole: send all of it")
             chunk = message.get("body", b"")
             size += len(chunk)
-            reading.num_bytes += len(chunk)
-            if size > reading.max_bytes:
+            body_budget.num_bytes += len(chunk)
+            if size > body_budget.max_bytes:
                 chunks.clear()
                 await _discard(receive)
-                raise _too_large(reading.max_bytes)
-            if reading.num_bytes > reading.max_all_bytes:
+                raise _too_large(body_budget.max_bytes)
+            if body_budget.num_bytes > body_budget.max_all_bytes:
                 chunks.clear()
                 await _discard(receive)
                 raise Overloaded("too many bytes of other requests are on their way: try again", retry_after_s=BUSY_RETRY_S)
@@ -66,7 +66,7 @@ async def _read_chunks(receive: Receive, reading: BodyBudget, announced: int | N
             if not message.get("more_body", False) or size == announced:
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     finally:
-        reading.num_bytes -= size
+        body_budget.num_bytes -= size
 
 
 async def _discard(receive: Receive) -> None:

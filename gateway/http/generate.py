@@ -46,57 +46,57 @@ class GenerateEndpoint:
         pipeline: Pipeline,
         keys: Keys,
         dialect: Dialect,
-        answers: OpenResponses,
-        reading: BodyBudget,
+        open_responses: OpenResponses,
+        body_budget: BodyBudget,
         *,
         route: str,
         comment_every_s: float = FIRST_COMMENT_S,
     ) -> None:
-        self._pipeline, self._keys, self._dialect, self._answers = pipeline, keys, dialect, answers
+        self._pipeline, self._keys, self._dialect, self._open_responses = pipeline, keys, dialect, open_responses
         self._route = route
-        self._reading = reading
+        self._body_budget = body_budget
         self._comment_every_s = comment_every_s
 
-    def admit_with(self, keys: Keys) -> None:
+    def set_keys(self, keys: Keys) -> None:
         """Who may ask from now on."""
         self._keys = keys
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
-        arrival = RequestContext.now(headers, self._route)
-        tenant, calls = "", list[ActiveRequest]()
-        rates = self._pipeline.books.rates
+        context = RequestContext.now(headers, self._route)
+        tenant, actives = "", list[ActiveRequest]()
+        rates = self._pipeline.recorder.rates
         failure: HeadwayError | None = None
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed("ask with POST")
             caller = self._keys.caller_of(headers)
-            tenant, arrival.key_id, arrival.limited = caller.tenant, caller.key_id, caller.limited
+            tenant, context.key_id, context.limited = caller.tenant, caller.key_id, caller.limited
             if caller.limited:
                 send = _saying(send, lambda: rates.headers(caller.limited, time.monotonic()))
-            arrival.passed = rates.enter(caller.limited, arrival.at)
-            body = await read_body(headers, receive, self._reading)
+            context.rate_limit_pass = rates.enter(caller.limited, context.at)
+            body = await read_body(headers, receive, self._body_budget)
             asked = await self._dialect.parse(body, tenant)
-            calls = await self._pipeline.open(asked.request, arrival, tenant, id_prefix=self._dialect.id_prefix)
+            actives = await self._pipeline.prepare(asked.request, context, tenant, id_prefix=self._dialect.id_prefix)
         except HeadwayError as error:
             failure = error.with_traceback(None)  # or it and this frame hold each other, and all of the request
         finally:
-            if arrival.passed and not calls:
-                rates.leave(arrival.passed, time.monotonic())
+            if context.rate_limit_pass and not actives:
+                rates.leave(context.rate_limit_pass, time.monotonic())
         if failure:
-            self._pipeline.books.turned_away(arrival, failure, tenant)
+            self._pipeline.recorder.record_rejection(context, failure, tenant)
             await send_error(send, failure, self._dialect)
             return
-        with self._answers:
-            await self._answer(asked, calls, receive, ResponseWriter(send, self._dialect))
+        with self._open_responses:
+            await self._answer(asked, actives, receive, ResponseWriter(send, self._dialect))
 
     async def _answer(
-        self, asked: ParsedRequest, calls: Sequence[ActiveRequest], receive: Receive, reply: ResponseWriter
+        self, asked: ParsedRequest, actives: Sequence[ActiveRequest], receive: Receive, response: ResponseWriter
     ) -> None:
-        watcher = asyncio.create_task(_watch(receive, calls))
+        watcher = asyncio.create_task(_watch(receive, actives))
         failure: HeadwayError | None = None
         try:
-            await (self._stream(asked, calls, reply) if asked.request.stream else self._whole(asked, calls, reply))
+            await (self._stream(asked, actives, response) if asked.request.stream else self._whole(asked, actives, response))
         except HeadwayError as error:
             failure = error.with_traceback(None)
         except asyncio.CancelledError:
@@ -104,53 +104,53 @@ class GenerateEndpoint:
             raise
         except Exception:
             # One of the two places that catch everything: the caller is told, and the sequence ends.
-            log.exception("answering %s failed", calls[0].id)
+            log.exception("answering %s failed", actives[0].id)
             failure = HeadwayError("something went wrong in the gateway: its log says what")
         finally:
             watcher.cancel()
-            for call in calls:
-                self._pipeline.release(call, failure)
+            for active in actives:
+                self._pipeline.release(active, failure)
         if failure and not isinstance(failure, ClientGone):
-            await reply.fail(failure)
+            await response.fail(failure)
 
-    async def _whole(self, asked: ParsedRequest, calls: Sequence[ActiveRequest], reply: ResponseWriter) -> None:
-        await self._start(calls)
-        choices = [await self._whole_choice(call) for call in calls]
-        spent = _spent(calls)
-        body = asked.writer(_begun(calls[0])).whole(choices, spent)
-        headers = decision_headers(calls[0])
+    async def _whole(self, asked: ParsedRequest, actives: Sequence[ActiveRequest], response: ResponseWriter) -> None:
+        await self._start(actives)
+        choices = [await self._whole_choice(active) for active in actives]
+        spent = _spent(actives)
+        body = asked.writer(_begun(actives[0])).whole(choices, spent)
+        headers = decision_headers(actives[0])
         headers.append((b"x-headway-cached-tokens", b"%d" % spent.cached_tokens))
         headers.append((b"x-headway-cost-usd", b"%.12g" % spent.headway["cost_usd"]))
-        await reply.whole(body, headers)
+        await response.whole(body, headers)
 
-    async def _whole_choice(self, call: ActiveRequest) -> AnswerChoice:
-        stream = call.stream
+    async def _whole_choice(self, active: ActiveRequest) -> AnswerChoice:
+        stream = active.stream
         assert stream
         while stream.finished is None:
-            if call.gone:
+            if active.gone:
                 raise ClientGone("the client left")
             await stream.wait_end()
-        _check_end(call)
-        transcript = self._transcript(call)
+        _check_end(active)
+        parser = self._output_parser(active)
         pieces = stream.take()
-        transcript.feed("".join([piece.text for piece in pieces]))
-        transcript.close()
-        self._remember(call, transcript)
-        return _choice(call, transcript, [token for piece in pieces for token in piece.logprobs])
+        parser.feed("".join([piece.text for piece in pieces]))
+        parser.close()
+        self._remember(active, parser)
+        return _choice(active, parser, [token for piece in pieces for token in piece.logprobs])
 
-    async def _stream(self, asked: ParsedRequest, calls: Sequence[ActiveRequest], reply: ResponseWriter) -> None:
-        comments = Comments(reply, lambda: _early_headers(calls[0]), self._comment_every_s)
+    async def _stream(self, asked: ParsedRequest, actives: Sequence[ActiveRequest], response: ResponseWriter) -> None:
+        comments = Comments(response, lambda: _early_headers(actives[0]), self._comment_every_s)
         try:
-            await self._start(calls)
+            await self._start(actives)
         finally:
             await comments.stop()
-        for call in calls:
-            assert call.stream
-            if call.stream.finished and not call.stream.pieces:
-                _check_end(call)
-        writer = asked.writer(_begun(calls[0]))
-        pens = [_ChoiceWriter(number, call, self._transcript(call), writer) for number, call in enumerate(calls)]
-        await reply.open_stream(decision_headers(calls[0]))
+        for active in actives:
+            assert active.stream
+            if active.stream.finished and not active.stream.pieces:
+                _check_end(active)
+        writer = asked.writer(_begun(actives[0]))
+        pens = [_ChoiceWriter(number, active, self._output_parser(active), writer) for number, active in enumerate(actives)]
+        await response.open_stream(decision_headers(actives[0]))
         out = [writer.open()]
         while True:
             for pen in pens:
@@ -159,27 +159,27 @@ class GenerateEndpoint:
             if not open_pens:
                 break
             if out:
-                await reply.write(b"".join(out), more=True)
+                await response.write(b"".join(out), more=True)
                 out = []
-            if calls[0].gone:
+            if actives[0].gone:
                 raise ClientGone("the client left")
             await _any(open_pens)
         for pen in pens:
             if pen.stream.finished and pen.stream.finished.reason not in ("stop", "length"):
-                await reply.write(b"".join(out), more=True)
-                _check_end(pen.call)
+                await response.write(b"".join(out), more=True)
+                _check_end(pen.active)
         for pen in pens:
             pen.close(out)
-            self._remember(pen.call, pen.transcript)
-        choices = [_choice(pen.call, pen.transcript, pen.logprobs) for pen in pens]
-        await reply.write(b"".join(out) + writer.end(choices, _spent(calls)), more=False)
+            self._remember(pen.active, pen.parser)
+        choices = [_choice(pen.active, pen.parser, pen.logprobs) for pen in pens]
+        await response.write(b"".join(out) + writer.end(choices, _spent(actives)), more=False)
 
-    async def _start(self, calls: Sequence[ActiveRequest]) -> None:
+    async def _start(self, actives: Sequence[ActiveRequest]) -> None:
         """All of them; when one cannot, none."""
-        if len(calls) == 1:
-            await self._pipeline.start(calls[0])
+        if len(actives) == 1:
+            await self._pipeline.start(actives[0])
             return
-        tasks = [asyncio.create_task(self._pipeline.start(call)) for call in calls]
+        tasks = [asyncio.create_task(self._pipeline.start(active)) for active in actives]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -187,28 +187,28 @@ class GenerateEndpoint:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _transcript(self, call: ActiveRequest) -> OutputParser:
+    def _output_parser(self, active: ActiveRequest) -> OutputParser:
         def new_id() -> str:
-            call.chain.calls += 1
-            return mint_id(self._pipeline.secret, call.chain.name, call.chain.calls, tenant=call.tenant)
+            active.chain.calls += 1
+            return mint_id(self._pipeline.secret, active.chain.name, active.chain.calls, tenant=active.tenant)
 
-        assert call.stream
-        if call.request.text is not None:
+        assert active.stream
+        if active.request.text is not None:
             return OutputParser(OutputFormat(), (), new_id)
-        return OutputParser(self._pipeline.family(call.stream.worker), call.request.tools, new_id)
+        return OutputParser(self._pipeline.output_format(active.stream.worker), active.request.tools, new_id)
 
-    def _remember(self, call: ActiveRequest, transcript: OutputParser) -> None:
-        if call.request.text is None:
-            answer = call.answer = message_of(transcript.answer())
-            self._pipeline.runs.answered(call.chain, call.request.messages, answer, tenant=call.tenant)
+    def _remember(self, active: ActiveRequest, parser: OutputParser) -> None:
+        if active.request.text is None:
+            answer = active.answer = message_of(parser.answer())
+            self._pipeline.runs.answered(active.chain, active.request.messages, answer, tenant=active.tenant)
 
 
 class _ChoiceWriter:
     """One choice of a stream: what came of it and was not written yet. `over` when its last piece is taken."""
 
-    def __init__(self, number: int, call: ActiveRequest, transcript: OutputParser, writer: Writer) -> None:
-        assert call.stream
-        self.call, self.stream, self.transcript = call, call.stream, transcript
+    def __init__(self, number: int, active: ActiveRequest, parser: OutputParser, writer: Writer) -> None:
+        assert active.stream
+        self.active, self.stream, self.parser = active, active.stream, parser
         self.over = False
         self.logprobs: list[TokenLogprob] = []
         self._number, self._writer = number, writer
@@ -216,14 +216,14 @@ class _ChoiceWriter:
     def write(self, out: list[bytes]) -> None:
         finished = self.stream.finished
         for piece in self.stream.take():
-            events = self.transcript.feed(piece.text)
+            events = self.parser.feed(piece.text)
             self.logprobs += piece.logprobs
             if events or piece.logprobs:
                 out.append(self._writer.events(self._number, events, piece.logprobs))
         self.over = finished is not None
 
     def close(self, out: list[bytes]) -> None:
-        events = self.transcript.close()
+        events = self.parser.close()
         if events:
             out.append(self._writer.events(self._number, events, ()))
 
@@ -242,32 +242,32 @@ async def _any(pens: Sequence[_ChoiceWriter]) -> None:
         await asyncio.gather(*waits, return_exceptions=True)
 
 
-async def _watch(receive: Receive, calls: Sequence[ActiveRequest]) -> None:
+async def _watch(receive: Receive, actives: Sequence[ActiveRequest]) -> None:
     await until_disconnect(receive)
-    for call in calls:
-        call.leave()
+    for active in actives:
+        active.leave()
 
 
-def _check_end(call: ActiveRequest) -> None:
+def _check_end(active: ActiveRequest) -> None:
     """Raises what the caller should see when a stream ended in no answer."""
-    assert call.stream and call.stream.finished
-    if call.gone:
+    assert active.stream and active.stream.finished
+    if active.gone:
         raise ClientGone("the client left")
-    if call.stream.finished.reason not in ("stop", "length"):
-        raise failure_of(call.stream.finished)
+    if active.stream.finished.reason not in ("stop", "length"):
+        raise failure_of(active.stream.finished)
 
 
-def _choice(call: ActiveRequest, transcript: OutputParser, logprobs: Sequence[TokenLogprob]) -> AnswerChoice:
-    assert call.finished
-    asked = call.request.sampling.top_logprobs is not None
-    return AnswerChoice(transcript.answer(), call.finished.reason, call.finished.stop_text, logprobs if asked else None)
+def _choice(active: ActiveRequest, parser: OutputParser, logprobs: Sequence[TokenLogprob]) -> AnswerChoice:
+    assert active.finished
+    asked = active.request.sampling.top_logprobs is not None
+    return AnswerChoice(parser.answer(), active.finished.reason, active.finished.stop_text, logprobs if asked else None)
 
 
-def _begun(call: ActiveRequest) -> ResponseStart:
-    assert call.ticket.decision
-    chosen = call.ticket.decision.chosen
-    created = call.arrival.wall_ns // 1_000_000_000
-    return ResponseStart(call.id, created, chosen.model, call.request, chosen.prompt_tokens, chosen.cached_tokens)
+def _begun(active: ActiveRequest) -> ResponseStart:
+    assert active.pending.decision
+    chosen = active.pending.decision.chosen
+    created = active.context.wall_ns // 1_000_000_000
+    return ResponseStart(active.id, created, chosen.model, active.request, chosen.prompt_tokens, chosen.cached_tokens)
 
 
 def _saying(send: Send, headers: Callable[[], Headers]) -> Send:
@@ -281,22 +281,22 @@ def _saying(send: Send, headers: Callable[[], Headers]) -> Send:
     return sends
 
 
-def _early_headers(call: ActiveRequest) -> Headers:
+def _early_headers(active: ActiveRequest) -> Headers:
     """Of a stream that still waits: the choice may change, so only what holds is said."""
-    run = public_id(call.identity.run).encode("latin-1", "replace")
-    return [(b"x-headway-decision-id", call.ticket.decision_id.encode()), (b"x-headway-run-id", run)]
+    run = public_id(active.identity.run).encode("latin-1", "replace")
+    return [(b"x-headway-decision-id", active.pending.decision_id.encode()), (b"x-headway-run-id", run)]
 
 
-def _spent(calls: Sequence[ActiveRequest]) -> TokenUsage:
+def _spent(actives: Sequence[ActiveRequest]) -> TokenUsage:
     """The prompt counts once, as its choices share it; dollars and device time are of all."""
-    first = calls[0]
-    finished, decision = first.finished, first.ticket.decision
+    first = actives[0]
+    finished, decision = first.finished, first.pending.decision
     assert finished and decision
     chosen = decision.chosen
     return TokenUsage(
         prompt_tokens=finished.num_prompt_tokens,
         cached_tokens=finished.num_cached_tokens,
-        output_tokens=sum(call.finished.num_output_tokens for call in calls if call.finished),
+        output_tokens=sum(active.finished.num_output_tokens for active in actives if active.finished),
         headway={
             "decision_id": decision.id,
             "run_id": public_id(first.identity.run),
@@ -306,12 +306,12 @@ def _spent(calls: Sequence[ActiveRequest]) -> TokenUsage:
             "reason": decision.reason,
             "queue_s": first.queue_s,
             "ttft_s": first.ttft_s,
-            "total_s": time.monotonic() - first.arrival.at,
-            "device_s": sum(call.device_s for call in calls),
+            "total_s": time.monotonic() - first.context.at,
+            "device_s": sum(active.device_s for active in actives),
             "cached_tokens": finished.num_cached_tokens,
-            "cost_usd": sum(call.cost_usd for call in calls),
-            "saved_usd": sum(call.saved_usd for call in calls),
-            "counterfactual_usd": sum(call.counterfactual_usd for call in calls),
+            "cost_usd": sum(active.cost_usd for active in actives),
+            "saved_usd": sum(active.saved_usd for active in actives),
+            "counterfactual_usd": sum(active.counterfactual_usd for active in actives),
             "attempts": first.num_attempts,
         },
     )

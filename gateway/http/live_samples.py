@@ -37,7 +37,7 @@ class LiveSamples:
         """The first only marks where the others start, and so does each before every worker that is up has told of its time."""
         spent = {name: worker.total for name, worker in self._times.workers.items()}
         new = {name: total.minus(self._last.get(name, Spent())) for name, total in spent.items()}
-        loads = {name: link.load for name, link in gateway.fleet.links.items()}
+        loads = {name: client.load for name, client in gateway.fleet.clients.items()}
         told = all(one.busy_s + one.idle_s for name, one in new.items() if loads.get(name))
         if self._last_at and at > self._last_at and (self.samples or (told and any(loads.values()))):
             self.samples.append(

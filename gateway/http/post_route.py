@@ -28,7 +28,7 @@ def posted(gateway: "Gateway", answer: Answer, *, other_method: str, dialect: Di
         headers = list(scope["headers"])
 
         async def read() -> bytes:
-            return await read_body(headers, receive, gateway.reading)
+            return await read_body(headers, receive, gateway.body_budget)
 
         try:
             if scope["method"] != "POST":  # type: ignore[typeddict-item]

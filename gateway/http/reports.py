@@ -86,7 +86,12 @@ def _about(reader: _Reader) -> list[HTTPRouteHandler]:
         """The last minutes of the fleet, in samples."""
         reader.caller(request)
         return _json(
-            {"at": time.time(), "queue": len(gateway.queue), "runs": len(gateway.runs), "samples": [*gateway.live.samples]}
+            {
+                "at": time.time(),
+                "queue": len(gateway.queue),
+                "runs": len(gateway.runs),
+                "samples": [*gateway.live_samples.samples],
+            }
         )
 
     @get("/v1/headway/policy")

@@ -44,9 +44,9 @@ async def send_error(send: Send, error: HeadwayError, dialect: Dialect = OPENAI)
     await respond(send, status, body, headers)
 
 
-def decision_headers(call: ActiveRequest) -> Headers:
+def decision_headers(active: ActiveRequest) -> Headers:
     """What is known when the first frame is there."""
-    decision = call.ticket.decision
+    decision = active.pending.decision
     assert decision
     chosen = decision.chosen
     said = {
@@ -55,7 +55,7 @@ def decision_headers(call: ActiveRequest) -> Headers:
         "tier": chosen.tier,
         "worker": chosen.worker,
         "reason": decision.reason,
-        "run-id": public_id(call.identity.run),
+        "run-id": public_id(active.identity.run),
     }
     return [(f"x-headway-{name}".encode(), value.encode("latin-1", "replace")) for name, value in said.items()]
 
@@ -90,8 +90,8 @@ class ResponseWriter:
 class Comments:
     """Keeps a waiting stream's connection alive; costs one timer until then."""
 
-    def __init__(self, reply: ResponseWriter, headers: Callable[[], Headers], every_s: float = FIRST_COMMENT_S) -> None:
-        self._reply, self._headers, self._every_s = reply, headers, every_s
+    def __init__(self, response: ResponseWriter, headers: Callable[[], Headers], every_s: float = FIRST_COMMENT_S) -> None:
+        self._response, self._headers, self._every_s = response, headers, every_s
         self._task: asyncio.Task[None] | None = None
         self._timer = asyncio.get_running_loop().call_later(every_s, self._begin)
 
@@ -99,9 +99,9 @@ class Comments:
         self._task = asyncio.create_task(self._speak())
 
     async def _speak(self) -> None:
-        await self._reply.open_stream(self._headers())
+        await self._response.open_stream(self._headers())
         while True:
-            await self._reply.write(WAITING, more=True)
+            await self._response.write(WAITING, more=True)
             await asyncio.sleep(self._every_s)
 
     async def stop(self) -> None:

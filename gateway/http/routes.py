@@ -140,7 +140,7 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
     def workers(request: AnyRequest) -> dict[str, Any]:
         gateway.keys.tenant_of(request.scope["headers"])
         upstreams = [upstream.health() for upstream in gateway.fleet.upstreams.values()]
-        return {"workers": [_worker(gateway, name) for name in gateway.fleet.links] + upstreams}
+        return {"workers": [_worker(gateway, name) for name in gateway.fleet.clients] + upstreams}
 
     return [models, model, runs, run, workers]
 
@@ -178,9 +178,9 @@ def _explain(gateway: "Gateway") -> Posted:
         caller = gateway.keys.caller_of(headers)
         with _admitted(gateway, caller):
             body = await read()
-            arrival = RequestContext.now(headers, "/v1/headway/explain")
-            arrival.key_id = caller.key_id
-            request, identity, decision = await gateway.pipeline.explain(body, arrival, caller.tenant)
+            context = RequestContext.now(headers, "/v1/headway/explain")
+            context.key_id = caller.key_id
+            request, identity, decision = await gateway.pipeline.explain(body, context, caller.tenant)
         return Explained(
             decision=decision,
             run_id=identity.run.partition(":")[2],
@@ -195,11 +195,11 @@ def _explain(gateway: "Gateway") -> Posted:
 @contextmanager
 def _admitted(gateway: "Gateway", caller: Caller) -> Iterator[None]:
     """What reads a prompt is work as well, and counts as a request. Raises RateLimited."""
-    passed = gateway.rates.enter(caller.limited, time.monotonic())
+    rate_limit_pass = gateway.rates.enter(caller.limited, time.monotonic())
     try:
         yield
     finally:
-        gateway.rates.leave(passed, time.monotonic())
+        gateway.rates.leave(rate_limit_pass, time.monotonic())
 
 
 def _model(gateway: "Gateway", name: str) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def _worker(gateway: "Gateway", name: str) -> dict[str, Any]:
-    link = gateway.fleet.links[name]
+    client = gateway.fleet.clients[name]
     local = gateway.fleet.supervisor.workers.get(name)
     worker = gateway.policy.workers[name]
     return {
@@ -234,12 +234,12 @@ def _worker(gateway: "Gateway", name: str) -> dict[str, Any]:
         "model": worker.model,
         "tier": gateway.policy.models[worker.model].tier,
         "device": worker.device,
-        "up": link.healthy,
-        "problem": "" if link.healthy else gateway.fleet.missing().get(name, link.problem),
+        "up": client.healthy,
+        "problem": "" if client.healthy else gateway.fleet.missing().get(name, client.problem),
         "restarts": local.restarts if local else 0,
         "usd_per_s": gateway.fleet.usd_per_s[name],
-        "hello": link.hello,
-        "load": link.load,
+        "hello": client.hello,
+        "load": client.load,
         "rates": gateway.fleet.predictors[name].rates._asdict(),
     }
 

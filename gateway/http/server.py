@@ -179,7 +179,7 @@ def _stop_or_leave(stopping: asyncio.Event) -> None:
 
 
 async def _announce(gateway: Gateway, host: str, port: int) -> None:
-    print(f"listening on http://{host}:{port}; loading {len(gateway.fleet.links)} workers", file=sys.stderr, flush=True)
+    print(f"listening on http://{host}:{port}; loading {len(gateway.fleet.clients)} workers", file=sys.stderr, flush=True)
     while missing := gateway.fleet.missing():
         await asyncio.sleep(0.1)
         for name in missing.keys() - gateway.fleet.missing().keys():

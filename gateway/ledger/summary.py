@@ -51,12 +51,12 @@ class NotableRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     totals: Totals
     classes: list[SloSummary]
-    to_open: list[NotableRequest]
+    notable: list[NotableRequest]
 
 
 def summary(read: Read, scope: Scope) -> Summary:
     """The class that burns fastest first; of requests the last that went wrong, then the dearest."""
-    return Summary(totals=_totals(read, scope), classes=_classes(read, scope), to_open=_notable(read, scope))
+    return Summary(totals=_totals(read, scope), classes=_classes(read, scope), notable=_notable(read, scope))
 
 
 def _totals(read: Read, scope: Scope) -> Totals:

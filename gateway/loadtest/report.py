@@ -62,7 +62,7 @@ class LatencySlo(msgspec.Struct, frozen=True):
     tpot_s: float | None = None
     end_s: float | None = None
 
-    def kept(self, seen: Response) -> bool:
+    def is_met(self, seen: Response) -> bool:
         """By a whole answer."""
         if not seen.ok or seen.first_s is None:
             return False

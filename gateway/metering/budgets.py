@@ -46,15 +46,15 @@ class Payers(NamedTuple):
 class _Account:
     window: int
     spent: Amount = NOTHING
-    held: Amount = NOTHING
-    num_holds: int = 0
+    reserved: Amount = NOTHING
+    num_reservations: int = 0
 
 
 class Reservation(NamedTuple):
     """What one request may take at most, of each account that pays for it. Settled exactly once."""
 
     accounts: tuple[_Account, ...]
-    most: Amount
+    amount: Amount
 
 
 class Budgets:
@@ -64,7 +64,7 @@ class Budgets:
         self._budgets = budgets
         self._max_accounts = max_accounts
         self._accounts: OrderedDict[tuple[str, Payers], _Account] = OrderedDict()
-        self.num_holds = 0
+        self.num_reservations = 0
         """Of requests under way."""
         self.settled = NOTHING
         """By all that have ended since the start, each counted once whatever the number of its budgets."""
@@ -76,7 +76,7 @@ class Budgets:
         """Other limits from now on. What was spent stays spent; a budget that is new counts from here."""
         self._budgets = budgets
 
-    def hold(self, names: Sequence[str], payers: Payers, wanted: Sequence[Amount], now: float) -> list[Reservation]:
+    def reserve(self, names: Sequence[str], payers: Payers, wanted: Sequence[Amount], now: float) -> list[Reservation]:
         """A hold for each amount, of every named budget, or none at all: raises OverBudget. `now` is Unix time."""
         together = NOTHING
         for most in wanted:
@@ -89,18 +89,18 @@ class Budgets:
             _check(name, self._budgets[name], payers, account, together, now)
             accounts.append(account)
         for account in accounts:
-            account.held = account.held.plus(together)
-            account.num_holds += len(wanted)
-        self.num_holds += len(wanted)
+            account.reserved = account.reserved.plus(together)
+            account.num_reservations += len(wanted)
+        self.num_reservations += len(wanted)
         return [Reservation(tuple(accounts), most) for most in wanted]
 
-    def settle(self, hold: Reservation, spent: Amount) -> None:
+    def settle(self, reservation: Reservation, spent: Amount) -> None:
         """What was taken in the end stands for what was held."""
-        self.num_holds -= 1
+        self.num_reservations -= 1
         self.settled = self.settled.plus(spent)
-        for account in hold.accounts:
-            account.num_holds -= 1
-            account.held = account.held.plus(hold.most, -1) if account.num_holds else NOTHING
+        for account in reservation.accounts:
+            account.num_reservations -= 1
+            account.reserved = account.reserved.plus(reservation.amount, -1) if account.num_reservations else NOTHING
             account.spent = account.spent.plus(spent)
 
     def spend(self, name: str, payers: Payers, spent: Amount, now: float) -> None:
@@ -113,10 +113,10 @@ class Budgets:
 
     def check(self) -> None:
         """Holds are neither lost nor settled twice."""
-        assert self.num_holds >= 0
+        assert self.num_reservations >= 0
         for account in self._accounts.values():
-            assert account.num_holds >= 0
-            assert account.num_holds or account.held == NOTHING
+            assert account.num_reservations >= 0
+            assert account.num_reservations or account.reserved == NOTHING
 
     def _account(self, name: str, payers: Payers, now: float) -> _Account:
         budget = self._budgets[name]
@@ -135,7 +135,7 @@ class Budgets:
             place, account = next(iter(self._accounts.items()))
             budget = self._budgets.get(place[0])
             is_over = budget is not None and account.window < _window(budget, now)
-            if account.num_holds or not (is_over or len(self._accounts) > self._max_accounts):
+            if account.num_reservations or not (is_over or len(self._accounts) > self._max_accounts):
                 return
             del self._accounts[place]
 
@@ -161,8 +161,8 @@ def _payer(budget: Budget, payers: Payers) -> Payers:
 
 def _check(name: str, budget: Budget, payers: Payers, account: _Account, wanted: Amount, now: float) -> None:
     limits = (budget.usd, budget.tokens, budget.turns)
-    taken = account.spent.plus(account.held)
-    for unit, limit, spent, held, most in zip(Amount._fields, limits, taken, account.held, wanted, strict=True):
+    taken = account.spent.plus(account.reserved)
+    for unit, limit, spent, held, most in zip(Amount._fields, limits, taken, account.reserved, wanted, strict=True):
         if limit is None or spent + most <= limit * (1 + _DUST):
             continue
         left = max(0.0, limit - spent)

@@ -62,7 +62,7 @@ class RateLimitPass:
 
     accounts: tuple[_Account, ...]
     num_calls: int = 0
-    held: int = 0
+    reserved: int = 0
     is_open: bool = True
 
 
@@ -93,7 +93,7 @@ class RateLimiter:
             account.requests -= 1
         return RateLimitPass(accounts)
 
-    def hold(self, one: RateLimitPass, limited: Sequence[LimitedParty], tokens: Sequence[int], now: float) -> None:
+    def reserve(self, one: RateLimitPass, limited: Sequence[LimitedParty], tokens: Sequence[int], now: float) -> None:
         """What each call of a request is expected to take at most, or nothing at all: raises RateLimited."""
         most = sum(tokens)
         for whose, limits in limited:
@@ -106,12 +106,12 @@ class RateLimiter:
             )
         for account in one.accounts:
             account.tokens -= most
-        one.num_calls, one.held = len(tokens), most
+        one.num_calls, one.reserved = len(tokens), most
 
     def settle(self, one: RateLimitPass, held: int, spent: int, now: float) -> None:
         """A call has ended: the tokens that it took stand for those that were held. The last one leaves."""
         self._give_back(one, held - spent, now)
-        one.held -= held
+        one.reserved -= held
         one.num_calls -= 1
         if not one.num_calls:
             self.leave(one, now)
@@ -121,7 +121,7 @@ class RateLimiter:
         if not one.is_open:
             return
         one.is_open = False
-        self._give_back(one, one.held, now)
+        self._give_back(one, one.reserved, now)
         for account in one.accounts:
             account.num_open -= 1
 

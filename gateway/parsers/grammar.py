@@ -17,16 +17,16 @@ def grammars_for(request: Request, workers: Iterable[str], family: Callable[[str
     return {worker: grammar for worker in workers if (grammar := _grammar(request, family(worker))) is not None}
 
 
-def _grammar(request: Request, family: OutputFormat) -> Grammar | None:
+def _grammar(request: Request, output_format: OutputFormat) -> Grammar | None:
     rule, format = request.calls, request.sampling.grammar
     if rule is not None:
-        calls = family.grammar(rule.tools, param=rule.param, required=rule.required, parallel=rule.parallel)
+        calls = output_format.grammar(rule.tools, param=rule.param, required=rule.required, parallel=rule.parallel)
         return structs.replace(calls, text=_schema(format)) if format and not rule.required else calls
     assert format
     if request.tools:
-        calls = family.grammar(request.tools, param=format.param, required=False, parallel=True)
+        calls = output_format.grammar(request.tools, param=format.param, required=False, parallel=True)
         return structs.replace(calls, text=_schema(format))
-    return structs.replace(format, thinks=family.thinks) if family.thinks != "no" else None
+    return structs.replace(format, thinks=output_format.thinks) if output_format.thinks != "no" else None
 
 
 def _schema(format: Grammar) -> str:

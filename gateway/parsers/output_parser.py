@@ -8,9 +8,9 @@ from gateway.request import Message, Tool
 
 
 class OutputParser:
-    def __init__(self, family: OutputFormat, tools: Sequence[Tool], new_id: Callable[[], str]) -> None:
+    def __init__(self, output_format: OutputFormat, tools: Sequence[Tool], new_id: Callable[[], str]) -> None:
         self._calls = Calls(new_id)
-        self._parser = family.parser(self._calls, tools)
+        self._parser = output_format.parser(self._calls, tools)
         self._events: list[Event] = []
 
     @property

@@ -34,11 +34,11 @@ class RequestContext:
     route: str
     key_id: str = ""
     limited: tuple[LimitedParty, ...] = ()
-    passed: RateLimitPass | None = None
+    rate_limit_pass: RateLimitPass | None = None
     """Once it was let in."""
     slo: str = ""
     """What it was promised, where it was turned away all the same before it was read."""
-    is_read: bool = False
+    bypasses_shedding: bool = False
     """Whatever those like it are told."""
 
     @staticmethod
@@ -54,16 +54,16 @@ class ActiveRequest:
     `stream` is the present attempt; `num_frames_out` counts what the client was given of it."""
 
     id: str
-    arrival: RequestContext
+    context: RequestContext
     tenant: str
     request: Request
     identity: Identity
     run: Run
     chain: Chain
     slo: Slo
-    ticket: PendingRequest
-    hold: Reservation | None = None
-    held_tokens: int = 0
+    pending: PendingRequest
+    reservation: Reservation | None = None
+    reserved_tokens: int = 0
     """Of the limits on tokens a minute."""
     stream: TokenStream | None = None
     placed_at: float = 0.0
@@ -77,7 +77,7 @@ class ActiveRequest:
     is_extra: bool = False
     """A further choice of the same turn."""
     num_attempts: int = 0
-    came_from: str | None = None
+    previous_worker: str | None = None
     """The worker that was warm for its chain when it came."""
     confidence: float | None = None
     lost: list[LostAttempt] = field(default_factory=list)
@@ -98,12 +98,12 @@ class ActiveRequest:
 
     @property
     def ttft_s(self) -> float | None:
-        return None if self.first_at is None else self.first_at - self.arrival.at
+        return None if self.first_at is None else self.first_at - self.context.at
 
     def leave(self) -> None:
         """The client has gone: stop its sequence, or its waiting."""
         self.gone = True
-        waiter = self.ticket.waiter
+        waiter = self.pending.waiter
         if waiter and not waiter.done():
             waiter.set_exception(ClientGone("the client left"))
         if self.stream:

@@ -58,7 +58,7 @@ class PendingRequest:
     """One request from its question to its stream. `excluded` are workers that were lost while they had it."""
 
     decision_id: str
-    question: RoutingRequest
+    routing_request: RoutingRequest
     route: str
     prompts: dict[str, Prompt]
     sampling: Sampling
@@ -72,7 +72,7 @@ class PendingRequest:
     slo: str = ""
     traceparent: str = ""
     decision: Decision | None = None
-    residency_at: int = -1
+    kv_index_sequence: int = -1
     waiter: "asyncio.Future[TokenStream] | None" = None
     excluded: tuple[str, ...] = ()
     grammars: dict[str, Grammar] = field(default_factory=dict)
@@ -85,29 +85,29 @@ class PendingRequest:
     admitted_run: bool = False
     """It continues a run that was let in, and is never refused for a promise."""
     admitted: bool = False
-    stands_until: float = -math.inf
+    decision_kept_until: float = -math.inf
     """Its choice, while its worker has no seat or no room."""
-    promised_s: float = math.inf
+    slo_bound_s: float = math.inf
     """How long after its arrival its first token may come, where that was judged."""
-    predicted: tuple[str, float, float] | None = None
+    ttft_prediction: tuple[str, float, float] | None = None
     """The worker that was expected to take it, how long after its arrival its first token was expected, and when that was
     predicted; until it came."""
     degraded: bool = False
-    elsewhere: str = ""
+    alternative_worker: str = ""
     """The worker that keeps the promise which the best one would break."""
-    waits_for: str | None = None
+    counted_worker: str | None = None
     """The worker for which it counts as waiting."""
-    names: list[Sequence[bytes]] = field(init=False)
+    page_hashes: list[Sequence[bytes]] = field(init=False)
     """Of the prompt's pages, once for each way in which some model's tokenizer reads it."""
 
     def __post_init__(self) -> None:
-        self.names = list({id(prompt.names): prompt.names for prompt in self.prompts.values()}.values())
+        self.page_hashes = list({id(prompt.page_hashes): prompt.page_hashes for prompt in self.prompts.values()}.values())
 
     @property
     def due(self) -> float:
         """From when on half of what it was promised is used up; for batch work, of the time that it may wait at all where that
         is less."""
-        most_s = min(self.promised_s, self.deadline - self.arrival) if self.band is Band.BATCH else self.promised_s
+        most_s = min(self.slo_bound_s, self.deadline - self.arrival) if self.band is Band.BATCH else self.slo_bound_s
         return self.arrival + DUE_SHARE * most_s
 
 
@@ -131,11 +131,11 @@ class Unread(NamedTuple):
     asked: str
     arrival: float
     about_tokens: float
-    most_tokens: float
+    max_tokens: float
     is_certain: bool
 
     @property
-    def kind(self) -> FlowKey:
+    def flow(self) -> FlowKey:
         return FlowKey(self.tenant, self.route.name, self.route.slo, self.asked)
 
 
@@ -145,8 +145,8 @@ class SeatClass(NamedTuple):
 
     tenant: str
     line: Band
-    judged: bool
-    late: bool
+    has_slo: bool
+    is_overdue: bool
 
 
 class DispatchPass:
@@ -156,17 +156,17 @@ class DispatchPass:
     (`num`), or `seen`; and lines in which nobody can go (`shut`), or somebody may (`open`)."""
 
     def __init__(self, *, thorough: bool) -> None:
-        self.thorough = thorough
-        self.full: dict[str, int] = {}
+        self.is_full = thorough
+        self.blocked_at: dict[str, int] = {}
         self.seats: dict[tuple[str, SeatClass], bool] = {}
-        self.num = Counter[tuple[str, Band]]()
-        self.seen = Counter[tuple[str, Band]]()
-        self.shut, self.open = set[tuple[str, Band]](), set[tuple[str, Band]]()
+        self.num_decided = Counter[tuple[str, Band]]()
+        self.num_visited = Counter[tuple[str, Band]]()
+        self.blocked, self.open = set[tuple[str, Band]](), set[tuple[str, Band]]()
 
-    def taken(self) -> None:
+    def seat_taken(self) -> None:
         """Somebody took a seat: who may have the next is another question."""
         self.seats.clear()
-        self.seen.clear()
+        self.num_visited.clear()
         self.open.clear()
 
 
@@ -175,151 +175,155 @@ class Dispatcher:
         self.fleet = fleet
         self.queue = queue
         self.placement = Placement()
-        self.seats = TenantShares(queue.weight)
+        self.tenant_shares = TenantShares(queue.weight)
         self._clock = clock
         self._retry_after_s = retry_after_s
         self._numbers = itertools.count(1)
         self._waiting: dict[int, PendingRequest] = {}
-        self._pump_planned = False
+        self._pass_planned = False
         self._refreshed_at = 0.0
         self._expiry: asyncio.TimerHandle | None = None
-        self.lateness: defaultdict[tuple[str, bool], TtftMargin] = defaultdict(TtftMargin)
+        self.ttft_margins: defaultdict[tuple[str, bool], TtftMargin] = defaultdict(TtftMargin)
         """By worker, and whether it is batch work."""
         self._waiting_for = Counter[tuple[str, str, bool]]()
         """How many, by the worker that was chosen last, tenant, and whether it is batch work."""
-        self._drains: defaultdict[str, DequeueRate] = defaultdict(DequeueRate)
+        self._dequeue_rates: defaultdict[str, DequeueRate] = defaultdict(DequeueRate)
         """Of batch work, by worker."""
         self._devices = {name: worker.device for name, worker in fleet.policy.workers.items()}
-        self._let_in: dict[str, TokenStream] = {}
+        self._overdue_batch: dict[str, TokenStream] = {}
         """The batch work that a worker's last seats were not left by, as it had waited too long."""
-        self._usual = Usual()
+        self._usual_models = Usual()
         fleet.changed = self.changed
 
-    def decide(self, ticket: PendingRequest) -> Decision:
+    def decide(self, pending: PendingRequest) -> Decision:
         """The choice as the world is now. Raises UnknownModel, ContextTooLong or NoWorker."""
         cached: dict[str, int] = {}
-        for names in ticket.names:
-            cached |= self.fleet.holders(names)
+        for page_hashes in pending.page_hashes:
+            cached |= self.fleet.holders(page_hashes)
         for name in self.fleet.upstreams:
-            if prompt := ticket.prompts.get(name):
-                cached[name] = self.fleet.cached_tokens(name, prompt.names)
-        question = structs.replace(ticket.question, cached_tokens=cached, excluded_workers=ticket.excluded)
-        views, whole = self.fleet.candidates(question)
-        decision = decide(question, views, decision_id=ticket.decision_id, route=ticket.route, whole=whole)
-        if ticket.escalated or ticket.degraded:
-            decision = structs.replace(decision, reason="escalated" if ticket.escalated else "degraded")
+            if prompt := pending.prompts.get(name):
+                cached[name] = self.fleet.cached_tokens(name, prompt.page_hashes)
+        routing_request = structs.replace(pending.routing_request, cached_tokens=cached, excluded_workers=pending.excluded)
+        views, fleet_summary = self.fleet.candidates(routing_request)
+        decision = decide(
+            routing_request, views, decision_id=pending.decision_id, route=pending.route, fleet_summary=fleet_summary
+        )
+        if pending.escalated or pending.degraded:
+            decision = structs.replace(decision, reason="escalated" if pending.escalated else "degraded")
         now = self._clock()
         decision = place_among_alike(
-            self.placement, self.fleet, question, decision, ticket.prompts, chain=ticket.chain, now=now
+            self.placement, self.fleet, routing_request, decision, pending.prompts, chain=pending.chain, now=now
         )
-        there = ticket.elsewhere
+        there = pending.alternative_worker
         if there and any(one.option.worker == there and one.reason in GOOD_ENOUGH for one in decision.rejected):
             return decision.moved(there, "breaks_promise")
         return decision
 
     @property
-    def refuses(self) -> bool:
+    def is_shedding(self) -> bool:
         """Somebody, for a promise, lately."""
-        return self._usual.refuses(self._clock())
+        return self._usual_models.is_shedding(self._clock())
 
-    def foregone(self, unread: Unread) -> Overloaded | None:
+    def shed_early(self, untokenized: Unread) -> Overloaded | None:
         """The no that a request gets unread: it is what those like it are being told, and waiting alone breaks its promise."""
-        now, kind, route = self._clock(), unread.kind, unread.route
-        usual = self._usual.models(kind, now)
+        now, flow, route = self._clock(), untokenized.flow, untokenized.route
+        usual = self._usual_models.models(flow, now)
         if route.on_overload != "shed" or route.escalate is not None or not usual:
             return None
-        offered = candidates_for(self.fleet.policy, route, tenant=unread.tenant)
+        offered = candidates_for(self.fleet.policy, route, tenant=untokenized.tenant)
         views = [view for view in self.fleet.views() if view.model in offered]
-        if any(unread.most_tokens >= view.max_context for view in views):
+        if any(untokenized.max_tokens >= view.max_context for view in views):
             return None
         broken, late_s = foregone(
-            unread.slo.ttft_s,
-            unread.slo.deadline_s,
+            untokenized.slo.ttft_s,
+            untokenized.slo.deadline_s,
             views,
-            self._waits(unread.tenant, unread.band),
+            self._queue_estimates(untokenized.tenant, untokenized.band),
             usual=usual,
-            about_tokens=unread.about_tokens,
-            most_tokens=unread.most_tokens,
-            waited_s=now - unread.arrival,
+            about_tokens=untokenized.about_tokens,
+            most_tokens=untokenized.max_tokens,
+            waited_s=now - untokenized.arrival,
             devices=self._devices,
         )
         if not broken:
             return None
-        self.seats.came(unread.tenant, now)
+        self.tenant_shares.record_arrival(untokenized.tenant, now)
         return _shed(broken, late_s)
 
-    def wants_to_read(self, unread: Unread) -> bool:
+    def wants_probe(self, untokenized: Unread) -> bool:
         """One in so many that could be refused unread, by which it is learned whether that still holds."""
-        return self._usual.wants_to_know(unread.kind)
+        return self._usual_models.wants_probe(untokenized.flow)
 
-    def full(self) -> Overloaded:
+    def queue_full(self) -> Overloaded:
         message = (
             f"{len(self.queue):,} requests with {self.queue.uncached_tokens:,} tokens to read are waiting already, which is the"
             " limit: try again"
         )
         return Overloaded(message, retry_after_s=self._retry_after_s)
 
-    async def place(self, ticket: PendingRequest) -> TokenStream:
+    async def dispatch(self, pending: PendingRequest) -> TokenStream:
         """Submits when the chosen worker has room, else waits. Raises NoWorker, or Overloaded: at once where the route sheds
         what it cannot keep its promise to, or after too long a wait."""
-        ticket.decision = self.decide(ticket)
-        self.seats.came(ticket.tenant, self._clock())
-        if not ticket.admitted:
-            self._admit(ticket, ticket.decision)
-        kind = self._kind(ticket)
-        fits = self._has_room(kind, ticket.decision) and not self._leaves(kind, ticket.decision.chosen.worker)
+        pending.decision = self.decide(pending)
+        self.tenant_shares.record_arrival(pending.tenant, self._clock())
+        if not pending.admitted:
+            self._admit(pending, pending.decision)
+        seat_class = self._seat_class(pending)
+        fits = self._has_capacity(seat_class, pending.decision) and not self._is_reserved(
+            seat_class, pending.decision.chosen.worker
+        )
         if fits and not self._waiting:
-            return self._submit(ticket, ticket.decision)
-        return await self._wait(ticket, ticket.decision, fits=fits)
+            return self._submit(pending, pending.decision)
+        return await self._wait(pending, pending.decision, fits=fits)
 
-    def _admit(self, ticket: PendingRequest, decision: Decision) -> None:
-        ticket.admitted = True
-        if ticket.on_overload == "queue":
+    def _admit(self, pending: PendingRequest, decision: Decision) -> None:
+        pending.admitted = True
+        if pending.on_overload == "queue":
             return
-        now, kind = self._clock(), FlowKey(ticket.tenant, ticket.route, ticket.slo, ticket.question.asked)
-        if not ticket.admitted_run:
-            self._usual.chose(kind, decision.chosen.model)
-        waits, waited_s = self._waits(ticket.tenant, ticket.band), now - ticket.arrival
-        verdict = admit(
-            ticket.question,
+        now, flow = self._clock(), FlowKey(pending.tenant, pending.route, pending.slo, pending.routing_request.asked)
+        if not pending.admitted_run:
+            self._usual_models.record_choice(flow, decision.chosen.model)
+        estimates, waited_s = self._queue_estimates(pending.tenant, pending.band), now - pending.arrival
+        admission = admit(
+            pending.routing_request,
             decision,
-            waits,
-            on_overload=ticket.on_overload,
-            admitted_run=ticket.admitted_run,
+            estimates,
+            on_overload=pending.on_overload,
+            admitted_run=pending.admitted_run,
             waited_s=waited_s,
             devices=self._devices,
         )
-        if verdict.action == "shed":
-            self._usual.refused(kind, now)
-            raise _shed(verdict.broken, verdict.late_s)
-        if verdict.action == "admit" and verdict.instead is not None:
-            ticket.elsewhere = verdict.instead.worker
-            decision = ticket.decision = decision.moved(ticket.elsewhere, "breaks_promise")
-        elif verdict.instead is not None:
-            ticket.degraded = True
-            question = ticket.question
-            ticket.question = structs.replace(
-                question, candidates=(verdict.instead.model,), fallbacks=question.candidates, escalations={}
+        if admission.action == "shed":
+            self._usual_models.record_refusal(flow, now)
+            raise _shed(admission.missed_slo, admission.late_s)
+        if admission.action == "admit" and admission.alternative is not None:
+            pending.alternative_worker = admission.alternative.worker
+            decision = pending.decision = decision.moved(pending.alternative_worker, "breaks_promise")
+        elif admission.alternative is not None:
+            pending.degraded = True
+            routing_request = pending.routing_request
+            pending.routing_request = structs.replace(
+                routing_request, candidates=(admission.alternative.model,), fallbacks=routing_request.candidates, escalations={}
             )
-            decision = ticket.decision = self.decide(ticket)
+            decision = pending.decision = self.decide(pending)
         chosen = decision.chosen
-        wait = waits[chosen.worker]
-        ticket.promised_s = slo_bound_s(ticket.question, chosen, wait)
-        ticket.predicted = chosen.worker, waited_s + predicted_s(chosen, wait), now
+        estimate = estimates[chosen.worker]
+        pending.slo_bound_s = slo_bound_s(pending.routing_request, chosen, estimate)
+        pending.ttft_prediction = chosen.worker, waited_s + predicted_s(chosen, estimate), now
 
-    def _waits(self, tenant: str, band: Band) -> dict[str, QueueEstimate]:
+    def _queue_estimates(self, tenant: str, band: Band) -> dict[str, QueueEstimate]:
         now, is_batch = self._clock(), band is Band.BATCH
         ahead = self._ahead(tenant, is_batch=is_batch)
-        waits = {}
+        estimates = {}
         for view in self.fleet.views():
             predictor = self.fleet.predictors[view.worker]
             running_s = predictor.wait_s(max_sequences=view.max_sequences, queued_tokens=0, now=now)
             turns_s = predictor.turns_s(ahead.get(view.worker, 0.0))
-            margin = self.lateness[view.worker, is_batch].margin(now)
+            margin = self.ttft_margins[view.worker, is_batch].margin(now)
             idle = not predictor.running and not turns_s
-            lately_s = self._drains[view.worker].wait_s(ahead.get(view.worker, 0.0), now) if is_batch else 0.0
-            waits[view.worker] = QueueEstimate(view.wait_s, running_s + turns_s, margin, idle, lately_s)
-        return waits
+            lately_s = self._dequeue_rates[view.worker].wait_s(ahead.get(view.worker, 0.0), now) if is_batch else 0.0
+            estimates[view.worker] = QueueEstimate(view.wait_s, running_s + turns_s, margin, idle, lately_s)
+        return estimates
 
     def _ahead(self, tenant: str, *, is_batch: bool) -> dict[str, float]:
         """How many of those that wait for each worker count as before the next of a tenant. Batch work goes after the rest.
@@ -338,14 +342,14 @@ class Dispatcher:
             )
         return ahead
 
-    def began(self, ticket: PendingRequest, ttft_s: float) -> None:
+    def observe_ttft(self, pending: PendingRequest, ttft_s: float) -> None:
         """Its first token came so long after its arrival: predictions learn from it."""
-        if ticket.predicted is not None:
-            worker, predicted, at = ticket.predicted
-            ticket.predicted = None
-            self.lateness[worker, ticket.band is Band.BATCH].observe(predicted, ttft_s, self._clock(), predicted_at=at)
+        if pending.ttft_prediction is not None:
+            worker, predicted, at = pending.ttft_prediction
+            pending.ttft_prediction = None
+            self.ttft_margins[worker, pending.band is Band.BATCH].observe(predicted, ttft_s, self._clock(), predicted_at=at)
 
-    async def _wait(self, ticket: PendingRequest, decision: Decision, *, fits: bool) -> TokenStream:
+    async def _wait(self, pending: PendingRequest, decision: Decision, *, fits: bool) -> TokenStream:
         """`fits`: its worker could take it at once, if nobody goes before it."""
         number = next(self._numbers)
         chosen = decision.chosen
@@ -353,33 +357,33 @@ class Dispatcher:
         by_run = self._by_run
         item = QueuedRequest(
             request=number,
-            tenant=ticket.tenant if by_run else "",
-            run=ticket.run,
-            band=ticket.band if by_run else Band.AGENT_TURN,
-            arrival=ticket.arrival,
-            deadline=ticket.deadline,
+            tenant=pending.tenant if by_run else "",
+            run=pending.run,
+            band=pending.band if by_run else Band.AGENT_TURN,
+            arrival=pending.arrival,
+            deadline=pending.deadline,
             uncached_tokens=uncached,
             resident=2 * chosen.cached_tokens >= chosen.prompt_tokens or not by_run,
-            attained_s=ticket.attained * self._prefill_s(chosen.worker) if by_run else 0.0,
-            num_bytes=sum(len(prompt.data) for prompt in ticket.prompts.values()),
-            admitted_run=ticket.admitted_run,
-            due=ticket.due,
-            broken=ticket.arrival + ticket.promised_s,
+            attained_s=pending.attained * self._prefill_s(chosen.worker) if by_run else 0.0,
+            num_bytes=sum(len(prompt.data) for prompt in pending.prompts.values()),
+            admitted_run=pending.admitted_run,
+            due=pending.due,
+            slo_missed_at=pending.arrival + pending.slo_bound_s,
         )
         if not self._push(item):
-            raise self.full()
-        waiter = ticket.waiter = asyncio.get_running_loop().create_future()
-        self._waiting[number] = ticket
-        self._chose(ticket, chosen.worker)
-        self._stands(ticket, self._clock())
+            raise self.queue_full()
+        waiter = pending.waiter = asyncio.get_running_loop().create_future()
+        self._waiting[number] = pending
+        self._count_for(pending, chosen.worker)
+        self._keep_decision(pending, self._clock())
         # Batch work goes after the rest, which does not wait for it.
-        queued = 0 if ticket.band is Band.BATCH else uncached
+        queued = 0 if pending.band is Band.BATCH else uncached
         self.fleet.queue(chosen.worker, queued)
         if chosen.cached_tokens and not item.resident:  # what is left of it makes room for others while it waits
-            self.fleet.retain(chosen.worker, ticket.chain, WAITS_COLD)
+            self.fleet.set_retention(chosen.worker, pending.chain, WAITS_COLD)
         self._plan_expiry()
         if fits:
-            self._pump()  # now: it is likely the next, and the loop may take a while to come round
+            self._run_pass()  # now: it is likely the next, and the loop may take a while to come round
         else:
             self.changed()
         try:
@@ -392,7 +396,7 @@ class Dispatcher:
             raise
         finally:
             self.fleet.queue(chosen.worker, -queued)
-            self._chose(ticket, None)
+            self._count_for(pending, None)
             self._waiting.pop(number, None)
             self.queue.cancel(number)
 
@@ -409,7 +413,7 @@ class Dispatcher:
         """Where the queue is full, what is no turn of an admitted run gives way to one that is, and a tenant that fills the
         queue to one that does not."""
         while not (pushed := self.queue.push(item)):
-            last = self.queue.give_way(item)
+            last = self.queue.evict_for(item)
             if last is None:
                 break
             waiter = self._waiting[last.request].waiter
@@ -419,214 +423,220 @@ class Dispatcher:
                 waiter.set_exception(Overloaded(message, retry_after_s=self._retry_after_s))
         return pushed
 
-    def _chose(self, ticket: PendingRequest, worker: str | None, *, begins: bool = False) -> None:
+    def _count_for(self, pending: PendingRequest, worker: str | None, *, begins: bool = False) -> None:
         """What waits counts for the worker that was chosen last, until it waits no more."""
-        is_batch, before = ticket.band is Band.BATCH, ticket.waits_for
+        is_batch, before = pending.band is Band.BATCH, pending.counted_worker
         if before == worker:
             return
-        ticket.waits_for = worker
+        pending.counted_worker = worker
         if before is not None:
-            key = before, ticket.tenant, is_batch
+            key = before, pending.tenant, is_batch
             self._waiting_for[key] -= 1
             if not self._waiting_for[key]:
                 del self._waiting_for[key]
             if is_batch and begins:
                 others = any(name == before and other for name, _, other in self._waiting_for)
-                self._drains[before].began(self._clock(), others=others)
+                self._dequeue_rates[before].record_start(self._clock(), others=others)
         if worker is not None:
-            self._waiting_for[worker, ticket.tenant, is_batch] += 1
+            self._waiting_for[worker, pending.tenant, is_batch] += 1
             if is_batch:
-                self._drains[worker].waits(self._clock())
+                self._dequeue_rates[worker].record_waiting(self._clock())
 
     def changed(self) -> None:
         """A worker may have room: look once, after all frames at hand are read."""
-        if self._waiting and not self._pump_planned:
-            self._pump_planned = True
-            asyncio.get_running_loop().call_soon(self._pump)
+        if self._waiting and not self._pass_planned:
+            self._pass_planned = True
+            asyncio.get_running_loop().call_soon(self._run_pass)
 
-    def _pump(self) -> None:
-        self._pump_planned = False
+    def _run_pass(self) -> None:
+        self._pass_planned = False
         now, prefill_rate = self._clock(), self.fleet.prefill_rate()
-        look = DispatchPass(thorough=now - self._refreshed_at >= REFRESH_EVERY_S)
-        if look.thorough:
+        scan = DispatchPass(thorough=now - self._refreshed_at >= REFRESH_EVERY_S)
+        if scan.is_full:
             self._refreshed_at = now
             self._refresh()
         outcome: Decision | HeadwayError | None = None
 
         def ready(item: QueuedRequest) -> bool:
             nonlocal outcome
-            ticket = self._waiting[item.request]
+            pending = self._waiting[item.request]
             line = item.tenant, item.band.line
-            look.seen[line] += 1
-            if look.num[line] >= MAX_DECISIONS_A_LINE:
+            scan.num_visited[line] += 1
+            if scan.num_decided[line] >= MAX_DECISIONS_A_LINE:
                 return False
-            kind = self._kind(ticket)
-            if not self._may_go(ticket, kind, look, now):
-                if not kind.late and not any(self._has_seat(kind, name, look) for name in self.fleet.predictors):
-                    look.shut.add(line)
+            seat_class = self._seat_class(pending)
+            if not self._may_dispatch(pending, seat_class, scan, now):
+                if not seat_class.is_overdue and not any(
+                    self._has_seat(seat_class, name, scan) for name in self.fleet.predictors
+                ):
+                    scan.blocked.add(line)
                 return False
-            look.num[line] += 1
+            scan.num_decided[line] += 1
             try:
-                outcome = self.decide(ticket)
+                outcome = self.decide(pending)
             except HeadwayError as error:
                 outcome = error
                 return True
-            ticket.decision = outcome
-            self._stands(ticket, now)
-            self._chose(ticket, outcome.chosen.worker)
-            return self._finds_room(ticket, kind, outcome, look, now)
+            pending.decision = outcome
+            self._keep_decision(pending, now)
+            self._count_for(pending, outcome.chosen.worker)
+            return self._can_dispatch(pending, seat_class, outcome, scan, now)
 
         def closed(tenant: str, band: Band) -> bool:
             line = tenant, band
-            if line in look.shut or look.num[line] >= MAX_DECISIONS_A_LINE or look.seen[line] >= MAX_SEEN_A_LINE:
+            if (
+                line in scan.blocked
+                or scan.num_decided[line] >= MAX_DECISIONS_A_LINE
+                or scan.num_visited[line] >= MAX_SEEN_A_LINE
+            ):
                 return True
-            return not look.thorough and self._by_run and self._cannot_go(tenant, band, look)
+            return not scan.is_full and self._by_run and self._is_blocked(tenant, band, scan)
 
         while (item := self.queue.pop(ready, now=now, prefill_rate=prefill_rate, closed=closed)) is not None:
-            ticket = self._waiting.pop(item.request)
-            self._chose(ticket, None, begins=True)
-            assert ticket.waiter and outcome
-            if ticket.waiter.done():
+            pending = self._waiting.pop(item.request)
+            self._count_for(pending, None, begins=True)
+            assert pending.waiter and outcome
+            if pending.waiter.done():
                 continue
             if isinstance(outcome, HeadwayError):
-                ticket.waiter.set_exception(outcome)
+                pending.waiter.set_exception(outcome)
             else:
-                ticket.waiter.set_result(self._submit(ticket, outcome))
-                look.taken()
+                pending.waiter.set_result(self._submit(pending, outcome))
+                scan.seat_taken()
 
-    def _stands(self, ticket: PendingRequest, now: float) -> None:
-        ticket.stands_until = now + max(DECIDED_FOR_S, DECIDED_SHARE * (now - ticket.arrival))
+    def _keep_decision(self, pending: PendingRequest, now: float) -> None:
+        pending.decision_kept_until = now + max(DECIDED_FOR_S, DECIDED_SHARE * (now - pending.arrival))
 
     def _refresh(self) -> None:
         """The order is that of what is resident now, of those that have waited longest."""
         for number in self.queue.requests()[:MAX_REFRESHED]:
-            ticket = self._waiting[number]
-            assert ticket.decision
-            chosen = ticket.decision.chosen
-            cached = self.fleet.cached_tokens(chosen.worker, ticket.prompts[chosen.worker].names)
+            pending = self._waiting[number]
+            assert pending.decision
+            chosen = pending.decision.chosen
+            cached = self.fleet.cached_tokens(chosen.worker, pending.prompts[chosen.worker].page_hashes)
             uncached = chosen.prompt_tokens - cached
             resident = 2 * cached >= chosen.prompt_tokens or not self._by_run
             self.queue.refresh(number, uncached_tokens=uncached, resident=resident)
 
-    def _cannot_go(self, tenant: str, line: Band, look: "DispatchPass") -> bool:
+    def _is_blocked(self, tenant: str, line: Band, scan: "DispatchPass") -> bool:
         """Whether the workers that were chosen for those in a line have no seat for them."""
-        if (tenant, line) in look.open:
+        if (tenant, line) in scan.open:
             return False
         workers = {name for name, one, is_batch in self._waiting_for if one == tenant and is_batch == (line is Band.BATCH)}
-        kinds = [SeatClass(tenant, line, judged, late=False) for judged in (False, True)]
-        may = any(self._has_seat(kind, name, look) for name in workers for kind in kinds)
-        (look.open if may else look.shut).add((tenant, line))
+        kinds = [SeatClass(tenant, line, judged, is_overdue=False) for judged in (False, True)]
+        may = any(self._has_seat(seat_class, name, scan) for name in workers for seat_class in kinds)
+        (scan.open if may else scan.blocked).add((tenant, line))
         return not may
 
-    def _may_go(self, ticket: PendingRequest, kind: SeatClass, look: "DispatchPass", now: float) -> bool:
+    def _may_dispatch(self, pending: PendingRequest, seat_class: SeatClass, scan: "DispatchPass", now: float) -> bool:
         """A cheap look before deciding: the worker that was chosen lately, or else any, has a seat for it, or none is up, which
         is to be told."""
-        if ticket.decision and now < ticket.stands_until and self.fleet.server(ticket.decision.chosen.worker).healthy:
-            return self._finds_room(ticket, kind, ticket.decision, look, now)
-        workers = [worker for worker in ticket.prompts if worker not in ticket.excluded]
-        if any(self._has_seat(kind, worker, look) for worker in workers):
+        if pending.decision and now < pending.decision_kept_until and self.fleet.server(pending.decision.chosen.worker).healthy:
+            return self._can_dispatch(pending, seat_class, pending.decision, scan, now)
+        workers = [worker for worker in pending.prompts if worker not in pending.excluded]
+        if any(self._has_seat(seat_class, worker, scan) for worker in workers):
             return True
         return not any(self.fleet.server(worker).healthy for worker in workers)
 
-    def _kind(self, ticket: PendingRequest) -> SeatClass:
-        late = ticket.band is Band.BATCH and self._clock() >= ticket.due
-        return SeatClass(ticket.tenant, ticket.band.line, ticket.on_overload != "queue", late)
+    def _seat_class(self, pending: PendingRequest) -> SeatClass:
+        late = pending.band is Band.BATCH and self._clock() >= pending.due
+        return SeatClass(pending.tenant, pending.band.line, pending.on_overload != "queue", late)
 
-    def _has_seat(self, kind: SeatClass, worker: str, look: "DispatchPass") -> bool:
+    def _has_seat(self, seat_class: SeatClass, worker: str, scan: "DispatchPass") -> bool:
         """Whether it has one, and for these."""
-        key = worker, kind
-        if key not in look.seats:
-            free = self.fleet.server(worker).credits.num_free >= 1 and not self._leaves(kind, worker)
-            look.seats[key] = free and self._priority(kind, worker) < look.full.get(worker, math.inf)
-        return look.seats[key]
+        key = worker, seat_class
+        if key not in scan.seats:
+            free = self.fleet.server(worker).credits.num_free >= 1 and not self._is_reserved(seat_class, worker)
+            scan.seats[key] = free and self._priority(seat_class, worker) < scan.blocked_at.get(worker, math.inf)
+        return scan.seats[key]
 
-    def _finds_room(
-        self, ticket: PendingRequest, kind: SeatClass, decision: Decision, look: "DispatchPass", now: float
+    def _can_dispatch(
+        self, pending: PendingRequest, seat_class: SeatClass, decision: Decision, scan: "DispatchPass", now: float
     ) -> bool:
         """A seat, and room for its prompt. Who has waited long for the latter is not gone past."""
         worker = decision.chosen.worker
-        if not self._has_seat(kind, worker, look):
+        if not self._has_seat(seat_class, worker, scan):
             return False
-        room = self._has_room(kind, decision)
-        if not room and now - ticket.arrival >= NOT_PASSED_AFTER_S:
-            look.full[worker] = self._priority(kind, worker)
-            look.seats.clear()
+        room = self._has_capacity(seat_class, decision)
+        if not room and now - pending.arrival >= NOT_PASSED_AFTER_S:
+            scan.blocked_at[worker] = self._priority(seat_class, worker)
+            scan.seats.clear()
         return room
 
-    def _has_room(self, kind: SeatClass, decision: Decision) -> bool:
+    def _has_capacity(self, seat_class: SeatClass, decision: Decision) -> bool:
         chosen = decision.chosen
         uncached = chosen.prompt_tokens - chosen.cached_tokens
-        return self.fleet.server(chosen.worker).credits.has_room(uncached, self._priority(kind, chosen.worker))
+        return self.fleet.server(chosen.worker).credits.has_capacity(uncached, self._priority(seat_class, chosen.worker))
 
-    def _leaves(self, kind: SeatClass, worker: str) -> bool:
+    def _is_reserved(self, seat_class: SeatClass, worker: str) -> bool:
         """The last seats: batch work leaves them to those who were promised a soon first token, where promises are judged, but
         for one at a time that has waited for half of what it was promised; and a tenant that has its share to the others."""
-        hello = self.fleet.links[worker].hello if worker in self.fleet.links else None
+        hello = self.fleet.clients[worker].hello if worker in self.fleet.clients else None
         if not hello or not self._by_run:
             return False
-        credits = self.fleet.links[worker].credits
+        credits = self.fleet.clients[worker].credits
         if not credits.live or not is_kept(credits.num_free, hello.max_sequences):
             return False
-        if kind.line is Band.BATCH and kind.judged:
-            let_in = self._let_in.get(worker)
-            return not kind.late or (let_in is not None and let_in.finished is None)
-        return self.seats.has_its_share(kind.tenant, credits.taken, hello.max_sequences, self._clock())
+        if seat_class.line is Band.BATCH and seat_class.has_slo:
+            let_in = self._overdue_batch.get(worker)
+            return not seat_class.is_overdue or (let_in is not None and let_in.finished is None)
+        return self.tenant_shares.is_at_share(seat_class.tenant, credits.taken, hello.max_sequences, self._clock())
 
-    def _submit(self, ticket: PendingRequest, decision: Decision) -> TokenStream:
+    def _submit(self, pending: PendingRequest, decision: Decision) -> TokenStream:
         worker = decision.chosen.worker
         uncached = decision.chosen.prompt_tokens - decision.chosen.cached_tokens
-        ticket.decision = decision
-        ticket.residency_at = self.fleet.residency.sequence(worker)
-        sampling = ticket.sampling
+        pending.decision = decision
+        pending.kv_index_sequence = self.fleet.kv_index.sequence(worker)
+        sampling = pending.sampling
         if worker in self.fleet.upstreams:
-            assert ticket.request
+            assert pending.request
             stream = self.fleet.upstreams[worker].submit(
-                ticket.request,
+                pending.request,
                 sampling,
                 prompt_tokens=decision.chosen.prompt_tokens,
-                chain=ticket.chain,
-                traceparent=ticket.traceparent,
+                chain=pending.chain,
+                traceparent=pending.traceparent,
             )
             stream.on_first = partial(self.fleet.predictors[worker].first_token, stream.request)
             return stream
-        if grammar := ticket.grammars.get(worker):
+        if grammar := pending.grammars.get(worker):
             sampling = structs.replace(sampling, grammar=grammar)
-        chosen, kind = decision.chosen, self._kind(ticket)
-        if chosen.held_tokens:
+        chosen, seat_class = decision.chosen, self._seat_class(pending)
+        if chosen.holdback_tokens:
             sampling = structs.replace(sampling, confidence=True)
-        stream = self.fleet.links[worker].submit(
-            ticket.prompts[worker].data,
+        stream = self.fleet.clients[worker].submit(
+            pending.prompts[worker].data,
             sampling,
-            shared_tokens=ticket.prompts[worker].shared_tokens,
+            shared_tokens=pending.prompts[worker].shared_tokens,
             uncached_tokens=uncached,
-            priority=self._priority(kind, worker),
-            salt=ticket.tenant,
-            chain=ticket.chain,
-            traceparent=ticket.traceparent,
+            priority=self._priority(seat_class, worker),
+            salt=pending.tenant,
+            chain=pending.chain,
+            traceparent=pending.traceparent,
         )
-        if kind.late:
-            self._let_in[worker] = stream
-        if chosen.held_tokens:
-            stream.hold_back(chosen.held_tokens, chosen.anew_below)
-        predictor, hello = self.fleet.predictors[worker], self.fleet.links[worker].hello
+        if seat_class.is_overdue:
+            self._overdue_batch[worker] = stream
+        if chosen.holdback_tokens:
+            stream.hold_back(chosen.holdback_tokens, chosen.escalate_below)
+        predictor, hello = self.fleet.predictors[worker], self.fleet.clients[worker].hello
         stream.on_first = partial(predictor.first_token, stream.request)
         wait_s = predictor.wait_s(max_sequences=hello.max_sequences if hello else 1, queued_tokens=0, now=self._clock())
         predictor.submitted(stream.request, uncached, wait_s=wait_s)
-        tokens = decision.chosen.prompt_tokens + min(sampling.max_tokens, int(ticket.question.expected_output_tokens))
-        self.fleet.footprints.runs(worker, ticket.chain, tokens)
-        if prefix := beginning(ticket.prompts[worker].names):
-            self.placement.went(worker, self._clock(), prefix=prefix)
+        tokens = decision.chosen.prompt_tokens + min(sampling.max_tokens, int(pending.routing_request.expected_output_tokens))
+        self.fleet.footprints.record(worker, pending.chain, tokens)
+        if prefix := beginning(pending.prompts[worker].page_hashes):
+            self.placement.record_placement(worker, self._clock(), prefix=prefix)
         return stream
 
-    def _priority(self, kind: SeatClass, worker: str) -> int:
+    def _priority(self, seat_class: SeatClass, worker: str) -> int:
         """At the worker, where lower goes first: by band, and in a band who has less of its share of the seats. Batch work that
         has waited for half of what it was promised goes with the turns of agents."""
-        if not self._by_run or worker not in self.fleet.links:
+        if not self._by_run or worker not in self.fleet.clients:
             return 0
-        link = self.fleet.links[worker]
-        total = link.hello.max_sequences if link.hello else 1
-        level = self.seats.level(kind.tenant, link.credits.taken, total, self._clock())
-        return LEVELS * int(Band.AGENT_TURN if kind.late else kind.line) + level
+        client = self.fleet.clients[worker]
+        total = client.hello.max_sequences if client.hello else 1
+        level = self.tenant_shares.level(seat_class.tenant, client.credits.taken, total, self._clock())
+        return LEVELS * int(Band.AGENT_TURN if seat_class.is_overdue else seat_class.line) + level
 
     def _plan_expiry(self) -> None:
         if self._expiry is None:
@@ -636,11 +646,11 @@ class Dispatcher:
         self._expiry = None
         now = self._clock()
         for item in self.queue.expire(now):
-            ticket = self._waiting.pop(item.request)
-            if ticket.waiter and not ticket.waiter.done():
+            pending = self._waiting.pop(item.request)
+            if pending.waiter and not pending.waiter.done():
                 waited = now - item.arrival
-                self.began(ticket, waited)  # if not later
-                ticket.waiter.set_exception(
+                self.observe_ttft(pending, waited)  # if not later
+                pending.waiter.set_exception(
                     Overloaded(
                         f"no worker had room for {waited:.0f} s, the longest that this policy lets a request wait: try again",
                         retry_after_s=self._retry_after_s,
@@ -650,7 +660,7 @@ class Dispatcher:
             self.changed()
             self._plan_expiry()
 
-    def lost_all(self) -> NoWorker:
+    def all_workers_lost(self) -> NoWorker:
         return NoWorker("every worker that could have taken it was lost: try again", retry_after_s=self._retry_after_s)
 
 

@@ -66,9 +66,9 @@ class Pipeline:
         fleet: Fleet,
         dispatcher: Dispatcher,
         runs: RunRegistry,
-        keeper: RetentionPublisher,
-        prompts: PromptEncoder,
-        books: RequestRecorder,
+        retention: RetentionPublisher,
+        prompt_encoder: PromptEncoder,
+        recorder: RequestRecorder,
         lengths: OutputLengths,
         judge: Judge,
         escalations: Mapping[str, Escalation] = MappingProxyType({}),
@@ -76,117 +76,133 @@ class Pipeline:
         """`escalations` are what was fitted, by tier."""
         self.escalations = escalations
         self.policy, self.fleet, self.dispatcher, self.runs = policy, fleet, dispatcher, runs
-        self.keeper, self.prompts, self.books, self.lengths, self.judge = keeper, prompts, books, lengths, judge
+        self.retention, self.prompt_encoder, self.recorder, self.lengths, self.estimate_quality = (
+            retention,
+            prompt_encoder,
+            recorder,
+            lengths,
+            judge,
+        )
         self.secret = secrets.token_bytes(32)
         self._ids = RandomIds(os.urandom, time.time)
         self._answers = itertools.count()
-        self._pace = TokenizeLimiter()
+        self._tokenize_limiter = TokenizeLimiter()
         self.stopping = False
 
-    async def open(
-        self, request: Request, arrival: RequestContext, tenant: str, *, id_prefix: str = "chatcmpl-"
+    async def prepare(
+        self, request: Request, context: RequestContext, tenant: str, *, id_prefix: str = "chatcmpl-"
     ) -> list[ActiveRequest]:
         """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden; or
         OverBudget or RateLimited; Overloaded where it is told no unread; or NoWorker while the gateway stops."""
         self._check_running()
         check_asked(self.policy, asked=request.model, tenant=tenant)
         request = normalized(request, self.policy.text)
-        identity = self.identity(request, arrival, tenant)
-        run, chain = self.runs.touch(identity, tenant=tenant, now=arrival.at)
-        may_go = partial(self._turn_away, request, arrival, tenant, identity, run, chain)
-        await self._pace.turn(may_go, tenant=tenant, first=bool(run.turns))
-        ticket, slo = await self.ticket(request, arrival, tenant, identity, chain, attained=run.attained)
-        tokens = self._hold_tokens(ticket, request, arrival)
+        identity = self.identity(request, context, tenant)
+        run, chain = self.runs.touch(identity, tenant=tenant, now=context.at)
+        may_go = partial(self._shed_early, request, context, tenant, identity, run, chain)
+        await self._tokenize_limiter.turn(may_go, tenant=tenant, first=bool(run.turns))
+        pending, slo = await self.pending_request(request, context, tenant, identity, chain, attained=run.attained)
+        tokens = self._reserve_tokens(pending, request, context)
         id = mint_id(self.secret, chain.name, next(self._answers), tenant=tenant, prefix=id_prefix)
-        payers = Payers(tenant, arrival.key_id, public_id(identity.run))
-        if holds := self._hold(ticket, request.num_choices, payers, arrival):
-            self.books.held(id, ticket.route, payers, holds, arrival.wall_ns / 1e9)
-        self.keeper.arrived(chain, arrival.at)
+        payers = Payers(tenant, context.key_id, public_id(identity.run))
+        if reservations := self._reserve_budget(pending, request.num_choices, payers, context):
+            self.recorder.record_reservation(id, pending.route, payers, reservations, context.wall_ns / 1e9)
+        self.retention.arrived(chain, context.at)
         if identity.source in ("new", "history", "traceparent", "text"):
-            self.runs.sent(chain, request.messages, tenant=tenant, trace=trace_of(arrival.headers))
-        tickets = [ticket, *(_again(ticket, n, self._ids.take()) for n in range(1, request.num_choices))]
-        calls = [ActiveRequest(id, arrival, tenant, request, identity, run, chain, slo, one) for one in tickets]
-        for call in calls:
+            self.runs.record_prompt(chain, request.messages, tenant=tenant, trace=trace_of(context.headers))
+        pendings = [pending, *(_again(pending, n, self._ids.take()) for n in range(1, request.num_choices))]
+        actives = [ActiveRequest(id, context, tenant, request, identity, run, chain, slo, one) for one in pendings]
+        for active in actives:
             self.runs.opened(run)
-            call.came_from = chain.warm_worker
-            call.is_extra = call is not calls[0]
-            call.hold, call.held_tokens = holds.pop() if holds else None, tokens
-            self.books.begin(call)
-        return calls
+            active.previous_worker = chain.warm_worker
+            active.is_extra = active is not actives[0]
+            active.reservation, active.reserved_tokens = reservations.pop() if reservations else None, tokens
+            self.recorder.begin(active)
+        return actives
 
     def _check_running(self) -> None:
         if self.stopping:
             raise NoWorker("this gateway is stopping: try again", retry_after_s=1.0)
 
-    def _turn_away(
-        self, request: Request, arrival: RequestContext, tenant: str, identity: Identity, run: Run, chain: Chain
+    def _shed_early(
+        self, request: Request, context: RequestContext, tenant: str, identity: Identity, run: Run, chain: Chain
     ) -> None:
         """Raises the no that a request gets before anybody reads what it asks, if that is known. Turns of a run go on."""
         self._check_running()
-        if run.turns or arrival.is_read:
+        if run.turns or context.bypasses_shedding:
             return
-        is_full = self.dispatcher.queue.is_full_of(tenant)
-        if not (is_full or self.dispatcher.refuses):
+        is_full = self.dispatcher.queue.is_full_for(tenant)
+        if not (is_full or self.dispatcher.is_shedding):
             return
-        unread = self._unread(request, arrival, tenant, identity, chain)
-        if unread is None:
+        untokenized = self._untokenized(request, context, tenant, identity, chain)
+        if untokenized is None:
             return
-        refusal = self.dispatcher.full() if is_full else self.dispatcher.foregone(unread) if unread.is_certain else None
+        refusal = (
+            self.dispatcher.queue_full()
+            if is_full
+            else self.dispatcher.shed_early(untokenized)
+            if untokenized.is_certain
+            else None
+        )
         if refusal is None:
             return
-        arrival.is_read = not is_full and self.dispatcher.wants_to_read(unread)
-        if not arrival.is_read:
-            arrival.slo = unread.route.slo
+        context.bypasses_shedding = not is_full and self.dispatcher.wants_probe(untokenized)
+        if not context.bypasses_shedding:
+            context.slo = untokenized.route.slo
             raise refusal
 
-    def _unread(
-        self, request: Request, arrival: RequestContext, tenant: str, identity: Identity, chain: Chain
+    def _untokenized(
+        self, request: Request, context: RequestContext, tenant: str, identity: Identity, chain: Chain
     ) -> Unread | None:
         """What is known of it from the outside; None where it may be wrong altogether."""
         num_chars = total_chars(request)
         about_tokens, most_tokens = num_chars // CHARACTERS_A_TOKEN, token_limit_of(request, num_chars)
         try:
-            route, slo = self._route(request, arrival, tenant, identity, prompt_tokens=about_tokens)
-            other, _ = self._route(request, arrival, tenant, identity, prompt_tokens=most_tokens)
-            least, _ = self._route(request, arrival, tenant, identity, prompt_tokens=0)
+            route, slo = self._route(request, context, tenant, identity, prompt_tokens=about_tokens)
+            other, _ = self._route(request, context, tenant, identity, prompt_tokens=most_tokens)
+            least, _ = self._route(request, context, tenant, identity, prompt_tokens=0)
         except HeadwayError:  # it takes an exact look to be sure of that
             return None
         is_certain = route.name == other.name == least.name and not request.has_grammar
         band = _band(route.slo, self.policy.slo[route.slo], chain, request)
-        return Unread(tenant, route, slo, band, request.model, arrival.at, about_tokens, most_tokens, is_certain)
+        return Unread(tenant, route, slo, band, request.model, context.at, about_tokens, most_tokens, is_certain)
 
-    def _hold(self, ticket: PendingRequest, num_choices: int, payers: Payers, arrival: RequestContext) -> list[Reservation]:
+    def _reserve_budget(
+        self, pending: PendingRequest, num_choices: int, payers: Payers, context: RequestContext
+    ) -> list[Reservation]:
         """One for each choice, where the route has budgets; a turn is one, however many its choices."""
-        if not ticket.budgets:
+        if not pending.budgets:
             return []
         views = self.fleet.views()
-        wanted = [budget_need(ticket.question, views, turns=turns) for turns in [0] * (num_choices - 1) + [1]]
-        return self.books.budgets.hold(ticket.budgets, payers, wanted, arrival.wall_ns / 1e9)
+        wanted = [budget_need(pending.routing_request, views, turns=turns) for turns in [0] * (num_choices - 1) + [1]]
+        return self.recorder.budgets.reserve(pending.budgets, payers, wanted, context.wall_ns / 1e9)
 
-    def _hold_tokens(self, ticket: PendingRequest, request: Request, arrival: RequestContext) -> int:
+    def _reserve_tokens(self, pending: PendingRequest, request: Request, context: RequestContext) -> int:
         """Of what its key and tenant may take a minute, for each choice: the prompt, and the answer as it was asked for or else
         as it is expected."""
-        if arrival.passed is None:
+        if context.rate_limit_pass is None:
             return 0
-        question = ticket.question
-        output = question.max_output_tokens if request.max_tokens_given else math.ceil(question.expected_output_tokens)
-        tokens = max(question.prompt_tokens.values(), default=0) + output
-        self.books.rates.hold(arrival.passed, arrival.limited, [tokens] * request.num_choices, time.monotonic())
+        routing_request = pending.routing_request
+        output = (
+            routing_request.max_output_tokens if request.max_tokens_given else math.ceil(routing_request.expected_output_tokens)
+        )
+        tokens = max(routing_request.prompt_tokens.values(), default=0) + output
+        self.recorder.rates.reserve(context.rate_limit_pass, context.limited, [tokens] * request.num_choices, time.monotonic())
         return tokens
 
-    def family(self, worker: str) -> OutputFormat:
+    def output_format(self, worker: str) -> OutputFormat:
         """How the model of a worker writes, as the policy says or its chat template shows."""
         if worker in self.fleet.upstreams:
             return OutputFormat(calls="said")
         model = self.policy.models[self.policy.workers[worker].model]
-        text = self.fleet.links[worker].text
-        family = text.family if text else OutputFormat()
+        text = self.fleet.clients[worker].text
+        output_format = text.output_format if text else OutputFormat()
         if model.tool_calls != "auto":
-            family = family._replace(calls=model.tool_calls)
-        return family if model.reasoning == "auto" else family._replace(thinks=model.reasoning)
+            output_format = output_format._replace(calls=model.tool_calls)
+        return output_format if model.reasoning == "auto" else output_format._replace(thinks=model.reasoning)
 
-    def identity(self, request: Request, arrival: RequestContext, tenant: str) -> Identity:
-        said = identify(arrival.headers, request.hints, tenant=tenant)
+    def identity(self, request: Request, context: RequestContext, tenant: str) -> Identity:
+        said = identify(context.headers, request.hints, tenant=tenant)
         if said is not None:
             return said
         return self.runs.infer(
@@ -194,14 +210,14 @@ class Pipeline:
             tenant=tenant,
             secret=self.secret,
             random_id=self._ids.take(),
-            trace=trace_of(arrival.headers),
+            trace=trace_of(context.headers),
             previous=dict(request.hints).get("previous_response_id", ""),
         )
 
-    async def ticket(
+    async def pending_request(
         self,
         request: Request,
-        arrival: RequestContext,
+        context: RequestContext,
         tenant: str,
         identity: Identity,
         chain: Chain | None,
@@ -210,11 +226,11 @@ class Pipeline:
     ) -> tuple[PendingRequest, Slo]:
         prompts = await self._prompts(request, identity.chain, tenant)
         longest = max((prompt.num_tokens for prompt in prompts.values()), default=0)
-        route, slo = self._route(request, arrival, tenant, identity, prompt_tokens=longest)
-        question = self._question(request, chain, route, slo, prompts, tenant)
-        ticket = PendingRequest(
+        route, slo = self._route(request, context, tenant, identity, prompt_tokens=longest)
+        routing_request = self._routing_request(request, chain, route, slo, prompts, tenant)
+        pending = PendingRequest(
             decision_id=f"dec-{self._ids.take()}",
-            question=question,
+            routing_request=routing_request,
             route=route.name,
             request=request,
             prompts=prompts,
@@ -224,18 +240,18 @@ class Pipeline:
             chain=identity.chain,
             band=_band(route.slo, self.policy.slo[route.slo], chain, request),
             attained=attained,
-            arrival=arrival.at,
-            deadline=arrival.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
-            grammars=grammars_for(request, (worker for worker in prompts if worker in self.fleet.links), self.family),
+            arrival=context.at,
+            deadline=context.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
+            grammars=grammars_for(request, (worker for worker in prompts if worker in self.fleet.clients), self.output_format),
             slo=route.slo,
             budgets=route.budgets,
             on_overload=route.on_overload,
             admitted_run=(run := self.runs.get(identity.run)) is not None and run.turns > 0,
         )
-        return ticket, slo
+        return pending, slo
 
     def _route(
-        self, request: Request, arrival: RequestContext, tenant: str, identity: Identity, *, prompt_tokens: int
+        self, request: Request, context: RequestContext, tenant: str, identity: Identity, *, prompt_tokens: int
     ) -> tuple[Route, Slo]:
         route = find_route(
             self.policy,
@@ -243,11 +259,11 @@ class Pipeline:
             tenant=tenant,
             has_tools=bool(request.tools),
             prompt_tokens=prompt_tokens,
-            headers=arrival.headers,
-            key_id=arrival.key_id,
+            headers=context.headers,
+            key_id=context.key_id,
             run=identity.run,
         )
-        return slo_of(self.policy, route, tenant=tenant, headers=arrival.headers, service_tier=request.service_tier)
+        return slo_of(self.policy, route, tenant=tenant, headers=context.headers, service_tier=request.service_tier)
 
     async def _prompts(self, request: Request, chain: str, tenant: str) -> dict[str, Prompt]:
         """For every worker that might take it and is up."""
@@ -257,15 +273,15 @@ class Pipeline:
             check_length(request, targets)
         known = self.policy.tenants.get(tenant)
         shares = known is not None and known.share_prefix == "system"
-        prompts = await self.prompts.build(request, targets, chain=chain, salt=tenant, shares_system=shares)
+        prompts = await self.prompt_encoder.build(request, targets, chain=chain, salt=tenant, shares_system=shares)
         return prompts | {one.name: one.prompt(request, chain) for one in upstreams}
 
     def _upstreams(self, request: Request) -> list[Upstream]:
         """Those that can do what is asked."""
         asked = [one for one in self.fleet.upstreams.values() if request.model in (AUTO, one.policy.model, one.policy.tier)]
-        able = [one for one in asked if one.lacks(request) is None]
+        able = [one for one in asked if one.unsupported_param(request) is None]
         if asked and not able and not self._targets(request.model):
-            param = asked[0].lacks(request)
+            param = asked[0].unsupported_param(request)
             raise UnsupportedParameter(
                 f"{param}: no upstream that you may be answered by can do this: leave it out", param=param
             )
@@ -275,12 +291,12 @@ class Pipeline:
         """Raises UnsupportedParameter when none of those that are up can do what is asked, and nobody is there `instead`."""
         targets = self._targets(request.model)
         if request.has_grammar:
-            hellos = {target.worker: self.fleet.links[target.worker].hello for target in targets}
+            hellos = {target.worker: self.fleet.clients[target.worker].hello for target in targets}
             param = request.calls.param if request.calls else "response_format"
             able = [t for t in targets if (hello := hellos[t.worker]) is not None and hello.grammars]
             targets = _those(targets, able, param, instead=instead)
         if request.reasoning_effort not in (None, "none"):
-            able = [target for target in targets if target.text.family.has_effort]
+            able = [target for target in targets if target.text.output_format.has_effort]
             targets = _those(targets, able, request.effort_param, instead=instead)
         return targets
 
@@ -296,12 +312,12 @@ class Pipeline:
         targets = []
         for name, worker in self.policy.workers.items():
             if asked in (AUTO, worker.model, self.policy.models[worker.model].tier):
-                target = target_of(self.fleet.links[name])
+                target = target_of(self.fleet.clients[name])
                 if target:
                     targets.append(target)
         return targets
 
-    def _question(
+    def _routing_request(
         self,
         request: Request,
         chain: Chain | None,
@@ -324,7 +340,7 @@ class Pipeline:
             tenant=tenant,
             prompt_tokens={worker: prompt.num_tokens for worker, prompt in prompts.items()},
             cached_tokens={},
-            quality=self.judge(request) if undecided else {},
+            quality=self.estimate_quality(request) if undecided else {},
             max_output_tokens=request.sampling.max_tokens,
             expected_output_tokens=self.lengths.expect(route.name, request.sampling.max_tokens),
             locked_model=locked,
@@ -334,162 +350,162 @@ class Pipeline:
             escalations=self.escalations if undecided else {},
         )
 
-    async def start(self, call: ActiveRequest) -> None:
+    async def start(self, active: ActiveRequest) -> None:
         """Returns when the call's stream has its first frame or its end. A worker lost before that is replaced.
 
         Raises NoWorker, Overloaded, ContextTooLong, BadRequest, WorkerLost or ClientGone.
         """
         refusals = 0
         while True:
-            stream = await self._attempt(call)
+            stream = await self._attempt(active)
             finished = stream.finished
-            if call.gone:
+            if active.gone:
                 raise ClientGone("the client left")
-            if stream.doubtful and await self._begin_anew(call, stream):
+            if stream.is_doubtful and await self._escalate(active, stream):
                 continue
             finished = stream.finished
-            if finished is None or call.first_at is not None or finished.reason in ("stop", "length"):
+            if finished is None or active.first_at is not None or finished.reason in ("stop", "length"):
                 return
             if finished.reason == "refused" and finished.error_code == "too_many" and refusals < MAX_REFUSALS:
                 refusals += 1
                 continue
             if finished.error_code not in ("worker_lost", "draining"):
                 raise failure_of(finished)
-            if call.num_attempts >= MAX_ATTEMPTS:
-                raise self.dispatcher.lost_all()
-            self._lose(call, stream, "failover")
-            call.ticket.excluded += (stream.worker,)
-            self.books.metrics.failovers.inc()
+            if active.num_attempts >= MAX_ATTEMPTS:
+                raise self.dispatcher.all_workers_lost()
+            self._record_lost_attempt(active, stream, "failover")
+            active.pending.excluded += (stream.worker,)
+            self.recorder.metrics.failovers.inc()
 
-    async def _attempt(self, call: ActiveRequest) -> TokenStream:
-        ticket = call.ticket
-        ticket.waiter = None
-        call.placed_at = call.placed_at or time.monotonic()
+    async def _attempt(self, active: ActiveRequest) -> TokenStream:
+        pending = active.pending
+        pending.waiter = None
+        active.placed_at = active.placed_at or time.monotonic()
         try:
-            stream = await self.dispatcher.place(ticket)
+            stream = await self.dispatcher.dispatch(pending)
         except NoWorker:
-            if ticket.excluded:
-                raise self.dispatcher.lost_all() from None
+            if pending.excluded:
+                raise self.dispatcher.all_workers_lost() from None
             raise
-        call.stream = stream
-        call.num_attempts += 1
-        call.submitted_at = time.monotonic()
-        stream.on_begun = lambda: self._attempt_began(call)
-        stream.on_finished = lambda finished: self._attempt_ended(call, finished)
-        if call.gone:
+        active.stream = stream
+        active.num_attempts += 1
+        active.submitted_at = time.monotonic()
+        stream.on_begun = lambda: self._attempt_began(active)
+        stream.on_finished = lambda finished: self._attempt_ended(active, finished)
+        if active.gone:
             stream.abort()
-        assert ticket.decision
-        again = call.num_attempts > 1 or call.is_extra
-        self.keeper.moved(call.chain, stream.worker)
-        self.runs.dispatched(call.chain, model=ticket.decision.chosen.model, worker=stream.worker, again=again)
-        if call.request.stream:
-            while not (stream.begun or stream.finished or call.gone):
+        assert pending.decision
+        again = active.num_attempts > 1 or active.is_extra
+        self.retention.moved(active.chain, stream.worker)
+        self.runs.dispatched(active.chain, model=pending.decision.chosen.model, worker=stream.worker, again=again)
+        if active.request.stream:
+            while not (stream.begun or stream.finished or active.gone):
                 await stream.wait_begun()
         else:
-            while not (stream.doubtful or stream.finished or call.gone):
+            while not (stream.is_doubtful or stream.finished or active.gone):
                 await stream.wait_end()
-        if ticket.decision.chosen.held_tokens:
-            call.confidence = stream.confidence
+        if pending.decision.chosen.holdback_tokens:
+            active.confidence = stream.confidence
         return stream
 
-    def _attempt_began(self, call: ActiveRequest) -> None:
-        call.first_at = time.monotonic()
-        self.dispatcher.began(call.ticket, call.first_at - call.arrival.at)
+    def _attempt_began(self, active: ActiveRequest) -> None:
+        active.first_at = time.monotonic()
+        self.dispatcher.observe_ttft(active.pending, active.first_at - active.context.at)
 
-    async def _begin_anew(self, call: ActiveRequest, stream: TokenStream) -> bool:
+    async def _escalate(self, active: ActiveRequest, stream: TokenStream) -> bool:
         """On the best tier, of which nothing has been sent yet; false when it is not there, and the answer stands."""
-        ticket = call.ticket
-        assert ticket.decision
-        question = ticket.question
-        lowest = question.quality.get(ticket.decision.chosen.tier, 0.0)
-        better = {tier for tier, quality in question.quality.items() if quality > lowest}
-        best = max(better, key=lambda tier: question.quality[tier], default=None)
+        pending = active.pending
+        assert pending.decision
+        routing_request = pending.routing_request
+        lowest = routing_request.quality.get(pending.decision.chosen.tier, 0.0)
+        better = {tier for tier, quality in routing_request.quality.items() if quality > lowest}
+        best = max(better, key=lambda tier: routing_request.quality[tier], default=None)
         tiers = self.policy.tier_by_model()
-        candidates = tuple(name for name in question.candidates if tiers.get(name) == best)
-        anew = msgspec.structs.replace(question, candidates=candidates, fallbacks=(), escalations={})
-        ticket.question = anew
+        candidates = tuple(name for name in routing_request.candidates if tiers.get(name) == best)
+        anew = msgspec.structs.replace(routing_request, candidates=candidates, fallbacks=(), escalations={})
+        pending.routing_request = anew
         try:
-            self.dispatcher.decide(ticket)
+            self.dispatcher.decide(pending)
         except HeadwayError:
-            ticket.question = msgspec.structs.replace(question, escalations={})
+            pending.routing_request = msgspec.structs.replace(routing_request, escalations={})
             return False
         stream.abort()
         while stream.finished is None:  # within one step: both attempts are charged, one after the other
             await stream.wait_end()
-        self._lose(call, stream, "escalated")
-        call.first_at, ticket.escalated = None, True
+        self._record_lost_attempt(active, stream, "escalated")
+        active.first_at, pending.escalated = None, True
         return True
 
-    def _lose(self, call: ActiveRequest, stream: TokenStream, why: str) -> None:
+    def _record_lost_attempt(self, active: ActiveRequest, stream: TokenStream, why: str) -> None:
         """Remembers an attempt that was charged and gives no answer."""
-        decision, charge = call.ticket.decision, call.charge
+        decision, charge = active.pending.decision, active.charge
         if decision is None or charge is None:
             return
-        call.lost.append(
+        active.lost.append(
             LostAttempt(
                 worker=stream.worker,
                 model=decision.chosen.model,
                 why=why,
-                started_s=call.submitted_at - call.arrival.at,
-                ended_s=time.monotonic() - call.arrival.at,
+                started_s=active.submitted_at - active.context.at,
+                ended_s=time.monotonic() - active.context.at,
                 device_s=charge.device_s,
                 usd=charge.usd,
-                confidence=call.confidence,
+                confidence=active.confidence,
             )
         )
 
-    def _attempt_ended(self, call: ActiveRequest, finished: Finished) -> None:
-        self.books.attempt_ended(call, finished)
-        if call.detached:
-            self._close(call, call.failure)
+    def _attempt_ended(self, active: ActiveRequest, finished: Finished) -> None:
+        self.recorder.attempt_ended(active, finished)
+        if active.detached:
+            self._close(active, active.failure)
 
-    def release(self, call: ActiveRequest, error: HeadwayError | None) -> None:
+    def release(self, active: ActiveRequest, error: HeadwayError | None) -> None:
         """The answer is written, or will never be. What still runs is aborted, and accounted when it ends."""
-        stream = call.stream
+        stream = active.stream
         if stream is not None and stream.finished is None:
-            call.detached, call.failure = True, error
+            active.detached, active.failure = True, error
             stream.abort()
         else:
-            self._close(call, error)
+            self._close(active, error)
 
-    def _close(self, call: ActiveRequest, error: HeadwayError | None) -> None:
+    def _close(self, active: ActiveRequest, error: HeadwayError | None) -> None:
         if error is None:
-            self.books.close(call, "ok", 200)
-            self._pauses(call)
+            self.recorder.close(active, "ok", 200)
+            self._record_pause(active)
         elif isinstance(error, ClientGone):
-            self.books.close(call, "aborted", error.status, error.code)
+            self.recorder.close(active, "aborted", error.status, error.code)
         else:
-            self.books.close(call, "rejected" if error.status < 500 else "failed", error.status, error.code)
-        if call.run.is_final and self.runs.get(call.run.name) is not call.run:
-            self.forget(call.run)
+            self.recorder.close(active, "rejected" if error.status < 500 else "failed", error.status, error.code)
+        if active.run.is_final and self.runs.get(active.run.name) is not active.run:
+            self.forget(active.run)
 
     def forget(self, run: Run) -> None:
         """It is over: nobody will come back for what is kept of it."""
-        self.keeper.ended(run)
-        self.prompts.forget(run.chains)
+        self.retention.ended(run)
+        self.prompt_encoder.forget(run.chains)
 
-    def _pauses(self, call: ActiveRequest) -> None:
+    def _record_pause(self, active: ActiveRequest) -> None:
         """The run goes on, after a pause; of a sub-agent that is done, without it."""
-        if call.finished is None or self.runs.get(call.run.name) is not call.run:
+        if active.finished is None or self.runs.get(active.run.name) is not active.run:
             return
-        if call.identity.closes:
-            if self.runs.end_chain(call.chain):
-                self.keeper.chain_ended(call.chain)
+        if active.identity.closes:
+            if self.runs.end_chain(active.chain):
+                self.retention.chain_ended(active.chain)
             return
-        calls = call.answer.tool_calls if call.answer else ()
-        finish, tool = ("tool_calls", calls[-1].name) if calls else (call.finished.reason, "")
-        self.keeper.finished(call.chain, time.monotonic(), finish=finish, tool=tool, keep_s=call.request.keep_s)
+        calls = active.answer.tool_calls if active.answer else ()
+        finish, tool = ("tool_calls", calls[-1].name) if calls else (active.finished.reason, "")
+        self.retention.finished(active.chain, time.monotonic(), finish=finish, tool=tool, keep_s=active.request.keep_s)
 
-    async def explain(self, body: bytes, arrival: RequestContext, tenant: str) -> tuple[Request, Identity, Decision]:
+    async def explain(self, body: bytes, context: RequestContext, tenant: str) -> tuple[Request, Identity, Decision]:
         """The decision that the request would get now. Nothing is run, nothing remembered."""
         request = normalized(parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS), self.policy.text)
         check_asked(self.policy, asked=request.model, tenant=tenant)
-        identity = self.identity(request, arrival, tenant)
+        identity = self.identity(request, context, tenant)
         run = self.runs.get(identity.run)
         chain = run.chains.get(identity.chain) if run else None
-        ticket, _ = await self.ticket(request, arrival, tenant, identity, chain, attained=0.0)
-        ticket.question = msgspec.structs.replace(ticket.question, quality=self.judge(request))
-        return request, identity, self.dispatcher.decide(ticket)
+        pending, _ = await self.pending_request(request, context, tenant, identity, chain, attained=0.0)
+        pending.routing_request = msgspec.structs.replace(pending.routing_request, quality=self.estimate_quality(request))
+        return request, identity, self.dispatcher.decide(pending)
 
 
 def _those(targets: list[Target], able: list[Target], param: str, *, instead: bool) -> list[Target]:
@@ -498,11 +514,11 @@ def _those(targets: list[Target], able: list[Target], param: str, *, instead: bo
     return able
 
 
-def _again(ticket: PendingRequest, number: int, id: str) -> PendingRequest:
+def _again(pending: PendingRequest, number: int, id: str) -> PendingRequest:
     """The same question once more, for a further choice: with a seed of its own where one was given."""
-    seed = ticket.sampling.seed
-    sampling = ticket.sampling if seed is None else msgspec.structs.replace(ticket.sampling, seed=(seed + number) % 2**63)
-    return replace(ticket, decision_id=f"dec-{id}", sampling=sampling)
+    seed = pending.sampling.seed
+    sampling = pending.sampling if seed is None else msgspec.structs.replace(pending.sampling, seed=(seed + number) % 2**63)
+    return replace(pending, decision_id=f"dec-{id}", sampling=sampling)
 
 
 def _band(slo_name: str, slo: Slo, chain: Chain | None, request: Request) -> Band:

@@ -20,7 +20,7 @@ _PASSED_OVER: frozenset[RejectReason] = frozenset({"costs_more", "slower_same_co
 def place_among_alike(
     placement: Placement,
     fleet: Fleet,
-    question: RoutingRequest,
+    routing_request: RoutingRequest,
     decision: Decision,
     prompts: Mapping[str, Prompt],
     *,
@@ -29,33 +29,33 @@ def place_among_alike(
 ) -> Decision:
     """The decision with the worker that holds most of the run, or has most room for it. Remembers nothing."""
     chosen = decision.chosen
-    alike = _alike(fleet, question, decision) if fleet.policy.scheduling.placement else []
+    alike = _alike(fleet, routing_request, decision) if fleet.policy.scheduling.placement else []
     if len(alike) < 2:
         return decision
-    usable = [one for one in alike if _is_warm(one) or fleet.links[one.worker].credits.num_free > 0] or alike
+    usable = [one for one in alike if _is_warm(one) or fleet.clients[one.worker].credits.num_free > 0] or alike
     sites = [_site(fleet, one, chain) for one in usable]
-    prefix = beginning(prompts[chosen.worker].names)
+    prefix = beginning(prompts[chosen.worker].page_hashes)
     return decision.placed(*placement.choose(sites, chosen.prompt_tokens, now, prefix=prefix))
 
 
-def beginning(names: Sequence[bytes]) -> bytes:
+def beginning(page_hashes: Sequence[bytes]) -> bytes:
     """The name of a prompt's first pages; empty for a shorter one."""
-    return names[BURST_PAGES - 1] if len(names) >= BURST_PAGES else b""
+    return page_hashes[BURST_PAGES - 1] if len(page_hashes) >= BURST_PAGES else b""
 
 
-def _alike(fleet: Fleet, question: RoutingRequest, decision: Decision) -> list[Option]:
+def _alike(fleet: Fleet, routing_request: RoutingRequest, decision: Decision) -> list[Option]:
     chosen = decision.chosen
-    if chosen.worker not in fleet.links:
+    if chosen.worker not in fleet.clients:
         return []
     others = (one.option for one in decision.rejected if one.reason in _PASSED_OVER)
-    most = chosen.miss_probability + AS_GOOD if question.miss_penalty_usd > 0 else 1.0
+    most = chosen.miss_probability + AS_GOOD if routing_request.miss_penalty_usd > 0 else 1.0
     return [
         chosen,
         *(
             one
             for one in others
             if one.model == chosen.model
-            and one.worker in fleet.links
+            and one.worker in fleet.clients
             and fleet.usd_per_s[one.worker] == fleet.usd_per_s[chosen.worker]
             and one.miss_probability <= most
         ),

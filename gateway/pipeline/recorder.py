@@ -53,16 +53,18 @@ class RequestRecorder:
     def _unix(self, monotonic_s: float) -> float:
         return self._epoch + monotonic_s
 
-    def begin(self, call: ActiveRequest) -> None:
+    def begin(self, active: ActiveRequest) -> None:
         """Before anything is sent to a worker: the ids of the request's spans, which the worker is told."""
-        call.trace = self.spans.begin(call.arrival.headers)
-        call.ticket.traceparent = call.trace.traceparent if call.trace else call.arrival.headers.get("traceparent", "")
+        active.trace = self.spans.begin(active.context.headers)
+        active.pending.traceparent = active.trace.traceparent if active.trace else active.context.headers.get("traceparent", "")
 
-    def held(self, request: str, route: str, payers: Payers, holds: Sequence[Reservation], at: float) -> None:
+    def record_reservation(
+        self, request: str, route: str, payers: Payers, reservations: Sequence[Reservation], at: float
+    ) -> None:
         """Before it is dispatched: should this process be killed, the next one knows what may have been spent."""
         together = NOTHING
-        for hold in holds:
-            together = together.plus(hold.most)
+        for reservation in reservations:
+            together = together.plus(reservation.amount)
         self.ledger.record(
             HoldRow(
                 request=request,
@@ -77,9 +79,9 @@ class RequestRecorder:
             )
         )
 
-    def attempt_ended(self, call: ActiveRequest, finished: Finished) -> None:
+    def attempt_ended(self, active: ActiveRequest, finished: Finished) -> None:
         """Charges one attempt, before anybody reads its end."""
-        decision = call.ticket.decision
+        decision = active.pending.decision
         assert decision
         worker = decision.chosen.worker
         paid = charge(
@@ -88,14 +90,14 @@ class RequestRecorder:
             large=self.fleet.tariff(self._top) if self._top else None,
             on_large=decision.chosen.tier == self.fleet.policy.tiers[-1],
         )
-        call.finished, call.charge = finished, paid
-        call.device_s += paid.device_s
-        call.cost_usd += paid.usd
-        call.saved_usd += paid.saved_by_cache_usd
+        active.finished, active.charge = finished, paid
+        active.device_s += paid.device_s
+        active.cost_usd += paid.usd
+        active.saved_usd += paid.saved_by_cache_usd
         # Of the answering attempt alone: on the large tier from the beginning none of the others would have been.
-        all_large_usd, call.counterfactual_usd = paid.all_large_usd - call.counterfactual_usd, paid.all_large_usd
+        all_large_usd, active.counterfactual_usd = paid.all_large_usd - active.counterfactual_usd, paid.all_large_usd
         self.runs.charged(
-            call.identity.run,
+            active.identity.run,
             device_s=paid.device_s,
             usd=paid.usd,
             saved_usd=paid.saved_by_cache_usd,
@@ -105,59 +107,59 @@ class RequestRecorder:
             output_tokens=finished.num_output_tokens,
         )
         if finished.reason in ("stop", "length"):
-            self._learn(call, finished, worker)
+            self._learn(active, finished, worker)
 
-    def _learn(self, call: ActiveRequest, finished: Finished, worker: str) -> None:
-        link = self.fleet.links.get(worker)
-        hello = link.hello if link else None
+    def _learn(self, active: ActiveRequest, finished: Finished, worker: str) -> None:
+        client = self.fleet.clients.get(worker)
+        hello = client.hello if client else None
         if hello:
-            names = call.ticket.prompts[worker].names
-            self.fleet.repair(worker, names, finished.num_cached_tokens, since=call.ticket.residency_at)
-            if not call.is_extra:
-                call.chain.reports.append(
+            page_hashes = active.pending.prompts[worker].page_hashes
+            self.fleet.repair(worker, page_hashes, finished.num_cached_tokens, since=active.pending.kv_index_sequence)
+            if not active.is_extra:
+                active.chain.reports.append(
                     report(
-                        call.ticket.prompts[worker].change,
-                        turn=call.chain.turns,
+                        active.pending.prompts[worker].change,
+                        turn=active.chain.turns,
                         worker=worker,
-                        previous_worker=call.came_from,
+                        previous_worker=active.previous_worker,
                         prompt_tokens=finished.num_prompt_tokens,
                         cached_tokens=finished.num_cached_tokens,
                         page_size=hello.page_size,
-                        normalized=call.request.normalized,
+                        normalized=active.request.normalized,
                     )
                 )
-        self.lengths.observe(call.ticket.route, finished.num_output_tokens)
+        self.lengths.observe(active.pending.route, finished.num_output_tokens)
 
-    def close(self, call: ActiveRequest, outcome: Outcome, status: int, error_code: str = "") -> None:
+    def close(self, active: ActiveRequest, outcome: Outcome, status: int, error_code: str = "") -> None:
         """The end of a request that got as far as having a ticket."""
-        assert not call.closed, "a request was accounted twice"
-        call.closed = True
-        entry = _entry(call, outcome, status, error_code, time.monotonic())
-        self._settle(call, entry)
-        if self._capture and entry.trace:
-            entry = msgspec.structs.replace(
-                entry, content=content_of(call.request, call.answer, entry.finish_reason or error_code)
+        assert not active.closed, "a request was accounted twice"
+        active.closed = True
+        record = _entry(active, outcome, status, error_code, time.monotonic())
+        self._settle(active, record)
+        if self._capture and record.trace:
+            record = msgspec.structs.replace(
+                record, content=content_of(active.request, active.answer, record.finish_reason or error_code)
             )
-        self.metrics.record(entry)
-        self.spans.record(entry)
-        self.ledger.record(_RowsOf(entry))
-        if run := self.runs.closed(call.run, final=call.identity.final, now=time.monotonic()):
+        self.metrics.record(record)
+        self.spans.record(record)
+        self.ledger.record(_RowsOf(record))
+        if run := self.runs.closed(active.run, final=active.identity.final, now=time.monotonic()):
             self.run_ended(run)
 
-    def _settle(self, call: ActiveRequest, entry: RequestRecord) -> None:
+    def _settle(self, active: ActiveRequest, record: RequestRecord) -> None:
         """A request that no worker had spent nothing."""
-        tokens = entry.prompt_tokens + entry.output_tokens
-        if call.arrival.passed is not None:
-            self.rates.settle(call.arrival.passed, call.held_tokens, tokens, time.monotonic())
-        if call.hold is not None:
-            turns = 1 if entry.decision and not call.is_extra else 0
-            self.budgets.settle(call.hold, Amount(entry.cost_usd, tokens, turns))
+        tokens = record.prompt_tokens + record.output_tokens
+        if active.context.rate_limit_pass is not None:
+            self.rates.settle(active.context.rate_limit_pass, active.reserved_tokens, tokens, time.monotonic())
+        if active.reservation is not None:
+            turns = 1 if record.decision and not active.is_extra else 0
+            self.budgets.settle(active.reservation, Amount(record.cost_usd, tokens, turns))
 
     def run_ended(self, run: Run) -> None:
         """Its sums are kept, and its pages may go: nobody will come back for them."""
         for chain in run.chains.values():
             if chain.warm_worker is not None:
-                self.fleet.retain(chain.warm_worker, chain.name, 0.0)
+                self.fleet.set_retention(chain.warm_worker, chain.name, 0.0)
         self.ledger.record(
             RunRow(
                 run=run.public_id,
@@ -176,13 +178,13 @@ class RequestRecorder:
             )
         )
 
-    def policy_in_force(self, policy: Policy, at: float) -> None:
+    def record_policy(self, policy: Policy, at: float) -> None:
         """Once for every policy that is put in force."""
         self.ledger.record(policy_row(policy, at))
 
-    def turned_away(self, arrival: RequestContext, error: HeadwayError, tenant: str) -> None:
+    def record_rejection(self, context: RequestContext, error: HeadwayError, tenant: str) -> None:
         """The end of a request that never got a ticket."""
-        entry = RequestRecord(
+        record = RequestRecord(
             request_id="",
             tenant=tenant,
             run="",
@@ -191,132 +193,136 @@ class RequestRecorder:
             outcome="rejected" if error.status < 500 else "failed",
             status=error.status,
             stream=False,
-            started_ns=arrival.wall_ns,
-            duration_s=time.monotonic() - arrival.at,
+            started_ns=context.wall_ns,
+            duration_s=time.monotonic() - context.at,
             error_code=error.code,
-            slo=arrival.slo,
-            slo_met=False if arrival.slo else None,
-            trace=self.spans.begin(arrival.headers),
-            route=arrival.route,
-            key_id=arrival.key_id,
+            slo=context.slo,
+            slo_met=False if context.slo else None,
+            trace=self.spans.begin(context.headers),
+            route=context.route,
+            key_id=context.key_id,
         )
-        self.metrics.record(entry)
-        self.spans.record(entry)
-        self.ledger.record(_RowsOf(entry))
+        self.metrics.record(record)
+        self.spans.record(record)
+        self.ledger.record(_RowsOf(record))
 
 
-def _entry(call: ActiveRequest, outcome: Outcome, status: int, error_code: str, now: float) -> RequestRecord:
-    finished = call.finished
-    duration_s = now - call.arrival.at
+def _entry(active: ActiveRequest, outcome: Outcome, status: int, error_code: str, now: float) -> RequestRecord:
+    finished = active.finished
+    duration_s = now - active.context.at
     return RequestRecord(
-        request_id=call.id,
-        tenant=call.tenant,
-        run=public_id(call.identity.run),
-        chain=public_id(call.identity.chain),
-        asked=call.request.model,
+        request_id=active.id,
+        tenant=active.tenant,
+        run=public_id(active.identity.run),
+        chain=public_id(active.identity.chain),
+        asked=active.request.model,
         outcome=outcome,
         status=status,
-        stream=call.request.stream,
-        started_ns=call.arrival.wall_ns,
+        stream=active.request.stream,
+        started_ns=active.context.wall_ns,
         duration_s=duration_s,
         error_code=error_code,
-        finish_reason=_finish_reason(call),
-        decision=call.ticket.decision if call.num_attempts else None,
-        queue_s=call.queue_s,
-        ttft_s=call.ttft_s,
+        finish_reason=_finish_reason(active),
+        decision=active.pending.decision if active.num_attempts else None,
+        queue_s=active.queue_s,
+        ttft_s=active.ttft_s,
         prompt_tokens=finished.num_prompt_tokens if finished else 0,
         cached_tokens=finished.num_cached_tokens if finished else 0,
         output_tokens=finished.num_output_tokens if finished else 0,
         prefill_s=finished.prefill_s if finished else 0.0,
         decode_s=finished.decode_s if finished else 0.0,
-        device_s=call.device_s,
-        cost_usd=call.cost_usd,
-        saved_usd=call.saved_usd,
-        counterfactual_usd=call.counterfactual_usd,
-        num_attempts=call.num_attempts,
-        slo=call.ticket.slo,
-        slo_met=_slo_met(call, outcome, status, duration_s),
-        placed_s=max(0.0, call.placed_at - call.arrival.at),
-        submitted_s=max(0.0, call.submitted_at - call.arrival.at),
+        device_s=active.device_s,
+        cost_usd=active.cost_usd,
+        saved_usd=active.saved_usd,
+        counterfactual_usd=active.counterfactual_usd,
+        num_attempts=active.num_attempts,
+        slo=active.pending.slo,
+        slo_met=_slo_met(active, outcome, status, duration_s),
+        placed_s=max(0.0, active.placed_at - active.context.at),
+        submitted_s=max(0.0, active.submitted_at - active.context.at),
         worker_queue_s=finished.queue_s if finished else 0.0,
         num_steps=finished.num_steps if finished else 0,
         mean_batch=finished.mean_batch if finished else 0.0,
-        max_tokens=call.request.sampling.max_tokens,
-        temperature=call.request.sampling.temperature,
-        lost=tuple(call.lost),
-        trace=call.trace,
-        route=call.arrival.route,
-        key_id=call.arrival.key_id,
+        max_tokens=active.request.sampling.max_tokens,
+        temperature=active.request.sampling.temperature,
+        lost=tuple(active.lost),
+        trace=active.trace,
+        route=active.context.route,
+        key_id=active.context.key_id,
     )
 
 
-def _finish_reason(call: ActiveRequest) -> str:
+def _finish_reason(active: ActiveRequest) -> str:
     """As the GenAI conventions name it; empty while nothing ended."""
-    if call.finished is None:
+    if active.finished is None:
         return ""
-    return "tool_call" if call.finished.reason == "stop" and call.answer and call.answer.tool_calls else call.finished.reason
+    return (
+        "tool_call"
+        if active.finished.reason == "stop" and active.answer and active.answer.tool_calls
+        else active.finished.reason
+    )
 
 
-def _slo_met(call: ActiveRequest, outcome: Outcome, status: int, duration_s: float) -> bool | None:
+def _slo_met(active: ActiveRequest, outcome: Outcome, status: int, duration_s: float) -> bool | None:
     """Rejected and aborted requests are misses; what the caller got wrong does not count."""
     if 400 <= status < 500 and status not in (429, 499):
         return None
-    if outcome != "ok" or call.ttft_s is None:
+    if outcome != "ok" or active.ttft_s is None:
         return False
-    in_time = call.slo.ttft_s is None or call.ttft_s <= call.slo.ttft_s
-    return in_time and (call.slo.deadline_s is None or duration_s <= call.slo.deadline_s)
+    in_time = active.slo.ttft_s is None or active.ttft_s <= active.slo.ttft_s
+    return in_time and (active.slo.deadline_s is None or duration_s <= active.slo.deadline_s)
 
 
 class _RowsOf(NamedTuple):
     """What the ledger keeps of a request, made by its own thread."""
 
-    entry: RequestRecord
+    record: RequestRecord
 
     def rows(self) -> list[Row]:
-        request, decision = _request_row(self.entry), self.entry.decision
+        request, decision = _request_row(self.record), self.record.decision
         if decision is None:
             return [request]
         return [request, DecisionRow(id=decision.id, at=request.at, body=msgspec.json.encode(decision))]
 
 
-def _request_row(entry: RequestRecord) -> RequestRow:
+def _request_row(record: RequestRecord) -> RequestRow:
     """A request that was turned away has neither decision nor worker, and cost nothing."""
-    decision = entry.decision
+    decision = record.decision
     chosen = decision.chosen if decision else None
     return RequestRow(
         decision=decision.id if decision else "",
-        at=entry.started_ns / 1e9,
-        tenant=entry.tenant,
-        run=entry.run,
-        chain=entry.chain,
-        asked=entry.asked,
+        at=record.started_ns / 1e9,
+        tenant=record.tenant,
+        run=record.run,
+        chain=record.chain,
+        asked=record.asked,
         model=chosen.model if chosen else "",
         worker=chosen.worker if chosen else "",
         route=decision.route if decision else "",
         reason=decision.reason if decision else "",
-        status=entry.error_code or entry.finish_reason,
-        prompt_tokens=entry.prompt_tokens,
-        cached_tokens=entry.cached_tokens,
-        output_tokens=entry.output_tokens,
-        queue_s=entry.queue_s,
-        ttft_s=entry.ttft_s if entry.ttft_s is not None else entry.duration_s,
-        total_s=entry.duration_s,
-        device_s=entry.device_s,
-        usd=entry.cost_usd,
-        saved_usd=entry.saved_usd,
-        all_large_usd=entry.counterfactual_usd,
-        slo_met=bool(entry.slo_met),
-        request=entry.request_id,
+        status=record.error_code or record.finish_reason,
+        prompt_tokens=record.prompt_tokens,
+        cached_tokens=record.cached_tokens,
+        output_tokens=record.output_tokens,
+        queue_s=record.queue_s,
+        ttft_s=record.ttft_s if record.ttft_s is not None else record.duration_s,
+        total_s=record.duration_s,
+        device_s=record.device_s,
+        usd=record.cost_usd,
+        saved_usd=record.saved_usd,
+        all_large_usd=record.counterfactual_usd,
+        slo_met=bool(record.slo_met),
+        request=record.request_id,
         tier=chosen.tier if chosen else "",
-        outcome=entry.outcome,
-        http_status=entry.status,
-        slo=entry.slo,
-        slo_counted=entry.slo_met is not None,
-        prefill_s=entry.prefill_s,
-        decode_s=entry.decode_s,
-        num_steps=entry.num_steps,
-        mean_batch=entry.mean_batch,
-        num_attempts=entry.num_attempts,
-        trace=f"{entry.trace.trace_id:032x}" if entry.trace else "",
-        key_id=entry.key_id,
+        outcome=record.outcome,
+        http_status=record.status,
+        slo=record.slo,
+        slo_counted=record.slo_met is not None,
+        prefill_s=record.prefill_s,
+        decode_s=record.decode_s,
+        num_steps=record.num_steps,
+        mean_batch=record.mean_batch,
+        num_attempts=record.num_attempts,
+        trace=f"{record.trace.trace_id:032x}" if record.trace else "",
+        key_id=record.key_id,
     )

@@ -65,7 +65,7 @@ class _Scored(NamedTuple):
     prompt_tokens: int
     cached_tokens: int
     escalation_chance: float = 0.0
-    hold: EscalationPlan | None = None
+    plan: EscalationPlan | None = None
 
 
 class _Warm(NamedTuple):
@@ -84,12 +84,12 @@ class FleetSummary(NamedTuple):
 
 
 def decide(
-    question: RoutingRequest,
+    routing_request: RoutingRequest,
     fleet: Sequence[WorkerView],
     *,
     decision_id: str,
     route: str = "",
-    whole: FleetSummary | None = None,
+    fleet_summary: FleetSummary | None = None,
 ) -> Decision:
     """The best candidate for a question among the workers of the fleet, or of a short list of a `whole` fleet.
 
@@ -98,39 +98,39 @@ def decide(
     """
     open_: list[_Scored] = []
     closed: list[tuple[_Scored, RejectReason]] = []
-    typical = _typical_usd(question, fleet)
-    mistake_usd = question.mistake_cost * typical
-    warm = _warm(question, fleet)
+    typical = _typical_usd(routing_request, fleet)
+    mistake_usd = routing_request.mistake_cost * typical
+    warm = _warm(routing_request, fleet)
     for view in fleet:
-        scored = _score(question, view, mistake_usd, warm)
-        reason = _hard_filter(question, view, scored.prompt_tokens, question.candidates)
+        scored = _score(routing_request, view, mistake_usd, warm)
+        reason = _hard_filter(routing_request, view, scored.prompt_tokens, routing_request.candidates)
         if reason is None:
             open_.append(scored)
         else:
             closed.append((scored, reason))
-    fallback = not open_ and _open_fallbacks(question, open_, closed)
+    fallback = not open_ and _open_fallbacks(routing_request, open_, closed)
     if not open_:
-        raise _no_candidate(question, closed)
-    num_open = whole.num_open if whole else len(open_)
-    if question.escalations and question.asked == AUTO and question.locked_model is None:
-        open_ = _escalating(question, open_, mistake_usd)
-    contenders = _locked(question, open_, closed)
+        raise _no_candidate(routing_request, closed)
+    num_open = fleet_summary.num_open if fleet_summary else len(open_)
+    if routing_request.escalations and routing_request.asked == AUTO and routing_request.locked_model is None:
+        open_ = _escalating(routing_request, open_, mistake_usd)
+    contenders = _locked(routing_request, open_, closed)
     locked = contenders is not open_
     # What was asked for or begun needs no quality, and without estimates there is nothing to hold against the bar.
-    judged = not locked and question.asked == AUTO and bool(question.quality)
-    bar = question.quality_bar if judged else 0.0
+    judged = not locked and routing_request.asked == AUTO and bool(routing_request.quality)
+    bar = routing_request.quality_bar if judged else 0.0
     chosen, reason_chosen = _choose(bar, contenders, closed)
-    counted: Mapping[str, int] = whole.rejected_by_reason if whole else Counter(reason for _, reason in closed)
+    counted: Mapping[str, int] = fleet_summary.rejected_by_reason if fleet_summary else Counter(reason for _, reason in closed)
     return Decision(
         id=decision_id,
-        reason=_reason(question, "fallback" if fallback else reason_chosen, num_open=num_open, locked=locked),
-        chosen=_option(chosen, question),
-        rejected=_best_rejected(question, closed),
+        reason=_reason(routing_request, "fallback" if fallback else reason_chosen, num_open=num_open, locked=locked),
+        chosen=_option(chosen, routing_request),
+        rejected=_best_rejected(routing_request, closed),
         rejected_by_reason=dict(counted),
         route=route,
-        quality_bar=question.quality_bar,
+        quality_bar=routing_request.quality_bar,
         typical_usd=typical,
-        has_tools=question.has_tools,
+        has_tools=routing_request.has_tools,
     )
 
 
@@ -148,78 +148,84 @@ def miss_probability(predicted_s: float, promised_s: float | None) -> float:
     return 1.0 / (1.0 + square * square)
 
 
-def _score(question: RoutingRequest, view: WorkerView, mistake_usd: float, warm: _Warm | None) -> _Scored:
-    prompt = question.prompt_tokens.get(view.worker, 0)
-    cached = min(question.cached_tokens.get(view.worker, 0), max(0, prompt - 1))
+def _score(routing_request: RoutingRequest, view: WorkerView, mistake_usd: float, warm: _Warm | None) -> _Scored:
+    prompt = routing_request.prompt_tokens.get(view.worker, 0)
+    cached = min(routing_request.cached_tokens.get(view.worker, 0), max(0, prompt - 1))
     prefill_s = (prompt - cached) * view.prefill_s_per_token
-    output = min(question.expected_output_tokens, question.max_output_tokens)
+    output = min(routing_request.expected_output_tokens, routing_request.max_output_tokens)
     ttft_s = view.wait_s + view.overhead_s + prefill_s
     finish_s = ttft_s + output * view.tpot_s
     usd = view.usd(prompt - cached, cached, output)
     leaves = warm is not None and warm.worker != view.worker and view.read_usd >= warm.token_usd
     switch = warm.missing_usd if warm is not None and leaves else 0.0
-    missed = _missed(question, ttft_s, finish_s)
-    doubt = 1.0 - question.quality.get(view.tier, 0.0)
+    missed = _missed(routing_request, ttft_s, finish_s)
+    doubt = 1.0 - routing_request.quality.get(view.tier, 0.0)
     risk = mistake_usd * doubt
-    score = usd + switch + risk + question.miss_penalty_usd * missed
+    score = usd + switch + risk + routing_request.miss_penalty_usd * missed
     return _Scored(score, finish_s, ttft_s, doubt, view.worker, view, usd, switch, risk, missed, prompt, cached)
 
 
-def _warm(question: RoutingRequest, fleet: Sequence[WorkerView]) -> _Warm | None:
+def _warm(routing_request: RoutingRequest, fleet: Sequence[WorkerView]) -> _Warm | None:
     """None when the run is warm nowhere, or that worker is gone."""
-    view = next((view for view in fleet if view.worker == question.warm_worker and view.healthy), None)
-    if view is None or view.worker not in question.prompt_tokens:
+    view = next((view for view in fleet if view.worker == routing_request.warm_worker and view.healthy), None)
+    if view is None or view.worker not in routing_request.prompt_tokens:
         return None
-    cached = question.cached_tokens.get(view.worker, 0)
-    missing = question.prompt_tokens[view.worker] - cached + min(question.expected_output_tokens, question.max_output_tokens)
+    cached = routing_request.cached_tokens.get(view.worker, 0)
+    missing = (
+        routing_request.prompt_tokens[view.worker]
+        - cached
+        + min(routing_request.expected_output_tokens, routing_request.max_output_tokens)
+    )
     token_usd = view.read_usd
-    return _Warm(view.worker, min(1.0, question.expected_remaining_turns) * max(0.0, missing) * token_usd, token_usd)
+    return _Warm(view.worker, min(1.0, routing_request.expected_remaining_turns) * max(0.0, missing) * token_usd, token_usd)
 
 
-def _missed(question: RoutingRequest, ttft_s: float, finish_s: float) -> float:
-    on_time = 1.0 - miss_probability(ttft_s, question.ttft_slo_s)
-    return 1.0 - on_time * (1.0 - miss_probability(finish_s, question.deadline_s))
+def _missed(routing_request: RoutingRequest, ttft_s: float, finish_s: float) -> float:
+    on_time = 1.0 - miss_probability(ttft_s, routing_request.ttft_slo_s)
+    return 1.0 - on_time * (1.0 - miss_probability(finish_s, routing_request.deadline_s))
 
 
-def _escalating(question: RoutingRequest, open_: list[_Scored], mistake_usd: float) -> list[_Scored]:
+def _escalating(routing_request: RoutingRequest, open_: list[_Scored], mistake_usd: float) -> list[_Scored]:
     """With what beginning anew adds to those that may, and what it takes from their doubt."""
     least = min(scored.doubt for scored in open_)
     anew = min((scored for scored in open_ if scored.doubt == least), key=lambda scored: (scored.usd, scored.worker))
-    holds = plans_for(question, best=1.0 - least, anew_usd=anew.usd, mistake_usd=mistake_usd)
+    plans = plans_for(routing_request, best=1.0 - least, anew_usd=anew.usd, mistake_usd=mistake_usd)
     return [
-        _with_escalation(question, scored, holds[scored.view.tier], anew, mistake_usd)
-        if scored.doubt > least and scored.view.tier in holds and scored.view.prices is None
+        _with_escalation(routing_request, scored, plans[scored.view.tier], anew, mistake_usd)
+        if scored.doubt > least and scored.view.tier in plans and scored.view.prices is None
         else scored
         for scored in open_
     ]
 
 
-def plans_for(question: RoutingRequest, *, best: float, anew_usd: float, mistake_usd: float) -> dict[str, EscalationPlan]:
+def plans_for(
+    routing_request: RoutingRequest, *, best: float, anew_usd: float, mistake_usd: float
+) -> dict[str, EscalationPlan]:
     """By tier, for this question; without those whose answers would stand however unsure they are."""
-    holds = {
-        tier: one.hold(question.quality.get(tier, 0.0), best=best, anew_usd=anew_usd, mistake_usd=mistake_usd)
-        for tier, one in question.escalations.items()
+    plans = {
+        tier: one.hold(routing_request.quality.get(tier, 0.0), best=best, anew_usd=anew_usd, mistake_usd=mistake_usd)
+        for tier, one in routing_request.escalations.items()
     }
-    return {tier: hold for tier, hold in holds.items() if hold.threshold > 0.0}
+    return {tier: plan for tier, plan in plans.items() if plan.threshold > 0.0}
 
 
 def _with_escalation(
-    question: RoutingRequest, scored: _Scored, hold: EscalationPlan, anew: _Scored, mistake_usd: float
+    routing_request: RoutingRequest, scored: _Scored, plan: EscalationPlan, anew: _Scored, mistake_usd: float
 ) -> _Scored:
     view = scored.view
-    output = min(question.expected_output_tokens, question.max_output_tokens)
-    held = min(float(hold.tokens), output)
-    chance = hold.chance(1.0 - scored.doubt)
-    doubt = 1.0 - hold.quality_after(1.0 - scored.doubt)
+    output = min(routing_request.expected_output_tokens, routing_request.max_output_tokens)
+    held = min(float(plan.tokens), output)
+    chance = plan.chance(1.0 - scored.doubt)
+    doubt = 1.0 - plan.quality_after(1.0 - scored.doubt)
     held_usd = scored.usd - (output - held) * view.write_usd
     usd = (1.0 - chance) * scored.usd + chance * (held_usd + anew.usd)
     held_s = held * view.tpot_s
     finish_s = (1.0 - chance) * scored.finish_s + chance * (scored.ttft_s + held_s + anew.finish_s)
     ttft_s = scored.ttft_s + held_s + chance * anew.ttft_s
-    missed = _missed(question, ttft_s, finish_s)
+    missed = _missed(routing_request, ttft_s, finish_s)
     risk = mistake_usd * doubt
     return scored._replace(
-        score_usd=usd + scored.switch_usd + risk + question.miss_penalty_usd * missed,
+        score_usd=usd + scored.switch_usd + risk + routing_request.miss_penalty_usd * missed,
         finish_s=finish_s,
         ttft_s=ttft_s,
         doubt=doubt,
@@ -227,18 +233,18 @@ def _with_escalation(
         risk_usd=risk,
         miss_probability=missed,
         escalation_chance=chance,
-        hold=hold,
+        plan=plan,
     )
 
 
-def _typical_usd(question: RoutingRequest, fleet: Sequence[WorkerView]) -> float:
+def _typical_usd(routing_request: RoutingRequest, fleet: Sequence[WorkerView]) -> float:
     """Dollars of a typical request on the best tier's cheapest worker, in which a worse answer is priced; zero when the
     caller or the loop has chosen the model, or when nothing is estimated."""
-    known = [view for view in fleet if view.tier in question.quality]
-    if question.asked != AUTO or not known:
+    known = [view for view in fleet if view.tier in routing_request.quality]
+    if routing_request.asked != AUTO or not known:
         return 0.0
-    best = max(question.quality[view.tier] for view in known)
-    return min(typical_usd(view) for view in known if question.quality[view.tier] == best)
+    best = max(routing_request.quality[view.tier] for view in known)
+    return min(typical_usd(view) for view in known if routing_request.quality[view.tier] == best)
 
 
 def typical_usd(view: WorkerView) -> float:
@@ -246,34 +252,34 @@ def typical_usd(view: WorkerView) -> float:
     return view.usd(_TYPICAL_PROMPT, 0, _TYPICAL_OUTPUT)
 
 
-def _open_fallbacks(question: RoutingRequest, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> bool:
+def _open_fallbacks(routing_request: RoutingRequest, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> bool:
     """Moves to `open_` what the route falls back on, when its candidates are all down; whether there was any."""
-    if question.fallbacks and any(reason == "not_healthy" for _, reason in closed):
+    if routing_request.fallbacks and any(reason == "not_healthy" for _, reason in closed):
         for pair in [pair for pair in closed if pair[1] == "not_allowed"]:
-            if _hard_filter(question, pair[0].view, pair[0].prompt_tokens, question.fallbacks) is None:
+            if _hard_filter(routing_request, pair[0].view, pair[0].prompt_tokens, routing_request.fallbacks) is None:
                 closed.remove(pair)
                 open_.append(pair[0])
     return bool(open_)
 
 
 def _hard_filter(
-    question: RoutingRequest, view: WorkerView, prompt_tokens: int, candidates: tuple[str, ...]
+    routing_request: RoutingRequest, view: WorkerView, prompt_tokens: int, candidates: tuple[str, ...]
 ) -> RejectReason | None:
     offered = view.model in candidates or view.tier in candidates
-    if not offered or question.asked not in (AUTO, view.model, view.tier):
+    if not offered or routing_request.asked not in (AUTO, view.model, view.tier):
         return "not_allowed"
     if prompt_tokens >= view.max_context:  # at least one token must fit behind the prompt
         return "context_too_long"
-    if not view.healthy or view.worker in question.excluded_workers:
+    if not view.healthy or view.worker in routing_request.excluded_workers:
         return "not_healthy"
-    if view.worker not in question.prompt_tokens:  # it came up after the prompt was made, maybe with another tokenizer
+    if view.worker not in routing_request.prompt_tokens:  # it came up after the prompt was made, maybe with another tokenizer
         return "not_healthy"
     return None
 
 
-def _locked(question: RoutingRequest, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> list[_Scored]:
+def _locked(routing_request: RoutingRequest, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> list[_Scored]:
     """Those that serve the locked model, if any does; else the very list that came in."""
-    model = question.locked_model
+    model = routing_request.locked_model
     inside = [scored for scored in open_ if scored.view.model == model] if model is not None else []
     if not inside:
         return open_
@@ -305,27 +311,27 @@ def _why_not(scored: _Scored, chosen: _Scored) -> RejectReason:
     return "too_risky" if without_risk else "costs_more"
 
 
-def _reason(question: RoutingRequest, chosen: Reason, *, num_open: int, locked: bool) -> Reason:
-    if question.excluded_workers:
+def _reason(routing_request: RoutingRequest, chosen: Reason, *, num_open: int, locked: bool) -> Reason:
+    if routing_request.excluded_workers:
         return "failover"
     if chosen == "fallback":
         return chosen
-    if question.asked != AUTO:
+    if routing_request.asked != AUTO:
         return "asked_by_name"
     if locked:
         return "locked_tool_loop"
     return "only_candidate" if num_open == 1 else chosen
 
 
-def _option(scored: _Scored, question: RoutingRequest) -> Option:
+def _option(scored: _Scored, routing_request: RoutingRequest) -> Option:
     return Option(
         worker=scored.worker,
         model=scored.view.model,
         tier=scored.view.tier,
         quality=1.0 - scored.doubt,
         escalation_chance=scored.escalation_chance,
-        held_tokens=scored.hold.tokens if scored.hold else 0,
-        anew_below=scored.hold.threshold if scored.hold else 0.0,
+        holdback_tokens=scored.plan.tokens if scored.plan else 0,
+        escalate_below=scored.plan.threshold if scored.plan else 0.0,
         prompt_tokens=scored.prompt_tokens,
         cached_tokens=scored.cached_tokens,
         ttft_s=scored.ttft_s,
@@ -338,16 +344,16 @@ def _option(scored: _Scored, question: RoutingRequest) -> Option:
     )
 
 
-def _best_rejected(question: RoutingRequest, closed: list[tuple[_Scored, RejectReason]]) -> tuple[Rejected, ...]:
+def _best_rejected(routing_request: RoutingRequest, closed: list[tuple[_Scored, RejectReason]]) -> tuple[Rejected, ...]:
     # Candidates differ in their names at the latest, so pairs compare as candidates are preferred.
     best = sorted(closed)[:MAX_REJECTED] if len(closed) <= 2 * MAX_REJECTED else heapq.nsmallest(MAX_REJECTED, closed)
-    return tuple(Rejected(option=_option(scored, question), reason=reason) for scored, reason in best)
+    return tuple(Rejected(option=_option(scored, routing_request), reason=reason) for scored, reason in best)
 
 
-def _no_candidate(question: RoutingRequest, closed: list[tuple[_Scored, RejectReason]]) -> Exception:
+def _no_candidate(routing_request: RoutingRequest, closed: list[tuple[_Scored, RejectReason]]) -> Exception:
     reasons = {reason for _, reason in closed}
     if "not_healthy" in reasons:
-        return NoWorker(f'no worker for "{question.asked}" is up right now: try again', retry_after_s=1.0)
+        return NoWorker(f'no worker for "{routing_request.asked}" is up right now: try again', retry_after_s=1.0)
     if "context_too_long" in reasons:
         longest = max((pair[0] for pair in closed if pair[1] == "context_too_long"), key=lambda s: s.view.max_context)
         return ContextTooLong(
@@ -355,7 +361,5 @@ def _no_candidate(question: RoutingRequest, closed: list[tuple[_Scored, RejectRe
             " answer: shorten it or route to a model with a longer context",
             param="messages",
         )
-    return UnknownModel(
-        f'no worker serves "{question.asked}" on this route, which offers {", ".join(question.candidates) or "nothing"}',
-        param="model",
-    )
+    offered = ", ".join(routing_request.candidates) or "nothing"
+    return UnknownModel(f'no worker serves "{routing_request.asked}" on this route, which offers {offered}', param="model")

@@ -122,8 +122,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     score_usd: float
     escalation_chance: float = 0.0
     """Of beginning anew on the best tier: `quality`, `usd` and the times hold what that adds."""
-    held_tokens: int = 0
-    anew_below: float = 0.0
+    holdback_tokens: int = 0
+    escalate_below: float = 0.0
     """So many tokens are held back, and when one of them is less likely than this, the answer begins anew."""
 
 

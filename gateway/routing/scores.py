@@ -38,10 +38,10 @@ class Scores:
         yield self.doubt
 
 
-def missed(question: RoutingRequest, ttft: Floats, finish: Floats) -> Floats | float:
-    on_time = 1.0 - _miss(ttft, question.ttft_slo_s)
-    if question.deadline_s is not None:
-        on_time = on_time * (1.0 - _miss(finish, question.deadline_s))
+def missed(routing_request: RoutingRequest, ttft: Floats, finish: Floats) -> Floats | float:
+    on_time = 1.0 - _miss(ttft, routing_request.ttft_slo_s)
+    if routing_request.deadline_s is not None:
+        on_time = on_time * (1.0 - _miss(finish, routing_request.deadline_s))
     return 1.0 - on_time
 
 

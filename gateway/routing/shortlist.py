@@ -27,7 +27,7 @@ class Short(NamedTuple):
     """`whole` is None when the views are all there are."""
 
     views: Sequence[WorkerView]
-    whole: FleetSummary | None
+    fleet_summary: FleetSummary | None
 
 
 class _Offer(NamedTuple):
@@ -100,21 +100,21 @@ class Shortlist:
         if best is not None and typical < self._typical[best]:
             self._cheapest[kind] = row
 
-    def take(self, question: RoutingRequest) -> Short:
+    def take(self, routing_request: RoutingRequest) -> Short:
         """All of them when no candidate is open: what to say then, or to fall back on, shows only among all."""
-        offer = self._offer(question.candidates, question.asked)
-        prompt = self._prompt(question.prompt_tokens)
-        open_, num_open, counts = self._open(question, offer, prompt)
+        offer = self._offer(routing_request.candidates, routing_request.asked)
+        prompt = self._prompt(routing_request.prompt_tokens)
+        open_, num_open, counts = self._open(routing_request, offer, prompt)
         if not any(num_open):
             return Short(self._views, None)
-        rows, typical = self._needed(question)
-        mistake_usd = question.mistake_cost * typical
-        doubts = [1.0 - question.quality.get(tier, 0.0) for _, tier in self._kinds]
-        scores = self._scores(question, prompt, doubts, mistake_usd)
-        if question.escalations and question.asked == AUTO and question.locked_model is None:
-            scores, doubts, anew = self._escalated(question, scores, open_, num_open, doubts, mistake_usd)
+        rows, typical = self._needed(routing_request)
+        mistake_usd = routing_request.mistake_cost * typical
+        doubts = [1.0 - routing_request.quality.get(tier, 0.0) for _, tier in self._kinds]
+        scores = self._scores(routing_request, prompt, doubts, mistake_usd)
+        if routing_request.escalations and routing_request.asked == AUTO and routing_request.locked_model is None:
+            scores, doubts, anew = self._escalated(routing_request, scores, open_, num_open, doubts, mistake_usd)
             rows.append(anew)
-        kinds, of_kinds = self._pool_kinds(question, num_open, doubts)
+        kinds, of_kinds = self._pool_kinds(routing_request, num_open, doubts)
         pool = self._pool(offer, open_, num_open, kinds)
         best = best_rows(scores, None, MAX_REJECTED + 1)
         # Whoever is not among the best is behind all of them, so the best of the pool is among them if any of it is.
@@ -124,8 +124,8 @@ class Shortlist:
         counts |= of_kinds
         risks = [mistake_usd * doubt for doubt in doubts]
         counts |= self._why_not(scores.score, pool, sum(num_open[kind] for kind in kinds), risks, kinds, chosen, best)
-        whole = FleetSummary(sum(num_open), {reason: count for reason, count in counts.items() if count})
-        return Short([self._views[row] for row in dict.fromkeys(rows)], whole)
+        fleet_summary = FleetSummary(sum(num_open), {reason: count for reason, count in counts.items() if count})
+        return Short([self._views[row] for row in dict.fromkeys(rows)], fleet_summary)
 
     def _offer(self, candidates: tuple[str, ...], asked: str) -> _Offer:
         if (known := self._offers.get((candidates, asked))) is not None:
@@ -153,11 +153,13 @@ class Shortlist:
                 return float(tokens[0])
         return np.array([prompt_tokens.get(name, -1) for name in self._names], dtype=np.float64)
 
-    def _open(self, question: RoutingRequest, offer: _Offer, prompt: Floats | float) -> tuple[Mask, list[int], dict[str, int]]:
+    def _open(
+        self, routing_request: RoutingRequest, offer: _Offer, prompt: Floats | float
+    ) -> tuple[Mask, list[int], dict[str, int]]:
         """Who passes the hard filters, how many of each kind, and how many do not by reason."""
         not_allowed = len(self) - offer.num_offered
         open_, num_open, num_fit = offer.up, offer.num_up, offer.num_offered
-        excluded = [self._row[worker] for worker in question.excluded_workers if worker in self._row]
+        excluded = [self._row[worker] for worker in routing_request.excluded_workers if worker in self._row]
         if excluded or isinstance(prompt, np.ndarray) or prompt >= offer.least_context:
             fits = offer.offered & (prompt < self._numbers[6])
             num_fit = int(np.count_nonzero(fits))
@@ -171,13 +173,13 @@ class Shortlist:
         }
         return open_, num_open, counts
 
-    def _needed(self, question: RoutingRequest) -> tuple[list[int], float]:
+    def _needed(self, routing_request: RoutingRequest) -> tuple[list[int], float]:
         """Rows that `decide` looks at whoever wins: the warm worker's, and that of the typical request; and its dollars."""
-        warm = self._row.get(question.warm_worker or "")
+        warm = self._row.get(routing_request.warm_worker or "")
         rows = [] if warm is None else [warm]
-        quality = question.quality
+        quality = routing_request.quality
         known = {kind: quality[tier] for (_, tier), kind in self._kinds.items() if tier in quality and self._num_of_kind[kind]}
-        if question.asked != AUTO or not known:
+        if routing_request.asked != AUTO or not known:
             return rows, 0.0
         best = max(known.values())
         cheapest = [self._cheapest_of(kind) for kind, its in known.items() if its == best]
@@ -190,40 +192,42 @@ class Shortlist:
             row = self._cheapest[kind] = int(np.where(self._kind == kind, self._typical, np.inf).argmin())
         return row
 
-    def _scores(self, question: RoutingRequest, prompt: Floats | float, doubts: Sequence[float], mistake_usd: float) -> Scores:
+    def _scores(
+        self, routing_request: RoutingRequest, prompt: Floats | float, doubts: Sequence[float], mistake_usd: float
+    ) -> Scores:
         wait, overhead, prefill, tpot, decode, price, _ = self._numbers
         uncached = np.maximum(prompt, 0.0) if isinstance(prompt, np.ndarray) else prompt
         prefill_s = prefill * uncached
-        for worker, tokens in question.cached_tokens.items():
+        for worker, tokens in routing_request.cached_tokens.items():
             if (row := self._row.get(worker)) is not None:
                 its = float(uncached[row]) if isinstance(uncached, np.ndarray) else uncached
                 prefill_s[row] = (its - min(tokens, max(0.0, its - 1))) * prefill[row]
-        output = min(question.expected_output_tokens, question.max_output_tokens)
+        output = min(routing_request.expected_output_tokens, routing_request.max_output_tokens)
         ttft = wait + overhead
         ttft += prefill_s
         usd = prefill_s
         usd += overhead
         usd += output * decode
         usd *= price
-        score = usd + self._switch(question)
+        score = usd + self._switch(routing_request)
         if mistake_usd:
             score += np.array([mistake_usd * doubt for doubt in doubts])[self._kind]
         scores = Scores(score, ttft, usd, finish=lambda: ttft + output * tpot, doubt=lambda: np.array(doubts)[self._kind])
-        if question.miss_penalty_usd:
-            finish = scores.finish if question.deadline_s is not None else ttft
-            score += question.miss_penalty_usd * missed(question, ttft, finish)
+        if routing_request.miss_penalty_usd:
+            finish = scores.finish if routing_request.deadline_s is not None else ttft
+            score += routing_request.miss_penalty_usd * missed(routing_request, ttft, finish)
         return scores
 
-    def _switch(self, question: RoutingRequest) -> Floats | float:
+    def _switch(self, routing_request: RoutingRequest) -> Floats | float:
         """What leaving the warm worker costs."""
-        row = self._row.get(question.warm_worker or "")
-        if row is None or not self._healthy[row] or self._names[row] not in question.prompt_tokens:
+        row = self._row.get(routing_request.warm_worker or "")
+        if row is None or not self._healthy[row] or self._names[row] not in routing_request.prompt_tokens:
             return 0.0
         worker = self._names[row]
-        uncached = question.prompt_tokens[worker] - question.cached_tokens.get(worker, 0)
-        missing = uncached + min(question.expected_output_tokens, question.max_output_tokens)
+        uncached = routing_request.prompt_tokens[worker] - routing_request.cached_tokens.get(worker, 0)
+        missing = uncached + min(routing_request.expected_output_tokens, routing_request.max_output_tokens)
         token_usd = float(self._read_usd[row])
-        usd = min(1.0, question.expected_remaining_turns) * max(0.0, missing) * token_usd
+        usd = min(1.0, routing_request.expected_remaining_turns) * max(0.0, missing) * token_usd
         if not usd:
             return 0.0
         switch: Floats = (self._read_usd >= token_usd) * np.float64(usd)
@@ -232,7 +236,7 @@ class Shortlist:
 
     def _escalated(
         self,
-        question: RoutingRequest,
+        routing_request: RoutingRequest,
         scores: Scores,
         open_: Mask,
         num_open: Sequence[int],
@@ -243,29 +247,29 @@ class Shortlist:
         _, _, _, tpot, decode, price, _ = self._numbers
         least = min(doubt for doubt, count in zip(doubts, num_open, strict=True) if count)
         anew = int(np.where(open_ & (scores.doubt == least), scores.usd, np.inf).argmin())
-        output = min(question.expected_output_tokens, question.max_output_tokens)
+        output = min(routing_request.expected_output_tokens, routing_request.max_output_tokens)
         score, finish, ttft = scores.score.copy(), scores.finish.copy(), scores.ttft.copy()
         doubt, usd = scores.doubt.copy(), scores.usd.copy()
-        left, switch = list(doubts), self._switch(question)
-        holds = plans_for(question, best=1.0 - least, anew_usd=float(scores.usd[anew]), mistake_usd=mistake_usd)
+        left, switch = list(doubts), self._switch(routing_request)
+        plans = plans_for(routing_request, best=1.0 - least, anew_usd=float(scores.usd[anew]), mistake_usd=mistake_usd)
         for (_, tier), kind in self._kinds.items():
-            hold = holds.get(tier)
-            if hold is None or not num_open[kind] or doubts[kind] <= least:
+            plan = plans.get(tier)
+            if plan is None or not num_open[kind] or doubts[kind] <= least:
                 continue
             of_kind = np.flatnonzero(open_ & (self._kind == kind))
-            held = min(float(hold.tokens), output)
+            held = min(float(plan.tokens), output)
             quality = 1.0 - doubts[kind]
-            chance = hold.chance(quality)
+            chance = plan.chance(quality)
             was_usd, was_ttft, was_finish = scores.usd[of_kind], scores.ttft[of_kind], scores.finish[of_kind]
             held_usd = was_usd - price[of_kind] * (output - held) * decode[of_kind]
             held_s = held * tpot[of_kind]
             usd[of_kind] = (1.0 - chance) * was_usd + chance * (held_usd + scores.usd[anew])
             finish[of_kind] = (1.0 - chance) * was_finish + chance * (was_ttft + held_s + scores.finish[anew])
             ttft[of_kind] = was_ttft + held_s + chance * scores.ttft[anew]
-            left[kind] = 1.0 - hold.quality_after(quality)
+            left[kind] = 1.0 - plan.quality_after(quality)
             doubt[of_kind] = left[kind]
             leaving = switch[of_kind] if isinstance(switch, np.ndarray) else switch
-            penalty = question.miss_penalty_usd * missed(question, ttft[of_kind], finish[of_kind])
+            penalty = routing_request.miss_penalty_usd * missed(routing_request, ttft[of_kind], finish[of_kind])
             score[of_kind] = usd[of_kind] + leaving + mistake_usd * left[kind] + penalty
         return Scores(score, ttft, usd, finish=lambda: finish, doubt=lambda: doubt), left, anew
 
@@ -283,16 +287,16 @@ class Shortlist:
         return known
 
     def _pool_kinds(
-        self, question: RoutingRequest, num_open: Sequence[int], doubts: Sequence[float]
+        self, routing_request: RoutingRequest, num_open: Sequence[int], doubts: Sequence[float]
     ) -> tuple[list[int], dict[str, int]]:
         """The kinds among which the least score wins, and how many of the others do not come into question."""
         present = [kind for kind, count in enumerate(num_open) if count]
         contenders = present
-        if question.locked_model is not None:
+        if routing_request.locked_model is not None:
             models = [model for model, _ in self._kinds]
-            contenders = [kind for kind in present if models[kind] == question.locked_model] or present
-        judged = contenders is present and question.asked == AUTO and question.quality
-        bar = question.quality_bar if judged else 0.0
+            contenders = [kind for kind in present if models[kind] == routing_request.locked_model] or present
+        judged = contenders is present and routing_request.asked == AUTO and routing_request.quality
+        bar = routing_request.quality_bar if judged else 0.0
         kinds = [kind for kind in contenders if 1.0 - doubts[kind] >= bar]
         if not kinds:
             least = min(doubts[kind] for kind in contenders)

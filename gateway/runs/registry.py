@@ -129,7 +129,7 @@ class RunRegistry:
         name = self._texts.find(rendered(messages), tenant=tenant)
         return self._by_handle.get(chain_handle(name)) if name else None
 
-    def sent(self, chain: Chain, messages: Sequence[Message], *, tenant: str, trace: str = "") -> None:
+    def record_prompt(self, chain: Chain, messages: Sequence[Message], *, tenant: str, trace: str = "") -> None:
         """Remembers the text of a turn whose chain no id named, and the trace that it came in."""
         self._texts.claim(chain.name, rendered(messages), tenant=tenant)
         if trace:

@@ -35,16 +35,16 @@ class RetentionPublisher:
 
     def arrived(self, chain: Chain, now: float) -> None:
         """A turn of this chain waits from now on."""
-        self.retention.arrived(chain.name, now)
+        self.retention.turn_arrived(chain.name, now)
         worker, score = self._told.pop(chain.name, (chain.warm_worker, 0.0))
         if worker is not None and score < 1.0:
             self._retain(worker, chain.name, 1.0)
 
     def finished(self, chain: Chain, now: float, *, finish: str, tool: str, keep_s: float = 0.0) -> None:
         """Its turn was answered; the next one comes after a pause, if at all."""
-        self.retention.finished(chain.name, now, finish=finish, tool=tool, keep_s=keep_s)
+        self.retention.turn_finished(chain.name, now, finish=finish, tool=tool, keep_s=keep_s)
         if chain.warm_worker is not None:
-            self._tell(chain.warm_worker, chain.name, self._score(chain.warm_worker, chain.name, now))
+            self._publish(chain.warm_worker, chain.name, self._score(chain.warm_worker, chain.name, now))
 
     def moved(self, chain: Chain, worker: str) -> None:
         """It leaves the worker that holds its pages for another one."""
@@ -70,14 +70,14 @@ class RetentionPublisher:
             name, (worker, told) = self._told.popitem(last=False)
             score = self._score(worker, name, now)
             if score < _CHANGED * told:
-                self._tell(worker, name, score)
+                self._publish(worker, name, score)
             elif told >= _SETTLED:
                 self._told[name] = worker, told
 
     def _score(self, worker: str, chain: str, now: float) -> float:
         return self.retention.score(chain, now, within_s=self._within_s(worker))
 
-    def _tell(self, worker: str, chain: str, score: float) -> None:
+    def _publish(self, worker: str, chain: str, score: float) -> None:
         self._retain(worker, chain, score)
         self._told.pop(chain, None)
         self._told[chain] = worker, score

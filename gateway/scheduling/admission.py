@@ -42,10 +42,10 @@ class QueueEstimate(NamedTuple):
     rate at which work that is overtaken began lately (drain.py)."""
 
     in_decision_s: float
-    until_begun_s: float
+    until_start_s: float
     margin: float = 0.0
     idle: bool = False
-    lately_s: float = 0.0
+    at_recent_rate_s: float = 0.0
 
 
 class AdmissionDecision(NamedTuple):
@@ -53,9 +53,9 @@ class AdmissionDecision(NamedTuple):
     where a good enough option that is not the best keeps the promise."""
 
     action: Literal["admit", "queue", "degrade", "shed"]
-    broken: str = ""
+    missed_slo: str = ""
     late_s: float = 0.0
-    instead: Option | None = None
+    alternative: Option | None = None
 
 
 ADMIT = AdmissionDecision("admit")
@@ -63,9 +63,9 @@ _NO_WAIT = QueueEstimate(0.0, 0.0, idle=True)
 
 
 def admit(
-    question: RoutingRequest,
+    routing_request: RoutingRequest,
     decision: Decision,
-    waits: Mapping[str, QueueEstimate],
+    estimates: Mapping[str, QueueEstimate],
     *,
     on_overload: OnOverload,
     admitted_run: bool = False,
@@ -73,37 +73,39 @@ def admit(
     devices: Mapping[str, str] = _EACH_ITS_OWN,
 ) -> AdmissionDecision:
     """`waits` and `devices` are by worker."""
-    broken, late_s = _broken(question, decision.chosen, waits, waited_s)
+    broken, late_s = _broken(routing_request, decision.chosen, estimates, waited_s)
     if not broken:
         return ADMIT
-    if on_overload != "queue" and (elsewhere := _elsewhere(question, decision, waits, waited_s, devices)):
-        return AdmissionDecision("admit", instead=elsewhere)
+    if on_overload != "queue" and (elsewhere := _elsewhere(routing_request, decision, estimates, waited_s, devices)):
+        return AdmissionDecision("admit", alternative=elsewhere)
     if on_overload == "degrade":
-        instead = _instead(question, decision, waits, waited_s)
+        instead = _instead(routing_request, decision, estimates, waited_s)
         return AdmissionDecision("degrade", broken, late_s, instead) if instead else AdmissionDecision("queue", broken, late_s)
     if on_overload == "shed" and not admitted_run:
         return AdmissionDecision("shed", broken, late_s)
     return AdmissionDecision("queue", broken, late_s)
 
 
-def slo_bound_s(question: RoutingRequest, option: Option, wait: QueueEstimate) -> float:
+def slo_bound_s(routing_request: RoutingRequest, option: Option, estimate: QueueEstimate) -> float:
     """Seconds after its arrival until which a first token may take for the promise to hold; infinite where none is promised."""
-    alone_s = option.ttft_s - wait.in_decision_s
-    ttft_s = math.inf if question.ttft_slo_s is None else max(question.ttft_slo_s, ISOLATED_TIMES * alone_s)
-    deadline_s = math.inf if question.deadline_s is None else question.deadline_s - (option.finish_s - option.ttft_s)
+    alone_s = option.ttft_s - estimate.in_decision_s
+    ttft_s = math.inf if routing_request.ttft_slo_s is None else max(routing_request.ttft_slo_s, ISOLATED_TIMES * alone_s)
+    deadline_s = (
+        math.inf if routing_request.deadline_s is None else routing_request.deadline_s - (option.finish_s - option.ttft_s)
+    )
     return min(ttft_s, deadline_s)
 
 
-def predicted_s(option: Option, wait: QueueEstimate) -> float:
+def predicted_s(option: Option, estimate: QueueEstimate) -> float:
     """From now until the first token, without any margin."""
-    return option.ttft_s - wait.in_decision_s + wait.until_begun_s
+    return option.ttft_s - estimate.in_decision_s + estimate.until_start_s
 
 
 def foregone(
     ttft_slo_s: float | None,
     deadline_s: float | None,
     views: Sequence[WorkerView],
-    waits: Mapping[str, QueueEstimate],
+    estimates: Mapping[str, QueueEstimate],
     *,
     usual: Set[str],
     about_tokens: float,
@@ -120,12 +122,12 @@ def foregone(
     for view in healthy:
         if view.model not in usual and theirs == {devices.get(view.worker, view.worker)}:
             continue  # its time is theirs
-        wait, begun_s = waits.get(view.worker, _NO_WAIT), view.overhead_s
+        estimate, begun_s = estimates.get(view.worker, _NO_WAIT), view.overhead_s
         most_s, about_s = (begun_s + tokens * view.prefill_s_per_token for tokens in (most_tokens, about_tokens))
-        if _late_first(ttft_slo_s, wait, waited_s, wait.until_begun_s + begun_s, most_s)[0]:
-            broken, its_s = _late_first(ttft_slo_s, wait, waited_s, wait.until_begun_s + about_s, about_s)
-        elif _late_end(deadline_s, wait, waited_s, begun_s)[0]:
-            broken, its_s = _late_end(deadline_s, wait, waited_s, about_s)
+        if _late_first(ttft_slo_s, estimate, waited_s, estimate.until_start_s + begun_s, most_s)[0]:
+            broken, its_s = _late_first(ttft_slo_s, estimate, waited_s, estimate.until_start_s + about_s, about_s)
+        elif _late_end(deadline_s, estimate, waited_s, begun_s)[0]:
+            broken, its_s = _late_end(deadline_s, estimate, waited_s, about_s)
         else:
             return "", 0.0
         if view.model in usual and its_s < late_s:
@@ -133,20 +135,28 @@ def foregone(
     return (least, late_s) if least else ("", 0.0)
 
 
-def _broken(question: RoutingRequest, option: Option, waits: Mapping[str, QueueEstimate], waited_s: float) -> tuple[str, float]:
+def _broken(
+    routing_request: RoutingRequest, option: Option, estimates: Mapping[str, QueueEstimate], waited_s: float
+) -> tuple[str, float]:
     """The promise that would be broken, with both numbers, and by how much; "" when none would."""
-    wait = waits.get(option.worker, _NO_WAIT)
-    alone_s = option.ttft_s - wait.in_decision_s
-    broken, late_s = _late_first(question.ttft_slo_s, wait, waited_s, predicted_s(option, wait), alone_s)
-    return (broken, late_s) if broken else _late_end(question.deadline_s, wait, waited_s, option.finish_s - wait.in_decision_s)
+    estimate = estimates.get(option.worker, _NO_WAIT)
+    alone_s = option.ttft_s - estimate.in_decision_s
+    broken, late_s = _late_first(routing_request.ttft_slo_s, estimate, waited_s, predicted_s(option, estimate), alone_s)
+    return (
+        (broken, late_s)
+        if broken
+        else _late_end(routing_request.deadline_s, estimate, waited_s, option.finish_s - estimate.in_decision_s)
+    )
 
 
-def _late_first(slo_s: float | None, wait: QueueEstimate, waited_s: float, first_s: float, alone_s: float) -> tuple[str, float]:
+def _late_first(
+    slo_s: float | None, estimate: QueueEstimate, waited_s: float, first_s: float, alone_s: float
+) -> tuple[str, float]:
     """Of a first token that is predicted after `first_s`, and after `alone_s` on the idle worker."""
-    if slo_s is None or wait.idle:
+    if slo_s is None or estimate.idle:
         return "", 0.0
     allowed_s = max(slo_s, ISOLATED_TIMES * alone_s)
-    expected_s, bound_s = waited_s + first_s, waited_s + first_s + wait.margin * (first_s + FLOOR_S)
+    expected_s, bound_s = waited_s + first_s, waited_s + first_s + estimate.margin * (first_s + FLOOR_S)
     if expected_s > allowed_s:
         return f"a first token within {allowed_s:.3g} s would take {expected_s:.3g} s", expected_s - allowed_s
     if bound_s > allowed_s:
@@ -154,20 +164,20 @@ def _late_first(slo_s: float | None, wait: QueueEstimate, waited_s: float, first
     return "", 0.0
 
 
-def _late_end(deadline_s: float | None, wait: QueueEstimate, waited_s: float, begun_s: float) -> tuple[str, float]:
+def _late_end(deadline_s: float | None, estimate: QueueEstimate, waited_s: float, begun_s: float) -> tuple[str, float]:
     """Of what takes `begun_s` once it has begun."""
     if deadline_s is None:
         return "", 0.0
-    finish_s = waited_s + begun_s + max(OVERTAKEN * wait.until_begun_s, SURE * wait.lately_s)
+    finish_s = waited_s + begun_s + max(OVERTAKEN * estimate.until_start_s, SURE * estimate.at_recent_rate_s)
     if finish_s > deadline_s:
         return f"an end within {deadline_s:.3g} s would take {finish_s:.3g} s", finish_s - deadline_s
     return "", 0.0
 
 
 def _elsewhere(
-    question: RoutingRequest,
+    routing_request: RoutingRequest,
     decision: Decision,
-    waits: Mapping[str, QueueEstimate],
+    estimates: Mapping[str, QueueEstimate],
     waited_s: float,
     devices: Mapping[str, str],
 ) -> Option | None:
@@ -179,20 +189,20 @@ def _elsewhere(
         for one in decision.rejected
         if one.reason in GOOD_ENOUGH
         and devices.get(one.option.worker, one.option.worker) != devices.get(chosen, chosen)
-        and not _broken(question, one.option, waits, waited_s)[0]
+        and not _broken(routing_request, one.option, estimates, waited_s)[0]
     ]
     return min(keeping, key=lambda option: (option.score_usd, option.worker), default=None)
 
 
 def _instead(
-    question: RoutingRequest, decision: Decision, waits: Mapping[str, QueueEstimate], waited_s: float
+    routing_request: RoutingRequest, decision: Decision, estimates: Mapping[str, QueueEstimate], waited_s: float
 ) -> Option | None:
     """The best other option that keeps the promise. What was asked for by name, or begun in a tool loop, is not changed."""
-    if question.asked != AUTO or question.locked_model is not None:
+    if routing_request.asked != AUTO or routing_request.locked_model is not None:
         return None
     keeping = [
         rejected.option
         for rejected in decision.rejected
-        if rejected.reason in _GOOD_BUT_NOT_BEST and not _broken(question, rejected.option, waits, waited_s)[0]
+        if rejected.reason in _GOOD_BUT_NOT_BEST and not _broken(routing_request, rejected.option, estimates, waited_s)[0]
     ]
     return max(keeping, key=lambda option: (option.quality, -option.score_usd), default=None)

@@ -13,12 +13,12 @@ class DequeueRate:
         self._begun = self._waited_s = 0.0
         self._at: float | None = None
 
-    def waits(self, now: float) -> None:
+    def record_waiting(self, now: float) -> None:
         """Somebody does, from now on if nobody did."""
         self._advance(now)
         self._at = now
 
-    def began(self, now: float, *, others: bool) -> None:
+    def record_start(self, now: float, *, others: bool) -> None:
         """One of those that waited, and whether others still do."""
         self._advance(now)
         self._begun += 1.0

@@ -16,11 +16,11 @@ class TenantShares:
         self._weight = weight
         self._came: dict[str, float] = {}
 
-    def came(self, tenant: str, now: float) -> None:
+    def record_arrival(self, tenant: str, now: float) -> None:
         """It asked for something."""
         self._came[tenant] = now
 
-    def has_its_share(self, tenant: str, taken: Mapping[str, int], total: int, now: float) -> bool:
+    def is_at_share(self, tenant: str, taken: Mapping[str, int], total: int, now: float) -> bool:
         """Whether a tenant has as many of a worker's seats as are due to it beside the others that came lately. Alone it never
         has. `taken` is by tenant."""
         return self.level(tenant, taken, total, now) == LEVELS - 1

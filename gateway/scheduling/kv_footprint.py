@@ -31,14 +31,14 @@ class KvFootprints:
     def __len__(self) -> int:
         return len(self._held)
 
-    def runs(self, worker: str, chain: str, tokens: int) -> None:
+    def record(self, worker: str, chain: str, tokens: int) -> None:
         """A turn of this chain runs there and will hold so many tokens."""
         self._drop(chain)
         self._add(chain, _Footprint(worker, tokens, 1.0))
         if len(self._held) > self._max_chains:
             self._drop(next(iter(self._held)))
 
-    def worth(self, worker: str, chain: str, score: float) -> None:
+    def set_score(self, worker: str, chain: str, score: float) -> None:
         """What its pages there are worth from now on; nothing once it is over, or has left."""
         held = self._held.get(chain)
         if held is None or held.worker != worker:

@@ -54,31 +54,31 @@ class KvIndex:
         self._store(worker, split_hashes(cache.stored), cache.sequence)
         return True
 
-    def cached_tokens(self, worker: str, names: Sequence[bytes], page_size: int) -> int:
+    def cached_tokens(self, worker: str, page_hashes: Sequence[bytes], page_size: int) -> int:
         """Leading tokens of a prompt that are resident; `names` are those of its full pages (wire.page_names)."""
         pages = self._pages.get(worker)
         if not pages:
             return 0
-        return _deepest(names, self._sparse.get(worker, 1), pages.__contains__) * page_size
+        return _deepest(page_hashes, self._sparse.get(worker, 1), pages.__contains__) * page_size
 
-    def holders(self, names: Sequence[bytes], most: int = 16) -> dict[str, int]:
+    def holders(self, page_hashes: Sequence[bytes], most: int = 16) -> dict[str, int]:
         """The workers that hold most of a prompt, and how many of its leading pages. Those that hold less than `most`
         others do may be left out."""
         found: dict[str, int] = {}
-        sparse, high = max(self._sparse.values(), default=1), len(names)
+        sparse, high = max(self._sparse.values(), default=1), len(page_hashes)
         holds: Callable[[bytes], bool] = self._holders.__contains__
         while len(found) < most:
-            depth = _deepest(names, sparse, holds, high)
+            depth = _deepest(page_hashes, sparse, holds, high)
             if depth == 0:
                 break
-            holders = self._holders[names[depth - 1]]
+            holders = self._holders[page_hashes[depth - 1]]
             for worker in (holders,) if isinstance(holders, str) else holders:
                 found.setdefault(worker, depth)
             high, holds = depth - 1, lambda name: self._num_holders(name) > len(found)
         return found
 
     def repair(
-        self, worker: str, names: Sequence[bytes], cached: int, *, page_size: int = 16, since: int | None = None
+        self, worker: str, page_hashes: Sequence[bytes], cached: int, *, page_size: int = 16, since: int | None = None
     ) -> None:
         """Corrects the index with a `Finished.num_cached_tokens`, the truth at the time when the request was admitted.
 
@@ -89,15 +89,15 @@ class KvIndex:
         if pages is None:
             return
         resident = cached // page_size
-        known = self.cached_tokens(worker, names[:resident], 1)
-        self._store(worker, names[known:resident], self._sequence[worker])
+        known = self.cached_tokens(worker, page_hashes[:resident], 1)
+        self._store(worker, page_hashes[known:resident], self._sequence[worker])
         if since is not None:
-            self.deny(worker, names[resident:], since)
+            self.deny(worker, page_hashes[resident:], since)
 
-    def deny(self, worker: str, names: Sequence[bytes], since: int) -> None:
+    def deny(self, worker: str, page_hashes: Sequence[bytes], since: int) -> None:
         """These were not there at submission: what was claimed even then is taken out."""
         pages = self._pages.get(worker, {})
-        for name in names:
+        for name in page_hashes:
             if pages.get(name, since + 1) <= since:
                 del pages[name]
                 self._no_holder(name, worker)
@@ -109,9 +109,9 @@ class KvIndex:
         self._sequence.pop(worker, None)
         self._sparse.pop(worker, None)
 
-    def _store(self, worker: str, names: Sequence[bytes], sequence: int) -> None:
+    def _store(self, worker: str, page_hashes: Sequence[bytes], sequence: int) -> None:
         pages, sparse = self._pages[worker], self._sparse.get(worker, 1)
-        for name in names:
+        for name in page_hashes:
             if sparse == 1 or _is_kept(name, sparse):
                 if name not in pages:
                     self._a_holder(name, worker)
@@ -174,21 +174,21 @@ def _is_kept(name: bytes, sparse: int) -> bool:
     return int.from_bytes(name[-2:]) & (sparse - 1) == 0
 
 
-def _deepest(names: Sequence[bytes], sparse: int, holds: Callable[[bytes], bool], high: int | None = None) -> int:
+def _deepest(page_hashes: Sequence[bytes], sparse: int, holds: Callable[[bytes], bool], high: int | None = None) -> int:
     """How many leading pages are held, as far as kept names tell. `holds` is true of some first names and of none behind,
     nor of any from `high` on."""
-    low, high = 0, len(names) if high is None else high  # names before `low` are held; none from `high` on is
+    low, high = 0, len(page_hashes) if high is None else high  # names before `low` are held; none from `high` on is
     if sparse == 1:
-        if high == 0 or not holds(names[0]):
+        if high == 0 or not holds(page_hashes[0]):
             return 0
-        return bisect_left(names, True, 1, high, key=lambda name: not holds(name))
+        return bisect_left(page_hashes, True, 1, high, key=lambda name: not holds(name))
     while low < high:
         middle = at = (low + high) // 2
-        while at < high and not _is_kept(names[at], sparse):
+        while at < high and not _is_kept(page_hashes[at], sparse):
             at += 1
         if at == high:
             high = middle
-        elif holds(names[at]):
+        elif holds(page_hashes[at]):
             low = at + 1
         else:
             high = middle

@@ -68,7 +68,7 @@ class Placement:
         roomiest = max(sites, key=lambda site: (site.free_tokens(prompt_tokens), -site.wait_s, site.worker))
         return Placed(roomiest.worker, "roomiest")
 
-    def went(self, worker: str, now: float, *, prefix: bytes) -> None:
+    def record_placement(self, worker: str, now: float, *, prefix: bytes) -> None:
         """A run with this beginning begins there. The burst lasts from its first run on."""
         before, at = self._bursts.get(prefix, ("", 0.0))
         if before == worker and now - at <= BURST_S:

@@ -58,7 +58,7 @@ class QueuedRequest(msgspec.Struct, frozen=True, kw_only=True):
     admitted_run: bool = False
     """It continues a run, and does not give way."""
     due: float = math.inf
-    broken: float = math.inf
+    slo_missed_at: float = math.inf
     """From `due` on it goes before what is not, until `broken`, when its promise is."""
 
 
@@ -103,7 +103,7 @@ class RequestQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def weigh(self, weights: Mapping[str, float]) -> None:
+    def set_weights(self, weights: Mapping[str, float]) -> None:
         """Shares from now on; work that was charged stays charged."""
         self._weights = weights
 
@@ -118,7 +118,7 @@ class RequestQueue:
     def push(self, item: QueuedRequest) -> bool:
         """False when the queue is full. A request that is already there is replaced and keeps its arrival."""
         old = self._waiting.get(item.request)
-        if old is None and self._is_full_for(item):
+        if old is None and self._has_no_space(item):
             return False
         if old is not None:
             self._take(old)
@@ -135,7 +135,7 @@ class RequestQueue:
         self._bytes += item.num_bytes
         return True
 
-    def give_way(self, newcomer: QueuedRequest) -> QueuedRequest | None:
+    def evict_for(self, newcomer: QueuedRequest) -> QueuedRequest | None:
         """Takes out the last that came of the lowest band, for a turn of a run that was admitted; for anything else only one of
         the tenant with most in the queue for its weight, where that is not the newcomer's own."""
         others = (item for item in self._waiting.values() if not item.admitted_run)
@@ -149,20 +149,20 @@ class RequestQueue:
             self._take(last)
         return last
 
-    def is_full_of(self, tenant: str) -> bool:
+    def is_full_for(self, tenant: str) -> bool:
         """As many wait as may, and for another one of the tenant nobody would give way but to a turn of an admitted run."""
         return 0 < self._max_waiting <= len(self._waiting) and self._heavier(tenant) is None
 
     def _heavier(self, tenant: str) -> str | None:
         """Who has most in the queue for its weight, if that is more than the tenant would have with one more."""
-        heaviest = max(self._per_tenant, key=self._crowd, default=tenant)
+        heaviest = max(self._per_tenant, key=self._largest_tenant, default=tenant)
         mine = (self._per_tenant.get(tenant, 0) + 1) / self.weight(tenant)
-        return heaviest if self._crowd(heaviest) > mine else None
+        return heaviest if self._largest_tenant(heaviest) > mine else None
 
-    def _crowd(self, tenant: str) -> float:
+    def _largest_tenant(self, tenant: str) -> float:
         return self._per_tenant.get(tenant, 0) / self.weight(tenant)
 
-    def _is_full_for(self, item: QueuedRequest) -> bool:
+    def _has_no_space(self, item: QueuedRequest) -> bool:
         if not self._waiting:
             return self._max_waiting < 1
         too_many = len(self._waiting) >= self._max_waiting
@@ -203,7 +203,7 @@ class RequestQueue:
         return [self._waiting[request] for arrival, request in self._cold if now - arrival >= self._cold_after_s]
 
     def _due(self, now: float) -> list[QueuedRequest]:
-        due = (one for one in self._promised.values() if one.due <= now < one.broken)
+        due = (one for one in self._promised.values() if one.due <= now < one.slo_missed_at)
         return sorted(due, key=lambda one: (self._work[one.tenant], one.due, one.request))
 
     def _in_order(self, closed: Callable[[str, Band], bool]) -> Iterator[QueuedRequest]:

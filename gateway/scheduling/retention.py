@@ -25,7 +25,7 @@ likely to be wanted. How likely those are to return who mark their prompts is le
 class _Pause:
     """`since` is None while a turn waits or runs; `last_s` is the length of the chain's last pause."""
 
-    kind: ReturnClass
+    return_class: ReturnClass
     since: float | None
     last_s: float | None = None
     keep_s: float = 0.0
@@ -47,16 +47,16 @@ class Retention:
     def __len__(self) -> int:
         return len(self._pauses)
 
-    def arrived(self, chain: str, now: float) -> None:
+    def turn_arrived(self, chain: str, now: float) -> None:
         """Its next turn came: the pause is over, and learned from."""
         pause = self._pauses.get(chain)
         if pause is not None and pause.since is not None:
             pause.last_s = now - pause.since
-            self.times.observe(pause.kind, pause.last_s)
+            self.times.observe(pause.return_class, pause.last_s)
             pause.since = None
             self._pauses.move_to_end(chain)
 
-    def finished(self, chain: str, now: float, *, finish: str, tool: str = "", keep_s: float = 0.0) -> None:
+    def turn_finished(self, chain: str, now: float, *, finish: str, tool: str = "", keep_s: float = 0.0) -> None:
         """A turn ended and a pause begins; the caller may have asked to keep it for so long."""
         before = self._pauses.pop(chain, None)
         last_s = before.last_s if before else None
@@ -68,14 +68,14 @@ class Retention:
         """It will not come back: its class has one more that never did."""
         pause = self._pauses.pop(chain, None)
         if pause is not None and pause.since is not None:
-            self.times.observe(pause.kind, None)
+            self.times.observe(pause.return_class, None)
 
     def chance(self, chain: str, now: float, within_s: float = WITHIN_S) -> float:
         """That it returns within H; of a chain that never paused nothing is known, and it is kept."""
         pause = self._pauses.get(chain)
         if pause is None or pause.since is None:
             return 1.0
-        return self.times.chance(pause.kind, max(0.0, now - pause.since), within_s)
+        return self.times.chance(pause.return_class, max(0.0, now - pause.since), within_s)
 
     def score(self, chain: str, now: float, *, waits: bool = False, resident: bool = True, within_s: float = WITHIN_S) -> float:
         """In (0, 1]: pages of lower scores go first."""

@@ -85,26 +85,26 @@ class ReturnTimeModel:
         self._all = _Table()
         self._by_kind: dict[ReturnClass, _Table] = {}
 
-    def observe(self, kind: ReturnClass, pause_s: float | None) -> None:
+    def observe(self, return_class: ReturnClass, pause_s: float | None) -> None:
         """A pause ended after so many seconds; None when the chain never came back."""
         self._all.observe(pause_s)
-        if kind not in self._by_kind and len(self._by_kind) < self._max_kinds:
-            self._by_kind[kind] = _Table()
-        if (table := self._by_kind.get(kind)) is not None:
+        if return_class not in self._by_kind and len(self._by_kind) < self._max_kinds:
+            self._by_kind[return_class] = _Table()
+        if (table := self._by_kind.get(return_class)) is not None:
             table.observe(pause_s)
 
-    def chance(self, kind: ReturnClass, idle_s: float, within_s: float) -> float:
+    def chance(self, return_class: ReturnClass, idle_s: float, within_s: float) -> float:
         """That a chain which has been idle for `idle_s` returns within the next `within_s`."""
         if idle_s >= EDGES[-1]:
             return 0.0
-        still, later = self._longer(kind, idle_s), self._longer(kind, idle_s + within_s)
+        still, later = self._longer(return_class, idle_s), self._longer(return_class, idle_s + within_s)
         return max(0.0, 1.0 - later / still) if still > 0 else 0.0
 
-    def _longer(self, kind: ReturnClass, pause_s: float) -> float:
+    def _longer(self, return_class: ReturnClass, pause_s: float) -> float:
         """The share of pauses that are longer."""
         prior = self._prior.longer()
         share = _at(prior, pause_s) / prior[0]
-        for table in (self._all, self._by_kind.get(kind)):
+        for table in (self._all, self._by_kind.get(return_class)):
             if table is not None:
                 longer = table.longer()
                 share = (_at(longer, pause_s) + _LEAN * share) / (longer[0] + _LEAN)

@@ -29,11 +29,11 @@ class Usual:
         self._kinds: dict[Hashable, _FlowStats] = {}
         self._refused_at = float("-inf")
 
-    def refuses(self, now: float) -> bool:
+    def is_shedding(self, now: float) -> bool:
         """Whether anybody was refused lately."""
         return now - self._refused_at <= REFUSED_S
 
-    def chose(self, kind: Hashable, model: str) -> None:
+    def record_choice(self, kind: Hashable, model: str) -> None:
         one = self._kinds.get(kind)
         if one is None:
             if len(self._kinds) >= MAX_KINDS:
@@ -43,7 +43,7 @@ class Usual:
             one.chosen[name] *= _FORGET
         one.chosen[model] = one.chosen.get(model, 0.0) + 1.0
 
-    def refused(self, kind: Hashable, now: float) -> None:
+    def record_refusal(self, kind: Hashable, now: float) -> None:
         """One whose choice was told before."""
         if (one := self._kinds.get(kind)) is not None:
             one.refused_at = self._refused_at = now
@@ -58,7 +58,7 @@ class Usual:
             return frozenset()
         return {name for name, weight in one.chosen.items() if weight >= RARE * total}
 
-    def wants_to_know(self, kind: Hashable) -> bool:
+    def wants_probe(self, kind: Hashable) -> bool:
         """Whether this one, which could be refused unread, is the one in READ_EVERY that is not."""
         one = self._kinds[kind]
         one.unread += 1

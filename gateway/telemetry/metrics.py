@@ -84,15 +84,15 @@ class _Bound:
         self.saved = metrics.saved_usd.labels(model, worker)
         self.counterfactual = metrics.counterfactual_usd.labels(model, worker)
 
-    def observe(self, entry: RequestRecord) -> None:
-        self.duration.observe(entry.duration_s)
-        self.queue.observe(entry.queue_s)
-        self.input.observe(entry.prompt_tokens)
-        self.tokens_out.observe(entry.output_tokens)
-        if entry.ttft_s is not None:
-            self.ttft.observe(entry.ttft_s)
-            if entry.output_tokens > 1:
-                self.tpot.observe(max(0.0, entry.duration_s - entry.ttft_s) / (entry.output_tokens - 1))
+    def observe(self, record: RequestRecord) -> None:
+        self.duration.observe(record.duration_s)
+        self.queue.observe(record.queue_s)
+        self.input.observe(record.prompt_tokens)
+        self.tokens_out.observe(record.output_tokens)
+        if record.ttft_s is not None:
+            self.ttft.observe(record.ttft_s)
+            if record.output_tokens > 1:
+                self.tpot.observe(max(0.0, record.duration_s - record.ttft_s) / (record.output_tokens - 1))
 
     def add(self, sums: "_Sums") -> None:
         self.decision.inc(sums.requests)
@@ -118,15 +118,15 @@ class _Sums:
     saved_usd: float = 0.0
     counterfactual_usd: float = 0.0
 
-    def add(self, entry: RequestRecord) -> None:
+    def add(self, record: RequestRecord) -> None:
         self.requests += 1
-        self.prompt += entry.prompt_tokens
-        self.cached += entry.cached_tokens
-        self.output += entry.output_tokens
-        self.device_s += entry.device_s
-        self.usd += entry.cost_usd
-        self.saved_usd += entry.saved_usd
-        self.counterfactual_usd += entry.counterfactual_usd
+        self.prompt += record.prompt_tokens
+        self.cached += record.cached_tokens
+        self.output += record.output_tokens
+        self.device_s += record.device_s
+        self.usd += record.cost_usd
+        self.saved_usd += record.saved_usd
+        self.counterfactual_usd += record.counterfactual_usd
 
 
 class Metrics:
@@ -178,9 +178,9 @@ class Metrics:
         self._bound: dict[tuple[str, str, str], _Bound] = {}
         self._pending: list[RequestRecord] = []
 
-    def record(self, entry: RequestRecord) -> None:
+    def record(self, record: RequestRecord) -> None:
         """Once a request, at its end. It shows with the next FOLDED_AT, or when somebody scrapes."""
-        self._pending.append(entry)
+        self._pending.append(record)
         if len(self._pending) >= FOLDED_AT:
             self._fold()
 
@@ -190,16 +190,16 @@ class Metrics:
         ended, promises = Counts[tuple[str, str, str]](), Counts[tuple[str, str]]()
         tenants: dict[str, list[float]] = {}
         sums: dict[_Bound, _Sums] = {}
-        for entry in pending:
-            ended[entry.outcome, str(entry.status), entry.error_code] += 1
-            if entry.slo_met is not None and entry.slo:
-                promises[entry.slo, "yes" if entry.slo_met else "no"] += 1
-            if entry.tenant:
-                tenants.setdefault(self._tenant(entry.tenant), []).append(entry.cost_usd)
-            if entry.decision is not None:
-                bound = self._bind(entry)
-                bound.observe(entry)
-                sums.setdefault(bound, _Sums()).add(entry)
+        for record in pending:
+            ended[record.outcome, str(record.status), record.error_code] += 1
+            if record.slo_met is not None and record.slo:
+                promises[record.slo, "yes" if record.slo_met else "no"] += 1
+            if record.tenant:
+                tenants.setdefault(self._tenant(record.tenant), []).append(record.cost_usd)
+            if record.decision is not None:
+                bound = self._bind(record)
+                bound.observe(record)
+                sums.setdefault(bound, _Sums()).add(record)
         for labels, number in ended.items():
             self.requests.labels(*labels).inc(number)
         for kept, number in promises.items():
@@ -217,14 +217,14 @@ class Metrics:
             self._tenants.add(name)
         return name
 
-    def _bind(self, entry: RequestRecord) -> _Bound:
-        assert entry.decision
-        chosen = entry.decision.chosen
-        key = (chosen.model, chosen.worker, entry.decision.reason)
+    def _bind(self, record: RequestRecord) -> _Bound:
+        assert record.decision
+        chosen = record.decision.chosen
+        key = (chosen.model, chosen.worker, record.decision.reason)
         bound = self._bound.get(key)
         if bound is None:
             assert len(self._bound) < MAX_LABEL_SETS, "models, workers and reasons come from the policy: they are few"
-            bound = self._bound[key] = _Bound(self, chosen.model, chosen.tier, chosen.worker, entry.decision.reason)
+            bound = self._bound[key] = _Bound(self, chosen.model, chosen.tier, chosen.worker, record.decision.reason)
         return bound
 
     def render(self) -> bytes:

@@ -49,7 +49,7 @@ class SpanWriter(Protocol):
     def begin(self, headers: Mapping[str, str]) -> Trace | None:
         """Once a request, when it comes: the ids of its spans, or None when it is not recorded."""
 
-    def record(self, entry: RequestRecord) -> None:
+    def record(self, record: RequestRecord) -> None:
         """Once a request, at its end. Without a trace there is nothing to do."""
 
     def close(self) -> None: ...
@@ -59,7 +59,7 @@ class NoSpans:
     def begin(self, headers: Mapping[str, str]) -> Trace | None:
         return None
 
-    def record(self, entry: RequestRecord) -> None:
+    def record(self, record: RequestRecord) -> None:
         pass
 
     def close(self) -> None:
@@ -92,9 +92,9 @@ class SpanRecorder:
             return None
         return Trace(self._rng.getrandbits(128) or 1, self.new_id(), self.new_id())
 
-    def record(self, entry: RequestRecord) -> None:
-        if entry.trace:
-            self._processor.on_end(RequestSpans(self, entry, entry.trace))
+    def record(self, record: RequestRecord) -> None:
+        if record.trace:
+            self._processor.on_end(RequestSpans(self, record, record.trace))
 
     def close(self) -> None:
         self._processor.shutdown()
@@ -138,13 +138,13 @@ class _Span(NamedTuple):
 class RequestSpans(ReadableSpan):
     """A request on its way to the exporter, in the place of its spans."""
 
-    def __init__(self, spans: SpanRecorder, entry: RequestRecord, trace: Trace) -> None:
+    def __init__(self, spans: SpanRecorder, record: RequestRecord, trace: Trace) -> None:
         self._context = _SOME
-        self._told = spans, entry, trace
+        self._told = spans, record, trace
 
     def spans(self) -> list[ReadableSpan]:
         """For an exporter of the SDK."""
-        spans, entry, trace = self._told
+        spans, record, trace = self._told
         state = TraceState.from_header([trace.state]) if trace.state else None
 
         def context(id: int, *, is_remote: bool) -> SpanContext:
@@ -163,7 +163,7 @@ class RequestSpans(ReadableSpan):
                 end_time=made.end_ns,
                 instrumentation_scope=_SCOPE,
             )
-            for made in _SpanBuilder(spans, entry, trace).tell()
+            for made in _SpanBuilder(spans, record, trace).build()
         ]
 
     def lines(self) -> list[SpanLine]:
@@ -182,7 +182,7 @@ class RequestSpans(ReadableSpan):
                 "UNSET" if made.failed is None else "ERROR",
                 made.attributes,
             )
-            for made in _SpanBuilder(*self._told).tell()
+            for made in _SpanBuilder(*self._told).build()
         ]
 
 
@@ -217,42 +217,42 @@ def let_others(number: int) -> None:
 class _SpanBuilder:
     """The spans of one request, children first, as if each had ended in its time."""
 
-    __slots__ = ("_entry", "_made", "_spans", "_trace")
+    __slots__ = ("_made", "_record", "_spans", "_trace")
 
-    def __init__(self, spans: SpanRecorder, entry: RequestRecord, trace: Trace) -> None:
-        self._spans, self._entry, self._trace = spans, entry, trace
+    def __init__(self, spans: SpanRecorder, record: RequestRecord, trace: Trace) -> None:
+        self._spans, self._record, self._trace = spans, record, trace
         self._made: list[_Span] = []
 
-    def tell(self) -> list[_Span]:
-        entry, trace = self._entry, self._trace
-        start_ns, end_ns = entry.started_ns, self._at(entry.duration_s)
-        if entry.decision:
+    def build(self) -> list[_Span]:
+        record, trace = self._record, self._trace
+        start_ns, end_ns = record.started_ns, self._at(record.duration_s)
+        if record.decision:
             self._stages()
-            failed = entry.error_code if entry.outcome == "failed" else None
-            name = f"{_OPERATION.get(entry.route, 'chat')} {entry.decision.chosen.model}"
-            attributes = _chat_attributes(entry)
+            failed = record.error_code if record.outcome == "failed" else None
+            name = f"{_OPERATION.get(record.route, 'chat')} {record.decision.chosen.model}"
+            attributes = _chat_attributes(record)
             self._made.append(
                 _Span(name, trace.chat_id, trace.server_id, SpanKind.CLIENT, attributes, start_ns, end_ns, failed)
             )
-        failed = entry.error_code if entry.status >= 500 else None
-        attributes, name = _server_attributes(entry), f"POST {entry.route}"
+        failed = record.error_code if record.status >= 500 else None
+        attributes, name = _server_attributes(record), f"POST {record.route}"
         self._made.append(_Span(name, trace.server_id, trace.parent_id, SpanKind.SERVER, attributes, start_ns, end_ns, failed))
         return self._made
 
     def _stages(self) -> None:
-        entry = self._entry
-        for lost in entry.lost:
+        record = self._record
+        for lost in record.lost:
             self._child("headway.attempt", lost.started_s, lost.ended_s, _attempt_attributes(lost))
-        if entry.submitted_s - entry.placed_s >= MIN_QUEUE_S:
-            self._child("headway.queue", entry.placed_s, entry.submitted_s, {})
-        began = entry.submitted_s + entry.worker_queue_s
-        if entry.prefill_s:
-            first = entry.ttft_s if entry.ttft_s is not None else began + entry.prefill_s
-            uncached = entry.prompt_tokens - entry.cached_tokens
+        if record.submitted_s - record.placed_s >= MIN_QUEUE_S:
+            self._child("headway.queue", record.placed_s, record.submitted_s, {})
+        began = record.submitted_s + record.worker_queue_s
+        if record.prefill_s:
+            first = record.ttft_s if record.ttft_s is not None else began + record.prefill_s
+            uncached = record.prompt_tokens - record.cached_tokens
             self._child("headway.prefill", began, first, {"headway.uncached_tokens": uncached})
-        if entry.ttft_s is not None and entry.output_tokens > 1:
-            steps: Attributes = {"headway.num_steps": entry.num_steps, "headway.mean_batch": entry.mean_batch}
-            self._child("headway.decode", entry.ttft_s, entry.duration_s, steps)
+        if record.ttft_s is not None and record.output_tokens > 1:
+            steps: Attributes = {"headway.num_steps": record.num_steps, "headway.mean_batch": record.mean_batch}
+            self._child("headway.decode", record.ttft_s, record.duration_s, steps)
 
     def _child(self, name: str, start_s: float, end_s: float, attributes: Attributes) -> None:
         start_ns, end_ns = self._at(start_s), self._at(max(start_s, end_s))
@@ -260,23 +260,23 @@ class _SpanBuilder:
         self._made.append(_Span(name, id, parent, SpanKind.INTERNAL, attributes, start_ns, end_ns))
 
     def _at(self, seconds: float) -> int:
-        return self._entry.started_ns + int(seconds * 1e9)
+        return self._record.started_ns + int(seconds * 1e9)
 
 
-def _server_attributes(entry: RequestRecord) -> Attributes:
+def _server_attributes(record: RequestRecord) -> Attributes:
     attributes: Attributes = {
         "http.request.method": "POST",
-        "http.route": entry.route,
-        "url.path": entry.route,
+        "http.route": record.route,
+        "url.path": record.route,
         "url.scheme": "http",
-        "http.response.status_code": entry.status,
-        "headway.tenant": entry.tenant,
-        "headway.outcome": entry.outcome,
+        "http.response.status_code": record.status,
+        "headway.tenant": record.tenant,
+        "headway.outcome": record.outcome,
     }
-    if entry.run:
-        attributes["session.id"] = entry.run
-    if entry.error_code:
-        attributes["error.type"] = entry.error_code
+    if record.run:
+        attributes["session.id"] = record.run
+    if record.error_code:
+        attributes["error.type"] = record.error_code
     return attributes
 
 
@@ -294,54 +294,54 @@ def _attempt_attributes(lost: LostAttempt) -> Attributes:
     return attributes
 
 
-def _chat_attributes(entry: RequestRecord) -> Attributes:
-    assert entry.decision
-    chosen = entry.decision.chosen
+def _chat_attributes(record: RequestRecord) -> Attributes:
+    assert record.decision
+    chosen = record.decision.chosen
     attributes: Attributes = {
-        "gen_ai.operation.name": _OPERATION.get(entry.route, "chat"),
+        "gen_ai.operation.name": _OPERATION.get(record.route, "chat"),
         "gen_ai.provider.name": "headway",
-        "gen_ai.request.model": entry.asked,
-        "gen_ai.request.max_tokens": entry.max_tokens,
-        "gen_ai.request.temperature": entry.temperature,
-        "gen_ai.request.stream": entry.stream,
+        "gen_ai.request.model": record.asked,
+        "gen_ai.request.max_tokens": record.max_tokens,
+        "gen_ai.request.temperature": record.temperature,
+        "gen_ai.request.stream": record.stream,
         "gen_ai.response.model": chosen.model,
-        "gen_ai.response.id": entry.request_id,
-        "gen_ai.response.finish_reasons": (_FINISH.get(entry.finish_reason, "error"),),
-        "gen_ai.conversation.id": entry.run,
-        "gen_ai.usage.input_tokens": entry.prompt_tokens,
-        "gen_ai.usage.output_tokens": entry.output_tokens,
-        "gen_ai.usage.cache_read.input_tokens": entry.cached_tokens,
-        "gen_ai.usage.cost": entry.cost_usd,
-        "session.id": entry.run,
-        "headway.chain": entry.chain,
-        "headway.decision.id": entry.decision.id,
-        "headway.decision.reason": entry.decision.reason,
-        "headway.decision.rejected": sum(entry.decision.rejected_by_reason.values()),
+        "gen_ai.response.id": record.request_id,
+        "gen_ai.response.finish_reasons": (_FINISH.get(record.finish_reason, "error"),),
+        "gen_ai.conversation.id": record.run,
+        "gen_ai.usage.input_tokens": record.prompt_tokens,
+        "gen_ai.usage.output_tokens": record.output_tokens,
+        "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
+        "gen_ai.usage.cost": record.cost_usd,
+        "session.id": record.run,
+        "headway.chain": record.chain,
+        "headway.decision.id": record.decision.id,
+        "headway.decision.reason": record.decision.reason,
+        "headway.decision.rejected": sum(record.decision.rejected_by_reason.values()),
         "headway.quality": chosen.quality,
         "headway.worker": chosen.worker,
         "headway.tier": chosen.tier,
-        "headway.route": entry.decision.route,
-        "headway.attempts": entry.num_attempts,
-        "headway.queue_s": entry.queue_s,
-        "headway.worker_queue_s": entry.worker_queue_s,
-        "headway.prefill_s": entry.prefill_s,
-        "headway.decode_s": entry.decode_s,
-        "headway.device_s": entry.device_s,
-        "headway.num_steps": entry.num_steps,
-        "headway.mean_batch": entry.mean_batch,
-        "headway.saved_usd": entry.saved_usd,
-        "headway.counterfactual_usd": entry.counterfactual_usd,
-        "headway.slo": entry.slo,
+        "headway.route": record.decision.route,
+        "headway.attempts": record.num_attempts,
+        "headway.queue_s": record.queue_s,
+        "headway.worker_queue_s": record.worker_queue_s,
+        "headway.prefill_s": record.prefill_s,
+        "headway.decode_s": record.decode_s,
+        "headway.device_s": record.device_s,
+        "headway.num_steps": record.num_steps,
+        "headway.mean_batch": record.mean_batch,
+        "headway.saved_usd": record.saved_usd,
+        "headway.counterfactual_usd": record.counterfactual_usd,
+        "headway.slo": record.slo,
     }
-    if entry.ttft_s is not None:
-        attributes["headway.ttft_s"] = entry.ttft_s
-        if entry.stream:
-            attributes["gen_ai.response.time_to_first_chunk"] = entry.ttft_s
-    if entry.slo_met is not None:
-        attributes["headway.slo_met"] = entry.slo_met
-    if entry.error_code:
-        attributes["error.type"] = entry.error_code
-    if content := entry.content:
+    if record.ttft_s is not None:
+        attributes["headway.ttft_s"] = record.ttft_s
+        if record.stream:
+            attributes["gen_ai.response.time_to_first_chunk"] = record.ttft_s
+    if record.slo_met is not None:
+        attributes["headway.slo_met"] = record.slo_met
+    if record.error_code:
+        attributes["error.type"] = record.error_code
+    if content := record.content:
         said = (content.system, content.asked, content.answered, content.tools)
         attributes |= {name: text for name, text in zip(_CONTENT, said, strict=True) if text}
     return attributes

@@ -40,7 +40,7 @@ class ModelText:
         self._words = WordTokenCache.of(files.tokenizer, self._anchors.contents)
         self.longest_token = max(map(len, files.tokenizer.get_vocab()), default=1)
         """In characters: a text has at least its length over this many tokens."""
-        self.family = output_format_of(files.templates, self._probe())
+        self.output_format = output_format_of(files.templates, self._probe())
 
     @classmethod
     def from_directory(cls, path: Path) -> Self:

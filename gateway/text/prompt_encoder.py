@@ -36,7 +36,7 @@ class Prompt(NamedTuple):
 
     data: bytes
     num_tokens: int
-    names: Sequence[bytes]
+    page_hashes: Sequence[bytes]
     shared_tokens: int = 0
     change: PromptChange | None = None
     """Against what the chain sent before; None when that is not known."""
@@ -66,11 +66,11 @@ class Target(NamedTuple):
     max_context: int
 
 
-def target_of(link: WorkerClient) -> Target | None:
+def target_of(client: WorkerClient) -> Target | None:
     """None for a worker that has never been up: nobody knows its tokenizer."""
-    if link.text is None or link.hello is None:
+    if client.text is None or client.hello is None:
         return None
-    return Target(link.worker, link.text, link.hello.fingerprint, link.hello.page_size, link.hello.max_context)
+    return Target(client.worker, client.text, client.hello.fingerprint, client.hello.page_size, client.hello.max_context)
 
 
 def check_length(request: Request, targets: Sequence[Target]) -> None:
@@ -148,9 +148,9 @@ class PromptEncoder:
             kind = (text.fingerprint, fingerprint, page_size)
             if (prompt := alike.get(kind)) is None:
                 one, before = kept[text.fingerprint], previous[text.fingerprint]
-                names = _names(one, before, fingerprint, page_size, salt)
+                page_hashes = _names(one, before, fingerprint, page_size, salt)
                 change = changes.get(text.fingerprint)
-                prompt = alike[kind] = Prompt(one.data, len(one.data) // 4, names, one.shared_tokens, change)
+                prompt = alike[kind] = Prompt(one.data, len(one.data) // 4, page_hashes, one.shared_tokens, change)
             prompts[worker] = prompt
         return kept, prompts
 

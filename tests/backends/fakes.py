@@ -85,7 +85,7 @@ class FakeRunner:
         self.computed.append(sum(one.num_tokens for one in work))
         return sampled + [self._run(one) for one in work[half:]]
 
-    def break_off(self) -> None:
+    def interrupt(self) -> None:
         self._broken_off = True
 
     def _run(self, work: Work) -> list[Sampled]:

@@ -195,7 +195,7 @@ async def test_a_worker_that_talks_nonsense_harms_nobody_else_and_is_taken_back(
     async with serve(tmp_path, workers=workers) as served:
         hostile = workers["pico-0"]
         for messages in found:
-            await until(lambda: served.gateway.fleet.links["pico-0"].healthy)
+            await until(lambda: served.gateway.fleet.clients["pico-0"].healthy)
             hostile.hold()
             asked = asyncio.create_task(served.chat(ask(model="small", max_tokens=3)))
             await until(lambda asked=asked: hostile.num_live > 0 or asked.done())
@@ -208,7 +208,7 @@ async def test_a_worker_that_talks_nonsense_harms_nobody_else_and_is_taken_back(
             hostile.release()
             status, _ = await asyncio.wait_for(asked, TIMEOUT_S)
             assert status in (200, 429, 500, 502, 503, 400)
-        await until(lambda: served.gateway.fleet.links["pico-0"].healthy)
+        await until(lambda: served.gateway.fleet.clients["pico-0"].healthy)
         assert (await asyncio.wait_for(served.chat(ask(model="small")), TIMEOUT_S))[0] == 200
         async with served.http.get(f"{served.url}/metrics") as answer:
             assert answer.status == 200

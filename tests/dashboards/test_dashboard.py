@@ -37,7 +37,7 @@ async def shown(folder: Path, more: str = "", key: str = "") -> AsyncIterator[tu
         for worker in workers.values():
             worker.idle_s = 5.0
         served.gateway.observe_devices()
-        served.gateway.tell_devices()
+        served.gateway.record_device_time()
         async with browser(folder) as page:
             await page.look(width=1280, height=800, dark=False)
             yield served, page

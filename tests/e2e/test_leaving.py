@@ -27,7 +27,7 @@ async def assert_all_free(served: Served) -> None:
     for worker in served.workers.values():
         await until(lambda worker=worker: worker.num_live == 0)  # type: ignore[misc]
         assert worker.free_pages + worker.cached_pages == worker.hello.num_pages
-    for link in served.gateway.fleet.links.values():
+    for link in served.gateway.fleet.clients.values():
         await until(lambda link=link: not link.streams)  # type: ignore[misc]
     assert len(served.gateway.queue) == 0
 

@@ -31,7 +31,7 @@ class Oracle(Speculator):
         self._guesses(work.sequence).evidence = ("own", 1)
         right = reference(list(work.sequence.tokens), self.rng.randrange(4))
         guessed = tuple(token if self.rng.random() < 0.8 else (token + 1) % 97 for token in right)
-        return work._replace(drafts=guessed[: self._scheduler.room_for_drafts(work, len(guessed))])
+        return work._replace(drafts=guessed[: self._scheduler.can_allocate_drafts(work, len(guessed))])
 
 
 class Twin(Speculator):
@@ -123,7 +123,7 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
     )
     rig = Rig(of, seed, host_pages=rng.choice((0, 5, 60)), guesses=rng.choice(("", "oracle", "draft")))
     if rng.random() < 0.5:
-        rig.runner.during = lambda: rig.engine.came(rng.randrange(-1, 3))
+        rig.runner.during = lambda: rig.engine.record_arrival(rng.randrange(-1, 3))
     stems = [[rng.randrange(1, 97) for _ in range(12)] for _ in range(3)]
     asked: dict[int, tuple[list[int], int]] = {}
     aborted: set[int] = set()
@@ -150,7 +150,7 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
         if rng.random() < 0.1:
             rig.engine.reprioritize("me", rng.randrange(request + 1), rng.randrange(3))
         if rng.random() < 0.1:
-            rig.engine.retain(rng.choice("xyz"), rng.choice((0.0, 0.5, 2.0)))
+            rig.engine.set_retention(rng.choice("xyz"), rng.choice((0.0, 0.5, 2.0)))
         rig.engine.check()
     rig.run()
     assert set(rig.finished) == set(asked)
@@ -175,7 +175,7 @@ def test_right_guesses_save_steps_and_are_charged_for() -> None:
     tally = rig.engine.speculator.tallies["lookup"]
     assert rig.text == plain.text and tally.drafted > tally.accepted > 10
     assert rig.finished[1].num_steps < plain.finished[1].num_steps - 10
-    assert rig.engine.meter.attributed_ns == rig.engine.meter.busy_ns
+    assert rig.engine.busy_meter.attributed_ns == rig.engine.busy_meter.busy_ns
 
 
 def test_a_draft_catches_up_on_what_others_computed_and_is_then_always_right() -> None:
@@ -190,7 +190,7 @@ def test_a_draft_catches_up_on_what_others_computed_and_is_then_always_right() -
     tally = rig.engine.speculator.tallies["draft"]
     assert rig.text == plain.text and tally.drafted == tally.accepted > 60
     assert rig.finished[2].num_cached_tokens > 40 and rig.finished[2].num_steps < plain.finished[2].num_steps - 20
-    assert rig.engine.meter.attributed_ns == rig.engine.meter.busy_ns
+    assert rig.engine.busy_meter.attributed_ns == rig.engine.busy_meter.busy_ns
 
 
 def test_a_second_turn_reuses_the_pages_of_the_first() -> None:
@@ -219,7 +219,7 @@ def test_what_the_pool_had_to_give_up_comes_back_from_the_host() -> None:
 
 def test_links_are_told_what_the_host_tier_holds_and_what_a_reload_takes() -> None:
     rig = Rig(limits(num_pages=10, page_size=4), host_pages=12)
-    desk, told = LinkHandler(rig.engine), set[bytes]()
+    link_handler, told = LinkHandler(rig.engine), set[bytes]()
     assert rig.engine.tier is not None
 
     def take(outgoing: list[Outgoing]) -> list[Load]:
@@ -232,16 +232,16 @@ def test_links_are_told_what_the_host_tier_holds_and_what_a_reload_takes() -> No
                 told.update(split_hashes(message.host_stored))
         return loads
 
-    take(desk.take(Attach(1), 0))
+    take(link_handler.take(Attach(1), 0))
     for number in range(5):
         rig.submit(number, [number + 1] * 30, max_tokens=3, ignore_eos=True)
         rig.run()
-        loads = take(desk.report(number * 10**9))
-        assert told == set(rig.engine.tier.names()) and len(told) == min(12, 8 * (number + 1))
+        loads = take(link_handler.report(number * 10**9))
+        assert told == set(rig.engine.tier.page_hashes()) and len(told) == min(12, 8 * (number + 1))
     assert loads[-1].reload_s_per_token == pytest.approx(0.001)
     told.clear()
-    take(desk.take(Attach(2), 0))
-    assert told == set(rig.engine.tier.names())
+    take(link_handler.take(Attach(2), 0))
+    assert told == set(rig.engine.tier.page_hashes())
 
 
 def test_a_tier_keeps_the_pages_that_others_hang_on_longest() -> None:
@@ -269,9 +269,9 @@ def test_the_host_tier_gives_up_what_is_worth_least_and_of_equals_what_was_used_
     rig, names = host_rig("a", "b", "c", host_pages=15)
     tier = rig.engine.tier
     assert tier is not None
-    rig.engine.retain("a", 0.6)
-    rig.engine.retain("b", 0.1)
-    rig.engine.retain("c", 0.6)
+    rig.engine.set_retention("a", 0.6)
+    rig.engine.set_retention("b", 0.1)
+    rig.engine.set_retention("c", 0.6)
     for request, (chain, left) in enumerate({"d": (5, 0, 5), "e": (0, 0, 5), "f": (0, 0, 0)}.items()):
         rig.submit(100 + request, [50 + request] * 21, max_tokens=1, chain=chain)
         rig.run()
@@ -286,11 +286,11 @@ def test_pages_that_another_chain_has_as_well_stay_with_it() -> None:
         rig.submit(request, [*shared, *[20 + request] * 9], max_tokens=1, chain=chain)
         rig.run()
     tier = rig.engine.tier
-    assert tier is not None and len(tier.names()) == 3 + 2 * 2
-    rig.engine.retain("a", 0.0)
-    assert len(tier.names()) == 3 + 2
-    rig.engine.retain("b", 0.0)
-    assert tier.names() == []
+    assert tier is not None and len(tier.page_hashes()) == 3 + 2 * 2
+    rig.engine.set_retention("a", 0.0)
+    assert len(tier.page_hashes()) == 3 + 2
+    rig.engine.set_retention("b", 0.0)
+    assert tier.page_hashes() == []
     tier.check()
 
 
@@ -300,7 +300,7 @@ def test_of_a_chain_that_was_cut_short_the_host_gives_up_first_what_its_last_tur
     assert tier is not None
     rig.submit(50, [*[1] * 8, *[9] * 13], max_tokens=1, chain="a")
     rig.run()
-    rig.engine.retain("a", 0.5)
+    rig.engine.set_retention("a", 0.5)
     rig.submit(51, [30] * 13, max_tokens=1, chain="b")
     rig.run()
     assert tier.match(names["a"]) == 2
@@ -484,7 +484,7 @@ def broken_off(priority: int) -> Rig:
         rig.submit(request, [5 + request] * 9, priority=1, max_tokens=60, ignore_eos=True)
     for _ in range(40):  # which is how much may be lost
         rig.step()
-    rig.runner.during = lambda: rig.engine.came(priority)
+    rig.runner.during = lambda: rig.engine.record_arrival(priority)
     rig.step()
     rig.runner.during = lambda: None
     rig.submit(9, [9] * 30, priority=priority, max_tokens=1, ignore_eos=True)
@@ -494,19 +494,19 @@ def broken_off(priority: int) -> Rig:
 def test_a_step_is_broken_off_for_a_prompt_that_goes_before_what_is_in_it_and_that_prompt_pays() -> None:
     rig, other = broken_off(0), broken_off(1)
     assert (rig.runner.num_broken_off, other.runner.num_broken_off) == (1, 0)
-    lost_ns = rig.engine.hurry.lost_ns
-    assert lost_ns > 0 == other.engine.hurry.lost_ns
+    lost_ns = rig.engine.step_interrupt.lost_ns
+    assert lost_ns > 0 == other.engine.step_interrupt.lost_ns
     rig.step()
-    assert rig.finished[9].device_s >= lost_ns / 1e9 and rig.engine.hurry.lost_ns == 0
+    assert rig.finished[9].device_s >= lost_ns / 1e9 and rig.engine.step_interrupt.lost_ns == 0
     rig.run()
     other.run()
     assert rig.text == other.text
-    assert rig.engine.meter.attributed_ns == rig.engine.meter.busy_ns
+    assert rig.engine.busy_meter.attributed_ns == rig.engine.busy_meter.busy_ns
 
 
 def test_who_breaks_off_every_step_takes_a_bounded_share_of_the_time() -> None:
     rig, plain = Rig(limits(num_pages=200)), Rig(limits(num_pages=200))
-    rig.runner.during = lambda: rig.engine.came(0)
+    rig.runner.during = lambda: rig.engine.record_arrival(0)
     for one in (rig, plain):
         one.submit(1, [5] * 9, priority=1, max_tokens=150, ignore_eos=True)
         one.run()
@@ -521,11 +521,11 @@ def test_every_nanosecond_of_a_step_is_charged_to_somebody() -> None:
         rig.submit(request, [request + 1] * (5 * request + 1), max_tokens=3 + request)
         rig.step()
     rig.run()
-    meter = rig.engine.meter
-    assert meter.attributed_ns == meter.busy_ns
-    assert sum(round(f.device_s * 1e9) for f in rig.finished.values()) == meter.busy_ns
+    busy_meter = rig.engine.busy_meter
+    assert busy_meter.attributed_ns == busy_meter.busy_ns
+    assert sum(round(f.device_s * 1e9) for f in rig.finished.values()) == busy_meter.busy_ns
     assert all(f.num_steps and 1 <= f.mean_batch <= 4 and f.device_s >= f.prefill_device_s > 0 for f in rig.finished.values())
-    assert meter.busy_ns + meter.idle_ns <= rig.clock.now_ns - start_ns + 1_237
+    assert busy_meter.busy_ns + busy_meter.idle_ns <= rig.clock.now_ns - start_ns + 1_237
 
 
 def test_logprobs_come_with_their_text() -> None:

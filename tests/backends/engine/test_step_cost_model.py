@@ -80,14 +80,14 @@ def test_a_pass_over_a_group_of_rows_is_shared_by_those_in_it() -> None:
 
 def test_busy_and_idle_are_the_wall_time() -> None:
     rng, now_ns = random.Random(2), 12_345
-    meter = BusyMeter(now_ns)
+    busy_meter = BusyMeter(now_ns)
     for _ in range(1000):
         now_ns += rng.randrange(10**7)
         if rng.random() < 0.5:
-            meter.busy_until(now_ns)
+            busy_meter.busy_until(now_ns)
         else:
-            meter.idle_until(now_ns)
-    assert meter.busy_ns + meter.idle_ns == now_ns - 12_345
+            busy_meter.idle_until(now_ns)
+    assert busy_meter.busy_ns + busy_meter.idle_ns == now_ns - 12_345
 
 
 def test_what_all_read_together_makes_each_byte_dearer() -> None:

@@ -7,13 +7,13 @@ from backends.engine.thread_tuner import SELDOM, ThreadTuner
 Time = Callable[[int, int], float]
 
 
-def rounds(choice: ThreadTuner, count: int, time: Time, *, work: int, chunks: bool = False) -> int:
+def rounds(thread_tuner: ThreadTuner, count: int, time: Time, *, work: int, chunks: bool = False) -> int:
     """How many of so many steps ran on one thread."""
     alone = 0
     for _ in range(count):
-        threads = choice.choose(work, chunks=chunks)
+        threads = thread_tuner.choose(work, chunks=chunks)
         alone += threads == 1
-        choice.took(work, chunks=chunks, threads=threads, time=time(work, threads))
+        thread_tuner.took(work, chunks=chunks, threads=threads, time=time(work, threads))
     return alone
 
 
@@ -22,37 +22,37 @@ def with_meetings(work: int, threads: int) -> float:
 
 
 def test_short_steps_run_on_one_thread_and_long_ones_on_all() -> None:
-    choice = ThreadTuner(4)
-    assert rounds(choice, 1000, with_meetings, work=1_000) > 950
-    assert rounds(choice, 1000, with_meetings, work=1_000_000) < 50
-    assert rounds(choice, 1000, with_meetings, work=1_000, chunks=True) > 950
+    thread_tuner = ThreadTuner(4)
+    assert rounds(thread_tuner, 1000, with_meetings, work=1_000) > 950
+    assert rounds(thread_tuner, 1000, with_meetings, work=1_000_000) < 50
+    assert rounds(thread_tuner, 1000, with_meetings, work=1_000, chunks=True) > 950
 
 
 def test_a_step_that_was_held_up_changes_nothing() -> None:
-    choice, number = ThreadTuner(2), 0
+    thread_tuner, number = ThreadTuner(2), 0
 
     def held_up(work: int, threads: int) -> float:
         nonlocal number
         number += 1
         return with_meetings(work, threads) * (50 if number % 10 == 0 else 1)
 
-    rounds(choice, 100, held_up, work=1_000)
-    assert rounds(choice, 1000, held_up, work=1_000) > 950
+    rounds(thread_tuner, 100, held_up, work=1_000)
+    assert rounds(thread_tuner, 1000, held_up, work=1_000) > 950
 
 
 def test_what_has_become_the_slower_way_is_left() -> None:
-    choice = ThreadTuner(2)
-    rounds(choice, 5000, with_meetings, work=1_000_000)
-    rounds(choice, 8 * SELDOM, lambda work, threads: work * threads, work=1_000_000)
-    assert rounds(choice, 1000, lambda work, threads: work * threads, work=1_000_000) > 950
+    thread_tuner = ThreadTuner(2)
+    rounds(thread_tuner, 5000, with_meetings, work=1_000_000)
+    rounds(thread_tuner, 8 * SELDOM, lambda work, threads: work * threads, work=1_000_000)
+    assert rounds(thread_tuner, 1000, lambda work, threads: work * threads, work=1_000_000) > 950
 
 
 def test_the_slower_way_is_tried_ever_more_seldom() -> None:
-    choice = ThreadTuner(2)
-    rounds(choice, 20_000, with_meetings, work=1_000)
-    assert 5 <= 10_000 - rounds(choice, 10_000, with_meetings, work=1_000) <= 12
+    thread_tuner = ThreadTuner(2)
+    rounds(thread_tuner, 20_000, with_meetings, work=1_000)
+    assert 5 <= 10_000 - rounds(thread_tuner, 10_000, with_meetings, work=1_000) <= 12
 
 
 def test_of_one_thread_there_is_nothing_to_choose() -> None:
-    choice = ThreadTuner(1)
-    assert rounds(choice, 10, with_meetings, work=1_000_000) == 10
+    thread_tuner = ThreadTuner(1)
+    assert rounds(thread_tuner, 10, with_meetings, work=1_000_000) == 10

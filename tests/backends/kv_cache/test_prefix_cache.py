@@ -15,9 +15,9 @@ from backends.wire import page_hashes
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.integers(1, 9), st.text(max_size=5), st.integers(0, 40))
 def test_pages_named_one_by_one_have_the_names_of_the_wire(ids: list[int], page_size: int, salt: str, shared: int) -> None:
     tokens = array("I", ids)
-    namer, names = PageHasher("weights", salt, shared // page_size), list[bytes]()
+    page_hasher, names = PageHasher("weights", salt, shared // page_size), list[bytes]()
     for start in range(0, len(ids) - len(ids) % page_size, page_size):
-        names.append(namer.after(names[-1] if names else b"", tokens[start : start + page_size].tobytes(), len(names)))
+        names.append(page_hasher.extend(names[-1] if names else b"", tokens[start : start + page_size].tobytes(), len(names)))
     named = {"page_size": page_size, "fingerprint": "weights", "shared_tokens": shared}
     assert names == page_hashes(tokens.tobytes(), cache_salt=salt, **named)  # type: ignore[arg-type]
     other = page_hashes(tokens.tobytes(), cache_salt=f"{salt}2", **named)  # type: ignore[arg-type]
@@ -60,19 +60,19 @@ class Walker:
         self.resident: set[bytes] = set()
 
     def begin(self) -> None:
-        names = [b"%d" % self.rng.randrange(2)]
+        page_hashes = [b"%d" % self.rng.randrange(2)]
         while self.rng.random() < 0.8:
-            names.append(names[-1] + b"%d" % self.rng.randrange(2))
-        matched = self.index.match(names)
-        fresh = len(names) - len(matched)
+            page_hashes.append(page_hashes[-1] + b"%d" % self.rng.randrange(2))
+        matched = self.index.match(page_hashes)
+        fresh = len(page_hashes) - len(matched)
         if fresh + self.index.cached_among(matched) > self.index.available:
             return
         chain = self.rng.choice(("", "a", "b", "c", "d", "e"))
         self.index.hold(matched, chain)
         pages = [*matched, *self.index.take(fresh)]
-        for i in range(len(matched), len(names)):
-            pages[i] = self.index.insert(names[i], names[i - 1] if i else b"", pages[i], chain)
-        self.sequences.append((names, pages))
+        for i in range(len(matched), len(page_hashes)):
+            pages[i] = self.index.insert(page_hashes[i], page_hashes[i - 1] if i else b"", pages[i], chain)
+        self.sequences.append((page_hashes, pages))
 
     def end(self) -> None:
         if self.sequences:
@@ -85,9 +85,9 @@ class Walker:
         stored, removed = self.index.take_changes()
         assert not self.resident & set(stored) and set(removed) <= self.resident
         self.resident = (self.resident - set(removed)) | set(stored)
-        assert self.resident == set(self.index.names())
-        for names, pages in self.sequences:
-            assert self.index.match(names) == pages
+        assert self.resident == set(self.index.page_hashes())
+        for hashes, pages in self.sequences:
+            assert self.index.match(hashes) == pages
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -96,7 +96,7 @@ def test_an_index_survives_a_random_walk_and_reports_every_change(seed: int) -> 
     for _ in range(300):
         walker.rng.choice((walker.begin, walker.begin, walker.end))()
         if walker.rng.random() < 0.2:
-            walker.index.retain(walker.rng.choice("abcde"), walker.rng.choice((0.0, 0.3, 1.0, 3.0)))
+            walker.index.set_retention(walker.rng.choice("abcde"), walker.rng.choice((0.0, 0.3, 1.0, 3.0)))
         walker.settle()
     while walker.sequences:
         walker.end()
@@ -119,7 +119,7 @@ def test_the_least_recently_used_page_goes_first() -> None:
     index.hold(index.match([b"a"]), "")
     index.give_back(index.match([b"a"]))
     filled(index, b"d", "")
-    assert set(index.names()) == {b"a", b"c", b"d"}
+    assert set(index.page_hashes()) == {b"a", b"c", b"d"}
 
 
 def test_children_go_before_their_parents() -> None:
@@ -128,7 +128,7 @@ def test_children_go_before_their_parents() -> None:
     filled(index, b"ab", "", b"a")
     filled(index, b"abc", "", b"ab")
     index.give_back(index.take(2))
-    assert index.names() == [b"a"]
+    assert index.page_hashes() == [b"a"]
 
 
 def test_a_chain_of_lower_score_goes_first_and_of_score_zero_at_once() -> None:
@@ -136,21 +136,21 @@ def test_a_chain_of_lower_score_goes_first_and_of_score_zero_at_once() -> None:
     filled(index, b"a", "keep")
     filled(index, b"b", "drop")
     filled(index, b"c", "plain")
-    index.retain("keep", 5.0)
-    index.retain("drop", 0.1)
+    index.set_retention("keep", 5.0)
+    index.set_retention("drop", 0.1)
     filled(index, b"d", "plain")
-    assert set(index.names()) == {b"a", b"c", b"d"}
-    index.retain("plain", 0.0)
-    assert index.names() == [b"a"]
+    assert set(index.page_hashes()) == {b"a", b"c", b"d"}
+    index.set_retention("plain", 0.0)
+    assert index.page_hashes() == [b"a"]
     index.check()
 
 
-def turn(index: PrefixIndex, names: list[bytes], chain: str) -> None:
+def turn(index: PrefixIndex, page_hashes: list[bytes], chain: str) -> None:
     """What is resident of it is used again, the rest is computed."""
-    held = index.match(names)
+    held = index.match(page_hashes)
     index.hold(held, chain)
-    for number in range(len(held), len(names)):
-        held.append(index.insert(names[number], names[number - 1] if number else b"", index.take(1)[0], chain))
+    for number in range(len(held), len(page_hashes)):
+        held.append(index.insert(page_hashes[number], page_hashes[number - 1] if number else b"", index.take(1)[0], chain))
     index.give_back(held)
 
 
@@ -158,15 +158,15 @@ def test_what_a_turn_did_not_go_on_with_goes_before_what_is_worth_less() -> None
     index = PrefixIndex(PagePool(7))
     turn(index, [b"s", b"t", b"old-1", b"old-2"], "a")
     filled(index, b"other", "other")
-    index.retain("a", 0.8)
-    index.retain("other", 0.1)
+    index.set_retention("a", 0.8)
+    index.set_retention("other", 0.1)
     turn(index, [b"s", b"t", b"new"], "a")
     index.check()
     filled(index, b"x", "x")
     filled(index, b"y", "x")
-    assert {b"s", b"t", b"old-1", b"other", b"new"} <= set(index.names()) and b"old-2" not in index.names()
+    assert {b"s", b"t", b"old-1", b"other", b"new"} <= set(index.page_hashes()) and b"old-2" not in index.page_hashes()
     filled(index, b"z", "x")
-    assert b"old-1" not in index.names() and b"other" in index.names()
+    assert b"old-1" not in index.page_hashes() and b"other" in index.page_hashes()
     index.check()
 
 
@@ -177,22 +177,22 @@ def test_side_requests_and_sub_agents_under_the_same_name_cost_the_main_thread_n
     turn(index, [b"m1", b"sub-1", b"sub-2"], "session")
     turn(index, [b"title"], "session")
     filled(index, b"other", "other")
-    index.retain("session", 0.8)
-    index.retain("other", 0.5)
+    index.set_retention("session", 0.8)
+    index.set_retention("other", 0.5)
     for name in (b"x", b"y"):
         filled(index, name, "x")
         index.check()
-    assert set(main) | {b"title"} <= set(index.names()) and b"other" not in index.names()
+    assert set(main) | {b"title"} <= set(index.page_hashes()) and b"other" not in index.page_hashes()
 
 
 def test_a_released_chain_lets_go_of_nothing_that_another_shares() -> None:
     index = PrefixIndex(PagePool(4))
     filled(index, b"a", "one")
     filled(index, b"ab", "two", b"a")
-    index.retain("one", 0.0)
-    assert index.names() == [b"a", b"ab"]
-    index.retain("two", 0.0)
-    assert index.names() == []
+    index.set_retention("one", 0.0)
+    assert index.page_hashes() == [b"a", b"ab"]
+    index.set_retention("two", 0.0)
+    assert index.page_hashes() == []
 
 
 def test_releasing_a_very_long_chain_does_not_recurse() -> None:
@@ -201,7 +201,7 @@ def test_releasing_a_very_long_chain_does_not_recurse() -> None:
         name = b"%d" % i
         held.append(index.insert(name, parent, index.take(1)[0], "long"))
         parent = name
-    index.retain("long", 0.0)
-    assert len(index.names()) == 5000
+    index.set_retention("long", 0.0)
+    assert len(index.page_hashes()) == 5000
     index.give_back(held)
-    assert index.names() == [] and index.available == 5000
+    assert index.page_hashes() == [] and index.available == 5000

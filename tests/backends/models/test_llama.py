@@ -54,13 +54,13 @@ def load(
 
 
 def kv_for(model: Llama, *, num_pages: int, page_size: int, dtype: torch.dtype) -> PagedKV:
-    shape = model.shape
+    model_config = model.model_config
     return PagedKV(
-        layers=shape.num_layers,
+        layers=model_config.num_layers,
         num_pages=num_pages,
         page_size=page_size,
-        kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
+        kv_heads=model_config.num_kv_heads,
+        head_dim=model_config.head_dim,
         dtype=dtype,
         device="cpu",
     )
@@ -123,11 +123,11 @@ def test_transformers_gives_the_same_logits_for_a_shipped_model(library: Library
     weights = {
         name: checkpoint.weight(name.removesuffix(".weight")).dense(torch.float32)
         for name in reference.state_dict()
-        if name != "lm_head.weight" or not checkpoint.shape.tied
+        if name != "lm_head.weight" or not checkpoint.model_config.tied
     }
     reference.load_state_dict(weights, strict=False)
     reference.tie_weights()
-    ids = random.Random(2).choices(range(checkpoint.shape.vocab_size), k=200)
+    ids = random.Random(2).choices(range(checkpoint.model_config.vocab_size), k=200)
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0]
     torch.testing.assert_close(all_logits(load(directory, library), library, ids), expected, atol=2e-3, rtol=1e-4)

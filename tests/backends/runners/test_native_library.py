@@ -126,7 +126,7 @@ def test_a_step_that_was_broken_off_is_done_anew(
 
     def insist() -> None:
         while not over.is_set():
-            runner.break_off()
+            runner.interrupt()
 
     insisting = threading.Thread(target=insist)
     insisting.start()

@@ -47,12 +47,12 @@ def test_greedy_takes_the_best_and_a_very_low_temperature_does_too() -> None:
 
 
 def test_a_draw_does_not_depend_on_the_batch() -> None:
-    asks = [
+    requests = [
         SampleRequest(Sampling(max_tokens=1, temperature=1.0), seed, position) for seed in range(20) for position in range(5)
     ]
     logits = torch.randn(100, 50, generator=torch.Generator().manual_seed(0))
-    together = sample(logits, asks)
-    alone = [sample(logits[i : i + 1], asks[i : i + 1])[0] for i in reversed(range(100))]
+    together = sample(logits, requests)
+    alone = [sample(logits[i : i + 1], requests[i : i + 1])[0] for i in reversed(range(100))]
     assert together == alone[::-1]
 
 

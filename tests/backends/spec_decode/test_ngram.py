@@ -83,16 +83,16 @@ def test_a_chunk_costs_something_of_its_own_and_few_guesses_do_not_pay_it_back()
 
 
 def test_a_chance_is_learned_and_a_lost_one_comes_back() -> None:
-    chance = AcceptanceRate()
+    acceptance_rate = AcceptanceRate()
     for _ in range(30):
-        chance.learn(4, 0)
-    assert chance.value < 0.05
+        acceptance_rate.learn(4, 0)
+    assert acceptance_rate.value < 0.05
     for _ in range(500):
-        chance.forget()
-    assert chance.value == pytest.approx(HOPED, abs=0.01)
+        acceptance_rate.forget()
+    assert acceptance_rate.value == pytest.approx(HOPED, abs=0.01)
     for _ in range(30):
-        chance.learn(4, 4)
-    assert chance.value > 0.95
+        acceptance_rate.learn(4, 4)
+    assert acceptance_rate.value > 0.95
 
 
 def test_what_chooses_by_more_than_the_position_is_not_guessed_for() -> None:

@@ -110,7 +110,7 @@ def test_only_rows_with_a_grammar_are_masked(grammars: Grammars) -> None:
     logits = torch.zeros(2, VOCABULARY)
     logits[:, 100] = 5.0
     greedy = Sampling(max_tokens=1)
-    asks = [SampleRequest(greedy, 0, 1), SampleRequest(greedy, 0, 1, (), matcher)]
-    free, bound = sample(logits, asks, MaskFiller().fill([None, matcher]))
+    requests = [SampleRequest(greedy, 0, 1), SampleRequest(greedy, 0, 1, (), matcher)]
+    free, bound = sample(logits, requests, MaskFiller().fill([None, matcher]))
     assert free.token == 100 and TOKENIZER.decode([bound.token]) == "a"
     assert logits[1, 100] == 5.0

@@ -45,10 +45,10 @@ def grammars() -> Grammars:
     return Grammars(TOKENIZER, vocab_size=TOKENIZER.get_vocab_size(), eos_tokens=[2])
 
 
-def takes(grammars: Grammars, family: OutputFormat, text: str, **rule: Any) -> bool:
+def takes(grammars: Grammars, output_format: OutputFormat, text: str, **rule: Any) -> bool:
     outcomes: list[Any] = []
     done = threading.Event()
-    grammar = family.grammar([TOOL], param="tools", **rule)
+    grammar = output_format.grammar([TOOL], param="tools", **rule)
     grammars.compile(grammar, lambda outcome: (outcomes.append(outcome), done.set())[0])
     assert done.wait(30)
     assert isinstance(outcomes[0], Matcher), outcomes[0]
@@ -56,41 +56,43 @@ def takes(grammars: Grammars, family: OutputFormat, text: str, **rule: Any) -> b
     return bool(matcher.accept_string(text) and matcher.is_completed())
 
 
-def read(family: OutputFormat, text: str) -> list[dict[str, Any]]:
+def read(output_format: OutputFormat, text: str) -> list[dict[str, Any]]:
     ids = itertools.count()
-    parser = family.parser(Calls(lambda: str(next(ids))), [TOOL])
+    parser = output_format.parser(Calls(lambda: str(next(ids))), [TOOL])
     answer = assemble([*parser.feed(text), *parser.close()])
     return [json.loads(call.arguments) for call in answer.tool_calls]
 
 
-@pytest.mark.parametrize(("family", "call", "between"), WRITTEN, ids=lambda value: getattr(value, "calls", None))
-def test_a_forced_call_is_written_as_it_is_read(grammars: Grammars, family: OutputFormat, call: str, between: str) -> None:
-    assert takes(grammars, family, call, required=True, parallel=True)
-    assert takes(grammars, family, call + between + call, required=True, parallel=True)
-    assert not takes(grammars, family, call + between + call, required=True, parallel=False)
-    assert not takes(grammars, family, "No.", required=True, parallel=True)
-    assert not takes(grammars, family, call.replace("3", '"x"'), required=True, parallel=True)
-    assert read(family, call + between + call) == [ARGUMENTS, ARGUMENTS]
+@pytest.mark.parametrize(("output_format", "call", "between"), WRITTEN, ids=lambda value: getattr(value, "calls", None))
+def test_a_forced_call_is_written_as_it_is_read(
+    grammars: Grammars, output_format: OutputFormat, call: str, between: str
+) -> None:
+    assert takes(grammars, output_format, call, required=True, parallel=True)
+    assert takes(grammars, output_format, call + between + call, required=True, parallel=True)
+    assert not takes(grammars, output_format, call + between + call, required=True, parallel=False)
+    assert not takes(grammars, output_format, "No.", required=True, parallel=True)
+    assert not takes(grammars, output_format, call.replace("3", '"x"'), required=True, parallel=True)
+    assert read(output_format, call + between + call) == [ARGUMENTS, ARGUMENTS]
 
 
-@pytest.mark.parametrize(("family", "call", "between"), WRITTEN, ids=lambda value: getattr(value, "calls", None))
-def test_a_free_call_is_held_to_its_schema(grammars: Grammars, family: OutputFormat, call: str, between: str) -> None:
-    assert takes(grammars, family, "No.", required=False, parallel=True)
-    assert takes(grammars, family, call, required=False, parallel=True)
-    assert not takes(grammars, family, call.replace("weather", "other"), required=False, parallel=True)
+@pytest.mark.parametrize(("output_format", "call", "between"), WRITTEN, ids=lambda value: getattr(value, "calls", None))
+def test_a_free_call_is_held_to_its_schema(grammars: Grammars, output_format: OutputFormat, call: str, between: str) -> None:
+    assert takes(grammars, output_format, "No.", required=False, parallel=True)
+    assert takes(grammars, output_format, call, required=False, parallel=True)
+    assert not takes(grammars, output_format, call.replace("weather", "other"), required=False, parallel=True)
 
 
 def test_the_list_form_of_mistral(grammars: Grammars) -> None:
-    family = OutputFormat(calls="mistral")
+    output_format = OutputFormat(calls="mistral")
     one = f'{{"name": "weather", "arguments": {JSON}}}'
-    assert takes(grammars, family, f"[TOOL_CALLS][{one}, {one}]", required=True, parallel=True)
-    assert takes(grammars, family, f"Hm. [TOOL_CALLS][{one}]", required=False, parallel=True)
-    assert read(family, f"[TOOL_CALLS][{one}, {one}]") == [ARGUMENTS, ARGUMENTS]
+    assert takes(grammars, output_format, f"[TOOL_CALLS][{one}, {one}]", required=True, parallel=True)
+    assert takes(grammars, output_format, f"Hm. [TOOL_CALLS][{one}]", required=False, parallel=True)
+    assert read(output_format, f"[TOOL_CALLS][{one}, {one}]") == [ARGUMENTS, ARGUMENTS]
 
 
 def test_reasoning_may_stand_in_front(grammars: Grammars) -> None:
-    family, call, _ = WRITTEN[0]
-    opens, inside = family._replace(thinks="opens"), family._replace(thinks="inside")
+    output_format, call, _ = WRITTEN[0]
+    opens, inside = output_format._replace(thinks="opens"), output_format._replace(thinks="inside")
     assert takes(grammars, opens, f"<think>hm</think>\n\n{call}", required=True, parallel=True)
     assert takes(grammars, opens, call, required=True, parallel=True)
     assert takes(grammars, inside, f"hm</think>{call}", required=True, parallel=True)
@@ -98,7 +100,7 @@ def test_reasoning_may_stand_in_front(grammars: Grammars) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "prompt", "family"),
+    ("template", "prompt", "output_format"),
     [
         ("<tool_call>{...}</tool_call>", "", OutputFormat()),
         ("<tool_call>\\n{...} <think></think> enable_thinking", "", OutputFormat(thinks="opens", has_effort=True, spaced=True)),
@@ -108,5 +110,5 @@ def test_reasoning_may_stand_in_front(grammars: Grammars) -> None:
         ("</think>", "<assistant><think>\n", OutputFormat(thinks="inside")),
     ],
 )
-def test_a_template_shows_its_family(template: str, prompt: str, family: OutputFormat) -> None:
-    assert output_format_of({"default": template}, prompt) == family
+def test_a_template_shows_its_family(template: str, prompt: str, output_format: OutputFormat) -> None:
+    assert output_format_of({"default": template}, prompt) == output_format

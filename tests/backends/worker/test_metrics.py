@@ -66,7 +66,7 @@ def test_what_ran_is_counted_once_under_old_and_new_names() -> None:
         assert registry.get_sample_value(name, LABELS) == value, name
     busy = registry.get_sample_value("headway_worker_busy_seconds_total", LABELS)
     assert busy == registry.get_sample_value("headway_worker_attributed_seconds_total", LABELS)
-    assert registry.get_sample_value("headway_worker_steps_total", LABELS) == worked.meter.num_steps > 0
+    assert registry.get_sample_value("headway_worker_steps_total", LABELS) == worked.busy_meter.num_steps > 0
 
 
 def test_an_end_without_a_token_has_no_time_to_one() -> None:

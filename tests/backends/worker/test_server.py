@@ -155,7 +155,7 @@ async def test_a_submit_streams_its_text_and_finishes_once(tmp_path: Path) -> No
         assert gateway.text == {request: said([request + 1] * 9, 8) for request in range(4)}
         assert all(f.num_prompt_tokens == 9 and f.device_s > 0 for f in gateway.finished.values())
         await worker.idle()
-        assert gateway.resident == set(worker.engine.index.names())
+        assert gateway.resident == set(worker.engine.index.page_hashes())
 
 
 async def test_a_second_gateway_learns_what_is_resident_and_has_its_own_request_numbers(tmp_path: Path) -> None:
@@ -170,9 +170,9 @@ async def test_a_second_gateway_learns_what_is_resident_and_has_its_own_request_
         await first.until(lambda: 2 in first.finished)
         await second.until(lambda: 2 in second.finished)
         assert first.text[2] == said([6] * 9, 8) and second.text[2] == said([7] * 9, 8)
-        names = set(worker.engine.index.names())
-        await first.until(lambda: first.resident == names)
-        await second.until(lambda: second.resident == names)
+        page_hashes = set(worker.engine.index.page_hashes())
+        await first.until(lambda: first.resident == page_hashes)
+        await second.until(lambda: second.resident == page_hashes)
 
 
 async def test_credits_are_shared_between_gateways(tmp_path: Path) -> None:
@@ -289,9 +289,9 @@ async def test_busy_and_idle_are_the_wall_time_and_all_of_busy_is_charged(tmp_pa
         load = gateway.load
         assert load is not None and load.attributed_s == load.busy_s
         assert sum(f.device_s for f in gateway.finished.values()) == pytest.approx(load.busy_s, rel=1e-9)
-    meter = worker.engine.meter
-    assert meter.busy_ns + meter.idle_ns == worker.clock.last_ns - worker.clock.first_ns
-    assert meter.idle_ns >= 3 * 50_000_000 and meter.attributed_ns == meter.busy_ns
+    busy_meter = worker.engine.busy_meter
+    assert busy_meter.busy_ns + busy_meter.idle_ns == worker.clock.last_ns - worker.clock.first_ns
+    assert busy_meter.idle_ns >= 3 * 50_000_000 and busy_meter.attributed_ns == busy_meter.busy_ns
 
 
 async def test_an_idle_worker_goes_on_saying_how_long(tmp_path: Path) -> None:

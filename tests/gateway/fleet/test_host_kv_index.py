@@ -24,11 +24,11 @@ def test_a_reload_is_cheaper_than_a_prefill_and_dearer_than_nothing() -> None:
 
 def test_host_pages_behind_the_resident_ones_are_credited_and_forgotten_with_their_worker() -> None:
     fleet = Fleet(load_policy(POLICY, {}), env={}, progress=lambda line: None)
-    worker, other = list(fleet.links)[:2]
-    link, size = fleet.links[worker], 4
-    link.hello = hello(limits(page_size=size))
+    worker, other = list(fleet.clients)[:2]
+    client, size = fleet.clients[worker], 4
+    client.hello = hello(limits(page_size=size))
     prefill = fleet.predictors[worker].rates.prefill_s_per_token
-    link.load = structs.replace(load(), reload_s_per_token=prefill / 4)
+    client.load = structs.replace(load(), reload_s_per_token=prefill / 4)
     device, host = b"".join(NAMES[:3]), b"".join(NAMES[:8])
     assert fleet._cached(worker, Cache(sequence=0, stored=device, reset=True))
     assert fleet.cached_tokens(worker, NAMES) == 3 * size
@@ -43,9 +43,9 @@ def test_host_pages_behind_the_resident_ones_are_credited_and_forgotten_with_the
     # A worker that found three pages says so, and what the index claimed behind them is taken back; later pages are not.
     assert fleet._cached(worker, Cache(sequence=4, host_stored=b"".join(NAMES[5:6])))
     fleet.repair(worker, NAMES, 3 * size, since=3)
-    assert [fleet.on_host.cached_tokens(worker, [name], 1) for name in NAMES[:7]] == [1, 1, 1, 0, 0, 1, 0]
-    link.load = None  # as a link that was lost
+    assert [fleet.host_kv_index.cached_tokens(worker, [name], 1) for name in NAMES[:7]] == [1, 1, 1, 0, 0, 1, 0]
+    client.load = None  # as a link that was lost
     fleet._state_changed(worker)
-    link.load = load()
-    assert fleet.cached_tokens(worker, NAMES) == 0 == len(fleet.on_host)
+    client.load = load()
+    assert fleet.cached_tokens(worker, NAMES) == 0 == len(fleet.host_kv_index)
     fleet._folder.close()

@@ -56,9 +56,9 @@ async def test_held_back_it_begins_with_the_last_token_to_wait_for() -> None:
     assert not await wakes(waiting.done) and heard == ["first"]
     one.push(piece(confidence=0.8))
     await waiting
-    assert heard == ["first", "begun"] and one.confidence == 0.6 and not one.doubtful
+    assert heard == ["first", "begun"] and one.confidence == 0.6 and not one.is_doubtful
     one.push(piece(confidence=0.1))  # it was let go
-    assert not one.doubtful
+    assert not one.is_doubtful
 
 
 @pytest.mark.parametrize("only_end", [True, False])
@@ -71,7 +71,7 @@ async def test_a_doubt_wakes_also_who_waits_for_the_end(only_end: bool) -> None:
     assert not await wakes(waiting.done)
     one.push(piece(confidence=0.4))
     await waiting
-    assert one.doubtful and one.confidence == 0.4
+    assert one.is_doubtful and one.confidence == 0.4
 
 
 async def test_who_waits_for_the_end_sleeps_through_what_comes_before() -> None:

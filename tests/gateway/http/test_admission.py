@@ -63,7 +63,7 @@ async def test_who_would_wait_too_long_is_told_at_once_and_runs_that_began_go_on
 async def test_no_worker_is_another_answer(tmp_path: Path) -> None:
     async with serve(tmp_path, workers={"nano-0": fake("nano")}, more=SLO) as served:
         await served.workers["nano-0"].stop()
-        await until(lambda: not served.gateway.fleet.links["nano-0"].healthy)
+        await until(lambda: not served.gateway.fleet.clients["nano-0"].healthy)
         status, body, _ = await post(served, ask())
         assert (status, body["error"]["code"]) == (503, "no_worker")
 
@@ -229,9 +229,9 @@ async def test_whoever_would_be_told_what_others_are_is_told_so_unread(tmp_path:
         pipeline._prompts = reads  # type: ignore[method-assign]
         run = {"x-headway-run-id": "begun"}
         assert (await post(served, ask("turn 1"), **run))[0] == 200
-        (kind,) = pipeline.dispatcher._usual._kinds
+        (kind,) = pipeline.dispatcher._usual_models._kinds
         for _ in range(2 * int(ENOUGH)):
-            pipeline.dispatcher._usual.chose(kind, "nano")
+            pipeline.dispatcher._usual_models.record_choice(kind, "nano")
         first = await busy(served, "nano-0")
         told = [await post(served, ask(f"question {number}")) for number in range(READ_EVERY + 1)]
         assert [status for status, *_ in told] == [429] * (READ_EVERY + 1)

@@ -56,7 +56,7 @@ async def test_a_key_of_the_store_works_at_once_and_is_refused_soon_after_it_was
         assert await asyncio.to_thread(main, [*make, "--requests-per-minute", "60"], {}) == 0
         key = capsys.readouterr().out.strip()
         await until_status(served, key, 200)
-        served.gateway._tell_uses()
+        served.gateway._record_key_uses()
         await until(lambda: bool(served.gateway.ledger.read("SELECT 1 FROM key_uses")))
         listed = await shown_keys(ledger, capsys)
         assert "never" not in listed

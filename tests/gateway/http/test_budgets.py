@@ -94,7 +94,7 @@ async def test_a_lost_worker_spends_no_more_than_it_said_and_nothing_stays_held(
         await until(lambda: worker.num_live == 1)
         worker.drop_links()
         assert (await asked)[0] == 503
-        await until(lambda: served.gateway.fleet.links["nano-0"].healthy)
+        await until(lambda: served.gateway.fleet.clients["nano-0"].healthy)
         worker.release()
         assert (await served_chat(served, ask(), **RUN))[0] == 200
         assert (await served_chat(served, ask(), **RUN))[0] == 429

@@ -193,7 +193,7 @@ async def test_completions_take_text_as_it_stands(tmp_path: Path) -> None:
         whole = await client.completions.create(**asked, n=2, logprobs=1)
         text = "".join([chunk.choices[0].text async for chunk in await client.completions.create(**asked, stream=True)])
         submitted = served.workers["nano-0"].submitted[0]
-        link = served.gateway.fleet.links["nano-0"]
+        link = served.gateway.fleet.clients["nano-0"]
         assert link.text
         assert submitted.prompt == link.text.plain("Once upon a time").ids.tobytes()
         for fields, param in (({"echo": True}, "echo"), ({"prompt": [1, 2]}, "prompt"), ({"prompt": ["a", "b"]}, "prompt")):

@@ -49,7 +49,7 @@ def assert_nothing_left(served: Served) -> None:
         assert worker.num_live == 0
         assert worker.free_pages + worker.cached_pages == worker.hello.num_pages
     assert len(served.gateway.queue) == 0
-    assert all(not link.streams and not link.credits.live for link in served.gateway.fleet.links.values())
+    assert all(not client.streams and not client.credits.live for client in served.gateway.fleet.clients.values())
 
 
 async def test_wrong_requests_are_told_what_is_wrong(tmp_path: Path) -> None:
@@ -183,13 +183,13 @@ async def parts(*chunks: bytes) -> AsyncIterator[dict[str, Any]]:
 
 
 async def test_a_body_is_whole_with_the_last_byte_that_was_announced() -> None:
-    reading = BodyBudget(10, 10)
-    assert await read_body([(b"content-length", b"4")], parts(b"ab", b"cd").__anext__, reading) == b"abcd"
-    assert reading.num_bytes == 0
+    body_budget = BodyBudget(10, 10)
+    assert await read_body([(b"content-length", b"4")], parts(b"ab", b"cd").__anext__, body_budget) == b"abcd"
+    assert body_budget.num_bytes == 0
 
 
 async def test_all_bodies_together_are_bounded() -> None:
-    reading, begun, went_on = BodyBudget(10, 12), asyncio.Event(), asyncio.Event()
+    body_budget, begun, went_on = BodyBudget(10, 12), asyncio.Event(), asyncio.Event()
 
     async def slowly() -> AsyncIterator[dict[str, Any]]:
         yield {"type": "http.request", "body": b"ten bytes.", "more_body": True}
@@ -197,7 +197,7 @@ async def test_all_bodies_together_are_bounded() -> None:
         await went_on.wait()
         yield {"type": "http.request", "body": b"", "more_body": False}
 
-    slow = asyncio.create_task(read_body([], slowly().__anext__, reading))
+    slow = asyncio.create_task(read_body([], slowly().__anext__, body_budget))
     await begun.wait()
     more = [{"type": "http.request", "body": b"abc", "more_body": True}, {"type": "http.disconnect"}]
 
@@ -205,12 +205,12 @@ async def test_all_bodies_together_are_bounded() -> None:
         return more.pop(0)
 
     with pytest.raises(Overloaded):
-        await read_body([], receive, reading)
+        await read_body([], receive, body_budget)
     went_on.set()
-    assert await slow == b"ten bytes." and reading.num_bytes == 0
+    assert await slow == b"ten bytes." and body_budget.num_bytes == 0
     more.append({"type": "http.disconnect"})
     with pytest.raises(BodyTooLarge):
-        await read_body([(b"content-length", b"11")], receive, reading)
+        await read_body([(b"content-length", b"11")], receive, body_budget)
 
 
 def num_arrivals() -> int:

@@ -39,7 +39,7 @@ async def test_a_run_that_begins_goes_where_most_is_free_and_one_like_it_follows
         first = await sent(served, begun("one", "something else"), "r0")
         second = await sent(served, begun("two"), "r1")
         assert second != first
-        served.gateway.fleet.residency.forget(second)  # nothing says yet that it holds the beginning
+        served.gateway.fleet.kv_index.forget(second)  # nothing says yet that it holds the beginning
         like = await explained(served, begun("three"))
         assert (like["chosen"]["worker"], like["placement"]) == (second, "burst")
         unlike = await explained(served, begun("three", "and " + LONG))
@@ -55,7 +55,7 @@ async def test_a_run_stays_with_its_pages_and_goes_on_elsewhere_when_they_are_lo
         assert (stays["chosen"]["worker"], stays["placement"]) == (home, "stays")
         assert await sent(served, longer, "r") == home
         await served.workers[home].stop()
-        await until(lambda: not served.gateway.fleet.links[home].healthy)
+        await until(lambda: not served.gateway.fleet.clients[home].healthy)
         assert await sent(served, longer, "r") == away
         (run,) = served.gateway.runs.all()
         assert run.turns == 3 and served.gateway.fleet.footprints.tokens(home) == 0

@@ -118,7 +118,7 @@ async def test_long_text_is_tokenized_off_the_event_loop_which_goes_on_meanwhile
     turns = 0
     seen: list[tuple[int, int]] = []
     async with serve(tmp_path) as served:
-        text = next(link.text for link in served.gateway.fleet.links.values())
+        text = next(client.text for client in served.gateway.fleet.clients.values())
         assert text is not None
         encode = text.encode
 
@@ -128,9 +128,9 @@ async def test_long_text_is_tokenized_off_the_event_loop_which_goes_on_meanwhile
             seen.append((threading.get_ident(), turns - before))
             return ids
 
-        for link in served.gateway.fleet.links.values():
-            assert isinstance(link.text, ModelText)
-            link.text.encode = watched  # type: ignore[method-assign,assignment]
+        for client in served.gateway.fleet.clients.values():
+            assert isinstance(client.text, ModelText)
+            client.text.encode = watched  # type: ignore[method-assign,assignment]
 
         async def spin() -> None:
             nonlocal turns
@@ -150,7 +150,7 @@ async def test_long_text_is_tokenized_off_the_event_loop_which_goes_on_meanwhile
 async def test_a_worker_that_comes_up_while_a_request_waits_does_not_get_it_without_a_prompt(tmp_path: Path) -> None:
     workers = {"nano-0": fake("nano", max_sequences=1), "nano-1": fake("nano")}
     async with serve(tmp_path, workers=workers) as served:
-        links = served.gateway.fleet.links
+        links = served.gateway.fleet.clients
         workers["nano-0"].hold()
         workers["nano-1"].num_hang_ups = 1_000_000
         workers["nano-1"].drop_links()

@@ -15,18 +15,18 @@ GOOD = Response(200, 0.0, 1.1, first_s=0.1, finish="stop", prompt_tokens=50, out
 
 def test_what_is_promised_counts_from_when_it_was_to_be_sent() -> None:
     assert GOOD.tpot_s == pytest.approx(0.1)
-    assert LatencySlo().kept(GOOD) and LatencySlo(0.1, 0.11, 1.2).kept(GOOD)
-    assert not LatencySlo(ttft_s=0.09).kept(GOOD)
-    assert not LatencySlo(tpot_s=0.09).kept(GOOD)
-    assert not LatencySlo(end_s=1.0).kept(GOOD)
-    assert not LatencySlo().kept(GOOD._replace(error="worker_lost")) and not LatencySlo().kept(GOOD._replace(status=429))
+    assert LatencySlo().is_met(GOOD) and LatencySlo(0.1, 0.11, 1.2).is_met(GOOD)
+    assert not LatencySlo(ttft_s=0.09).is_met(GOOD)
+    assert not LatencySlo(tpot_s=0.09).is_met(GOOD)
+    assert not LatencySlo(end_s=1.0).is_met(GOOD)
+    assert not LatencySlo().is_met(GOOD._replace(error="worker_lost")) and not LatencySlo().is_met(GOOD._replace(status=429))
 
 
 def test_figures_count_refusals_against_attainment_and_not_against_what_was_admitted() -> None:
     refused = Response(429, 0.0, 0.02, error="overloaded")
     broken = GOOD._replace(error="worker_lost")
     seen = [GOOD] * 6 + [refused] * 3 + [broken]
-    found = load_report(seen, [LatencySlo(0.2).kept(one) for one in seen], duration_s=2.0)
+    found = load_report(seen, [LatencySlo(0.2).is_met(one) for one in seen], duration_s=2.0)
     assert (found.requests, found.ok, found.goodput, found.attainment) == (10, 6, 3.0, 0.6)
     assert found.admitted_attainment == pytest.approx(6 / 7)
     assert [(one.status, one.error, one.requests, one.p99_ms) for one in found.refused] == [

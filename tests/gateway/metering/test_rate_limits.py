@@ -29,18 +29,18 @@ def test_a_minutes_worth_may_come_at_once_and_fills_evenly() -> None:
 def test_tokens_are_held_and_what_was_not_taken_comes_back() -> None:
     rates, who = RateLimiter(), [limited(tokens=600)]
     first = rates.enter(who, 0.0)
-    rates.hold(first, who, [250, 250], 0.0)
+    rates.reserve(first, who, [250, 250], 0.0)
     second = rates.enter(who, 0.0)
     with pytest.raises(RateLimited, match=r"100 tokens are left .* may take 150") as told:
-        rates.hold(second, who, [150], 0.0)
+        rates.reserve(second, who, [150], 0.0)
     assert told.value.retry_after_s == pytest.approx(5.0)
     rates.settle(first, 250, 10, 0.0)
-    rates.hold(second, who, [150], 0.0)
+    rates.reserve(second, who, [150], 0.0)
     rates.leave(second, 0.0)
     rates.settle(first, 250, 10, 0.0)
     assert dict(rates.headers(who, 0.0))[b"x-ratelimit-remaining-tokens"] == b"580"
     with pytest.raises(RateLimited, match="ask for fewer") as told:
-        rates.hold(rates.enter(who, 0.0), who, [601], 0.0)
+        rates.reserve(rates.enter(who, 0.0), who, [601], 0.0)
     assert told.value.retry_after_s is None
     rates.check()
 
@@ -48,7 +48,7 @@ def test_tokens_are_held_and_what_was_not_taken_comes_back() -> None:
 def test_an_answer_longer_than_expected_is_paid_back_by_waiting() -> None:
     rates, who = RateLimiter(), [limited(tokens=60)]
     one = rates.enter(who, 0.0)
-    rates.hold(one, who, [10], 0.0)
+    rates.reserve(one, who, [10], 0.0)
     rates.settle(one, 10, 90, 0.0)
     with pytest.raises(RateLimited) as told:
         rates.enter(who, 10.0)
@@ -137,7 +137,7 @@ def test_no_order_of_requests_takes_more_than_the_limits(seed: int) -> None:
             entered += 1
             held = [choose.randint(1, 60) for _ in range(choose.randint(1, 3))]
             try:
-                rates.hold(one, who, held, now)
+                rates.reserve(one, who, held, now)
             except RateLimited:
                 held = []
             open_.append((one, held))

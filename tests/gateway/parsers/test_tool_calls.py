@@ -36,13 +36,13 @@ FAMILIES = [
 ]
 
 
-def new_parser(family: OutputFormat = HERMES) -> Parser:
+def new_parser(output_format: OutputFormat = HERMES) -> Parser:
     ids = itertools.count()
-    return family.parser(Calls(lambda: f"call_{next(ids)}"), TOOLS)
+    return output_format.parser(Calls(lambda: f"call_{next(ids)}"), TOOLS)
 
 
-def parse(pieces: Iterable[str], family: OutputFormat = HERMES) -> list[Event]:
-    parser = new_parser(family)
+def parse(pieces: Iterable[str], output_format: OutputFormat = HERMES) -> list[Event]:
+    parser = new_parser(output_format)
     events = [event for piece in pieces for event in parser.feed(piece)]
     return events + parser.close()
 
@@ -89,18 +89,18 @@ def cut_outputs(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 
 @settings(STEADY, max_examples=800)
-@given(cut=cut_outputs(), family=st.sampled_from(FAMILIES))
-def test_any_cutting_gives_what_the_whole_gives(cut: tuple[str, list[str]], family: OutputFormat) -> None:
+@given(cut=cut_outputs(), output_format=st.sampled_from(FAMILIES))
+def test_any_cutting_gives_what_the_whole_gives(cut: tuple[str, list[str]], output_format: OutputFormat) -> None:
     text, pieces = cut
-    whole = joined(parse([text], family))
-    assert joined(parse(pieces, family)) == whole
-    assert joined(parse(text, family)) == whole
+    whole = joined(parse([text], output_format))
+    assert joined(parse(pieces, output_format)) == whole
+    assert joined(parse(text, output_format)) == whole
 
 
 @settings(STEADY, max_examples=500)
-@given(text=outputs, family=st.sampled_from(FAMILIES[:4]))
-def test_text_without_a_call_comes_out_as_it_is(text: str, family: OutputFormat) -> None:
-    answer = assemble(parse([text], family))
+@given(text=outputs, output_format=st.sampled_from(FAMILIES[:4]))
+def test_text_without_a_call_comes_out_as_it_is(text: str, output_format: OutputFormat) -> None:
+    answer = assemble(parse([text], output_format))
     if not answer.tool_calls:
         assert answer.content == text
 
@@ -200,7 +200,7 @@ CODER_CALL = """<tool_call>
 
 
 @pytest.mark.parametrize(
-    ("family", "text", "content", "calls"),
+    ("output_format", "text", "content", "calls"),
     [
         (OutputFormat(calls="llama_json"), LLAMA_CALL, "", [("g", '{"n": 1}')]),
         (OutputFormat(calls="llama_json"), f"{LLAMA_CALL}; {LLAMA_CALL}", "", [("g", '{"n": 1}')] * 2),
@@ -219,14 +219,14 @@ CODER_CALL = """<tool_call>
     ],
 )
 def test_each_family_writes_calls_its_own_way(
-    family: OutputFormat, text: str, content: str, calls: list[tuple[str, str]]
+    output_format: OutputFormat, text: str, content: str, calls: list[tuple[str, str]]
 ) -> None:
-    answer = assemble(parse(text, family))
+    answer = assemble(parse(text, output_format))
     assert (answer.content, [(one.name, one.arguments) for one in answer.tool_calls]) == (content, calls)
 
 
 @pytest.mark.parametrize(
-    ("family", "text", "answer"),
+    ("output_format", "text", "answer"),
     [
         (OutputFormat(thinks="opens"), "<think>\nhm\n</think>\n\nyes", Answer("yes", (), "hm")),
         (OutputFormat(thinks="opens"), "yes <think>", Answer("yes <think>", ())),
@@ -235,8 +235,8 @@ def test_each_family_writes_calls_its_own_way(
         (OutputFormat(thinks="no"), "<think>hm</think>", Answer("<think>hm</think>", ())),
     ],
 )
-def test_reasoning_is_kept_apart(family: OutputFormat, text: str, answer: Answer) -> None:
-    assert assemble(parse(text, family)) == answer == assemble(parse([text], family))
+def test_reasoning_is_kept_apart(output_format: OutputFormat, text: str, answer: Answer) -> None:
+    assert assemble(parse(text, output_format)) == answer == assemble(parse([text], output_format))
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_a_decision_holds_its_prices_against_a_worker_s_time(tmp_path: Path) -> 
             prices=prices if name == "vendor" else None,
         )
 
-    question = RoutingRequest(
+    routing_request = RoutingRequest(
         asked="auto",
         candidates=("big",),
         prompt_tokens={"vendor": 1000, "ours": 1000},
@@ -85,7 +85,7 @@ def test_a_decision_holds_its_prices_against_a_worker_s_time(tmp_path: Path) -> 
         quality_bar=0.0,
     )
     for usd_per_s, wins in ((1e-6, "ours"), (1.0, "vendor")):
-        decision = decide(question, [view("vendor", 0.0), view("ours", usd_per_s)], decision_id="d")
+        decision = decide(routing_request, [view("vendor", 0.0), view("ours", usd_per_s)], decision_id="d")
         assert decision.chosen.worker == wins
         options = {one.worker: one for one in (decision.chosen, *(rejected.option for rejected in decision.rejected))}
         assert options["vendor"].usd == pytest.approx((400 * 2 + 600 * 0.5 + 50 * 10) / 1e6)

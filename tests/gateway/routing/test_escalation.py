@@ -45,7 +45,7 @@ def escalating(served: Served) -> None:
     def judge(request: Request) -> dict[str, float]:
         return {"small": 0.95, "large": 1.0}
 
-    served.gateway.pipeline.judge = judge
+    served.gateway.pipeline.estimate_quality = judge
     served.gateway.pipeline.escalations = {"small": FITTED}
     served.gateway.fleet.usd_per_s["nano-0"] *= 20
 
@@ -92,7 +92,7 @@ async def test_without_the_best_tier_the_doubtful_answer_stands(tmp_path: Path) 
         escalating(served)
         nano.drop_links()
         nano.num_hang_ups = 1000
-        await until(lambda: not served.gateway.fleet.links["nano-0"].healthy)
+        await until(lambda: not served.gateway.fleet.clients["nano-0"].healthy)
         status, answer = await served.chat(ask(max_tokens=8))
         assert status == 200
         assert answer["model"] == "pico"
@@ -111,7 +111,7 @@ def offered(prompt_tokens: int, *, mistake_cost: float, bar: float | None = None
         view(tier, tier=tier, model=tier, price=dear, max_context=8000, decode_device_s_per_token=0.001)
         for tier, dear in (("small", 1.0), ("large", 5.0))
     ]
-    question = RoutingRequest(
+    routing_request = RoutingRequest(
         asked="auto",
         candidates=("small", "large"),
         prompt_tokens={"small": prompt_tokens, "large": prompt_tokens},
@@ -123,25 +123,25 @@ def offered(prompt_tokens: int, *, mistake_cost: float, bar: float | None = None
         mistake_cost=mistake_cost,
         escalations={"small": Escalating(fitted=FITTED, bar=bar)},
     )
-    found = decide(question, fleet, decision_id="d")
+    found = decide(routing_request, fleet, decision_id="d")
     return next(one for one in (found.chosen, *(other.option for other in found.rejected)) if one.tier == "small")
 
 
 def test_an_answer_begins_anew_sooner_where_the_best_tier_is_cheap() -> None:
     short, long = offered(20, mistake_cost=1.5), offered(400, mistake_cost=1.5)
-    assert short.anew_below > long.anew_below > 0.0
+    assert short.escalate_below > long.escalate_below > 0.0
     assert short.escalation_chance > long.escalation_chance
 
 
 def test_the_dearer_a_mistake_the_sooner_an_answer_begins_anew() -> None:
     cheap, dear = offered(200, mistake_cost=1.0), offered(200, mistake_cost=4.0)
-    assert cheap.anew_below < dear.anew_below
+    assert cheap.escalate_below < dear.escalate_below
     assert cheap.quality < dear.quality
 
 
 def test_an_answer_that_would_stand_however_unsure_it_is_is_not_held_back() -> None:
     one = offered(4000, mistake_cost=1.5)
-    assert (one.held_tokens, one.anew_below, one.escalation_chance) == (0, 0.0, 0.0)
+    assert (one.holdback_tokens, one.escalate_below, one.escalation_chance) == (0, 0.0, 0.0)
     assert one.quality == pytest.approx(0.9)
 
 
@@ -151,8 +151,8 @@ def test_the_bar_is_the_route_s_or_the_fitted_one_where_no_price_says(
 ) -> None:
     for tokens in (20, 4000):
         one = offered(tokens, mistake_cost=mistake_cost, bar=bar)
-        assert one.anew_below == FITTED.at(0.9, bar=told).threshold
-        assert one.held_tokens == FITTED.tokens
+        assert one.escalate_below == FITTED.at(0.9, bar=told).threshold
+        assert one.holdback_tokens == FITTED.tokens
 
 
 def rows(number: int = 100) -> list[Outcome]:

@@ -80,9 +80,9 @@ def a_question(rng: random.Random, fleet: list[WorkerView]) -> RoutingRequest:
     )
 
 
-def among(question: RoutingRequest, short: Short) -> Decision | str:
+def among(routing_request: RoutingRequest, short: Short) -> Decision | str:
     try:
-        return decide(question, short.views, decision_id="d", whole=short.whole)
+        return decide(routing_request, short.views, decision_id="d", fleet_summary=short.fleet_summary)
     except HeadwayError as error:
         return str(error)
 
@@ -92,7 +92,7 @@ def test_a_short_list_gives_the_decision_of_the_whole_fleet(seed: int) -> None:
     rng = random.Random(seed)
     fleet = [a_view(rng, number, alike=seed % 2 == 0) for number in range(rng.choice((1, 5, 60)))]
     shortlist = Shortlist(fleet)
-    question: RoutingRequest | None = None
+    routing_request: RoutingRequest | None = None
     for _ in range(5):
         changed = rng.randrange(len(fleet))
         old, new = fleet[changed], a_view(rng, changed, alike=False)
@@ -100,10 +100,10 @@ def test_a_short_list_gives_the_decision_of_the_whole_fleet(seed: int) -> None:
             new = structs.replace(new, model=old.model, tier=old.tier, healthy=old.healthy, max_context=old.max_context)
         fleet[changed] = new
         shortlist.put(fleet[changed])
-        before, question = question, a_question(rng, fleet)
+        before, routing_request = routing_request, a_question(rng, fleet)
         if before is not None and rng.random() < 0.5:
-            question = structs.replace(question, asked=before.asked, candidates=before.candidates)
-        wanted = among(question, Short(fleet, None))
-        short = shortlist.take(question)
-        assert among(question, short) == wanted
-        assert short.whole is None or len(short.views) <= MAX_REJECTED + 5
+            routing_request = structs.replace(routing_request, asked=before.asked, candidates=before.candidates)
+        wanted = among(routing_request, Short(fleet, None))
+        short = shortlist.take(routing_request)
+        assert among(routing_request, short) == wanted
+        assert short.fleet_summary is None or len(short.views) <= MAX_REJECTED + 5

@@ -210,7 +210,7 @@ def test_a_changed_answer_still_continues_its_chain_by_text_and_a_program_that_b
     first = (system, Message(role="user", content="Mend the first test."))
     identity = runs.infer(first, tenant="t", secret=b"s", random_id="one")
     _, chain = runs.touch(identity, tenant="t", now=0.0)
-    runs.sent(chain, first, tenant="t")
+    runs.record_prompt(chain, first, tenant="t")
     shortened = (*first, Message(role="assistant", content="not as we sent it"), Message(role="user", content="And now?"))
     found = runs.infer(shortened, tenant="t", secret=b"s", random_id="two")
     assert (found.chain, found.source) == (chain.name, "text")
@@ -224,7 +224,7 @@ def test_a_rewritten_history_is_known_by_its_opening_within_its_trace() -> None:
     runs = RunRegistry(10, 900.0)
     opening = (Message(role="system", content="be brief"), user("find the fault"))
     first = began(runs, "a", *opening)
-    runs.sent(first, opening, tenant="t", trace="one")
+    runs.record_prompt(first, opening, tenant="t", trace="one")
     rewritten = (*opening, says("(a summary of what I said)"), user("go on"))
 
     def found(trace: str, *messages: Message, tenant: str = "t") -> str:
@@ -236,7 +236,7 @@ def test_a_rewritten_history_is_known_by_its_opening_within_its_trace() -> None:
     assert found("one", opening[0], user("something else"), *rewritten[2:]) == "new"
     assert found("one", *opening) == "new"  # nothing says that it goes on: another try may begin alike
     second = began(runs, "b", *opening, answer="no")
-    runs.sent(second, opening, tenant="t", trace="one")
+    runs.record_prompt(second, opening, tenant="t", trace="one")
     assert found("one", *rewritten) == "new"  # either could be meant
     runs.check()
 
@@ -245,7 +245,7 @@ def test_traces_are_bounded_and_die_with_their_chain() -> None:
     runs = RunRegistry(4, 900.0)
     for number in range(20):
         opening = (user(f"question {number}"),)
-        runs.sent(began(runs, str(number), *opening, now=float(number)), opening, tenant="t", trace="one")
+        runs.record_prompt(began(runs, str(number), *opening, now=float(number)), opening, tenant="t", trace="one")
         runs.check()
     runs.expire(10_000.0)
     gone = (user("question 19"), says("(other)"), user("more"))

@@ -25,66 +25,66 @@ def chain(name: str, worker: str | None = "w") -> Chain:
 
 def test_the_worker_is_told_less_and_less_as_a_pause_goes_on_and_then_nothing() -> None:
     worker = Worker()
-    keeper = RetentionPublisher(Retention(), worker.retain)
-    keeper.finished(chain("a"), 0.0, finish="tool_calls", tool="bash")
+    retention = RetentionPublisher(Retention(), worker.retain)
+    retention.finished(chain("a"), 0.0, finish="tool_calls", tool="bash")
     for second in range(0, 2000, 5):
-        keeper.refresh(float(second))
-        keeper.check()
+        retention.refresh(float(second))
+        retention.check()
     scores = [score for _, _, score in worker.take()]
     assert 4 <= len(scores) <= 30
     assert scores == sorted(scores, reverse=True)
-    assert len(keeper) == 0
+    assert len(retention) == 0
 
 
 def test_when_the_next_turn_comes_its_pages_are_kept() -> None:
     worker = Worker()
-    keeper = RetentionPublisher(Retention(), worker.retain)
-    keeper.finished(chain("a"), 0.0, finish="stop", tool="")
+    retention = RetentionPublisher(Retention(), worker.retain)
+    retention.finished(chain("a"), 0.0, finish="stop", tool="")
     worker.take()
-    keeper.arrived(chain("a"), 30.0)
+    retention.arrived(chain("a"), 30.0)
     assert worker.take() == [("w", "a", 1.0)]
-    keeper.refresh(500.0)
+    retention.refresh(500.0)
     assert worker.take() == []
 
 
 def test_of_a_chain_that_was_nowhere_nobody_is_told() -> None:
     worker = Worker()
-    keeper = RetentionPublisher(Retention(), worker.retain)
-    keeper.arrived(chain("new", None), 0.0)
-    keeper.finished(chain("new", None), 1.0, finish="stop", tool="")
+    retention = RetentionPublisher(Retention(), worker.retain)
+    retention.arrived(chain("new", None), 0.0)
+    retention.finished(chain("new", None), 1.0, finish="stop", tool="")
     assert worker.take() == []
 
 
 def test_a_worker_that_a_chain_leaves_may_give_its_pages_up_first() -> None:
     worker = Worker()
-    keeper = RetentionPublisher(Retention(), worker.retain)
-    keeper.moved(chain("a", "old"), "old")
+    retention = RetentionPublisher(Retention(), worker.retain)
+    retention.moved(chain("a", "old"), "old")
     assert worker.take() == []
-    keeper.moved(chain("a", "old"), "new")
+    retention.moved(chain("a", "old"), "new")
     assert worker.take() == [("old", "a", LEAST)]
 
 
 def test_a_run_that_ended_is_forgotten_with_its_chains() -> None:
     worker = Worker()
-    keeper = RetentionPublisher(Retention(), worker.retain)
+    retention = RetentionPublisher(Retention(), worker.retain)
     run = Run("run", "t", "history", 0.0, 0.0, chains={"a": chain("a")})
-    keeper.finished(run.chains["a"], 0.0, finish="stop", tool="")
-    keeper.ended(run)
-    assert (len(keeper), len(keeper.retention)) == (0, 0)
+    retention.finished(run.chains["a"], 0.0, finish="stop", tool="")
+    retention.ended(run)
+    assert (len(retention), len(retention.retention)) == (0, 0)
 
 
 def test_a_random_walk_keeps_every_score_between_never_and_surely() -> None:
     rng, worker = random.Random(8), Worker()
-    keeper = RetentionPublisher(Retention(max_chains=50), worker.retain)
+    retention = RetentionPublisher(Retention(max_chains=50), worker.retain)
     chains = [chain(f"{number}", rng.choice((None, "v", "w"))) for number in range(80)]
     for step in range(3000):
         one, now = rng.choice(chains), step * 2.0
         match rng.randrange(4):
             case 0:
-                keeper.arrived(one, now)
+                retention.arrived(one, now)
             case 1:
-                keeper.refresh(now)
+                retention.refresh(now)
             case _:
-                keeper.finished(one, now, finish=rng.choice(("stop", "tool_calls")), tool=rng.choice(("", "bash")))
-        keeper.check()
+                retention.finished(one, now, finish=rng.choice(("stop", "tool_calls")), tool=rng.choice(("", "bash")))
+        retention.check()
     assert all(0 < score <= 1 for _, _, score in worker.told)

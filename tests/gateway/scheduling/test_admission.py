@@ -18,9 +18,9 @@ WAITS = {"l": QueueEstimate(1.0, 1.5), "s": QueueEstimate(0.0, 0.0)}
 def verdict(on_overload: str, fleet: tuple[WorkerView, ...] = (LARGE, SMALL), **changes: object) -> AdmissionDecision:
     waited_s = changes.pop("waited_s", 0.0)
     admitted_run = changes.pop("admitted_run", False)
-    question = ask(list(fleet), **{"quality": QUALITY, "ttft_slo_s": 0.2, **changes})
-    decision = decide(question, fleet, decision_id="d")
-    return admit(question, decision, WAITS, on_overload=on_overload, admitted_run=admitted_run, waited_s=waited_s)  # type: ignore[arg-type]
+    routing_request = ask(list(fleet), **{"quality": QUALITY, "ttft_slo_s": 0.2, **changes})
+    decision = decide(routing_request, fleet, decision_id="d")
+    return admit(routing_request, decision, WAITS, on_overload=on_overload, admitted_run=admitted_run, waited_s=waited_s)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("on_overload", ["queue", "degrade", "shed"])
@@ -31,17 +31,19 @@ def test_what_can_be_kept_is_admitted(on_overload: str) -> None:
 def test_what_cannot_waits_or_is_told_which_promise_and_by_how_much() -> None:
     assert verdict("queue").action == "queue"
     shed = verdict("shed")
-    assert (shed.action, shed.broken) == ("shed", "a first token within 0.2 s would take 1.51 s")
+    assert (shed.action, shed.missed_slo) == ("shed", "a first token within 0.2 s would take 1.51 s")
     assert shed.late_s == pytest.approx(1.311)
-    assert verdict("shed", ttft_slo_s=None, deadline_s=1.0).broken == "an end within 1 s would take 3.05 s"  # waits count twice
+    assert (
+        verdict("shed", ttft_slo_s=None, deadline_s=1.0).missed_slo == "an end within 1 s would take 3.05 s"
+    )  # waits count twice
 
 
 def test_predictions_that_come_late_count_with_their_margin() -> None:
-    question = ask([LARGE], quality=QUALITY, ttft_slo_s=2.0)
-    decision = decide(question, [LARGE], decision_id="d")
-    assert admit(question, decision, {"l": QueueEstimate(1.0, 1.5, margin=0.2)}, on_overload="shed") == ADMIT
-    assert admit(question, decision, {"l": QueueEstimate(1.0, 1.5, margin=0.4)}, on_overload="shed").action == "shed"
-    assert admit(question, decision, {"l": QueueEstimate(1.0, 1.5, margin=0.4, idle=True)}, on_overload="shed") == ADMIT
+    routing_request = ask([LARGE], quality=QUALITY, ttft_slo_s=2.0)
+    decision = decide(routing_request, [LARGE], decision_id="d")
+    assert admit(routing_request, decision, {"l": QueueEstimate(1.0, 1.5, margin=0.2)}, on_overload="shed") == ADMIT
+    assert admit(routing_request, decision, {"l": QueueEstimate(1.0, 1.5, margin=0.4)}, on_overload="shed").action == "shed"
+    assert admit(routing_request, decision, {"l": QueueEstimate(1.0, 1.5, margin=0.4, idle=True)}, on_overload="shed") == ADMIT
 
 
 def test_a_promise_ends_with_the_class_or_four_times_what_it_takes_alone_or_in_time_for_its_end() -> None:
@@ -67,23 +69,26 @@ def test_a_turn_of_an_admitted_run_is_never_refused() -> None:
 
 def test_a_prompt_that_no_idle_worker_reads_in_time_is_not_refused_for_it() -> None:
     slow = msgspec.structs.replace(LARGE, wait_s=0.0, prefill_s_per_token=0.1)
-    question = ask([slow], quality=QUALITY, ttft_slo_s=0.2)
-    decision = decide(question, [slow], decision_id="d")
-    assert admit(question, decision, {}, on_overload="shed") == ADMIT
-    assert admit(question, decision, {"l": QueueEstimate(0.0, 31.0)}, on_overload="shed").action == "shed"
+    routing_request = ask([slow], quality=QUALITY, ttft_slo_s=0.2)
+    decision = decide(routing_request, [slow], decision_id="d")
+    assert admit(routing_request, decision, {}, on_overload="shed") == ADMIT
+    assert admit(routing_request, decision, {"l": QueueEstimate(0.0, 31.0)}, on_overload="shed").action == "shed"
 
 
 def test_what_has_a_deadline_waits_three_times_as_long_as_such_work_did_lately() -> None:
     late = ask([SMALL], quality=QUALITY, deadline_s=60.0)
     decision = decide(late, [SMALL], decision_id="d")
     for lately_s, action in ((19.0, "admit"), (21.0, "shed")):
-        assert admit(late, decision, {"s": QueueEstimate(0.0, 1.0, lately_s=lately_s)}, on_overload="shed").action == action
+        assert (
+            admit(late, decision, {"s": QueueEstimate(0.0, 1.0, at_recent_rate_s=lately_s)}, on_overload="shed").action
+            == action
+        )
 
 
 def test_another_tier_takes_it_where_that_keeps_the_promise() -> None:
     degraded = verdict("degrade")
     assert degraded.action == "degrade"
-    assert degraded.instead and degraded.instead.worker == "s"
+    assert degraded.alternative and degraded.alternative.worker == "s"
     assert verdict("degrade", fleet=(LARGE,)).action == "queue"
 
 
@@ -94,17 +99,17 @@ def test_what_was_asked_for_or_begun_is_not_degraded(fixed: dict[str, Any]) -> N
 
 def test_a_good_enough_worker_on_another_device_takes_it_before_anybody_is_told_no() -> None:
     busy, dear = view("b", wait_s=1.0), view("d", price=4.0)
-    question = ask([busy, dear], quality={"small": 1.0}, ttft_slo_s=0.2)
-    decision = decide(question, [busy, dear], decision_id="d")
+    routing_request = ask([busy, dear], quality={"small": 1.0}, ttft_slo_s=0.2)
+    decision = decide(routing_request, [busy, dear], decision_id="d")
     assert decision.chosen.worker == "b"
-    waits = {"b": QueueEstimate(1.0, 1.5), "d": QueueEstimate(0.0, 0.0)}
+    estimates = {"b": QueueEstimate(1.0, 1.5), "d": QueueEstimate(0.0, 0.0)}
     for on_overload in ("shed", "degrade"):
-        found = admit(question, decision, waits, on_overload=on_overload, admitted_run=True)  # type: ignore[arg-type]
-        assert found.action == "admit" and found.instead and found.instead.worker == "d"
+        found = admit(routing_request, decision, estimates, on_overload=on_overload, admitted_run=True)  # type: ignore[arg-type]
+        assert found.action == "admit" and found.alternative and found.alternative.worker == "d"
     one_device = {"b": "gpu", "d": "gpu"}
-    assert admit(question, decision, waits, on_overload="shed", devices=one_device).action == "shed"
-    assert admit(question, decision, waits | {"d": QueueEstimate(0.0, 1.5)}, on_overload="shed").action == "shed"
-    assert admit(question, decision, waits, on_overload="queue").instead is None
+    assert admit(routing_request, decision, estimates, on_overload="shed", devices=one_device).action == "shed"
+    assert admit(routing_request, decision, estimates | {"d": QueueEstimate(0.0, 1.5)}, on_overload="shed").action == "shed"
+    assert admit(routing_request, decision, estimates, on_overload="queue").alternative is None
 
 
 def test_whose_answer_would_be_too_bad_takes_nothing_from_another_device() -> None:
@@ -122,9 +127,9 @@ def test_what_is_refused_unread_would_be_refused_by_who_reads_it() -> None:
         tokens, waited_s = rng.choice([1, 100, 3000]), rng.choice([0.0, 0.1])
         prompt = {one.worker: tokens for one in fleet}
         models = ("m", "n")
-        question = ask(fleet, prompt_tokens=prompt, candidates=models, ttft_slo_s=ttft_s, deadline_s=deadline_s)
-        decision = decide(question, fleet, decision_id="d")
-        waits = {
+        routing_request = ask(fleet, prompt_tokens=prompt, candidates=models, ttft_slo_s=ttft_s, deadline_s=deadline_s)
+        decision = decide(routing_request, fleet, decision_id="d")
+        estimates = {
             one.worker: QueueEstimate(
                 one.wait_s, rng.choice([0.0, 0.1, 0.5, 2.0]), rng.choice([0.0, 1.5]), rng.random() < 0.2, rng.choice([0.0, 1.0])
             )
@@ -135,7 +140,7 @@ def test_what_is_refused_unread_would_be_refused_by_who_reads_it() -> None:
             ttft_s,
             deadline_s,
             fleet,
-            waits,
+            estimates,
             usual={decision.chosen.model},
             about_tokens=tokens,
             most_tokens=4000,
@@ -144,14 +149,14 @@ def test_what_is_refused_unread_would_be_refused_by_who_reads_it() -> None:
         )
         if broken:
             unread += 1
-            shed = admit(question, decision, waits, on_overload="shed", waited_s=waited_s, devices=devices)
+            shed = admit(routing_request, decision, estimates, on_overload="shed", waited_s=waited_s, devices=devices)
             assert shed.action == "shed"
     assert unread > 100
 
 
 def test_whoever_might_keep_the_promise_is_asked_first() -> None:
     fleet = [LARGE, SMALL]
-    waits = {"l": QueueEstimate(1.0, 1.5), "s": QueueEstimate(0.0, 0.0)}
+    estimates = {"l": QueueEstimate(1.0, 1.5), "s": QueueEstimate(0.0, 0.0)}
     for usual, devices, unread in (
         ({"l"}, {"l": "cpu", "s": "cpu"}, True),  # what small would take is large's own time
         ({"l"}, {"l": "gpu", "s": "cpu"}, False),
@@ -159,11 +164,11 @@ def test_whoever_might_keep_the_promise_is_asked_first() -> None:
         (set(), {}, False),
     ):
         models = {one.model for one in fleet if one.worker in usual}
-        broken, _ = foregone(0.2, None, fleet, waits, usual=models, about_tokens=50, most_tokens=100, devices=devices)
+        broken, _ = foregone(0.2, None, fleet, estimates, usual=models, about_tokens=50, most_tokens=100, devices=devices)
         assert bool(broken) is unread, (usual, devices)
-    assert foregone(0.2, None, [LARGE], waits, usual={LARGE.model}, about_tokens=50, most_tokens=100)[0].startswith(
+    assert foregone(0.2, None, [LARGE], estimates, usual={LARGE.model}, about_tokens=50, most_tokens=100)[0].startswith(
         "a first token within 0.2 s"
     )
-    assert not foregone(0.2, None, [LARGE], waits, usual={LARGE.model}, about_tokens=50, most_tokens=10_000)[
+    assert not foregone(0.2, None, [LARGE], estimates, usual={LARGE.model}, about_tokens=50, most_tokens=10_000)[
         0
     ]  # might take the idle one 0.5 s

@@ -3,10 +3,10 @@ from gateway.scheduling.dequeue_rate import HALF_LIFE_S, DequeueRate
 
 def drained(every_s: float, count: int, drain: DequeueRate | None = None, start: float = 0.0) -> tuple[DequeueRate, float]:
     drain, now = drain or DequeueRate(), start
-    drain.waits(now)
+    drain.record_waiting(now)
     for _ in range(count):
         now += every_s
-        drain.began(now, others=True)
+        drain.record_start(now, others=True)
     return drain, now
 
 
@@ -31,9 +31,9 @@ def test_what_begins_once_in_five_seconds_is_known_too() -> None:
 def test_time_in_which_nobody_waits_does_not_count() -> None:
     drain, now = drained(0.1, 30)
     before = drain.wait_s(10, now)
-    drain.began(now, others=False)
+    drain.record_start(now, others=False)
     later = drain.wait_s(10, now + 1000)
-    drain.waits(now + 1000)
+    drain.record_waiting(now + 1000)
     assert drain.wait_s(10, now + 1000) == later <= before
 
 

@@ -32,16 +32,16 @@ def test_bands_go_before_everything_else() -> None:
     assert drained(queue) == [3, 1, 2, 0]  # a new run and a turn of another one are in one line
     queue.push(item(1, band=Band.AGENT_TURN))
     queue.push(item(2, band=Band.NEW_RUN, arrival=0.0))
-    gone = queue.give_way(item(3, admitted_run=True))
+    gone = queue.evict_for(item(3, admitted_run=True))
     assert gone is not None and gone.request == 2  # but when one has to go it is the new run
 
 
 def test_what_is_due_goes_first_while_its_promise_can_be_kept() -> None:
     queue = RequestQueue(10)
     queue.push(item(1, band=Band.INTERACTIVE))
-    queue.push(item(2, band=Band.BATCH, due=50.0, broken=100.0))
-    queue.push(item(3, due=40.0, broken=45.0))
-    queue.push(item(4, due=49.0, broken=90.0))
+    queue.push(item(2, band=Band.BATCH, due=50.0, slo_missed_at=100.0))
+    queue.push(item(3, due=40.0, slo_missed_at=45.0))
+    queue.push(item(4, due=49.0, slo_missed_at=90.0))
     order = [one.request for now in (10.0, 50.0, 50.0, 50.0) if (one := queue.pop(now=now))]
     assert order == [1, 4, 2, 3]
 
@@ -49,9 +49,9 @@ def test_what_is_due_goes_first_while_its_promise_can_be_kept() -> None:
 def test_a_tenant_with_much_that_is_due_does_not_go_before_one_with_little() -> None:
     queue = RequestQueue(1000)
     for request in range(100):
-        queue.push(item(request, tenant="much", due=1.0, broken=1e6))
+        queue.push(item(request, tenant="much", due=1.0, slo_missed_at=1e6))
     for request in range(100, 105):
-        queue.push(item(request, tenant="little", due=2.0, broken=1e6))
+        queue.push(item(request, tenant="little", due=2.0, slo_missed_at=1e6))
     first = [queue.pop(now=10.0) for _ in range(12)]
     assert sum(one is not None and one.tenant == "little" for one in first) == 5
 
@@ -60,14 +60,14 @@ def test_a_full_queue_takes_from_the_tenant_that_fills_it() -> None:
     queue = RequestQueue(10, {"heavy": 2.0})
     for request in range(10):
         queue.push(item(request, tenant="a" if request < 6 else "heavy", admitted_run=request == 5))
-    assert queue.give_way(item(20, tenant="a")) is None
-    assert [tenant for tenant in ("a", "heavy", "b") if queue.is_full_of(tenant)] == ["a"]
+    assert queue.evict_for(item(20, tenant="a")) is None
+    assert [tenant for tenant in ("a", "heavy", "b") if queue.is_full_for(tenant)] == ["a"]
     for request, victim in ((21, 4), (22, 3)):
-        gone = queue.give_way(item(request, tenant="b"))
+        gone = queue.evict_for(item(request, tenant="b"))
         assert gone is not None and gone.request == victim  # the last of a's, but no turn of a run that was admitted
         assert queue.push(item(request, tenant="b"))
     queue.check()
-    gone = queue.give_way(item(23, tenant="b", admitted_run=True))
+    gone = queue.evict_for(item(23, tenant="b", admitted_run=True))
     assert gone is not None and gone.request == 22
 
 

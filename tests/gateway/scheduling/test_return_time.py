@@ -52,10 +52,10 @@ def test_kinds_are_bounded_and_those_beyond_share_what_all_do() -> None:
 def test_in_a_random_walk_chances_are_chances_and_grow_with_the_time_given() -> None:
     rng, times = random.Random(4), ReturnTimeModel()
     for _ in range(2000):
-        kind = ReturnClass(rng.choice(("stop", "tool_calls")), rng.choice(("", "bash", "edit")), rng.randrange(-1, 5))
-        times.observe(kind, None if rng.random() < 0.1 else rng.expovariate(0.05))
+        return_class = ReturnClass(rng.choice(("stop", "tool_calls")), rng.choice(("", "bash", "edit")), rng.randrange(-1, 5))
+        times.observe(return_class, None if rng.random() < 0.1 else rng.expovariate(0.05))
         idle = rng.expovariate(0.02)
-        chances = [times.chance(kind, idle, within) for within in (0.0, 1.0, 10.0, 100.0, 1e4)]
+        chances = [times.chance(return_class, idle, within) for within in (0.0, 1.0, 10.0, 100.0, 1e4)]
         assert chances == sorted(chances)
         assert chances[0] == 0.0
         assert chances[-1] <= 1.0

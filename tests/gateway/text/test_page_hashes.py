@@ -11,16 +11,16 @@ from gateway.text.page_hashes import PageHashes
 def test_they_are_read_like_a_list_of_them() -> None:
     rng = random.Random(0)
     listed = [rng.randbytes(PAGE_HASH_BYTES) for _ in range(9)]
-    names = PageHashes(b"".join(listed))
-    assert list(names) == listed and len(names) == 9 and listed[3] in names
+    page_hashes = PageHashes(b"".join(listed))
+    assert list(page_hashes) == listed and len(page_hashes) == 9 and listed[3] in page_hashes
     for at in range(-9, 9):
-        assert names[at] == listed[at]
+        assert page_hashes[at] == listed[at]
     for _ in range(200):
         cut = slice(*(rng.choice((None, *range(-12, 12))) for _ in range(2)), rng.choice((None, 1, 2, -1)))
-        assert list(names[cut]) == listed[cut]
+        assert list(page_hashes[cut]) == listed[cut]
     for outside in (9, -10):
         with pytest.raises(IndexError):
-            names[outside]
+            page_hashes[outside]
     assert not PageHashes() and list(PageHashes()[1:]) == []
 
 
