@@ -1,4 +1,4 @@
-"""Tags a wheel by what is in it: with compiled CPU steps it fits one architecture and any Python, without them every machine."""
+"""Tags a wheel by what is in it: one architecture and any Python with compiled CPU steps, every machine without."""
 
 from pathlib import Path
 
