@@ -244,14 +244,16 @@ class Gateway:
         yield Gauge("headway_runs", "Live runs.", {}, len(self.runs))
         dropped = getattr(self.ledger, "dropped", 0)
         yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, dropped, counts=True)
-        yield Gauge("headway_residency_pages", "Pages whose place is known.", {}, len(self.fleet.kv_index))
-        yield Gauge("headway_budget_holds", "Requests under way that hold of a budget.", {}, self.budgets.num_reservations)
+        yield Gauge("headway_kv_index_pages", "Pages whose place is known.", {}, len(self.fleet.kv_index))
+        yield Gauge(
+            "headway_budget_reservations", "Requests with a reservation in a budget.", {}, self.budgets.num_reservations
+        )
         settled = self.budgets.settled
         yield Gauge("headway_budget_settled_tokens", "Tokens charged to budgets.", {}, settled.tokens, counts=True)
         yield Gauge("headway_budget_settled_usd", "Dollars charged to budgets.", {}, settled.usd, counts=True)
         now = time.monotonic()
         for (name, is_batch), ttft_margin in self.dispatcher.ttft_margins.items():
-            labels = {"worker": name, "kind": "batch" if is_batch else "promised"}
+            labels = {"worker": name, "flow": "batch" if is_batch else "interactive"}
             margin = ttft_margin.margin(now)
             yield Gauge("headway_ttft_margin", "Share by which predictions to a first token are stretched.", labels, margin)
         self.observe_devices()

@@ -78,7 +78,6 @@ class Engine:
         )
         self.busy_meter = BusyMeter(clock_ns())
         self.step_interrupt = StepInterrupt()
-        self.draining = False
         self.on_finished: Callable[[Finished], None] = lambda finished: None
         self.num_prompt_tokens = self.num_cached_tokens = self.num_output_tokens = 0
         self._runner, self._decoder = runner, decoder
@@ -141,7 +140,7 @@ class Engine:
 
     def refusal(self, submit: Submit) -> Refusal | None:
         """Why it cannot be taken now."""
-        return refusal(submit, self.limits, waiting=len(self.scheduler.waiting), draining=self.draining)
+        return refusal(submit, self.limits, waiting=len(self.scheduler.waiting))
 
     def refuse(self, owner: Hashable, request: int, refused: Refusal) -> None:
         end = Finished(
@@ -190,11 +189,6 @@ class Engine:
         self.index.set_retention(chain, score)
         if self.tier is not None:
             self.tier.set_retention(chain, score)
-
-    def reprioritize(self, owner: Hashable, request: int, priority: int) -> None:
-        sequence = self._live.get((owner, request))
-        if sequence is not None:
-            self.scheduler.reprioritize(sequence, priority)
 
     def take_output(self) -> Output:
         output, self._output = self._output, Output()

@@ -96,14 +96,6 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
-    def reprioritize(self, sequence: RequestSequence, priority: int) -> None:
-        waits = sequence in self.waiting
-        if waits:
-            self.waiting.remove(sequence)
-        sequence.priority = priority
-        if waits:
-            self.add(sequence)
-
     def plan(self) -> tuple[Work, ...]:
         """One-token work first, then chunks, best turn first."""
         if self.waiting:

@@ -22,15 +22,13 @@ from gateway.errors import HeadwayError
 from gateway.http.auth import Caller
 from gateway.http.feedback import feedback_handler
 from gateway.http.post_route import Headers, Posted, Read, posted
-from gateway.http.reports import report_handlers
+from gateway.http.reports import report_handlers, run_report
 from gateway.http.response import error_answer
 from gateway.http.static import dashboard_handlers
 from gateway.pipeline.active_request import RequestContext
 from gateway.policy.routes import may_use
 from gateway.policy.validate import AUTO
 from gateway.routing.decision import Decision
-from gateway.runs.identity import public_id
-from gateway.runs.registry import Run
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -124,17 +122,7 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
     def runs(request: AnyRequest) -> dict[str, Any]:
         """This tenant's live runs, the one seen last first: what was understood, and from which field."""
         tenant = gateway.keys.tenant_of(request.scope["headers"])
-        return {"runs": [_run(run) for run in gateway.runs.recent(tenant, MAX_RUNS_LISTED)]}
-
-    @get("/v1/headway/runs/{run_id:path}", sync_to_thread=False)
-    def run(request: AnyRequest, run_id: FromPath[str]) -> dict[str, Any]:
-        """What a run of this tenant has cost so far, and what its last turns found in the cache."""
-        tenant = gateway.keys.tenant_of(request.scope["headers"])
-        name = run_id.removeprefix("/")
-        found = gateway.runs.get(f"{tenant}:{name}")
-        if found is None:
-            raise NotFoundException(f'there is no run "{name}": it is not yours, or it has ended')
-        return _run(found) | {"cache": {public_id(name): list(chain.reports) for name, chain in found.chains.items()}}
+        return {"runs": [run_report(run) for run in gateway.runs.recent(tenant, MAX_RUNS_LISTED)]}
 
     @get("/v1/headway/workers", sync_to_thread=False)
     def workers(request: AnyRequest) -> dict[str, Any]:
@@ -142,7 +130,7 @@ def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
         upstreams = [upstream.health() for upstream in gateway.fleet.upstreams.values()]
         return {"workers": [_worker(gateway, name) for name in gateway.fleet.clients] + upstreams}
 
-    return [models, model, runs, run, workers]
+    return [models, model, runs, workers]
 
 
 def _responses(gateway: "Gateway") -> list[HTTPRouteHandler]:
@@ -207,22 +195,6 @@ def _model(gateway: "Gateway", name: str) -> dict[str, Any]:
     kind = "auto" if name == AUTO else "tier" if name in policy.tiers else "model"
     tier = policy.tier_by_model()[name] if kind == "model" else None
     return {"id": name, "object": "model", "created": 0, "owned_by": "headway", "kind": kind, "tier": tier}
-
-
-def _run(run: Run) -> dict[str, Any]:
-    return {
-        "id": run.public_id,
-        "source": run.source,
-        "turns": run.turns,
-        "chains": len(run.chains),
-        "prompt_tokens": run.prompt_tokens,
-        "cached_tokens": run.cached_tokens,
-        "output_tokens": run.output_tokens,
-        "device_s": run.device_s,
-        "cost_usd": run.usd,
-        "saved_usd": run.saved_usd,
-        "counterfactual_usd": run.all_large_usd,
-    }
 
 
 def _worker(gateway: "Gateway", name: str) -> dict[str, Any]:

@@ -216,7 +216,7 @@ class Dispatcher:
         )
         there = pending.alternative_worker
         if there and any(one.option.worker == there and one.reason in GOOD_ENOUGH for one in decision.rejected):
-            return decision.moved(there, "breaks_promise")
+            return decision.moved(there, "breaks_slo")
         return decision
 
     @property
@@ -298,7 +298,7 @@ class Dispatcher:
             raise _shed(admission.missed_slo, admission.late_s)
         if admission.action == "admit" and admission.alternative is not None:
             pending.alternative_worker = admission.alternative.worker
-            decision = pending.decision = decision.moved(pending.alternative_worker, "breaks_promise")
+            decision = pending.decision = decision.moved(pending.alternative_worker, "breaks_slo")
         elif admission.alternative is not None:
             pending.degraded = True
             routing_request = pending.routing_request

@@ -369,7 +369,7 @@ class Pipeline:
             if finished.reason == "refused" and finished.error_code == "too_many" and refusals < MAX_REFUSALS:
                 refusals += 1
                 continue
-            if finished.error_code not in ("worker_lost", "draining"):
+            if finished.error_code != "worker_lost":
                 raise failure_of(finished)
             if active.num_attempts >= MAX_ATTEMPTS:
                 raise self.dispatcher.all_workers_lost()
@@ -535,7 +535,7 @@ def failure_of(finished: Finished) -> HeadwayError:
     message = finished.error or f"the worker ended it: {finished.reason}"
     if finished.error_code == "worker_lost":
         return WorkerLost(f"{message}: try again")
-    if finished.error_code in ("too_many", "draining"):
+    if finished.error_code == "too_many":
         return NoWorker(f"{message}: try again", retry_after_s=1.0)
     if finished.error_code == "too_long":
         return ContextTooLong(message, param="messages")

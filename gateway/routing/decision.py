@@ -30,7 +30,7 @@ RejectReason = Literal[
     "too_risky",  # cheaper, but the dollars do not make up for the doubt
     "slower_same_cost",
     "locked_elsewhere",
-    "breaks_promise",  # best at this moment, but waiting there would break the promise, and not at the chosen one
+    "breaks_slo",  # best at this moment, but waiting there would break the promise, and not at the chosen one
     "placed_elsewhere",  # cheapest at this moment, but placement by run chose another worker of the same model
 ]
 
@@ -49,9 +49,7 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     healthy: bool
     max_context: int
     usd_per_s: float
-    running: int
     max_sequences: int
-    queued_tokens: int
     wait_s: float
     overhead_s: float
     prefill_s_per_token: float

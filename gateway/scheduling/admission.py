@@ -38,8 +38,8 @@ burst of what overtakes it may stop for half of a minute. How long its queue is 
 
 class QueueEstimate(NamedTuple):
     """For one worker, in seconds: what the decision counted, and what is expected until a request of this kind begins. `margin`
-    is how much too short predictions are (lateness.py); an `idle` worker breaks no promise. `lately_s` is until then at the
-    rate at which work that is overtaken began lately (drain.py)."""
+    is how much too short predictions are (ttft_margin.py); an `idle` worker breaks no promise. `lately_s` is until then at the
+    rate at which work that is overtaken began lately (dequeue_rate.py)."""
 
     in_decision_s: float
     until_start_s: float

@@ -148,8 +148,6 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
             rig.engine.abort("me", victim)
             aborted.add(victim)
         if rng.random() < 0.1:
-            rig.engine.reprioritize("me", rng.randrange(request + 1), rng.randrange(3))
-        if rng.random() < 0.1:
             rig.engine.set_retention(rng.choice("xyz"), rng.choice((0.0, 0.5, 2.0)))
         rig.engine.check()
     rig.run()
@@ -379,15 +377,6 @@ def test_too_many_waiting_are_refused() -> None:
     for request in range(5):
         rig.submit(request, [1, 2, 3])
     assert [rig.finished[request].error_code for request in rig.finished] == ["too_many"] * 3
-
-
-def test_a_draining_engine_finishes_what_runs_and_refuses_what_comes() -> None:
-    rig = Rig(limits())
-    rig.submit(1, [4, 4])
-    rig.engine.draining = True
-    rig.submit(2, [4, 4])
-    rig.run()
-    assert rig.finished[2].error_code == "draining" and rig.text[1] == said([4, 4], 8)
 
 
 def test_a_stop_string_ends_the_text_before_it() -> None:

@@ -98,7 +98,7 @@ async def test_before_anybody_is_told_no_another_device_takes_it(tmp_path: Path,
         assert (other[0], other[1]["usage"]["headway"]["worker"]) == (200, "pico-0")
         bodies = {row.id: json.loads(row.body) for row in served.ledger.rows if isinstance(row, DecisionRow)}
         decision = bodies[other[1]["usage"]["headway"]["decision_id"]]
-        assert decision["rejected_by_reason"] == {"breaks_promise": 1}
+        assert decision["rejected_by_reason"] == {"breaks_slo": 1}
 
 
 @pytest.mark.parametrize(

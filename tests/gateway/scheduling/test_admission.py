@@ -49,13 +49,13 @@ def test_predictions_that_come_late_count_with_their_margin() -> None:
 def test_a_promise_ends_with_the_class_or_four_times_what_it_takes_alone_or_in_time_for_its_end() -> None:
     option = decide(ask([LARGE], quality=QUALITY), [LARGE], decision_id="d").chosen
     alone = option.ttft_s - 1.0
-    for changes, promised in (
+    for changes, bound_s in (
         ({"ttft_slo_s": 2.0}, 2.0),
         ({"ttft_slo_s": alone}, 4 * alone),
         ({"ttft_slo_s": None, "deadline_s": 3.0}, 3.0 - (option.finish_s - option.ttft_s)),
         ({"ttft_slo_s": None}, float("inf")),
     ):
-        assert slo_bound_s(ask([LARGE], **changes), option, WAITS["l"]) == pytest.approx(promised)
+        assert slo_bound_s(ask([LARGE], **changes), option, WAITS["l"]) == pytest.approx(bound_s)
     assert predicted_s(option, WAITS["l"]) == pytest.approx(alone + 1.5)
 
 
