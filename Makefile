@@ -12,7 +12,7 @@ run: .venv/.run
 	@$(BIN)/headway demo $(ARGS)
 
 test: .venv/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Agent frameworks against the running gateway, from a venv of their own.
 test-frameworks: .venv/.dev .venv-frameworks/.done
