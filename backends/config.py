@@ -21,8 +21,10 @@ CUDA_KV_SHARE = 0.8
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """`kv_tokens` None is auto, `host_kv_tokens` 0 is no host tier. `draft` is the directory of a
-    model that guesses for this one. `listen` is `unix:///path` or `tcp://host:port`; `token` guards a TCP listener."""
+    """`kv_tokens` None is auto, `host_kv_tokens` 0 is no host tier. `variant` names a build of the compiled step.
+
+    `draft` is the directory of a model that guesses for this one. `listen` is `unix:///path` or `tcp://host:port`; `token`
+    guards a TCP listener."""
 
     model: Path
     name: str
@@ -39,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     draft: Path | None = None
     linear: LinearChoice = "auto"
     step: StepChoice = "auto"
+    variant: str = "auto"
     page_size: int = 16
     prefill_tokens: int = 512
 

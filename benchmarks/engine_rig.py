@@ -76,9 +76,12 @@ class EngineRig:
         max_sequences: int = 16,
         served: LoadedModel | None = None,
         compiled: bool = True,
+        variant: str = "auto",
     ) -> None:
+        """`variant`: which build of the compiled step, `auto` is this processor's best."""
         kind = DTYPES[dtype]
-        library = open_library() if compiled else None
+        library = open_library(variant=variant) if compiled else None
+        self.variant = library.variant if library else "torch"
         chooser = LinearChooser(linear, kind, "cpu", library)
         self.served = served or open_model(directory, chooser, dtype=kind, device="cpu")
         limits = RequestLimits(

@@ -264,6 +264,9 @@ class Gateway:
                 of_phase = {**labels, "phase": phase}
                 yield Gauge("headway_prediction_bias_seconds", "Mean of actual - predicted.", of_phase, errors.bias_s)
                 yield Gauge("headway_prediction_deviation_seconds", "Its deviation.", of_phase, errors.deviation_s)
+            if client.hello:
+                runs = {"device": client.hello.device, **{key: client.hello.kernels.get(key, "") for key in ("step", "dtype")}}
+                yield Gauge("headway_worker_info", "1, with the code that runs its steps.", {**labels, **runs}, 1.0)
             if (load := client.load) is None:
                 continue
             held = load.num_pages - load.free_pages - load.cached_pages

@@ -46,31 +46,6 @@ class DenseLinear:
         return F.linear(x.to(self._dtype), self.weight, self.bias).to(self._stream)
 
 
-class W8A8Linear:
-    """int8 weights with a scale a row, activations in unsigned 8 bit (zero point 128) with a scale a token.
-
-    oneDNN multiplies signed activations in a reference kernel that is hundreds of times slower.
-    """
-
-    def __init__(self, weight: Weight, stream: torch.dtype) -> None:
-        values, scale = quantize_rows(weight)
-        self._packed = torch.ops.onednn.qlinear_prepack(values.contiguous(), None)
-        self._scale = scale.float().view(-1).contiguous()
-        self._zeros = torch.zeros(values.shape[0], dtype=torch.long)
-        self._bias = None if weight.bias is None else weight.bias.to(stream)
-        self._stream = stream
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x.float()
-        steps = x.abs().amax(-1, keepdim=True).mul_(1 / 127).clamp_(min=1e-10)
-        quantized = (x / steps).round_().add_(128).to(torch.uint8)
-        y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            quantized, 1.0, 128, self._packed, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        y = y.mul_(steps).to(self._stream)
-        return y if self._bias is None else y.add_(self._bias)
-
-
 class Int4Linear:
     """int4 weights with a scale and a zero point a group, unpacked in the product: a quarter of bfloat16's memory."""
 
@@ -141,7 +116,6 @@ Build = Callable[[Weight, torch.dtype], Linear]
 KERNELS: dict[str, Build] = {
     "float32": lambda weight, stream: DenseLinear(weight, torch.float32, stream),
     "bfloat16": lambda weight, stream: DenseLinear(weight, torch.bfloat16, stream),
-    "w8a8": W8A8Linear,
     "int4": Int4Linear,
 }
 
@@ -160,13 +134,17 @@ def kernels_of(library: Library | None) -> dict[str, Build]:
         return build
 
     def w8a8(weight: Weight, stream: torch.dtype) -> Linear:
-        if not (library.takes_int8 and takes_tiles(weight.values.shape[1])):
-            return KERNELS["w8a8"](weight, stream)
+        if not takes_tiles(weight.values.shape[1]):
+            return KERNELS["float32"](weight, stream)
         values, scale = quantize_rows(weight)
         return TiledLinear(library, values, stream=stream, bias=weight.bias, scale=scale)
 
-    ours = {"float32": dense("float32", torch.float32), "bfloat16": dense("bfloat16", torch.bfloat16), "w8a8": w8a8}
-    return KERNELS | ours
+    return {
+        "float32": dense("float32", torch.float32),
+        "bfloat16": dense("bfloat16", torch.bfloat16),
+        "w8a8": w8a8,
+        "int4": lambda weight, stream: TiledLinear.int4(library, quantize_groups(weight), stream=stream),
+    }
 
 
 KEEPS: dict[Stored, tuple[str, ...]] = {
@@ -201,6 +179,8 @@ class LinearChooser:
     def __init__(self, choice: LinearChoice, stream: torch.dtype, device: str, library: Library | None = None) -> None:
         if choice in ("w8a8", "int4") and device != "cpu":
             raise ValueError(f"{choice} runs on cpu, not on {device}: choose another --linear")
+        if choice == "w8a8" and library is None:
+            raise ValueError("w8a8 runs in the compiled step alone, which this worker does not have: choose another --linear")
         self._choice, self._stream, self._device = choice, stream, device
         self._kernels = kernels_of(library)
         self.chosen: dict[Shape, str] = {}
@@ -232,7 +212,7 @@ class LinearChooser:
             return self._choice
         if self._device != "cpu":
             return "bfloat16" if self._stream is torch.bfloat16 else "float32"
-        names = candidates(key.stored, self._stream)
+        names = [name for name in candidates(key.stored, self._stream) if name in self._kernels]
         if len(names) == 1:
             return names[0]
         timings = [

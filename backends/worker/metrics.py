@@ -5,7 +5,7 @@ The `vllm:` twins, under present and past names, let existing boards work.
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -137,9 +137,11 @@ def _all(observers: list[Callable[[float], None]], value: float) -> None:
         observe(value)
 
 
-def registry_for(engine: Engine, model: str, gpu: Gpu | None = None) -> CollectorRegistry:
-    """Everything of one engine; from now on it tells of its ends here."""
+def registry_for(engine: Engine, model: str, gpu: Gpu | None = None, *, step: str = "") -> CollectorRegistry:
+    """Everything of one engine; from now on it tells of its ends here. `step` is the code that runs its steps."""
     registry = CollectorRegistry()
+    labels = {"model": model, "step": step}
+    Gauge("headway_worker_info", "1, with the code that runs its steps", labels, registry=registry).labels(**labels).set(1)
     registry.register(WorkerMetrics(engine, model, gpu))
     engine.on_finished = Ends(registry, model)
     return registry

@@ -55,7 +55,7 @@ def start_engine(settings: Settings, say: Say) -> Started:
     dtype = resolve_dtype(settings.dtype, device=settings.device)
     say(f"activations and KV in {dtype.value}: {dtype.why}")
     torch_dtype, int8_kv = DTYPES[dtype.value], settings.kv_dtype == "int8"
-    library = resolve_library(settings.step, device=settings.device)
+    library = resolve_library(settings.step, device=settings.device, variant=settings.variant)
     chooser = LinearChooser(settings.linear, torch_dtype, settings.device, library.value)
     bar = ProgressBar(say)
     served = open_model(settings.model, chooser, dtype=torch_dtype, device=settings.device, progress=bar.show)
@@ -125,7 +125,12 @@ def start_engine(settings: Settings, say: Say) -> Started:
         num_pages=limits.num_pages,
         max_sequences=limits.max_sequences,
         eos_tokens=served.eos_tokens,
-        kernels={"linear": json.dumps(kernels), "dtype": dtype.value, "path": served.path, "step": _step_of(runner)},
+        kernels={
+            "linear": json.dumps(kernels),
+            "dtype": dtype.value,
+            "path": served.path,
+            "step": _step_of(runner, library.value),
+        },
         grammars=True,
         gpu=_gpu_uuid(settings.device),
     )
@@ -190,13 +195,16 @@ def _runner(
     return TorchRunner(model, kv, dtype=dtype, device=settings.device)
 
 
-def _step_of(runner: object) -> str:
-    return {CompiledRunner: "our compiled code", TorchRunner: "torch"}.get(type(runner), "our kernels")
+def _step_of(runner: object, library: Library | None) -> str:
+    """The code that runs steps: a variant of the compiled step, `torch` or `triton`."""
+    if isinstance(runner, CompiledRunner) and library is not None:
+        return library.variant
+    return "torch" if isinstance(runner, TorchRunner) else "triton"
 
 
 def _whose_steps(runner: object, model: CausalModel, library: Resolved[Library | None]) -> str:
     problems = [] if library.value is None or isinstance(runner, CompiledRunner) else step_problems(model)
-    return f"steps by {_step_of(runner)}: {'; '.join(problems) or library.why}"
+    return f"steps by {_step_of(runner, library.value)}: {'; '.join(problems) or library.why}"
 
 
 def _host_tier(settings: Settings, kv: PagedKV) -> HostCache[Reload] | None:

@@ -33,7 +33,8 @@ class Worker:
         self._engine_thread = EngineThread(
             engine, send=self._send, failed=self._failed, grammars=grammars, yields=not hello.gpu
         )
-        metrics = registry_for(engine, hello.model, open_gpu(hello.gpu) if hello.gpu else None)
+        gpu = open_gpu(hello.gpu) if hello.gpu else None
+        metrics = registry_for(engine, hello.model, gpu, step=hello.kernels.get("step", ""))
         self._server = Server(hello, files, metrics, post=self._engine_thread.post, token=token)
         self._runner = web.AppRunner(self._server.app(), access_log=None, shutdown_timeout=0.2)
 

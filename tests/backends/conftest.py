@@ -34,6 +34,14 @@ def library(request: pytest.FixtureRequest) -> Library | None:
 
 
 @pytest.fixture(scope="session")
+def compiled() -> Library:
+    try:
+        return open_library()
+    except NotCompiled as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """Byte-level BPE of about 300 tokens; id 0 is the special `<|end|>`."""
     tiny = Tokenizer(models.BPE())

@@ -95,6 +95,7 @@ function columns(latest, perHour) {
     { title: "Worker", head: true, cell: (worker) => worker.name },
     { title: "State", cell: (worker) => (worker.up ? tag("up", "good") : h("span", {}, tag("down", "bad"), " ", worker.problem)) },
     { title: "Model", cell: (worker) => worker.model },
+    { title: "Step", optional: true, cell: (worker) => worker.hello?.kernels?.step || "–" },
     { title: "Batch", num: true, cell: (worker) => (worker.load ? `${worker.load.running} / ${worker.hello.max_sequences}` : "–") },
     { title: "Busy", num: true, cell: (worker) => (latest ? percent(latest.busy_share[worker.name] || 0, 1) : "–") },
     { title: "Pages", wide: true, cell: (worker) => pages(worker.load) },

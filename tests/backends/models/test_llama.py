@@ -148,7 +148,9 @@ def test_an_int8_checkpoint_is_served_as_its_dequantized_twin(library: Library |
     ids = random.Random(4).choices(range(320), k=40)
     expected = all_logits(load(twin, library), library, ids)
     torch.testing.assert_close(all_logits(load(quantized, library), library, ids), expected)
-    assert (all_logits(load(quantized, library, linear="w8a8"), library, ids) - expected).abs().mean() < 0.1 * expected.std()
+    if library is not None:
+        close = all_logits(load(quantized, library, linear="w8a8"), library, ids)
+        assert (close - expected).abs().mean() < 0.1 * expected.std()
 
 
 def mixed_run(
@@ -228,6 +230,8 @@ def test_in_bfloat16_greedy_text_first_differs_where_two_logits_nearly_tie(
 def test_a_tied_head_is_the_embedding_itself_where_their_types_agree(
     make_checkpoint: MakeCheckpoint, library: Library | None, tied: bool, linear: LinearChoice, shared: bool
 ) -> None:
+    if linear == "w8a8" and library is None:
+        pytest.skip("w8a8 runs in the compiled step alone")
     directory = make_checkpoint(tie_word_embeddings=tied, dtype=torch.bfloat16)
     chooser = LinearChooser(linear, torch.float32, "cpu", library)
     model = Llama(Checkpoint(directory), chooser, dtype=torch.float32, device="cpu")
