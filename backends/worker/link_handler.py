@@ -9,7 +9,8 @@ from typing import NamedTuple, assert_never
 
 from backends.engine.engine import Engine, Output
 from backends.engine.request_limits import Refusal, RequestLimits
-from backends.structured_output.grammar import Grammars, Matcher
+from backends.engine.sequence import Matcher
+from backends.structured_output.grammar import Grammars
 from backends.wire import (
     CACHE_CHUNK_PAGES,
     Abort,

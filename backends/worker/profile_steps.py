@@ -8,7 +8,7 @@ from backends.engine.detokenizer import Decoder
 from backends.engine.engine import Clock, Engine
 from backends.engine.request_limits import RequestLimits
 from backends.engine.step_cost_model import StepCostModel
-from backends.runners.torch_runner import Runner
+from backends.engine.work import Runner
 from backends.wire import Sampling, Submit
 
 PROMPTS = (8, 40, 150, 400, 900, 60, 250)

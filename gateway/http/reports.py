@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from litestar import Request, Response, get
@@ -17,15 +17,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
 from gateway.errors import BadRequest, Forbidden
+from gateway.http.services import Services
 from gateway.ledger import history, slo_report, spending
 from gateway.ledger.scope import Read, Scope
 from gateway.ledger.summary import summary
 from gateway.metering.cost import COUNTERFACTUAL_METHOD, SAVED_METHOD
 from gateway.runs.identity import public_id
 from gateway.runs.registry import Run
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
 
 MAX_HOURS = 24.0 * 366
 DEFAULT_HOURS = 24.0
@@ -47,14 +45,14 @@ class Caller(NamedTuple):
 class _Reader:
     """Every reading starts here: who asks, and the ledger off the event loop."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self.gateway = gateway
+    def __init__(self, services: Services) -> None:
+        self.services = services
 
     def caller(self, request: AnyRequest) -> Caller:
         """Raises Unauthorized."""
-        tenant = self.gateway.keys.tenant_of(request.scope["headers"])
-        known = self.gateway.policy.tenants.get(tenant)
-        return Caller(tenant, not self.gateway.keys.required or (known is not None and known.operator))
+        tenant = self.services.keys.tenant_of(request.scope["headers"])
+        known = self.services.policy.tenants.get(tenant)
+        return Caller(tenant, not self.services.keys.required or (known is not None and known.operator))
 
     def operator(self, request: AnyRequest) -> Caller:
         """Raises Unauthorized or Forbidden."""
@@ -64,22 +62,22 @@ class _Reader:
         return caller
 
     async def read(self, report: Callable[[Read], Got]) -> Got:
-        return await asyncio.to_thread(report, self.gateway.ledger.read)
+        return await asyncio.to_thread(report, self.services.ledger.read)
 
 
-def report_handlers(gateway: "Gateway") -> list[HTTPRouteHandler]:
-    reader = _Reader(gateway)
+def report_handlers(services: Services) -> list[HTTPRouteHandler]:
+    reader = _Reader(services)
     return [*_about(reader), *_runs(reader), *_sums(reader)]
 
 
 def _about(reader: _Reader) -> list[HTTPRouteHandler]:
-    gateway = reader.gateway
+    services = reader.services
 
     @get("/v1/headway/whoami", sync_to_thread=False)
     def whoami(request: AnyRequest) -> dict[str, Any]:
         """Who the key is, and what it may see."""
         caller = reader.caller(request)
-        keys = gateway.keys.required
+        keys = services.keys.required
         return {"tenant": caller.tenant, "operator": caller.operator, "keys": keys, "version": _version()}
 
     @get("/v1/headway/live", sync_to_thread=False)
@@ -89,9 +87,9 @@ def _about(reader: _Reader) -> list[HTTPRouteHandler]:
         return _json(
             {
                 "at": time.time(),
-                "queue": len(gateway.queue),
-                "runs": len(gateway.runs),
-                "samples": [*gateway.live_samples.samples],
+                "queue": len(services.queue),
+                "runs": len(services.runs),
+                "samples": [*services.live_samples.samples],
             }
         )
 
@@ -111,7 +109,7 @@ def _runs(reader: _Reader) -> list[HTTPRouteHandler]:
         """The last runs, live ones marked."""
         scope = reader.caller(request).scope(_hours(request))
         found = await reader.read(lambda read: history.runs(read, scope, limit=MAX_RUNS))
-        live = {(run.tenant, run.public_id) for run in reader.gateway.runs.all()} if found else set()
+        live = {(run.tenant, run.public_id) for run in reader.services.runs.all()} if found else set()
         marked = [msgspec.structs.replace(run, live=(run.tenant, run.run) in live) for run in found]
         return _json({"runs": marked, "limit": MAX_RUNS})
 
@@ -123,7 +121,7 @@ def _runs(reader: _Reader) -> list[HTTPRouteHandler]:
         caller, name = reader.caller(request), run_id.removeprefix("/")
         if name.endswith("/turns"):
             return await _turns(reader, caller, name.removesuffix("/turns"), request.query_params.get("tenant", caller.tenant))
-        found = reader.gateway.runs.get(f"{caller.tenant}:{name}")
+        found = reader.services.runs.get(f"{caller.tenant}:{name}")
         if found is None:
             raise NotFoundException(f'there is no run "{name}": it is not yours, or it has ended')
         cache = {public_id(name): list(chain.reports) for name, chain in found.chains.items()}
@@ -205,7 +203,7 @@ def _sums(reader: _Reader) -> list[HTTPRouteHandler]:
                 "rejections": slo_report.rejections(read, scope),
             }
 
-        classes = reader.gateway.policy.slo
+        classes = reader.services.policy.slo
         return _json({**await reader.read(report), "slo": classes, "objective": slo_report.OBJECTIVE})
 
     return [costs, overview, slo]

@@ -9,7 +9,7 @@ from gateway.fleet.token_stream import TokenStream
 from gateway.metering.budgets import Reservation
 from gateway.metering.cost import Charge
 from gateway.metering.rate_limits import LimitedParty, RateLimitPass
-from gateway.pipeline.dispatcher import PendingRequest
+from gateway.pipeline.pending import PendingRequest
 from gateway.policy.schema import Slo
 from gateway.request import Message, Request
 from gateway.runs.identity import Identity

@@ -5,27 +5,21 @@ import asyncio
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 from msgspec import structs
 
-from backends.wire import Grammar, Sampling
 from gateway.errors import HeadwayError, NoWorker, Overloaded
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.token_stream import TokenStream
+from gateway.pipeline.pending import DispatchPass, FlowKey, PendingRequest, SeatClass, UntokenizedRequest
 from gateway.pipeline.placement_input import beginning, place_among_alike
 from gateway.policy.routes import candidates_for
-from gateway.policy.schema import Route, Slo
-from gateway.request import Request
 from gateway.routing.decide import decide
-from gateway.routing.decision import Decision, RoutingRequest
+from gateway.routing.decision import Decision
 from gateway.scheduling.admission import (
-    DUE_SHARE,
     GOOD_ENOUGH,
-    OnOverload,
     QueueEstimate,
     admit,
     foregone,
@@ -39,7 +33,6 @@ from gateway.scheduling.request_queue import Band, QueuedRequest, RequestQueue
 from gateway.scheduling.retention import WAITS_COLD
 from gateway.scheduling.ttft_margin import TtftMargin
 from gateway.scheduling.usual import Usual
-from gateway.text.prompt_encoder import Prompt
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
@@ -51,123 +44,6 @@ DECIDED_FOR_S, DECIDED_SHARE = 0.1, 0.05
 """A choice stands so long while its worker has no seat or no room, or for this share of the time waited, if that is more."""
 REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
 """How often the order takes in what is resident by now, and of how many of those that wait: a walk over all their pages."""
-
-
-@dataclass(slots=True, eq=False)
-class PendingRequest:
-    """One request from its question to its stream. `excluded` are workers that were lost while they had it."""
-
-    decision_id: str
-    routing_request: RoutingRequest
-    route: str
-    prompts: dict[str, Prompt]
-    sampling: Sampling
-    tenant: str
-    run: str
-    chain: str
-    band: Band
-    attained: float
-    arrival: float
-    deadline: float
-    slo: str = ""
-    traceparent: str = ""
-    decision: Decision | None = None
-    kv_index_sequence: int = -1
-    waiter: "asyncio.Future[TokenStream] | None" = None
-    excluded: tuple[str, ...] = ()
-    grammars: dict[str, Grammar] = field(default_factory=dict)
-    """By worker, where the form of an answer differs by model; elsewhere the sampling's own holds."""
-    escalated: bool = False
-    request: Request | None = None
-    """What an upstream is sent; workers take the prompts."""
-    budgets: tuple[str, ...] = ()
-    on_overload: OnOverload = "queue"
-    admitted_run: bool = False
-    """It continues a run that was let in, and is never refused for a promise."""
-    admitted: bool = False
-    decision_kept_until: float = -math.inf
-    """Its choice, while its worker has no seat or no room."""
-    slo_bound_s: float = math.inf
-    """How long after its arrival its first token may come, where that was judged."""
-    ttft_prediction: tuple[str, float, float] | None = None
-    """The worker that was expected to take it, how long after its arrival its first token was expected, and when that was
-    predicted; until it came."""
-    degraded: bool = False
-    alternative_worker: str = ""
-    """The worker that keeps the promise which the best one would break."""
-    counted_worker: str | None = None
-    """The worker for which it counts as waiting."""
-    page_hashes: list[Sequence[bytes]] = field(init=False)
-    """Of the prompt's pages, once for each way in which some model's tokenizer reads it."""
-
-    def __post_init__(self) -> None:
-        self.page_hashes = list({id(prompt.page_hashes): prompt.page_hashes for prompt in self.prompts.values()}.values())
-
-    @property
-    def due(self) -> float:
-        """From when on half of what it was promised is used up; for batch work, of the time that it may wait at all where that
-        is less."""
-        most_s = min(self.slo_bound_s, self.deadline - self.arrival) if self.band is Band.BATCH else self.slo_bound_s
-        return self.arrival + DUE_SHARE * most_s
-
-
-class FlowKey(NamedTuple):
-    """Requests that are expected to go to the same models."""
-
-    tenant: str
-    route: str
-    slo: str
-    asked: str
-
-
-class Unread(NamedTuple):
-    """A request of which nobody knows yet how long it is: about so many tokens, and at most so many. `is_certain` when its
-    route does not depend on that, and it asks for nothing that only some models can do."""
-
-    tenant: str
-    route: Route
-    slo: Slo
-    band: Band
-    asked: str
-    arrival: float
-    about_tokens: float
-    max_tokens: float
-    is_certain: bool
-
-    @property
-    def flow(self) -> FlowKey:
-        return FlowKey(self.tenant, self.route.name, self.route.slo, self.asked)
-
-
-class SeatClass(NamedTuple):
-    """All of a ticket that says which seats it may have: `judged` where promises are, `late` for batch work that has used up
-    half of its time to wait."""
-
-    tenant: str
-    line: Band
-    has_slo: bool
-    is_overdue: bool
-
-
-class DispatchPass:
-    """One look at those that wait: a `thorough` one at all of them, else not at lines whose workers have no seat for them.
-    `full`: workers for which the first in order has to wait, with its priority there, so that who comes after it and would not
-    be read before it does not go past. `seats`: whether a worker has one for a kind. How many of each line were decided anew
-    (`num`), or `seen`; and lines in which nobody can go (`shut`), or somebody may (`open`)."""
-
-    def __init__(self, *, thorough: bool) -> None:
-        self.is_full = thorough
-        self.blocked_at: dict[str, int] = {}
-        self.seats: dict[tuple[str, SeatClass], bool] = {}
-        self.num_decided = Counter[tuple[str, Band]]()
-        self.num_visited = Counter[tuple[str, Band]]()
-        self.blocked, self.open = set[tuple[str, Band]](), set[tuple[str, Band]]()
-
-    def seat_taken(self) -> None:
-        """Somebody took a seat: who may have the next is another question."""
-        self.seats.clear()
-        self.num_visited.clear()
-        self.open.clear()
 
 
 class Dispatcher:
@@ -224,7 +100,7 @@ class Dispatcher:
         """Somebody, for a promise, lately."""
         return self._usual_models.is_shedding(self._clock())
 
-    def shed_early(self, untokenized: Unread) -> Overloaded | None:
+    def shed_early(self, untokenized: UntokenizedRequest) -> Overloaded | None:
         """The no that a request gets unread: it is what those like it are being told, and waiting alone breaks its promise."""
         now, flow, route = self._clock(), untokenized.flow, untokenized.route
         usual = self._usual_models.models(flow, now)
@@ -250,7 +126,7 @@ class Dispatcher:
         self.tenant_shares.record_arrival(untokenized.tenant, now)
         return _shed(broken, late_s)
 
-    def wants_probe(self, untokenized: Unread) -> bool:
+    def wants_probe(self, untokenized: UntokenizedRequest) -> bool:
         """One in so many that could be refused unread, by which it is learned whether that still holds."""
         return self._usual_models.wants_probe(untokenized.flow)
 
@@ -518,7 +394,7 @@ class Dispatcher:
             resident = 2 * cached >= chosen.prompt_tokens or not self._by_run
             self.queue.refresh(number, uncached_tokens=uncached, resident=resident)
 
-    def _is_blocked(self, tenant: str, line: Band, scan: "DispatchPass") -> bool:
+    def _is_blocked(self, tenant: str, line: Band, scan: DispatchPass) -> bool:
         """Whether the workers that were chosen for those in a line have no seat for them."""
         if (tenant, line) in scan.open:
             return False
@@ -528,7 +404,7 @@ class Dispatcher:
         (scan.open if may else scan.blocked).add((tenant, line))
         return not may
 
-    def _may_dispatch(self, pending: PendingRequest, seat_class: SeatClass, scan: "DispatchPass", now: float) -> bool:
+    def _may_dispatch(self, pending: PendingRequest, seat_class: SeatClass, scan: DispatchPass, now: float) -> bool:
         """A cheap look before deciding: the worker that was chosen lately, or else any, has a seat for it, or none is up, which
         is to be told."""
         if pending.decision and now < pending.decision_kept_until and self.fleet.server(pending.decision.chosen.worker).healthy:
@@ -542,7 +418,7 @@ class Dispatcher:
         late = pending.band is Band.BATCH and self._clock() >= pending.due
         return SeatClass(pending.tenant, pending.band.line, pending.on_overload != "queue", late)
 
-    def _has_seat(self, seat_class: SeatClass, worker: str, scan: "DispatchPass") -> bool:
+    def _has_seat(self, seat_class: SeatClass, worker: str, scan: DispatchPass) -> bool:
         """Whether it has one, and for these."""
         key = worker, seat_class
         if key not in scan.seats:
@@ -551,7 +427,7 @@ class Dispatcher:
         return scan.seats[key]
 
     def _can_dispatch(
-        self, pending: PendingRequest, seat_class: SeatClass, decision: Decision, scan: "DispatchPass", now: float
+        self, pending: PendingRequest, seat_class: SeatClass, decision: Decision, scan: DispatchPass, now: float
     ) -> bool:
         """A seat, and room for its prompt. Who has waited long for the latter is not gone past."""
         worker = decision.chosen.worker

@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.request import ServiceTier
+
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, dot, underscore, dash")]
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
-ServiceTier = Literal["auto", "default", "flex", "priority"]
 """What OpenAI's clients may ask for."""
 
 

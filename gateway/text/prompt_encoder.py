@@ -10,7 +10,6 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.errors import ContextTooLong
-from gateway.fleet.worker_client import WorkerClient
 from gateway.request import Message, Request, Tool
 from gateway.runs.cache_miss import PromptChange, around, part_at
 from gateway.text.model_text import Encoded, ModelText
@@ -64,13 +63,6 @@ class Target(NamedTuple):
     fingerprint: str
     page_size: int
     max_context: int
-
-
-def target_of(client: WorkerClient) -> Target | None:
-    """None for a worker that has never been up: nobody knows its tokenizer."""
-    if client.text is None or client.hello is None:
-        return None
-    return Target(client.worker, client.text, client.hello.fingerprint, client.hello.page_size, client.hello.max_context)
 
 
 def check_length(request: Request, targets: Sequence[Target]) -> None:

@@ -8,11 +8,12 @@ import pytest
 
 from backends.engine.engine import MAX_HELD_LOGPROBS, Engine
 from backends.engine.request_limits import RequestLimits
-from backends.engine.scheduler import MAX_STILL, Reload, Work
+from backends.engine.scheduler import MAX_STILL
+from backends.engine.work import Reload, Work
 from backends.kv_cache.host_cache import HostCache
-from backends.spec_decode.draft_length import DraftCost
 from backends.spec_decode.draft_model import DraftModel
 from backends.spec_decode.speculator import Speculator
+from backends.spec_decode.state import DraftCost
 from backends.wire import Cache, Finished, Load, Sampling, Submit, TokenLogprob, decode_up, page_hashes, split_hashes
 from backends.worker.link_handler import Attach, LinkHandler, Outgoing
 from tests.backends.fakes import EOS, FakeRunner, LateCopier, LetterDecoder, Ticks, letter, limits, reference, tokens_of

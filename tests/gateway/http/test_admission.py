@@ -220,18 +220,18 @@ async def test_whoever_would_be_told_what_others_are_is_told_so_unread(tmp_path:
     monkeypatch.setattr("gateway.scheduling.usual.REFUSED_S", 60.0)
     async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=1)}, more=SLO) as served:
         pipeline, read = served.gateway.pipeline, list[str]()
-        prompts = pipeline._prompts
+        prompts = pipeline.preparer._prompts
 
         async def reads(request: Any, *rest: Any) -> dict[str, Prompt]:
             read.append(request.messages[-1].content)
             return await prompts(request, *rest)
 
-        pipeline._prompts = reads  # type: ignore[method-assign]
+        pipeline.preparer._prompts = reads  # type: ignore[method-assign]
         run = {"x-headway-run-id": "begun"}
         assert (await post(served, ask("turn 1"), **run))[0] == 200
-        (kind,) = pipeline.dispatcher._usual_models._kinds
+        (kind,) = served.gateway.dispatcher._usual_models._kinds
         for _ in range(2 * int(ENOUGH)):
-            pipeline.dispatcher._usual_models.record_choice(kind, "nano")
+            served.gateway.dispatcher._usual_models.record_choice(kind, "nano")
         first = await busy(served, "nano-0")
         told = [await post(served, ask(f"question {number}")) for number in range(READ_EVERY + 1)]
         assert [status for status, *_ in told] == [429] * (READ_EVERY + 1)

@@ -3,7 +3,8 @@ import random
 import pytest
 
 from backends.wire import Finished, Load
-from gateway.scheduling.latency_model import COLD, LatencyPredictor, OutputLengths, WorkerRates, cold_rates
+from gateway.policy.worker_rates import WorkerRates
+from gateway.scheduling.latency_model import COLD, LatencyPredictor, OutputLengths, cold_rates
 
 
 def finished(
