@@ -1,4 +1,4 @@
-"""Renews the lock files beside this file: `make lock`. They hold for every platform and every Python that pyproject.toml allows.
+"""Renews the lock files beside this file: `make lock`. They hold for every platform and every Python of pyproject.toml.
 
 torch and what belongs to a machine's GPU is resolved with the rest, so that all fits together, and then left out:
 install_torch.py installs it apart.
