@@ -37,9 +37,7 @@ class RequestContext:
     rate_limit_pass: RateLimitPass | None = None
     """Once it was let in."""
     slo: str = ""
-    """What it was promised, where it was turned away all the same before it was read."""
-    bypasses_shedding: bool = False
-    """Whatever those like it are told."""
+    """The SLO class of a request that is refused before it is tokenized."""
 
     @staticmethod
     def now(raw: list[tuple[bytes, bytes]], route: str) -> "RequestContext":

@@ -13,16 +13,16 @@ from msgspec import structs
 from gateway.errors import HeadwayError, NoWorker, Overloaded
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.token_stream import TokenStream
-from gateway.pipeline.pending import DispatchPass, FlowKey, PendingRequest, SeatClass, UntokenizedRequest
+from gateway.pipeline.pending import DispatchPass, PendingRequest, SeatClass
 from gateway.pipeline.placement_input import beginning, place_among_alike
 from gateway.policy.routes import candidates_for
+from gateway.policy.schema import Route, Slo
 from gateway.routing.decide import decide
 from gateway.routing.decision import Decision
 from gateway.scheduling.admission import (
     GOOD_ENOUGH,
     QueueEstimate,
     admit,
-    foregone,
     predicted_s,
     slo_bound_s,
 )
@@ -31,8 +31,8 @@ from gateway.scheduling.fairness import LEVELS, TenantShares, is_kept
 from gateway.scheduling.placement import Placement
 from gateway.scheduling.request_queue import Band, QueuedRequest, RequestQueue
 from gateway.scheduling.retention import WAITS_COLD
+from gateway.scheduling.shed_gate import FlowKey, ShedGate
 from gateway.scheduling.ttft_margin import TtftMargin
-from gateway.scheduling.usual import Usual
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
@@ -68,7 +68,7 @@ class Dispatcher:
         self._devices = {name: worker.device for name, worker in fleet.policy.workers.items()}
         self._overdue_batch: dict[str, TokenStream] = {}
         """The batch work that a worker's last seats were not left by, as it had waited too long."""
-        self._usual_models = Usual()
+        self._shed_gate = ShedGate()
         fleet.changed = self.changed
 
     def decide(self, pending: PendingRequest) -> Decision:
@@ -97,38 +97,25 @@ class Dispatcher:
 
     @property
     def is_shedding(self) -> bool:
-        """Somebody, for a promise, lately."""
-        return self._usual_models.is_shedding(self._clock())
+        """Whether a request of some flow was shed lately."""
+        return not self._shed_gate.is_open(self._clock())
 
-    def shed_early(self, untokenized: UntokenizedRequest) -> Overloaded | None:
-        """The no that a request gets unread: it is what those like it are being told, and waiting alone breaks its promise."""
-        now, flow, route = self._clock(), untokenized.flow, untokenized.route
-        usual = self._usual_models.models(flow, now)
-        if route.on_overload != "shed" or route.escalate is not None or not usual:
-            return None
-        offered = candidates_for(self.fleet.policy, route, tenant=untokenized.tenant)
-        views = [view for view in self.fleet.views() if view.model in offered]
-        if any(untokenized.max_tokens >= view.max_context for view in views):
-            return None
-        broken, late_s = foregone(
-            untokenized.slo.ttft_s,
-            untokenized.slo.deadline_s,
-            views,
-            self._queue_estimates(untokenized.tenant, untokenized.band),
-            usual=usual,
-            about_tokens=untokenized.about_tokens,
-            most_tokens=untokenized.max_tokens,
-            waited_s=now - untokenized.arrival,
-            devices=self._devices,
-        )
-        if not broken:
-            return None
-        self.tenant_shares.record_arrival(untokenized.tenant, now)
-        return _shed(broken, late_s)
+    def shed_early(self, flow: FlowKey, route: Route, slo: Slo, band: Band) -> Overloaded | None:
+        """Return the refusal of a request that is shed without tokenizing it, or None.
 
-    def wants_probe(self, untokenized: UntokenizedRequest) -> bool:
-        """One in so many that could be refused unread, by which it is learned whether that still holds."""
-        return self._usual_models.wants_probe(untokenized.flow)
+        Its flow is being shed, and queue time alone exceeds its SLO on every worker of its candidates.
+        """
+        now, bound_s = self._clock(), slo.deadline_s if slo.ttft_s is None else slo.ttft_s
+        if route.on_overload != "shed" or bound_s is None or not self._shed_gate.is_shedding(flow, now):
+            return None
+        candidates = candidates_for(self.fleet.policy, route, tenant=flow.tenant)
+        estimates = self._queue_estimates(flow.tenant, band)
+        workers = (view.worker for view in self.fleet.views() if view.healthy and view.model in candidates)
+        wait_s = min((estimates[worker].until_start_s for worker in workers), default=0.0)
+        if wait_s <= bound_s:
+            return None
+        self.tenant_shares.record_arrival(flow.tenant, now)
+        return _shed(f"a first token within {bound_s:.3g} s would take over {wait_s:.3g} s", wait_s - bound_s)
 
     def queue_full(self) -> Overloaded:
         message = (
@@ -157,8 +144,6 @@ class Dispatcher:
         if pending.on_overload == "queue":
             return
         now, flow = self._clock(), FlowKey(pending.tenant, pending.route, pending.slo, pending.routing_request.asked)
-        if not pending.admitted_run:
-            self._usual_models.record_choice(flow, decision.chosen.model)
         estimates, waited_s = self._queue_estimates(pending.tenant, pending.band), now - pending.arrival
         admission = admit(
             pending.routing_request,
@@ -170,7 +155,7 @@ class Dispatcher:
             devices=self._devices,
         )
         if admission.action == "shed":
-            self._usual_models.record_refusal(flow, now)
+            self._shed_gate.record_refusal(flow, now)
             raise _shed(admission.missed_slo, admission.late_s)
         if admission.action == "admit" and admission.alternative is not None:
             pending.alternative_worker = admission.alternative.worker

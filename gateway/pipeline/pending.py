@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from backends.wire import Grammar, Sampling
 from gateway.fleet.token_stream import TokenStream
-from gateway.policy.schema import Route, Slo
 from gateway.request import Request
 from gateway.routing.decision import Decision, RoutingRequest
 from gateway.scheduling.admission import DUE_SHARE, OnOverload
@@ -73,34 +72,6 @@ class PendingRequest:
         is less."""
         most_s = min(self.slo_bound_s, self.deadline - self.arrival) if self.band is Band.BATCH else self.slo_bound_s
         return self.arrival + DUE_SHARE * most_s
-
-
-class FlowKey(NamedTuple):
-    """Requests that are expected to go to the same models."""
-
-    tenant: str
-    route: str
-    slo: str
-    asked: str
-
-
-class UntokenizedRequest(NamedTuple):
-    """A request of which nobody knows yet how long it is: about so many tokens, and at most so many. `is_certain` when its
-    route does not depend on that, and it asks for nothing that only some models can do."""
-
-    tenant: str
-    route: Route
-    slo: Slo
-    band: Band
-    asked: str
-    arrival: float
-    about_tokens: float
-    max_tokens: float
-    is_certain: bool
-
-    @property
-    def flow(self) -> FlowKey:
-        return FlowKey(self.tenant, self.route.name, self.route.slo, self.asked)
 
 
 class SeatClass(NamedTuple):

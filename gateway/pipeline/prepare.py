@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from types import MappingProxyType
 
 import msgspec
@@ -23,9 +22,8 @@ from gateway.parsers.output_format import OutputFormat
 from gateway.pipeline.active_request import ActiveRequest, RequestContext
 from gateway.pipeline.dispatcher import Dispatcher
 from gateway.pipeline.ids import RandomIds
-from gateway.pipeline.pending import PendingRequest, UntokenizedRequest
+from gateway.pipeline.pending import PendingRequest
 from gateway.pipeline.recorder import RequestRecorder
-from gateway.pipeline.tokenize_limiter import TokenizeLimiter
 from gateway.policy.routes import candidates_for, check_asked, find_route
 from gateway.policy.schema import Policy, Route, Slo
 from gateway.policy.slo import slo_of
@@ -35,13 +33,14 @@ from gateway.routing.decision import Decision, RoutingRequest
 from gateway.routing.escalation import Escalation
 from gateway.routing.routing_request import routing_request_for
 from gateway.runs.identity import Identity, identify, mint_id, public_id
-from gateway.runs.registry import Chain, Run, RunRegistry, in_tool_loop
+from gateway.runs.registry import Chain, RunRegistry, in_tool_loop
 from gateway.runs.retention_publisher import RetentionPublisher
 from gateway.scheduling.latency_model import OutputLengths
 from gateway.scheduling.request_queue import Band
+from gateway.scheduling.shed_gate import FlowKey
 from gateway.telemetry.trace_context import trace_of
 from gateway.text.normalize import normalized
-from gateway.text.prompt_encoder import Prompt, PromptEncoder, Target, check_length, token_limit_of, total_chars
+from gateway.text.prompt_encoder import Prompt, PromptEncoder, Target, check_length, total_chars
 
 CHARACTERS_A_TOKEN = 4
 
@@ -76,7 +75,6 @@ class Preparer:
         self.secret = secrets.token_bytes(32)
         self._ids = RandomIds(os.urandom, time.time)
         self._answers = itertools.count()
-        self._tokenize_limiter = TokenizeLimiter()
         self.stopping = False
 
     async def prepare(
@@ -89,8 +87,8 @@ class Preparer:
         request = normalized(request, self.policy.text)
         identity = self.identity(request, context, tenant)
         run, chain = self.runs.touch(identity, tenant=tenant, now=context.at)
-        may_go = partial(self._shed_early, request, context, tenant, identity, run, chain)
-        await self._tokenize_limiter.turn(may_go, tenant=tenant, first=bool(run.turns))
+        if not run.turns:
+            self._shed_early(request, context, tenant, identity, chain)
         pending, slo = await self.pending_request(request, context, tenant, identity, chain, attained=run.attained)
         tokens = self._reserve_tokens(pending, request, context)
         id = mint_id(self.secret, chain.name, next(self._answers), tenant=tenant, prefix=id_prefix)
@@ -114,48 +112,25 @@ class Preparer:
         if self.stopping:
             raise NoWorker("this gateway is stopping: try again", retry_after_s=1.0)
 
-    def _shed_early(
-        self, request: Request, context: RequestContext, tenant: str, identity: Identity, run: Run, chain: Chain
-    ) -> None:
-        """Raises the no that a request gets before anybody reads what it asks, if that is known. Turns of a run go on."""
-        self._check_running()
-        if run.turns or context.bypasses_shedding:
-            return
+    def _shed_early(self, request: Request, context: RequestContext, tenant: str, identity: Identity, chain: Chain) -> None:
+        """Raise Overloaded before tokenizing when the queue is full, or the flow is being shed. Turns of a run go on.
+
+        The route is found with about the number of tokens, so near a route's bound on prompt tokens it may be another.
+        """
         is_full = self.dispatcher.queue.is_full_for(tenant)
         if not (is_full or self.dispatcher.is_shedding):
             return
-        untokenized = self._untokenized(request, context, tenant, identity, chain)
-        if untokenized is None:
-            return
-        refusal = (
-            self.dispatcher.queue_full()
-            if is_full
-            else self.dispatcher.shed_early(untokenized)
-            if untokenized.is_certain
-            else None
-        )
-        if refusal is None:
-            return
-        context.bypasses_shedding = not is_full and self.dispatcher.wants_probe(untokenized)
-        if not context.bypasses_shedding:
-            context.slo = untokenized.route.slo
-            raise refusal
-
-    def _untokenized(
-        self, request: Request, context: RequestContext, tenant: str, identity: Identity, chain: Chain
-    ) -> UntokenizedRequest | None:
-        """What is known of it from the outside; None where it may be wrong altogether."""
-        num_chars = total_chars(request)
-        about_tokens, most_tokens = num_chars // CHARACTERS_A_TOKEN, token_limit_of(request, num_chars)
+        num_tokens = total_chars(request) // CHARACTERS_A_TOKEN
         try:
-            route, slo = self._route(request, context, tenant, identity, prompt_tokens=about_tokens)
-            other, _ = self._route(request, context, tenant, identity, prompt_tokens=most_tokens)
-            least, _ = self._route(request, context, tenant, identity, prompt_tokens=0)
-        except HeadwayError:  # it takes an exact look to be sure of that
-            return None
-        is_certain = route.name == other.name == least.name and not request.has_grammar
+            route, slo = self._route(request, context, tenant, identity, prompt_tokens=num_tokens)
+        except HeadwayError:  # reported after tokenizing, where the number of tokens is exact
+            return
+        flow = FlowKey(tenant, route.name, route.slo, request.model)
         band = _band(route.slo, self.policy.slo[route.slo], chain, request)
-        return UntokenizedRequest(tenant, route, slo, band, request.model, context.at, about_tokens, most_tokens, is_certain)
+        refusal = self.dispatcher.queue_full() if is_full else self.dispatcher.shed_early(flow, route, slo, band)
+        if refusal is not None:
+            context.slo = route.slo
+            raise refusal
 
     def _reserve_budget(
         self, pending: PendingRequest, num_choices: int, payers: Payers, context: RequestContext
