@@ -93,7 +93,7 @@ class Attempts:
 
     def _attempt_began(self, active: ActiveRequest) -> None:
         active.first_at = time.monotonic()
-        self.dispatcher.observe_ttft(active.pending, active.first_at - active.context.at)
+        self.dispatcher.estimator.observe_ttft(active.pending, active.first_at - active.context.at)
 
     async def _escalate(self, active: ActiveRequest, stream: TokenStream) -> bool:
         """On the best tier, of which nothing has been sent yet; false when it is not there, and the answer stands."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -82,24 +81,3 @@ class SeatClass(NamedTuple):
     line: Band
     has_slo: bool
     is_overdue: bool
-
-
-class DispatchPass:
-    """One look at those that wait: a `thorough` one at all of them, else not at lines whose workers have no seat for them.
-    `full`: workers for which the first in order has to wait, with its priority there, so that who comes after it and would not
-    be read before it does not go past. `seats`: whether a worker has one for a kind. How many of each line were decided anew
-    (`num`), or `seen`; and lines in which nobody can go (`shut`), or somebody may (`open`)."""
-
-    def __init__(self, *, thorough: bool) -> None:
-        self.is_full = thorough
-        self.blocked_at: dict[str, int] = {}
-        self.seats: dict[tuple[str, SeatClass], bool] = {}
-        self.num_decided = Counter[tuple[str, Band]]()
-        self.num_visited = Counter[tuple[str, Band]]()
-        self.blocked, self.open = set[tuple[str, Band]](), set[tuple[str, Band]]()
-
-    def seat_taken(self) -> None:
-        """Somebody took a seat: who may have the next is another question."""
-        self.seats.clear()
-        self.num_visited.clear()
-        self.open.clear()

@@ -68,7 +68,7 @@ async def test_a_request_that_waits_too_long_is_told_so(tmp_path: Path) -> None:
         await until(lambda: worker.num_live == 1)
         status, body = await served.chat()
         assert status == 429
-        assert "no worker had room" in body["error"]["message"]
+        assert "no worker had capacity" in body["error"]["message"]
         worker.release()
         assert (await first)[0] == 200
 
