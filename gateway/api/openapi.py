@@ -12,6 +12,7 @@ from gateway.api.completions import CompletionsBody
 from gateway.api.messages_body import CountBody, MessagesBody
 from gateway.api.responses_body import ResponsesBody
 from gateway.ledger.outcomes import LabelledRequest, OutcomeBody
+from gateway.policy.struct_schema import components
 
 REFS = "#/components/schemas/{name}"
 Data = dict[str, Any]
@@ -75,7 +76,7 @@ OPERATIONS = (
 
 def openapi_document(version: str) -> Data:
     kinds = [kind for one in OPERATIONS for kind in (one.body, one.answer, one.chunk) if kind is not None]
-    _, schemas = msgspec.json.schema_components([*dict.fromkeys(kinds), ErrorBody], ref_template=REFS)
+    schemas = components([*dict.fromkeys(kinds), ErrorBody], ref_template=REFS)
     paths: dict[str, Data] = {}
     for one in OPERATIONS:
         paths.setdefault(one.path, {})[one.method] = _operation(one)

@@ -8,6 +8,7 @@ import msgspec
 
 from gateway.policy.include import Tree
 from gateway.policy.schema import Policy
+from gateway.policy.struct_schema import components
 from gateway.policy.validate import problems_of
 from gateway.policy.yaml_document import Problem, YamlDocument
 
@@ -83,7 +84,10 @@ def missing_files(policy: Policy) -> list[str]:
 
 def policy_json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a policy file, for editors."""
-    schema = msgspec.json.schema(Policy)
-    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Headway policy", **schema}
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(whole))
-    return plain
+    structs = components([Policy], ref_template="#/$defs/{name}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Headway policy",
+        "$ref": "#/$defs/Policy",
+        "$defs": structs,
+    }
