@@ -15,8 +15,7 @@ from gateway.errors import HeadwayError, NoWorker, UnsupportedParameter
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.upstream import Upstream
 from gateway.fleet.worker_client import target_of
-from gateway.metering.budget_need import budget_need
-from gateway.metering.budgets import Payers, Reservation
+from gateway.metering.budgets import Payers, Reservation, budget_need
 from gateway.parsers.grammar import grammars_for
 from gateway.parsers.output_format import OutputFormat
 from gateway.pipeline.active_request import ActiveRequest, RequestContext
