@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.pipeline.dispatcher import NOT_PASSED_AFTER_S
+from gateway.pipeline.dispatch_pass import BLOCKS_AFTER_S
 from gateway.text.model_text import ModelText
 from gateway.text.prompt_encoder import Prompt
 from tests.served import Served, ask, fake, serve, until
@@ -172,7 +172,7 @@ async def test_nobody_goes_past_a_long_prompt_that_waits_for_room(tmp_path: Path
         await until(lambda: worker.num_live == 1)
         tasks.append(asyncio.create_task(served.chat(ask("lamp " * 200))))
         await until(lambda: len(served.gateway.queue) == 1)
-        await asyncio.sleep(2 * NOT_PASSED_AFTER_S)
+        await asyncio.sleep(2 * BLOCKS_AFTER_S)
         tasks.append(asyncio.create_task(served.chat(ask("short"))))
         await until(lambda: len(served.gateway.queue) == 2)
         worker.release()
