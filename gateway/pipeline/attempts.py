@@ -17,11 +17,11 @@ from gateway.telemetry.record import LostAttempt
 
 MAX_ATTEMPTS = 4
 MAX_REFUSALS = 20
-"""A worker refuses only what crossed its last report on the way; more often than this, something is wrong."""
+"""Refusals after which a request fails. A worker refuses only a submission that crosses its last report."""
 
 
 class Attempts:
-    """`close` accounts a request that nobody reads any more, when its last attempt has ended."""
+    """`close` records a request without a client, when its last attempt has ended."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Attempts:
         self.dispatcher, self.runs, self.retention, self.recorder, self._close = dispatcher, runs, retention, recorder, close
 
     async def start(self, active: ActiveRequest) -> None:
-        """Returns when the call's stream has its first frame or its end. A worker lost before that is replaced.
+        """Return when the request's stream has its first frame or its end. A worker lost before that is replaced.
 
         Raises NoWorker, Overloaded, ContextTooLong, BadRequest, WorkerLost or ClientGone.
         """
@@ -96,7 +96,7 @@ class Attempts:
         self.dispatcher.estimator.observe_ttft(active.pending, active.first_at - active.context.at)
 
     async def _escalate(self, active: ActiveRequest, stream: TokenStream) -> bool:
-        """On the best tier, of which nothing has been sent yet; false when it is not there, and the answer stands."""
+        """Restart on the best tier before any frame is sent. Return False when that tier is down, and keep the answer."""
         pending = active.pending
         assert pending.decision
         routing_request = pending.routing_request
@@ -113,14 +113,14 @@ class Attempts:
             pending.routing_request = msgspec.structs.replace(routing_request, escalations={})
             return False
         stream.abort()
-        while stream.finished is None:  # within one step: both attempts are charged, one after the other
+        while stream.finished is None:  # ends within one step: both attempts are charged in order
             await stream.wait_end()
         self._record_lost_attempt(active, stream, "escalated")
         active.first_at, pending.escalated = None, True
         return True
 
     def _record_lost_attempt(self, active: ActiveRequest, stream: TokenStream, why: str) -> None:
-        """Remembers an attempt that was charged and gives no answer."""
+        """Record an attempt that was charged and gives no answer."""
         decision, charge = active.pending.decision, active.charge
         if decision is None or charge is None:
             return
@@ -144,7 +144,7 @@ class Attempts:
 
 
 def failure_of(finished: Finished) -> HeadwayError:
-    """The error that a caller sees for an end that is no answer."""
+    """Return the error of an attempt that ended without an answer."""
     message = finished.error or f"the worker ended it: {finished.reason}"
     if finished.error_code == "worker_lost":
         return WorkerLost(f"{message}: try again")

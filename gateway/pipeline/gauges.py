@@ -15,7 +15,7 @@ from gateway.telemetry.metrics import Gauge
 def request_gauges(
     dispatcher: Dispatcher, runs: RunRegistry, ledger: Ledger, budgets: Budgets, *, now: float
 ) -> Iterable[Gauge]:
-    """Queue, runs, ledger, budgets. `now` is monotonic."""
+    """Yield gauges of queue, runs, ledger and budgets. `now` is monotonic."""
     yield Gauge("headway_queue_length", "Requests that wait for a worker.", {}, len(dispatcher.queue))
     yield Gauge("headway_runs", "Live runs.", {}, len(runs))
     dropped = getattr(ledger, "dropped", 0)

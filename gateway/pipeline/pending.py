@@ -1,4 +1,4 @@
-"""A request between its routing request and its stream, and what decides which seats it may take."""
+"""A request between its routing request and its stream, and the class of seats that it may take."""
 
 import asyncio
 import math
@@ -17,7 +17,7 @@ from gateway.text.prompt_encoder import Prompt
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """One request from its question to its stream. `excluded` are workers that were lost while they had it."""
+    """One request from its routing request to its stream. `excluded` are workers that were lost while serving it."""
 
     decision_id: str
     routing_request: RoutingRequest
@@ -38,44 +38,41 @@ class PendingRequest:
     waiter: "asyncio.Future[TokenStream] | None" = None
     excluded: tuple[str, ...] = ()
     grammars: dict[str, Grammar] = field(default_factory=dict)
-    """By worker, where the form of an answer differs by model; elsewhere the sampling's own holds."""
+    """By worker, where the grammar differs by model; elsewhere the sampling's own holds."""
     escalated: bool = False
     request: Request | None = None
-    """What an upstream is sent; workers take the prompts."""
+    """The request for an upstream; workers take the prompts."""
     budgets: tuple[str, ...] = ()
     on_overload: OnOverload = "queue"
     admitted_run: bool = False
-    """It continues a run that was let in, and is never refused for a promise."""
+    """A turn of an admitted run is never refused for its SLO."""
     admitted: bool = False
     decision_kept_until: float = -math.inf
-    """Its choice, while its worker has no seat or no room."""
+    """Monotonic time until which its decision holds, while its worker has no seat or no capacity."""
     slo_bound_s: float = math.inf
-    """How long after its arrival its first token may come, where that was judged."""
+    """Seconds after its arrival within which its first token meets its SLO; infinite where no SLO is enforced."""
     ttft_prediction: tuple[str, float, float] | None = None
-    """The worker that was expected to take it, how long after its arrival its first token was expected, and when that was
-    predicted; until it came."""
+    """The predicted worker and seconds from arrival to first token, and the time of the prediction; None after the first token."""
     degraded: bool = False
     alternative_worker: str = ""
-    """The worker that keeps the promise which the best one would break."""
+    """The worker that meets the SLO which the best one would miss."""
     counted_worker: str | None = None
-    """The worker for which it counts as waiting."""
+    """The worker in whose queue it counts."""
     page_hashes: list[Sequence[bytes]] = field(init=False)
-    """Of the prompt's pages, once for each way in which some model's tokenizer reads it."""
+    """Hashes of the prompt's pages, once for each distinct tokenization."""
 
     def __post_init__(self) -> None:
         self.page_hashes = list({id(prompt.page_hashes): prompt.page_hashes for prompt in self.prompts.values()}.values())
 
     @property
     def due(self) -> float:
-        """From when on half of what it was promised is used up; for batch work, of the time that it may wait at all where that
-        is less."""
+        """The time at which DUE_SHARE of its SLO is used up; for batch work of its longest wait where that is less."""
         most_s = min(self.slo_bound_s, self.deadline - self.arrival) if self.band is Band.BATCH else self.slo_bound_s
         return self.arrival + DUE_SHARE * most_s
 
 
 class SeatClass(NamedTuple):
-    """All of a ticket that says which seats it may have: `judged` where promises are, `late` for batch work that has used up
-    half of its time to wait."""
+    """The properties of a request that decide which seats it may take. `is_overdue`: batch work past its `due` time."""
 
     tenant: str
     line: Band

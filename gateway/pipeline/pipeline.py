@@ -1,6 +1,6 @@
 """The life of a request: prepare, dispatch, attempts, account.
 
-What is here knows no HTTP: the answer is written elsewhere, from the stream of the request that `start` leaves running.
+Nothing here knows HTTP: http/generate.py writes the answer from the stream that `start` leaves running.
 """
 
 import time
@@ -23,7 +23,7 @@ from gateway.text.prompt_encoder import PromptEncoder
 
 
 class Pipeline:
-    """Everything it is given is closed by whoever gave it."""
+    """Callers close the parts that they pass in."""
 
     def __init__(
         self,
@@ -47,15 +47,15 @@ class Pipeline:
 
     @property
     def policy(self) -> Policy:
-        """The one in force."""
+        """The policy in force."""
         return self.preparer.policy
 
     def apply(self, policy: Policy, judge: Judge, escalations: Mapping[str, Escalation]) -> None:
-        """For the requests that come from now on."""
+        """Put a policy in force for requests that arrive from now on."""
         self.preparer.policy, self.preparer.estimate_quality, self.preparer.escalations = policy, judge, escalations
 
     def release(self, active: ActiveRequest, error: HeadwayError | None) -> None:
-        """The answer is written, or will never be. What still runs is aborted, and accounted when it ends."""
+        """End the answer of a request. A sequence that still runs is aborted, and recorded when it ends."""
         stream = active.stream
         if stream is not None and stream.finished is None:
             active.detached, active.failure = True, error
@@ -75,12 +75,12 @@ class Pipeline:
             self.forget(active.run)
 
     def forget(self, run: Run) -> None:
-        """It is over: nobody will come back for what is kept of it."""
+        """Release the pages and texts of a run that is over."""
         self.retention.ended(run)
         self.prompt_encoder.forget(run.chains)
 
     def _record_pause(self, active: ActiveRequest) -> None:
-        """The run goes on, after a pause; of a sub-agent that is done, without it."""
+        """Set the retention of a run after a turn. The chain of a finished sub-agent is released."""
         if active.finished is None or self.runs.get(active.run.name) is not active.run:
             return
         if active.identity.closes:

@@ -1,4 +1,4 @@
-"""From a parsed request to one that can be dispatched: identity, early shedding, tokens, route, SLO, reservations."""
+"""From a parsed request to a pending one: identity, early shedding, tokens, route, SLO, reservations."""
 
 import itertools
 import math
@@ -47,7 +47,7 @@ Judge = Callable[[Request], dict[str, float]]
 
 
 class Preparer:
-    """`judge` estimates quality by tier; `escalations` are what was fitted, by tier."""
+    """`judge` estimates quality by tier; `escalations` are the fitted ones, by tier."""
 
     def __init__(
         self,
@@ -79,8 +79,11 @@ class Preparer:
     async def prepare(
         self, request: Request, context: RequestContext, tenant: str, *, id_prefix: str = "chatcmpl-"
     ) -> list[ActiveRequest]:
-        """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden; or
-        OverBudget or RateLimited; Overloaded where it is told no unread; or NoWorker while the gateway stops."""
+        """Return an active request for each choice.
+
+        Raises BadRequest, UnknownModel or Forbidden for an error of the caller; OverBudget or RateLimited; Overloaded when the
+        request is shed early; NoWorker while the gateway stops.
+        """
         self._check_running()
         check_asked(self.policy, asked=request.model, tenant=tenant)
         request = normalized(request, self.policy.text)
@@ -134,7 +137,7 @@ class Preparer:
     def _reserve_budget(
         self, pending: PendingRequest, num_choices: int, payers: Payers, context: RequestContext
     ) -> list[Reservation]:
-        """One for each choice, where the route has budgets; a turn is one, however many its choices."""
+        """Reserve from the route's budgets, for each choice. All choices together are one turn."""
         if not pending.budgets:
             return []
         views = self.fleet.views()
@@ -142,8 +145,7 @@ class Preparer:
         return self.recorder.budgets.reserve(pending.budgets, payers, wanted, context.wall_ns / 1e9)
 
     def _reserve_tokens(self, pending: PendingRequest, request: Request, context: RequestContext) -> int:
-        """Of what its key and tenant may take a minute, for each choice: the prompt, and the answer as it was asked for or else
-        as it is expected."""
+        """Reserve tokens a minute of its key and tenant, for each choice: the prompt, and the requested or expected answer."""
         if context.rate_limit_pass is None:
             return 0
         routing_request = pending.routing_request
@@ -155,7 +157,7 @@ class Preparer:
         return tokens
 
     def output_format(self, worker: str) -> OutputFormat:
-        """How the model of a worker writes, as the policy says or its chat template shows."""
+        """Return the output format of a worker's model, by the policy or else by its chat template."""
         if worker in self.fleet.upstreams:
             return OutputFormat(calls="said")
         model = self.policy.models[self.policy.workers[worker].model]
@@ -230,7 +232,7 @@ class Preparer:
         return slo_of(self.policy, route, tenant=tenant, headers=context.headers, service_tier=request.service_tier)
 
     async def _prompts(self, request: Request, chain: str, tenant: str) -> dict[str, Prompt]:
-        """For every worker that might take it and is up."""
+        """Encode the request for every healthy worker that may serve it."""
         upstreams = self._upstreams(request)
         targets = self._capable(request, instead=bool(upstreams))
         if not upstreams:
@@ -241,7 +243,7 @@ class Preparer:
         return prompts | {one.name: one.prompt(request, chain) for one in upstreams}
 
     def _upstreams(self, request: Request) -> list[Upstream]:
-        """Those that can do what is asked."""
+        """Return the upstreams that support every parameter of the request."""
         asked = [one for one in self.fleet.upstreams.values() if request.model in (AUTO, one.policy.model, one.policy.tier)]
         able = [one for one in asked if one.unsupported_param(request) is None]
         if asked and not able and not self._targets(request.model):
@@ -252,7 +254,7 @@ class Preparer:
         return able
 
     def _capable(self, request: Request, *, instead: bool) -> list[Target]:
-        """Raises UnsupportedParameter when none of those that are up can do what is asked, and nobody is there `instead`."""
+        """Return the workers that support the request. Raises UnsupportedParameter when none does and no upstream serves `instead`."""
         targets = self._targets(request.model)
         if request.has_grammar:
             hellos = {target.worker: self.fleet.clients[target.worker].hello for target in targets}
@@ -265,7 +267,7 @@ class Preparer:
         return targets
 
     async def count(self, request: Request, tenant: str) -> int:
-        """Prompt tokens, for the model that counts most of those that may answer. Raises BadRequest or NoWorker."""
+        """Return the largest number of prompt tokens among the models that may answer. Raises BadRequest or NoWorker."""
         check_asked(self.policy, asked=request.model, tenant=tenant)
         prompts = await self._prompts(normalized(request, self.policy.text), "", tenant)
         if not prompts:
@@ -293,7 +295,7 @@ class Preparer:
         locked = chain.locked_model if chain and route.lock_tool_loop and in_tool_loop(request.messages) else None
         candidates = candidates_for(self.policy, route, tenant=tenant)
         tiers = self.policy.tier_by_model()
-        # A choice of one needs no judgement, and judging is the dearest part of deciding.
+        # With one candidate no estimate is needed, and estimating quality is the dearest part of deciding.
         undecided = request.model == AUTO and locked is None
         undecided = undecided and len({tiers[model] for model in candidates}) > 1
         return routing_request_for(
@@ -315,7 +317,7 @@ class Preparer:
         )
 
     async def explain(self, request: Request, context: RequestContext, tenant: str) -> tuple[Request, Identity, Decision]:
-        """The decision that the request would get now. Nothing is run, nothing remembered."""
+        """Return the decision that the request would get now, without side effects."""
         request = normalized(request, self.policy.text)
         check_asked(self.policy, asked=request.model, tenant=tenant)
         identity = self.identity(request, context, tenant)
@@ -333,7 +335,7 @@ def _those(targets: list[Target], able: list[Target], param: str, *, instead: bo
 
 
 def _again(pending: PendingRequest, number: int, id: str) -> PendingRequest:
-    """The same question once more, for a further choice: with a seed of its own where one was given."""
+    """Return a copy for a further choice, with a seed of its own where the request has one."""
     seed = pending.sampling.seed
     sampling = pending.sampling if seed is None else msgspec.structs.replace(pending.sampling, seed=(seed + number) % 2**63)
     return replace(pending, decision_id=f"dec-{id}", sampling=sampling)
