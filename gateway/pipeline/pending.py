@@ -52,7 +52,7 @@ class PendingRequest:
     slo_bound_s: float = math.inf
     """Seconds after its arrival within which its first token meets its SLO; infinite where no SLO is enforced."""
     ttft_prediction: tuple[str, float, float] | None = None
-    """The predicted worker and seconds from arrival to first token, and the time of the prediction; None after the first token."""
+    """The predicted worker, its seconds from arrival to first token, and the time of the prediction. None after that token."""
     degraded: bool = False
     alternative_worker: str = ""
     """The worker that meets the SLO which the best one would miss."""
