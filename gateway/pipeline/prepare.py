@@ -254,7 +254,7 @@ class Preparer:
         return able
 
     def _capable(self, request: Request, *, instead: bool) -> list[Target]:
-        """Return the workers that support the request. Raises UnsupportedParameter without one and without an upstream `instead`."""
+        """Return the workers that support the request. Raises UnsupportedParameter without one and no upstream `instead`."""
         targets = self._targets(request.model)
         if request.has_grammar:
             hellos = {target.worker: self.fleet.clients[target.worker].hello for target in targets}
