@@ -59,7 +59,7 @@ class _Writer:
             if field.required:
                 required.append(field.encode_name)
             elif field.default is not msgspec.NODEFAULT:
-                schema["default"] = msgspec.to_builtins(field.default)
+                schema["default"] = msgspec.json.decode(msgspec.json.encode(field.default))
             elif field.default_factory in (list, dict):
                 schema["default"] = field.default_factory()
             properties[field.encode_name] = schema
