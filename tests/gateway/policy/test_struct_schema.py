@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 import jsonschema
 import msgspec
 import pytest
-from gateway.struct_schema import components
 from hypothesis import given, settings
 from msgspec import UNSET, Meta, UnsetType
 
+from gateway.policy.struct_schema import components
 from tests.gateway.test_mismatch import Whole, json_values, wholes
 
 
