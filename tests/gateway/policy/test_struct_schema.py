@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.policy.struct_schema import components
-from tests.gateway.test_mismatch import Whole, json_values, wholes
+from tests.gateway.policy.test_mismatch import Whole, json_values, wholes
 
 
 class Kinds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
