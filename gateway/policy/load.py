@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gateway.policy.include import Tree
+from gateway.policy.reference import field_docs
 from gateway.policy.schema import Policy
 from gateway.policy.validate import problems_of
 from gateway.policy.yaml_document import Problem, YamlDocument
@@ -82,8 +83,11 @@ def missing_files(policy: Policy) -> list[str]:
 
 
 def policy_json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a policy file, for editors."""
+    """JSON Schema (2020-12) of a policy file, for editors. Attribute docstrings are the descriptions of its keys."""
     schema = msgspec.json.schema(Policy)
+    for name, docs in field_docs().items():
+        for field, doc in docs.items():
+            schema["$defs"][name]["properties"][field]["description"] = doc
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Headway policy", **schema}
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(whole))
     return plain
