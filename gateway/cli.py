@@ -130,6 +130,8 @@ def _add_policy(commands: "_Commands[ArgumentParser]") -> None:
     replay.set_defaults(run="gateway.commands.policy:replay_command")
     schema = parts.add_parser("schema", help="print the JSON Schema of policy files")
     schema.set_defaults(run="gateway.commands.policy:schema")
+    reference = parts.add_parser("reference", help="print the reference of policy keys and environment variables")
+    reference.set_defaults(run="gateway.commands.policy:reference")
 
 
 def _add_router(commands: "_Commands[ArgumentParser]") -> None:

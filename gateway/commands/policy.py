@@ -1,4 +1,4 @@
-"""`headway policy check FILE ...`, `diff OLD NEW`, `replay NEW --ledger FILE` and `schema`."""
+"""`headway policy check FILE ...`, `diff OLD NEW`, `replay NEW --ledger FILE`, `schema` and `reference`."""
 
 import json
 import sqlite3
@@ -13,6 +13,7 @@ import msgspec
 from gateway.commands.format_table import columns
 from gateway.policy.diff import diff_policies, policy_hash
 from gateway.policy.load import PolicyError, load_policy, missing_files, policy_json_schema
+from gateway.policy.reference import config_page
 from gateway.routing.decision import Decision
 from gateway.routing.replay import Recorded, Replayed, Side, replay
 
@@ -65,6 +66,11 @@ def replay_command(arguments: Namespace, env: Mapping[str, str]) -> int:
 
 def schema(arguments: Namespace, env: Mapping[str, str]) -> int:
     print(json.dumps(policy_json_schema(), indent=2))
+    return 0
+
+
+def reference(arguments: Namespace, env: Mapping[str, str]) -> int:
+    print(config_page(), end="")
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gateway.policy.include import Tree
+from gateway.policy.reference import field_docs
 from gateway.policy.schema import Policy
 from gateway.policy.struct_schema import components
 from gateway.policy.validate import problems_of
@@ -83,8 +84,11 @@ def missing_files(policy: Policy) -> list[str]:
 
 
 def policy_json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a policy file, for editors."""
+    """Return the JSON Schema (2020-12) of a policy file, for editors. Attribute docstrings are the descriptions of its keys."""
     structs = components([Policy], ref_template="#/$defs/{name}")
+    for name, docs in field_docs().items():
+        for field, doc in docs.items():
+            structs[name]["properties"][field]["description"] = doc
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Headway policy",

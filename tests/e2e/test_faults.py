@@ -1,4 +1,4 @@
-"""Faults, caused for real: what a caller is told, what goes on, and that nothing is left behind (docs/reliability.md)."""
+"""Faults, caused for real: what a caller is told, what goes on, and that nothing is left behind (docs/faults.md)."""
 
 import asyncio
 import io
