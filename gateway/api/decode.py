@@ -1,4 +1,4 @@
-"""Decodes a JSON body into a struct. Whatever is wrong with it becomes a BadRequest that names the place."""
+"""Decodes a JSON body into a struct. Every error becomes a BadRequest with the path of the field at fault."""
 
 import difflib
 import re
@@ -11,7 +11,7 @@ from gateway.errors import BadRequest, UnsupportedParameter
 T = TypeVar("T", bound=msgspec.Struct)
 
 _MAX_QUOTED_CHARS = 300
-"""Of what a client sent, no more comes back to it in a message."""
+"""Characters of client input that an error message quotes."""
 _outer = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PLACE = re.compile(r"(?P<problem>.*) - at `\$\.?(?P<path>[^`]*)`\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`\Z", re.DOTALL)
@@ -21,7 +21,7 @@ _INVALID = re.compile(r"Invalid value '?(?P<value>.*?)'?\Z", re.DOTALL)
 
 
 class BodyDecoder(Generic[T]):
-    """Made once for a struct type and shared; raises nothing but BadRequest."""
+    """Decoder of one struct type, made once and shared. Raises nothing but BadRequest."""
 
     def __init__(self, kind: type[T]) -> None:
         self._decode = msgspec.json.Decoder(kind).decode
@@ -30,30 +30,34 @@ class BodyDecoder(Generic[T]):
 
     def decode(self, body: bytes) -> T:
         try:
-            given = self._decode(body)
+            decoded = self._decode(body)
         except msgspec.ValidationError as error:
             raise self._wrong_value(str(error)) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(_not_json(body, error)) from error
         except RecursionError as error:
-            raise BadRequest("the body is nested too deep: flatten it") from error
-        self._refuse_duplicates(body, given)
-        return given
+            raise BadRequest("the body is nested too deeply: flatten it") from error
+        self._refuse_duplicates(body, decoded)
+        return decoded
 
-    def _refuse_duplicates(self, body: bytes, given: T) -> None:
-        """A field given twice: the decoder takes the last one silently. Searching is fast; only a suspicion is looked into."""
+    def _refuse_duplicates(self, body: bytes, decoded: T) -> None:
+        """Raise BadRequest if the body has a field twice: the decoder silently takes the last one.
+
+        Counting quoted names is fast. Only a name that occurs more than once is examined further.
+        """
         suspected = [
-            (name, quoted) for name, quoted in self._quoted if getattr(given, name) is not None and body.count(quoted) > 1
+            (name, quoted) for name, quoted in self._quoted if getattr(decoded, name) is not None and body.count(quoted) > 1
         ]
         if not suspected and b"\\u00" not in body:
             return
         values = _outer.decode(body).values()
         if body.count(b"\\u00") > sum(bytes(value).count(b"\\u00") for value in values):
-            raise BadRequest("the names of fields must be written as they are, without escapes, each once")
+            raise BadRequest("write field names without escapes, each once")
         for name, quoted in suspected:
-            # What the values that were kept lack stood in front of one, or in a value that was not kept.
+            # An occurrence outside the kept values is either a duplicate's name or lies in the value of an overwritten
+            # duplicate.
             if body.count(quoted) > 1 + sum(bytes(value).count(quoted) for value in values):
-                raise BadRequest(f"`{name}` is given twice: send it once", param=name)
+                raise BadRequest(f"`{name}` occurs twice: send it once", param=name)
 
     def _wrong_value(self, text: str) -> BadRequest:
         place = _PLACE.match(text)
@@ -87,5 +91,5 @@ def _not_json(body: bytes, error: Exception) -> str:
     if not body.strip():
         return "the body is empty: send a JSON object"
     if isinstance(error, UnicodeDecodeError):
-        return "the body is not UTF-8: encode it so"
+        return "the body is not UTF-8: encode it as UTF-8"
     return f"the body is not valid JSON: {str(error).removeprefix('JSON is malformed: ')}"
