@@ -250,7 +250,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"n": 17}, "n", "<= 16"),
     ({"presence_penalty": 3}, "presence_penalty", "<= 2"),
     ({"logit_bias": {"5": 1}}, "logit_bias", "needs a model"),
-    ({"logit_bias": {"five": 1}, "model": "nano"}, "logit_bias", "no token id"),
+    ({"logit_bias": {"five": 1}, "model": "nano"}, "logit_bias", "not a token id"),
     ({"reasoning_effort": "much"}, "reasoning_effort", "invalid"),
     ({"response_format": {"type": "xml"}}, "response_format.type", "use text"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "is missing"),
@@ -296,9 +296,9 @@ BROKEN = [
     (b'{"model": "a", "messages": [], "metadata": {"a": ' + b"9" * 5000 + b"}}", ""),
     (b'{"model": "a", "messages": [], "metadata": ' + b'{"a":' * 100_000, "nested too deep"),
     (b'{"model": "a", "messages": [], "tools": ' + b"[" * 100_000, "tools[0]"),
-    (b'{"model": "a", "model": "b", "messages": []}', "`model` is given twice"),
+    (b'{"model": "a", "model": "b", "messages": []}', "`model` occurs twice"),
     (b'{"model": "a", "m\\u006fdel": "b", "messages": [{"role": "user", "content": "x"}]}', "without escapes"),
-    (b'{"seed": 1, "model": "a", "messages": [{"role": "user", "content": "x"}], "seed": 1}', "`seed` is given twice"),
+    (b'{"seed": 1, "model": "a", "messages": [{"role": "user", "content": "x"}], "seed": 1}', "`seed` occurs twice"),
 ]
 
 
