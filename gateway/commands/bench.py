@@ -1,4 +1,5 @@
-"""`headway bench engine MODEL`: the engine's own command in a process of its own, as the gateway knows no torch."""
+"""`headway bench engine MODEL`: runs the engine's own command in a separate process, because the gateway does not import
+torch."""
 
 import subprocess
 import sys
