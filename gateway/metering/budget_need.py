@@ -1,4 +1,4 @@
-"""The most that one request may take: whole prompt read, whole answer written, on the dearest worker that may get it."""
+"""Upper bound on one request's use: full prefill and full output on the most expensive worker that may get it."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from gateway.routing.decide import AUTO
 from gateway.routing.decision import RoutingRequest, WorkerView
 
 USD_MARGIN = 2.0
-"""Over the predicted price: a step with few sequences costs each of them more than the average that was learned."""
+"""Factor over the predicted price: in a step with few sequences, each costs more than the learned average."""
 
 
 def budget_need(routing_request: RoutingRequest, fleet: Sequence[WorkerView], *, turns: int = 1) -> Amount:
-    """Tokens are exact, as a prompt's and an answer's lengths are bounded; dollars as good as what is known of the workers.
-    A question that may escalate may be charged for both attempts."""
+    """Return the most that a request may take. Tokens are an exact bound. Dollars depend on the learned rates of the workers. A
+    request that may escalate counts both attempts."""
     offered = (*routing_request.candidates, *routing_request.fallbacks)
     usd, tokens = 0.0, 0
     for view in fleet:
