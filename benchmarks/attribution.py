@@ -32,10 +32,8 @@ from typing import NamedTuple
 
 from backends.config import Settings
 from backends.engine.engine import Engine, caused_by
-from backends.engine.scheduler import Work
 from backends.engine.step_cost_model import Caused, StepCostModel
-from backends.runners.sampler import Sampled
-from backends.runners.torch_runner import Runner
+from backends.engine.work import Runner, Sampled, Work
 from backends.wire import Sampling, Submit
 from backends.worker.startup import start_engine
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table

@@ -32,13 +32,14 @@ from backends.zoo.vocabulary import sentence
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from gateway.fleet.fleet import MAX_PAGES
 from gateway.fleet.worker_views import WorkerViews
+from gateway.policy.worker_rates import WorkerRates
 from gateway.routing.decide import decide
 from gateway.routing.decision import RoutingRequest, WorkerView
 from gateway.runs.identity import identify
 from gateway.runs.registry import RunRegistry
 from gateway.runs.retention_publisher import RetentionPublisher
 from gateway.scheduling.kv_index import KvIndex
-from gateway.scheduling.latency_model import COLD, LOAD_IS_FRESH_S, LatencyPredictor, WorkerRates
+from gateway.scheduling.latency_model import COLD, LOAD_IS_FRESH_S, LatencyPredictor
 from gateway.scheduling.request_queue import Band, QueuedRequest, RequestQueue
 from gateway.scheduling.retention import Retention
 from gateway.text.model_text import ModelText

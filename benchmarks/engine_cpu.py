@@ -26,6 +26,8 @@ from benchmarks.report import Target, arguments, finish, progress, table
 
 ROUNDS, PREFILL, PROMPT, BATCH = 5, 512, 16, 16
 VOCABULARY = 32_000
+WARM = 6
+"""Prompts before the first round: the engine tries steps of each size on one thread and on all, three times each."""
 Measure = Callable[[], dict[str, float]]
 """Tokens a second by name."""
 
@@ -100,6 +102,9 @@ def ours(directory: Path, kind: str, args: argparse.Namespace) -> Measure:
 
     def prompts(number: int, length: int) -> list[list[int]]:
         return [rng.choices(range(3, VOCABULARY), k=length) for _ in range(number)]
+
+    for _ in range(WARM):
+        rig.ask(prompts(1, PREFILL), 2)
 
     def measured() -> dict[str, float]:
         rig.ask(prompts(1, PREFILL), 2)

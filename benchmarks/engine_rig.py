@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from backends.config import DTYPE_BYTES, Dtype, LinearChoice
 from backends.engine.engine import Engine
 from backends.engine.request_limits import RequestLimits
-from backends.engine.scheduler import Reload
+from backends.engine.work import Reload
 from backends.kv_cache.host_cache import HostCache
 from backends.models.linear import LinearChooser
 from backends.models.loader import LoadedModel, open_model

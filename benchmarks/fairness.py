@@ -85,7 +85,7 @@ def jain(values: Sequence[float]) -> float:
 async def _warm(url: str, items: Sequence[Item]) -> None:
     async with open_session(_TIMEOUT_S) as http:
         for number, item in enumerate(items[:16]):
-            await play(http, url, item, number, index=0, name="warm", promised=False, headers=_key("cedar"))
+            await play(http, url, item, number, index=0, name="warm", with_slo=False, headers=_key("cedar"))
 
 
 async def _capacity(url: str, items: Sequence[Item], seconds: float) -> float:
@@ -113,7 +113,7 @@ async def _send(url: str, items: Sequence[Item], rates: Mapping[str, float], sec
             _, tenant, index = plan[number]
             unlike, http = f"{name}-{tenant}", clients[tenant]
             played = await play(
-                http, url, items[index], number, index=index, name=unlike, due=due, promised=False, headers=_key(tenant)
+                http, url, items[index], number, index=index, name=unlike, due=due, with_slo=False, headers=_key(tenant)
             )
             ended[tenant] += 1
             return Answered(tenant, played.seen[0], time.perf_counter() - began)

@@ -91,7 +91,7 @@ async def _prepare(url: str, trace: list[Planned], items: list[Item], seconds: f
             played = await play(http, url, item, number, index=number, name="alone", pauses=False)
             isolated.append(tuple(_first(seen) for seen in played.seen))
         progress(f"alone: {1000 * percentile(sorted(one[0] for one in isolated), 0.5):.0f} ms to the first token in the middle")
-        carried = await capacity(http, url, items, seconds, promised=True)
+        carried = await capacity(http, url, items, seconds, with_slo=True)
         progress(f"capacity: {carried:.2f} items a second")
     return Setup(trace, items, isolated, carried)
 
@@ -151,7 +151,7 @@ def judged(setup: Setup, times: float, played: Sequence[Played], seconds: float,
         item = setup.items[one.item]
         for turn, (request, ended_at) in enumerate(zip(one.seen, one.ended_at, strict=True)):
             seen[item.kind].append(request)
-            kept[item.kind].append(promise_of(item, setup.isolated_s[one.item][turn]).is_met(request))
+            kept[item.kind].append(slo_of(item, setup.isolated_s[one.item][turn]).is_met(request))
             in_time += kept[item.kind][-1] and ended_at <= until
         if item.kind == "agent" and one.seen[0].ok:
             runs += 1
@@ -162,9 +162,9 @@ def judged(setup: Setup, times: float, played: Sequence[Played], seconds: float,
     return Level(times, in_time / seconds, whole, by_kind, runs, abandoned)
 
 
-def promise_of(item: Item, isolated_s: float) -> LatencySlo:
-    promised = CLASSES[item.kind]
-    return promised if promised.ttft_s is None else LatencySlo(ttft_s=max(promised.ttft_s, ISOLATED_TIMES * isolated_s))
+def slo_of(item: Item, isolated_s: float) -> LatencySlo:
+    slo = CLASSES[item.kind]
+    return slo if slo.ttft_s is None else LatencySlo(ttft_s=max(slo.ttft_s, ISOLATED_TIMES * isolated_s))
 
 
 def _tell(levels: Sequence[Level]) -> None:

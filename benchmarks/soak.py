@@ -103,7 +103,7 @@ class Soak:
 
     async def _play(self, index: int, model: str, run: str) -> tuple[Response, ...]:
         played = await play(
-            self.http, self.url, self.items[index], index, index=index, name="soak", promised=False, pauses=False, model=model,
+            self.http, self.url, self.items[index], index, index=index, name="soak", with_slo=False, pauses=False, model=model,
             headers={"x-headway-run-id": run},
         )  # fmt: skip
         self.sent[run] = len(played.seen)
@@ -265,7 +265,7 @@ def _judged(
         "wrong_answers": len(soak.wrong),
         "unexpected_errors": unexpected,
         "leaked_pages": sum(used),
-        "budget_holds": metrics["headway_budget_holds"],
+        "budget_holds": metrics["headway_budget_reservations"],
         "budget_tokens": settled,
         "ledger_tokens": rows.tokens,
         "ledger_doubles": rows.doubles,
@@ -279,7 +279,7 @@ def _judged(
         Target("wrong_answers", len(soak.wrong), "<=", 0),
         Target("unexpected_errors", unexpected, "<=", 0),
         Target("leaked_pages", sum(used), "<=", 0),
-        Target("budget_holds", metrics["headway_budget_holds"], "<=", 0),
+        Target("budget_holds", metrics["headway_budget_reservations"], "<=", 0),
         Target("budget_tokens_off", unbalanced, "<=", 0),
         Target("ledger_doubles", rows.doubles, "<=", 0),
         Target("runs_not_once_in_ledger", missing, "<=", 0),

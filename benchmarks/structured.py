@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jsonschema
 
 from backends.config import Settings
-from backends.structured_output.grammar import Matcher
+from backends.structured_output.grammar import XgrammarMatcher
 from backends.wire import Grammar, Sampling, Submit
 from backends.worker.startup import Started, start_engine
 from backends.zoo.vocabulary import sentence
@@ -55,7 +55,7 @@ class Bench:
         self.text = ModelText.from_directory(model)
         self._next = 0
 
-    def matcher(self, schema: dict[str, Any], *, fit: bool = False) -> Matcher:
+    def matcher(self, schema: dict[str, Any], *, fit: bool = False) -> XgrammarMatcher:
         outcomes: list[Any] = []
         done = threading.Event()
 
@@ -65,11 +65,11 @@ class Bench:
 
         self.started.grammars.compile(Grammar(kind="schema", param="schema", text=json.dumps(schema), fit=fit), ready)
         done.wait()
-        if not isinstance(outcomes[0], Matcher):
+        if not isinstance(outcomes[0], XgrammarMatcher):
             raise ValueError(outcomes[0].message)
         return outcomes[0]
 
-    def run(self, prompts: Sequence[str], matchers: Sequence[Matcher | None], sampling: Sampling) -> list[Ended]:
+    def run(self, prompts: Sequence[str], matchers: Sequence[XgrammarMatcher | None], sampling: Sampling) -> list[Ended]:
         """One batch, from its first step to its last."""
         engine = self.started.engine
         texts = [""] * len(prompts)
@@ -87,7 +87,7 @@ class Bench:
                 reasons[finished.request - first] = finished.reason
         return [Ended(reason, text) for reason, text in zip(reasons, texts, strict=True)]
 
-    def tokens_per_s(self, prompts: Sequence[str], matchers: Sequence[Matcher | None], sampling: Sampling) -> float:
+    def tokens_per_s(self, prompts: Sequence[str], matchers: Sequence[XgrammarMatcher | None], sampling: Sampling) -> float:
         """Of one batch, until the first of it ends."""
         engine, first, steps = self.started.engine, self._next, 0
         for prompt, matcher in zip(prompts, matchers, strict=True):

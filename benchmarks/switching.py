@@ -181,9 +181,7 @@ def _view(tier: str) -> WorkerView:
         healthy=True,
         max_context=100_000,
         usd_per_s=_USD_PER_S,
-        running=0,
         max_sequences=32,
-        queued_tokens=0,
         wait_s=0.0,
         **rates._asdict(),
     )

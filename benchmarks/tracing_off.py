@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gateway.app import Gateway
-from gateway.http.server import run
+from gateway.commands.serve import run
 from gateway.policy.load import load_policy
 from gateway.settings import read_settings
 from gateway.telemetry.metrics import Metrics

@@ -82,15 +82,15 @@ async def play(
     index: int,
     name: str,
     due: float | None = None,
-    promised: bool = True,
+    with_slo: bool = True,
     pauses: bool = True,
     model: str = "auto",
     headers: Mapping[str, str] | None = None,
 ) -> Played:
-    """`name` and `number` make its prompts and its run unlike any other; `index` is kept. Without `promised` no class is asked
+    """`name` and `number` make its prompts and its run unlike any other; `index` is kept. Without `with_slo` no class is asked
     for. A run ends with its last turn, or with the first that fails."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": f"Case {name} {number}."}]
-    said = {**(headers or {}), **({"x-headway-slo": item.kind} if promised else {})}
+    said = {**(headers or {}), **({"x-headway-slo": item.kind} if with_slo else {})}
     if item.kind == "agent":
         said.setdefault("x-headway-run-id", f"{name}-{number}")
     seen: list[Response] = []
@@ -120,7 +120,7 @@ async def capacity(
     seconds: float,
     headers: Mapping[str, str] | None = None,
     *,
-    promised: bool = False,
+    with_slo: bool = False,
 ) -> float:
     """Items a second that CALLERS get through who ask again at once, for so long or until each has had one. The first fifth of
     the time is not counted, in which the batches fill."""
@@ -139,7 +139,7 @@ async def capacity(
                 number,
                 index=index,
                 name=f"c{caller}",
-                promised=promised,
+                with_slo=with_slo,
                 pauses=False,
                 headers=headers,
             )

@@ -17,13 +17,13 @@ from gateway.api.dialect import Dialect
 from gateway.api.messages_dialect import MessagesDialect
 from gateway.api.response_store import ResponseStore
 from gateway.api.responses_dialect import ResponsesDialect
-from gateway.fleet.circuit_breaker import BREAKER_STATES
 from gateway.fleet.fleet import Fleet
-from gateway.http.auth import Keys
+from gateway.http.auth import CurrentKeys, Keys
 from gateway.http.body import BodyBudget
 from gateway.http.generate import GenerateEndpoint, OpenResponses
 from gateway.http.live_samples import LiveSamples
 from gateway.http.routes import error_handlers, route_handlers
+from gateway.http.services import Services
 from gateway.ledger.key_store import last_change, stored_keys
 from gateway.ledger.ledger import Ledger, MemoryLedger, SqliteLedger
 from gateway.ledger.rows import KeyRow, KeyUseRow
@@ -32,7 +32,9 @@ from gateway.metering.budgets import Budgets
 from gateway.metering.device_time import DeviceTimes
 from gateway.metering.rate_limits import RateLimiter
 from gateway.pipeline.dispatcher import Dispatcher
-from gateway.pipeline.pipeline import Judge, Pipeline
+from gateway.pipeline.gauges import request_gauges, upstream_gauges, worker_gauges
+from gateway.pipeline.pipeline import Pipeline
+from gateway.pipeline.prepare import Judge
 from gateway.pipeline.recorder import RequestRecorder
 from gateway.policy.schema import Policy
 from gateway.request import Request
@@ -74,7 +76,7 @@ class Gateway:
         spans: SpanWriter | None = None,
     ) -> None:
         self.policy, self.settings, self.fleet = policy, settings, fleet
-        self.keys = Keys(policy)
+        self.keys = CurrentKeys(Keys(policy))
         self._stored_keys: list[KeyRow] = []
         limits = policy.limits
         self.runs = RunRegistry(limits.max_runs, limits.run_idle_s)
@@ -125,8 +127,22 @@ class Gateway:
             "/v1/responses": ResponsesDialect(self.responses),
             "/v1/messages": MessagesDialect(),
         }
-        self.surfaces = {route: self._endpoint(dialect, route) for route, dialect in dialects.items()}
-        self.chat = self.surfaces["/v1/chat/completions"]
+        endpoints = {route: self._endpoint(dialect, route) for route, dialect in dialects.items()}
+        self.chat = endpoints["/v1/chat/completions"]
+        self.services = Services(
+            pipeline=self.pipeline,
+            fleet=fleet,
+            queue=self.queue,
+            runs=self.runs,
+            keys=self.keys,
+            rate_limits=self.rates,
+            ledger=self.ledger,
+            metrics=self.metrics,
+            live_samples=self.live_samples,
+            body_budget=self.body_budget,
+            responses=self.responses,
+            endpoints=endpoints,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         fleet.lost = self.runs.worker_lost
 
@@ -142,9 +158,9 @@ class Gateway:
         keys = Keys(policy, self._stored_keys)
         if not keys.required and self.keys.required:
             raise ValueError("the policy has no API keys any more: that needs a restart")
-        self.policy = self.pipeline.policy = policy
+        self.policy = policy
         self.fleet.take_policy(policy)
-        self.pipeline.estimate_quality, self.pipeline.escalations = judge, escalations
+        self.pipeline.apply(policy, judge, escalations)
         self._set_keys(keys)
         self.budgets.limit(policy.budgets)
         self.recorder.record_policy(policy, time.time())
@@ -161,9 +177,7 @@ class Gateway:
 
     def _set_keys(self, keys: Keys) -> None:
         self._record_key_uses()
-        self.keys = keys
-        for endpoint in self.surfaces.values():
-            endpoint.set_keys(keys)
+        self.keys.replace(keys)
 
     def _set_stored_keys(self, stored: list[KeyRow]) -> None:
         self._stored_keys = stored
@@ -197,7 +211,8 @@ class Gateway:
                 self.recorder.run_ended(run)
             self.observe_devices()
             self._record_key_uses()
-            self.live_samples.sample(time.time(), self)
+            loads = {name: client.load for name, client in self.fleet.clients.items()}
+            self.live_samples.sample(time.time(), loads, num_queued=len(self.queue), num_runs=len(self.runs))
             if (now := time.monotonic()) >= told_at + DEVICE_ROWS_EVERY_S:
                 told_at = now
                 self.record_device_time()
@@ -215,7 +230,7 @@ class Gateway:
     async def drain(self, grace_s: float) -> None:
         """Takes nothing new and lets running answers end for so long, then drops the links: each gets its error event and its
         account."""
-        self.pipeline.stopping = True
+        self.pipeline.preparer.stopping = True
         await self._idle(grace_s)
         await self.fleet.disconnect()
         await self._idle(LAST_WORDS_S)
@@ -239,58 +254,11 @@ class Gateway:
         self.ledger.close()
 
     def gauges(self) -> Iterable[Gauge]:
-        """Read when somebody scrapes."""
-        yield Gauge("headway_queue_length", "Requests that wait for a worker.", {}, len(self.queue))
-        yield Gauge("headway_runs", "Live runs.", {}, len(self.runs))
-        dropped = getattr(self.ledger, "dropped", 0)
-        yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, dropped, counts=True)
-        yield Gauge("headway_residency_pages", "Pages whose place is known.", {}, len(self.fleet.kv_index))
-        yield Gauge("headway_budget_holds", "Requests under way that hold of a budget.", {}, self.budgets.num_reservations)
-        settled = self.budgets.settled
-        yield Gauge("headway_budget_settled_tokens", "Tokens charged to budgets.", {}, settled.tokens, counts=True)
-        yield Gauge("headway_budget_settled_usd", "Dollars charged to budgets.", {}, settled.usd, counts=True)
-        now = time.monotonic()
-        for (name, is_batch), ttft_margin in self.dispatcher.ttft_margins.items():
-            labels = {"worker": name, "kind": "batch" if is_batch else "promised"}
-            margin = ttft_margin.margin(now)
-            yield Gauge("headway_ttft_margin", "Share by which predictions to a first token are stretched.", labels, margin)
+        """Computed at each scrape."""
         self.observe_devices()
-        for name, client in self.fleet.clients.items():
-            labels = {"worker": name, "model": self.policy.workers[name].model}
-            yield Gauge("headway_worker_up", "1 when it can take requests.", labels, float(client.healthy))
-            for phase, errors in self.fleet.predictors[name].errors.items():
-                of_phase = {**labels, "phase": phase}
-                yield Gauge("headway_prediction_bias_seconds", "Mean of actual - predicted.", of_phase, errors.bias_s)
-                yield Gauge("headway_prediction_deviation_seconds", "Its deviation.", of_phase, errors.deviation_s)
-            if client.hello:
-                runs = {"device": client.hello.device, **{key: client.hello.kernels.get(key, "") for key in ("step", "dtype")}}
-                yield Gauge("headway_worker_info", "1, with the code that runs its steps.", {**labels, **runs}, 1.0)
-            if (load := client.load) is None:
-                continue
-            held = load.num_pages - load.free_pages - load.cached_pages
-            used = held / max(1, load.num_pages)
-            spent = self.device_times.workers[name].total
-            yield Gauge("headway_worker_busy_seconds", "Device time in steps.", labels, load.busy_s, counts=True)
-            yield Gauge("headway_worker_idle_seconds", "Time between steps.", labels, load.idle_s, counts=True)
-            yield Gauge("headway_worker_attributed_seconds", "Busy time charged.", labels, load.attributed_s, counts=True)
-            yield Gauge("headway_idle_usd", "Dollars of time between steps.", labels, spent.idle_usd, counts=True)
-            unattributed = max(0.0, spent.unattributed_usd)
-            yield Gauge("headway_unattributed_usd", "Dollars of steps for nobody.", labels, unattributed, counts=True)
-            yield Gauge("headway_worker_usd_per_second", "Price of a second.", labels, self.fleet.usd_per_s[name])
-            for state, pages in (("free", load.free_pages), ("cached", load.cached_pages), ("used", held)):
-                yield Gauge("headway_worker_pages", "KV pages by state.", {**labels, "state": state}, pages)
-            twin = {"model_name": labels["model"], "worker": name}
-            yield Gauge("vllm:num_requests_running", "Sequences in the batch.", twin, load.running)
-            yield Gauge("vllm:num_requests_waiting", "Sequences waiting.", twin, load.waiting)
-            yield Gauge("vllm:kv_cache_usage_perc", "Share of pages in use.", twin, used)
-            yield Gauge("vllm:gpu_cache_usage_perc", "Old name of vllm:kv_cache_usage_perc.", twin, used)
-        for name, upstream in self.fleet.upstreams.items():
-            labels, state = {"upstream": name, "model": upstream.policy.model}, upstream.breaker.state
-            yield Gauge("headway_upstream_up", "1 when it can take requests.", labels, float(upstream.healthy))
-            yield Gauge("headway_upstream_running", "Requests under way.", labels, upstream.num_running)
-            yield Gauge("headway_upstream_failures", "Tries that failed.", labels, upstream.num_failures, counts=True)
-            for one in BREAKER_STATES:
-                yield Gauge("headway_upstream_circuit", "1 for its state.", {**labels, "state": one}, float(one == state))
+        yield from request_gauges(self.dispatcher, self.runs, self.ledger, self.budgets, now=time.monotonic())
+        yield from worker_gauges(self.fleet, self.device_times)
+        yield from upstream_gauges(self.fleet)
 
 
 def build_app(gateway: Gateway) -> Litestar:
@@ -305,7 +273,7 @@ def build_app(gateway: Gateway) -> Litestar:
             await gateway.stop()
 
     return Litestar(
-        route_handlers=route_handlers(gateway),
+        route_handlers=route_handlers(gateway.services),
         lifespan=[lifespan],
         exception_handlers=error_handlers(),
         openapi_config=None,

@@ -167,7 +167,7 @@ def _add_evaluate(commands: "_Commands[ArgumentParser]") -> None:
     evaluate.add_argument("--size", metavar="N", help="lab instances of each skill and level")
     evaluate.add_argument("--threads", metavar="N")
     evaluate.add_argument("--out", metavar="FILE", help="write the report as JSON")
-    evaluate.set_defaults(run="gateway.commands.evaluate:evaluate")
+    evaluate.set_defaults(run="gateway.commands.engine_tools:evaluate")
 
 
 def _add_bench(commands: "_Commands[ArgumentParser]") -> None:
@@ -187,7 +187,7 @@ def _add_bench(commands: "_Commands[ArgumentParser]") -> None:
     engine.add_argument("--linear", metavar="KERNEL", help="of the matrices: auto, float32, bfloat16, w8a8, int4")
     engine.add_argument("--json", action="store_true", help="print JSON instead of a table")
     engine.add_argument("--out", metavar="FILE", help="also write the JSON there")
-    engine.set_defaults(run="gateway.commands.bench:engine")
+    engine.set_defaults(run="gateway.commands.engine_tools:bench")
 
 
 def _add_runs(commands: "_Commands[ArgumentParser]") -> None:

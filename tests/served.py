@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from openai import AsyncOpenAI
 
-from gateway.app import Gateway
+from gateway.app import Gateway, build_app
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.supervisor import Command, worker_command
 from gateway.http.server import make_server
@@ -108,7 +108,7 @@ async def serve(
         fleet = Fleet(policy, env=env or {}, command=command, progress=lambda line: None)
         gateway = Gateway(policy, settings or Settings(), fleet, ledger=ledger or memory, spans=spans)
         port = free_port()
-        server = make_server(gateway, "127.0.0.1", port)
+        server = make_server(build_app(gateway), "127.0.0.1", port)
         serving = asyncio.create_task(server.serve())
         http = await stack.enter_async_context(aiohttp.ClientSession())
         try:

@@ -13,20 +13,17 @@ from itertools import zip_longest
 from backends.engine.busy_meter import BusyMeter
 from backends.engine.detokenizer import Decoder, Detokenizer
 from backends.engine.request_limits import Refusal, RequestLimits, refusal
-from backends.engine.scheduler import Reload, Scheduler, Work
-from backends.engine.sequence import RequestSequence, SequenceTimes
+from backends.engine.scheduler import Scheduler
+from backends.engine.sequence import Matcher, RequestSequence, SequenceTimes
 from backends.engine.step_cost_model import Caused, StepCostModel
 from backends.engine.step_interrupt import StepInterrupt
 from backends.engine.stop import StopFilter
+from backends.engine.work import Interruptible, Reload, Runner, Sampled, StepInterrupted, Work
 from backends.kv_cache.host_cache import HostCache
 from backends.kv_cache.page_pool import PagePool
 from backends.kv_cache.prefix_cache import PageHasher, PrefixIndex
-from backends.runners.attention_layout import layout
-from backends.runners.sampler import Sampled
-from backends.runners.torch_runner import Interruptible, Runner, StepInterrupted
 from backends.spec_decode.draft_model import DraftModel
 from backends.spec_decode.speculator import Speculator
-from backends.structured_output.grammar import Matcher
 from backends.wire import Finished, FinishReason, Piece, Submit, TokenLogprob
 
 MAX_HELD_LOGPROBS = 64
@@ -78,7 +75,6 @@ class Engine:
         )
         self.busy_meter = BusyMeter(clock_ns())
         self.step_interrupt = StepInterrupt()
-        self.draining = False
         self.on_finished: Callable[[Finished], None] = lambda finished: None
         self.num_prompt_tokens = self.num_cached_tokens = self.num_output_tokens = 0
         self._runner, self._decoder = runner, decoder
@@ -141,7 +137,7 @@ class Engine:
 
     def refusal(self, submit: Submit) -> Refusal | None:
         """Why it cannot be taken now."""
-        return refusal(submit, self.limits, waiting=len(self.scheduler.waiting), draining=self.draining)
+        return refusal(submit, self.limits, waiting=len(self.scheduler.waiting))
 
     def refuse(self, owner: Hashable, request: int, refused: Refusal) -> None:
         end = Finished(
@@ -190,11 +186,6 @@ class Engine:
         self.index.set_retention(chain, score)
         if self.tier is not None:
             self.tier.set_retention(chain, score)
-
-    def reprioritize(self, owner: Hashable, request: int, priority: int) -> None:
-        sequence = self._live.get((owner, request))
-        if sequence is not None:
-            self.scheduler.reprioritize(sequence, priority)
 
     def take_output(self) -> Output:
         output, self._output = self._output, Output()
@@ -350,7 +341,7 @@ class Engine:
 
 def caused_by(work: Work, kv_bytes: int) -> Caused:
     """What the cost rule is told of one sequence's part of a step; `kv_bytes` are those of one token."""
-    return Caused(work.num_tokens, work.start + (work.num_tokens + 1) / 2, work.stop * kv_bytes, layout(work)[1])
+    return Caused(work.num_tokens, work.start + (work.num_tokens + 1) / 2, work.stop * kv_bytes, work.layout[1])
 
 
 def finished(sequence: RequestSequence, reason: FinishReason, now_ns: int, stop_text: str) -> Finished:

@@ -35,10 +35,8 @@ class Refusal(NamedTuple):
     param: str = ""
 
 
-def refusal(submit: Submit, limits: RequestLimits, *, waiting: int, draining: bool) -> Refusal | None:
+def refusal(submit: Submit, limits: RequestLimits, *, waiting: int) -> Refusal | None:
     """None when it can be taken. Up to `max_sequences` may wait, for what was under way when a Load was sent."""
-    if draining:
-        return Refusal("draining", "the worker finishes what runs and takes nothing new")
     problem = _sampling_problem(submit.sampling)
     if problem:
         return Refusal("bad_sampling", problem)

@@ -9,37 +9,11 @@ whatever of its pages is still resident.
 
 import bisect
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from backends.engine.sequence import RequestSequence
+from backends.engine.work import Reload, Work
 from backends.kv_cache.host_cache import Fresh, HostCache
 from backends.kv_cache.prefix_cache import PrefixIndex
-
-
-class Work(NamedTuple):
-    """Compute `length` tokens of `sequence` from `start`; `samples` when they are its last.
-
-    `drafts` are computed behind them: guesses of the tokens to come, kept as far as they turn out right.
-    """
-
-    sequence: RequestSequence
-    start: int
-    length: int
-    drafts: tuple[int, ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        return self.length + len(self.drafts)
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.num_tokens
-
-    @property
-    def samples(self) -> bool:
-        return self.start + self.length == len(self.sequence.tokens)
-
 
 MAX_STILL = 4
 """Rows together cost a step about as much with a chunk as without: standing still costs them time, and the worker nothing."""
@@ -51,14 +25,6 @@ def _turn(sequence: RequestSequence) -> tuple[int, int]:
 
 def _worst(sequences: Iterable[RequestSequence]) -> RequestSequence:
     return max(sequences, key=lambda s: (s.priority, -s.num_computed, s.arrival))
-
-
-@dataclass(eq=False, slots=True)
-class Reload:
-    """`count` pages of `sequence` are on their way from the host tier."""
-
-    sequence: RequestSequence
-    count: int
 
 
 class Scheduler:
@@ -95,14 +61,6 @@ class Scheduler:
             self._release(sequence)
         else:
             self.waiting.remove(sequence)
-
-    def reprioritize(self, sequence: RequestSequence, priority: int) -> None:
-        waits = sequence in self.waiting
-        if waits:
-            self.waiting.remove(sequence)
-        sequence.priority = priority
-        if waits:
-            self.add(sequence)
 
     def plan(self) -> tuple[Work, ...]:
         """One-token work first, then chunks, best turn first."""

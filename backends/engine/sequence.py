@@ -8,17 +8,35 @@ pages    [ named: full, in the prefix index | own, being filled ]
 from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from backends.engine.detokenizer import Detokenizer
 from backends.engine.stop import StopFilter
 from backends.kv_cache.prefix_cache import PageHasher
-from backends.structured_output.grammar import Matcher
-from backends.wire import Sampling, TokenLogprob
+from backends.spec_decode.state import Drafted, Guesses
+from backends.wire import FinishReason, Sampling, TokenLogprob
 
-if TYPE_CHECKING:
-    from backends.spec_decode.draft_model import Drafted
-    from backends.spec_decode.speculator import Guesses
+
+class Matcher(Protocol):
+    """Where one sequence is in its grammar, over a vocabulary of `vocab_size` tokens."""
+
+    vocab_size: int
+
+    def limit(self, room: int) -> None:
+        """The answer has this many tokens at most."""
+        ...
+
+    def settle(self, token: int) -> int:
+        """The token to take for one that the mask allowed."""
+        ...
+
+    def accept(self, token: int) -> FinishReason | None:
+        """Takes a token. How the answer ended, if it is over."""
+        ...
+
+    def fill(self, masks: Any, row: int) -> None:
+        """Writes the tokens that may come next into a row of a bit mask, int32 on the host."""
+        ...
 
 
 @dataclass(slots=True)
@@ -70,8 +88,8 @@ class RequestSequence:
     num_computed: int = 0
     num_cached: int | None = None
     reload: object | None = None
-    guesses: "Guesses | None" = None
-    drafted: "Drafted | None" = None
+    guesses: Guesses | None = None
+    drafted: Drafted | None = None
     pages: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)
     pending: PendingOutput = field(default_factory=PendingOutput)

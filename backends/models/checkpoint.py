@@ -9,9 +9,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from backends.models.model_config import ModelConfig, read_config, read_model_config
-from backends.models.weight import UnsupportedCheckpoint, Weight
 from backends.quant.compressed import Compressed
 from backends.quant.readers import reader_for
+from backends.quant.weight import UnsupportedCheckpoint, Weight
 
 HASHED_BYTES = 1 << 20
 """The fingerprint reads whole files up to 256 of these, and of larger ones this much at each of 256 places."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from backends.config import LinearChoice
 from backends.models.tiles import TiledLinear, dense_tiles, takes_tiles
-from backends.models.weight import Weight
+from backends.quant.weight import Weight
 from backends.runners.native_library import Library
 
 DECODE_ROWS, PREFILL_ROWS = 1, 128

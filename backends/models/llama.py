@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backends.models.attention import PagedKV, Spans, attend
+from backends.models.attention import Spans, attend
 from backends.models.checkpoint import Checkpoint
 from backends.models.linear import DenseLinear, Linear, LinearChooser
+from backends.models.paged_kv import PagedKV
 from backends.models.rope import interleave, rotations
 from backends.models.tiles import TiledLinear, TiledRows
-from backends.models.weight import Weight, stack
+from backends.quant.weight import Weight, stack
 
 Progress = Callable[[int, int], None]
 """Called with how many layers are loaded, of how many."""

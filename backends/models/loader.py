@@ -1,17 +1,25 @@
 """A directory to a model that can run and what the engine must know of it: by the native path, else by transformers' code."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
-from backends.models.attention import Int8KV, PagedKV
 from backends.models.checkpoint import Checkpoint, fingerprint
 from backends.models.linear import LinearChooser
-from backends.models.llama import Llama, Progress
+from backends.models.llama import Batch, Llama, Progress
 from backends.models.model_config import is_native, read_config, read_eos_tokens, read_model_config
-from backends.models.weight import UnsupportedCheckpoint
-from backends.runners.torch_runner import CausalModel
+from backends.models.paged_kv import Int8KV, PagedKV
+from backends.quant.weight import UnsupportedCheckpoint
+
+
+class CausalModel(Protocol):
+    """`windows` are those of its layers, 0 where one sees everything."""
+
+    windows: tuple[int, ...]
+
+    def forward(self, batch: Batch, kv: PagedKV) -> Tensor | None: ...
 
 
 class LoadedModel(NamedTuple):

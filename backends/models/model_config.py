@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from backends.models.rope import Rope, read_rope
-from backends.models.weight import UnsupportedCheckpoint
 from backends.quant.readers import reader_for
+from backends.quant.weight import UnsupportedCheckpoint
 
 NATIVE = {
     "llama": "LlamaForCausalLM",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backends.models.weight import Weight
+from backends.quant.weight import Weight
 from backends.runners.native_library import Library
 
 LANES = 16

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from backends.models.attention import AttentionParams, PagedKV, attend
+from backends.models.attention import AttentionParams, attend
 from backends.models.llama import Batch
-from backends.models.weight import UnsupportedCheckpoint
+from backends.models.paged_kv import PagedKV
+from backends.quant.weight import UnsupportedCheckpoint
 
 NAME = "headway"
 CHANGES = {"s_aux": "attention sinks", "position_bias": "a position bias", "alibi": "ALiBi", "head_mask": "a head mask"}

@@ -4,9 +4,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from backends.models.weight import Weight
 from backends.quant.packing import grouped, unpack
 from backends.quant.tensors import Tensors
+from backends.quant.weight import Weight
 
 NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in its word each of eight neighbouring outputs lies."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from backends.models.weight import UnsupportedCheckpoint, Weight
 from backends.quant.tensors import Tensors
+from backends.quant.weight import UnsupportedCheckpoint, Weight
 
 
 class BlockFp8:

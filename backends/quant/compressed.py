@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from backends.models.weight import UnsupportedCheckpoint, Weight
 from backends.quant.packing import grouped, unpack
 from backends.quant.tensors import Tensors
+from backends.quant.weight import UnsupportedCheckpoint, Weight
 
 SERVED: dict[str, tuple[tuple[str, int], ...]] = {
     "int-quantized": (("int", 8),),

@@ -6,9 +6,9 @@ Version 1 stores zero points minus one; version 2 (`checkpoint_format: gptq_v2`)
 from collections.abc import Mapping
 from typing import Any
 
-from backends.models.weight import Weight
 from backends.quant.packing import grouped, unpack
 from backends.quant.tensors import Tensors
+from backends.quant.weight import Weight
 
 BITS = (2, 4, 8)
 

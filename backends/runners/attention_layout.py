@@ -9,13 +9,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from backends.engine.scheduler import Work
-from backends.models.attention import DecodeSpan, PagedKV, PrefillSpan, Spans, hide
-
-
-def layout(work: Work) -> tuple[bool, int]:
-    """What may share a span sorts together: one-token work of about one length."""
-    return work.num_tokens > 1, len(work.sequence.pages).bit_length()
+from backends.engine.work import Work
+from backends.models.attention import DecodeSpan, PrefillSpan, Spans, hide
+from backends.models.paged_kv import PagedKV
 
 
 class Layout:
@@ -25,8 +21,8 @@ class Layout:
         self._size, self._windows, self._dtype, self._device = kv.page_size, tuple(dict.fromkeys(windows)), dtype, device
 
     def spans(self, work: Sequence[Work]) -> dict[int, Spans]:
-        """By window. `work` is sorted by `layout`."""
-        groups = [(is_chunk, list(group)) for (is_chunk, _), group in groupby(work, key=layout)]
+        """By window. `work` is sorted by `Work.layout`."""
+        groups = [(is_chunk, list(group)) for (is_chunk, _), group in groupby(work, key=lambda one: one.layout)]
         return {window: tuple(self._spans(groups, window)) for window in self._windows}
 
     def _spans(self, groups: Sequence[tuple[bool, list[Work]]], window: int) -> list[DecodeSpan | PrefillSpan]:

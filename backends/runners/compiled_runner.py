@@ -8,14 +8,14 @@ from collections.abc import Sequence as SequenceOf
 import torch
 from torch import Tensor
 
-from backends.engine.scheduler import Work
 from backends.engine.thread_tuner import ThreadTuner
-from backends.models.attention import Int8KV, PagedKV
+from backends.engine.work import Sampled, StepInterrupted, Work
 from backends.models.llama import Llama
+from backends.models.paged_kv import Int8KV, PagedKV
 from backends.models.tiles import KINDS, LANES, Matrix, TiledLinear
 from backends.runners.native_library import Library
-from backends.runners.sampler import Sampled, sample
-from backends.runners.torch_runner import StepInterrupted, asks_of
+from backends.runners.sampler import sample
+from backends.runners.torch_runner import asks_of
 from backends.structured_output.grammar import MaskFiller
 
 MOST_SHARED = 96

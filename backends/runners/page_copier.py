@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.models.attention import PagedKV
+from backends.models.paged_kv import PagedKV
 
 LEARNING = 0.1
 """Weight of the last copy in what a page takes."""

@@ -2,11 +2,12 @@
 
 import torch
 
-from backends.models.attention import PagedKV
 from backends.models.llama import Llama
+from backends.models.loader import CausalModel
+from backends.models.paged_kv import PagedKV
 from backends.runners.compiled_runner import CompiledRunner, step_problems
 from backends.runners.native_library import Library
-from backends.runners.torch_runner import CausalModel, TorchRunner
+from backends.runners.torch_runner import TorchRunner
 
 
 def cpu_runner(

@@ -3,32 +3,12 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from backends.structured_output.grammar import Masks, Matcher
-from backends.wire import Sampling
-
-
-class SampleRequest(NamedTuple):
-    """How to choose one token: at `position` of its sequence. `said` are its output tokens, where penalties need them."""
-
-    sampling: Sampling
-    seed: int
-    position: int
-    output_tokens: Sequence[int] = ()
-    matcher: Matcher | None = None
-
-
-class Sampled(NamedTuple):
-    """`logprob`, `top` (id, logprob) and `confidence` are of the model's own distribution, before temperature, if asked for."""
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    confidence: float = 1.0
+from backends.engine.work import Sampled, SampleRequest
+from backends.structured_output.grammar import Masks
 
 
 def uniform(seed: int, position: int) -> float:

@@ -1,17 +1,19 @@
 """Turns planned work into one forward pass and its sampled tokens. Reads sequences, changes none."""
 
 from collections.abc import Sequence as SequenceOf
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from backends.engine.scheduler import Work
 from backends.engine.sequence import RequestSequence
-from backends.models.attention import DecodeSpan, PagedKV, PrefillSpan
+from backends.engine.work import Sampled, SampleRequest, Work
+from backends.models.attention import DecodeSpan, PrefillSpan
 from backends.models.llama import Batch
-from backends.runners.attention_layout import Layout, layout
-from backends.runners.sampler import Sampled, SampleRequest, sample
+from backends.models.loader import CausalModel
+from backends.models.paged_kv import PagedKV
+from backends.runners.attention_layout import Layout
+from backends.runners.sampler import sample
 from backends.structured_output.grammar import MaskFiller
 
 
@@ -20,33 +22,6 @@ class _Text(NamedTuple):
 
     tokens: SequenceOf[int]
     pages: list[int]
-
-
-class StepInterrupted(Exception):
-    """The step was not finished, as something else is wanted sooner."""
-
-
-class Runner(Protocol):
-    def run(self, work: SequenceOf[Work]) -> list[list[Sampled]]:
-        """For each piece of work in the order given: nothing, or a token for its last position and for each draft."""
-        ...
-
-
-@runtime_checkable
-class Interruptible(Runner, Protocol):
-    """One whose `run` may raise BrokenOff, and leaves no trace then."""
-
-    def interrupt(self) -> None:
-        """Of the step under way, if there is one. On any thread."""
-        ...
-
-
-class CausalModel(Protocol):
-    """`windows` are those of its layers, 0 where one sees everything."""
-
-    windows: tuple[int, ...]
-
-    def forward(self, batch: Batch, kv: PagedKV) -> Tensor | None: ...
 
 
 class TorchRunner:
@@ -71,7 +46,7 @@ class TorchRunner:
 
     @torch.inference_mode()
     def run(self, work: SequenceOf[Work]) -> list[list[Sampled]]:
-        order = sorted(range(len(work)), key=lambda i: layout(work[i])) if len(work) > 1 else [0]
+        order = sorted(range(len(work)), key=lambda i: work[i].layout) if len(work) > 1 else [0]
         laid = [work[i] for i in order]
         sampling = [i for i, one in zip(order, laid, strict=True) if one.samples]
         requests = [request for i in sampling for request in asks_of(work[i])]

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from backends.engine.scheduler import Work
-from backends.models.attention import Int8KV, PagedKV
+from backends.engine.work import Sampled, Work
 from backends.models.llama import Llama
-from backends.runners.sampler import Sampled, sample
+from backends.models.paged_kv import Int8KV, PagedKV
+from backends.runners.sampler import sample
 from backends.runners.torch_runner import asks_of
 from backends.structured_output.grammar import MaskFiller
 from kernels.add_norm import add_norm

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from backends.engine.sequence import RequestSequence
-from backends.spec_decode.draft_length import MAX_DRAFTS, SMOOTHING, AcceptanceRate, DraftCost, best_count, saved
-from backends.spec_decode.ngram import LONGEST, AnswerHistory, NgramMatch, Origin, own
+from backends.spec_decode.draft_length import MAX_DRAFTS, SMOOTHING, best_count, saved
+from backends.spec_decode.ngram import LONGEST, AnswerHistory, NgramMatch, own
+from backends.spec_decode.state import AcceptanceRate, DraftCost, Evidence, Origin
 
 LEARNING, FORGETTING = 0.05, 0.002
-
-Evidence = tuple[Origin, int]
 
 
 class Guess(NamedTuple):

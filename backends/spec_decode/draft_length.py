@@ -4,17 +4,13 @@ A guess costs its part of a step and saves a step's part for every token of it t
 if all before it are right.
 """
 
-from typing import NamedTuple
-
 import msgspec
 
 from backends.engine.step_cost_model import Cost
+from backends.spec_decode.state import DraftCost
 from backends.wire import Sampling
 
 MAX_DRAFTS = 8
-HOPED = 0.6
-"""Chance that a guessed token is right, before any was tried."""
-LEARNING, FORGETTING = 0.15, 0.01
 RARELY, SMOOTHING = 32, 0.05
 HOPED_S = 1e-3
 """What looking saves, before anybody looked."""
@@ -22,22 +18,6 @@ MARGIN = 0.1
 """Part of a token's cost that guesses must promise to save: measured costs are not exact."""
 ALIKE = frozenset({"max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "top_logprobs", "ignore_eos"})
 """Parameters that choose a token by its position alone. With any other one that is set, nothing is guessed."""
-
-
-class AcceptanceRate:
-    """That a guessed token is right, from one source."""
-
-    def __init__(self, hoped: float = HOPED) -> None:
-        self.value = hoped
-
-    def learn(self, drafted: int, accepted: int, rate: float = LEARNING) -> None:
-        """Guesses behind the first wrong one say nothing."""
-        for number in range(min(accepted + 1, drafted)):
-            self.value += rate * ((number < accepted) - self.value)
-
-    def forget(self, rate: float = FORGETTING) -> None:
-        """What is no longer guessed for is tried again some time."""
-        self.value += rate * (HOPED - self.value)
 
 
 class ProposalGain:
@@ -60,15 +40,6 @@ class ProposalGain:
     def observe(self, num_sequences: int, saved_s: float) -> None:
         size = num_sequences.bit_length()
         self._saved[size] = (1.0 - SMOOTHING) * self._saved.get(size, HOPED_S) + SMOOTHING * saved_s
-
-
-class DraftCost(NamedTuple):
-    """Seconds, for one of the sequences that decode in a step: what a token costs without guesses, what a guess costs, and
-    what the first one costs more than that."""
-
-    token: float
-    draft: float
-    first: float
 
 
 def draft_cost(cost: Cost, num_sequences: int, context: float, kv_bytes: int) -> DraftCost:

@@ -11,38 +11,14 @@ without guesses, is computed when a guess is wanted.
 import copy
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
 
-from backends.engine.scheduler import Work
 from backends.engine.sequence import RequestSequence
 from backends.engine.step_cost_model import Caused, StepCostModel
-from backends.runners.sampler import Sampled
-from backends.runners.torch_runner import Runner
-from backends.spec_decode.draft_length import DraftCost
+from backends.engine.work import Runner, Sampled, Work
+from backends.spec_decode.state import DraftCost, Drafted
 
 SPREAD_TOKENS = 64
 """Catching up is an investment in about so many tokens to come."""
-
-
-@dataclass(slots=True)
-class Drafted:
-    """Up to position `computed` the draft has KV on `pages`; from `known` on it is that of the tokens it `told`."""
-
-    pages: list[int]
-    known: int
-    computed: int
-    told: list[int] = field(default_factory=list)
-
-    def valid(self, sequence: RequestSequence) -> int:
-        """Positions whose KV is that of the sequence's tokens as they are now; 0 where its pages are others."""
-        if sequence.pages[: len(self.pages)] != self.pages:
-            return 0
-        right = 0
-        for told, said in zip(self.told, sequence.tokens[self.known :], strict=False):
-            if told != said:
-                break
-            right += 1
-        return min(self.computed, self.known + right)
 
 
 class DraftModel:
@@ -78,7 +54,7 @@ class DraftModel:
     def resident(self, sequence: RequestSequence) -> int:
         """Leading tokens whose draft KV is there; never the last one, which is computed to guess the next."""
         drafted = sequence.drafted
-        valid = drafted.valid(sequence) if drafted else 0
+        valid = drafted.valid(sequence.tokens, sequence.pages) if drafted else 0
         if drafted and valid:
             for i in range(valid // self._size, 0, -1):  # pages that were confirmed since they were computed
                 if i > len(sequence.page_hashes):

@@ -5,10 +5,12 @@ Nothing is indexed: a text is searched when a guess is wanted, which for thousan
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from backends.spec_decode.state import Origin
 
 LONGEST = 6
 """Tokens in a row that are compared at most; agreeing on more says little more."""
@@ -18,7 +20,6 @@ MAX_TENANTS = 64
 END = -1
 """Between two answers: no token, so nothing matches across it."""
 
-Origin = Literal["own", "said"]
 Text = NDArray[np.int32]
 
 

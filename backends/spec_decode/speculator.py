@@ -9,45 +9,20 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Literal
 
-from backends.engine.scheduler import Scheduler, Work
+from backends.engine.scheduler import Scheduler
 from backends.engine.sequence import RequestSequence
 from backends.engine.step_cost_model import Caused, StepCostModel
-from backends.spec_decode.acceptance import AcceptanceStats, Evidence, Guess
-from backends.spec_decode.draft_length import (
-    FORGETTING,
-    LEARNING,
-    MAX_DRAFTS,
-    AcceptanceRate,
-    DraftCost,
-    ProposalGain,
-    best_count,
-    draft_cost,
-    is_hopeless,
-    may_guess,
-    saved,
-)
+from backends.engine.work import Work
+from backends.spec_decode.acceptance import AcceptanceStats, Guess
+from backends.spec_decode.draft_length import MAX_DRAFTS, ProposalGain, best_count, draft_cost, is_hopeless, may_guess, saved
 from backends.spec_decode.draft_model import DraftModel
+from backends.spec_decode.state import FORGETTING, LEARNING, AcceptanceRate, DraftCost, Guesses
 
 Source = Literal["lookup", "draft"]
 ASKING_S = 3e-5
 """What asking whether a draft pays takes, about."""
 SLOW = 0.1
 """A new sequence hopes for what the others saw, which is learned and forgotten at this part of a sequence's rate."""
-
-
-FREE = DraftCost(0.0, 0.0, 0.0)
-
-
-@dataclass(slots=True)
-class Guesses:
-    """Of one sequence: whether it may be guessed for, and how often the draft model is right. Of the last step with guesses:
-    what they are by, if not by the draft, their price, and how many sequences it had."""
-
-    allowed: bool
-    draft: AcceptanceRate
-    evidence: Evidence | None = None
-    draft_cost: DraftCost = FREE
-    num_sequences: int = 1
 
 
 @dataclass(slots=True)

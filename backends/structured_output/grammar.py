@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from backends.engine.request_limits import Refusal
+from backends.engine.sequence import Matcher
 from backends.structured_output.json_pattern import with_patterns_spelled_out
 from backends.structured_output.length_limit import LengthLimiter, Pieces
 from backends.structured_output.schema_bounds import bounded, bounded_rules
@@ -31,7 +32,7 @@ CHARS_A_TOKEN = 3
 """Of a schema's text. What a schema says is longer than the least that satisfies it."""
 
 
-class Matcher:
+class XgrammarMatcher:
     """Where one sequence is in its grammar. `pieces` are the vocabulary, where the answer must come to its end in time."""
 
     def __init__(
@@ -123,11 +124,11 @@ class Grammars:
         self._compiler: Any = None
         self._pieces: Pieces | None = None
 
-    def compile(self, grammar: Grammar, ready: Callable[[Matcher | Refusal], None]) -> None:
+    def compile(self, grammar: Grammar, ready: Callable[[XgrammarMatcher | Refusal], None]) -> None:
         """`ready` is called once, on another thread: with a matcher at its start, or why there is none."""
         once = threading.Lock()
 
-        def answer(outcome: Matcher | Refusal) -> None:
+        def answer(outcome: XgrammarMatcher | Refusal) -> None:
             if once.acquire(blocking=False):
                 ready(outcome)
 
@@ -143,13 +144,13 @@ class Grammars:
 
         self._threads.submit(work)
 
-    def _matcher(self, grammar: Grammar) -> Matcher | Refusal:
+    def _matcher(self, grammar: Grammar) -> XgrammarMatcher | Refusal:
         import xgrammar
 
         try:
             matcher = xgrammar.GrammarMatcher(self._compiled(grammar))
             pieces = self._pieces if grammar.kind in ("json", "schema") else None
-            return Matcher(matcher, grammar, vocab_size=self._vocab_size, pieces=pieces)
+            return XgrammarMatcher(matcher, grammar, vocab_size=self._vocab_size, pieces=pieces)
         except (RuntimeError, ValueError, TypeError) as error:  # what the library raises for a grammar that it cannot take
             return Refusal("bad_grammar", f"{grammar.param}: {_reason(error)}", grammar.param)
 

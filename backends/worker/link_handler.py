@@ -9,15 +9,14 @@ from typing import NamedTuple, assert_never
 
 from backends.engine.engine import Engine, Output
 from backends.engine.request_limits import Refusal, RequestLimits
-from backends.structured_output.grammar import Grammars, Matcher
+from backends.engine.sequence import Matcher
+from backends.structured_output.grammar import Grammars
 from backends.wire import (
     CACHE_CHUNK_PAGES,
     Abort,
     Cache,
     Down,
-    Drain,
     Load,
-    Reprioritize,
     SetRetention,
     Submit,
     Tokens,
@@ -132,12 +131,8 @@ class LinkHandler:
                 if self._compiling.pop((link, request), None) is not None:
                     self._engine.never_ran(link, request)
                 self._engine.abort(link, request)
-            case Reprioritize(request, priority):
-                self._engine.reprioritize(link, request, priority)
             case SetRetention(chain, score):
                 self._engine.set_retention(chain, score)
-            case Drain():
-                self._engine.draining = True
             case _:
                 assert_never(message)
         return []
@@ -208,8 +203,8 @@ class LinkHandler:
             free_pages=pool.num_free,
             cached_pages=pool.num_cached,
             num_pages=pool.num_pages,
-            credit_sequences=0 if engine.draining else free // links + (number < free % links),
-            credit_tokens=0 if engine.draining else credit_tokens(scheduler.backlog_tokens, engine.limits),
+            credit_sequences=free // links + (number < free % links),
+            credit_tokens=credit_tokens(scheduler.backlog_tokens, engine.limits),
             busy_s=busy_meter.busy_ns / 1e9,
             idle_s=busy_meter.idle_ns / 1e9,
             attributed_s=busy_meter.attributed_ns / 1e9,

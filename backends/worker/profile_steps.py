@@ -8,7 +8,7 @@ from backends.engine.detokenizer import Decoder
 from backends.engine.engine import Clock, Engine
 from backends.engine.request_limits import RequestLimits
 from backends.engine.step_cost_model import StepCostModel
-from backends.runners.torch_runner import Runner
+from backends.engine.work import Runner
 from backends.wire import Sampling, Submit
 
 PROMPTS = (8, 40, 150, 400, 900, 60, 250)
@@ -33,7 +33,7 @@ def profile_steps(step_cost: StepCostModel, runner: Runner, decoder: Decoder, li
                 number += 1
                 prompt = array("I", (rng.randrange(limits.vocab_size) for _ in range(length)))
                 sampling = Sampling(max_tokens=OUTPUT, ignore_eos=True)
-                engine.submit("acquaint", Submit(request=number, prompt=prompt.tobytes(), sampling=sampling))
+                engine.submit("profile", Submit(request=number, prompt=prompt.tobytes(), sampling=sampling))
             engine.busy_meter.idle_until(clock_ns())
             while engine.has_work:
                 spent_s = (clock_ns() - began_ns) / 1e9

@@ -14,20 +14,20 @@ from tokenizers import Tokenizer
 from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Resolved, Settings, resolve_dtype, resolve_pages
 from backends.engine.engine import Engine
 from backends.engine.request_limits import RequestLimits
-from backends.engine.scheduler import Reload
+from backends.engine.work import Reload
 from backends.kv_cache.host_cache import HostCache
-from backends.models.attention import PagedKV
 from backends.models.linear import LinearChooser
 from backends.models.llama import Llama
-from backends.models.loader import LoadedModel, open_model
+from backends.models.loader import CausalModel, LoadedModel, open_model
 from backends.models.model_config import read_config
+from backends.models.paged_kv import PagedKV
 from backends.models.special_tokens import with_special_tokens_as_text
-from backends.models.weight import UnsupportedCheckpoint
+from backends.quant.weight import UnsupportedCheckpoint
 from backends.runners.compiled_runner import CompiledRunner, step_problems
 from backends.runners.native_library import Library, resolve_library
 from backends.runners.page_copier import ThreadCopier
 from backends.runners.registry import cpu_runner
-from backends.runners.torch_runner import CausalModel, TorchRunner
+from backends.runners.torch_runner import TorchRunner
 from backends.spec_decode.draft_model import DraftModel
 from backends.structured_output.grammar import Grammars
 from backends.wire import PROTOCOL, Hello

@@ -2,14 +2,14 @@
 
 import { get } from "./api.js";
 import { choice, h } from "./dom.js";
-import * as money from "./views/money.js";
-import * as now from "./views/now.js";
+import * as costs from "./views/costs.js";
+import * as live from "./views/live.js";
 import * as policy from "./views/policy.js";
-import * as promises from "./views/promises.js";
 import * as run from "./views/run.js";
 import * as runs from "./views/runs.js";
+import * as slo from "./views/slo.js";
 
-const VIEWS = { now, runs, run, money, promises, policy };
+const VIEWS = { live, runs, run, costs, slo, policy };
 const HOURS = [["1", "1 h"], ["24", "24 h"], ["168", "7 d"], ["720", "30 d"]];
 
 const main = document.getElementById("main");
@@ -17,7 +17,7 @@ const state = { me: null, hours: sessionStorage.getItem("headway.hours") || "24"
 
 function place() {
   const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("/");
-  return { name: name in VIEWS ? name : "now", rest: rest.map(decodeURIComponent) };
+  return { name: name in VIEWS ? name : "live", rest: rest.map(decodeURIComponent) };
 }
 
 async function show({ moved }) {
@@ -49,7 +49,7 @@ async function show({ moved }) {
   async function refresh(asked) {
     clearTimeout(state.timer);
     try {
-      state.me ??= await get("me");
+      state.me ??= await get("whoami");
       context.me = state.me;
       document.getElementById("who").textContent = state.me.keys ? state.me.tenant : "no keys: development";
       const data = await view.load(context);

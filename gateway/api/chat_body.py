@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from gateway.policy.schema import ServiceTier
+from gateway.request import ServiceTier
 
 MAX_STOP_CHARS = 512
 """Stop strings travel with every submit and text is held back by their length: a bound of ours, OpenAI names none."""

@@ -1,29 +1,31 @@
 """Decodes a JSON body into a struct. Whatever is wrong with it becomes a BadRequest that names the place."""
 
 import difflib
+import json
 import re
 from typing import Generic, TypeVar
 
 import msgspec
 
 from gateway.errors import BadRequest, UnsupportedParameter
+from gateway.policy.mismatch import Mismatch, find_mismatch, joined
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 _MAX_QUOTED_CHARS = 300
 """Of what a client sent, no more comes back to it in a message."""
+_MAX_PLACED_CHARS = 1_000_000
+"""The place of a mistake in a longer text would hold up the event loop for longer than reading it has."""
 _outer = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_PLACE = re.compile(r"(?P<problem>.*) - at `\$\.?(?P<path>[^`]*)`\Z", re.DOTALL)
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`\Z", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(?P<name>.*)`\Z", re.DOTALL)
-_CONTENT_PART = re.compile(r"messages\[\d+\]\.content\[\d+\]\.type\Z")
-_INVALID = re.compile(r"Invalid value '?(?P<value>.*?)'?\Z", re.DOTALL)
+_CONTENT_PART = re.compile(r"\Amessages\[\d+\]\.content\[\d+\]\.type\Z")
+_TOO_DEEP = "the body is nested too deep: flatten it"
 
 
 class BodyDecoder(Generic[T]):
     """Made once for a struct type and shared; raises nothing but BadRequest."""
 
     def __init__(self, kind: type[T]) -> None:
+        self._kind = kind
         self._decode = msgspec.json.Decoder(kind).decode
         self._fields = tuple(kind.__struct_fields__)
         self._quoted = tuple((name, f'"{name}"'.encode()) for name in self._fields)
@@ -32,11 +34,11 @@ class BodyDecoder(Generic[T]):
         try:
             given = self._decode(body)
         except msgspec.ValidationError as error:
-            raise self._wrong_value(str(error)) from error
+            raise self._wrong_value(body) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadRequest(_not_json(body, error)) from error
+            raise BadRequest(_not_json(body)) from error
         except RecursionError as error:
-            raise BadRequest("the body is nested too deep: flatten it") from error
+            raise BadRequest(_TOO_DEEP) from error
         self._refuse_duplicates(body, given)
         return given
 
@@ -55,37 +57,52 @@ class BodyDecoder(Generic[T]):
             if body.count(quoted) > 1 + sum(bytes(value).count(quoted) for value in values):
                 raise BadRequest(f"`{name}` is given twice: send it once", param=name)
 
-    def _wrong_value(self, text: str) -> BadRequest:
-        place = _PLACE.match(text)
-        problem, path = (place["problem"], place["path"]) if place else (text, "")
-        if unknown := _UNKNOWN.match(problem):
-            return self._unknown_field(unknown["name"][:_MAX_QUOTED_CHARS], path)
-        if missing := _MISSING.match(problem):
-            param = _join(path, missing["name"])
-            return BadRequest(f"{param} is missing: it is required", param=param)
-        if not path:
+    def _wrong_value(self, body: bytes) -> BadRequest:
+        try:
+            mismatch = find_mismatch(body, self._kind)
+        except RecursionError:
+            return BadRequest(_TOO_DEEP)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # the wrong value stands before the end of the JSON
+            return BadRequest(_not_json(body))
+        if mismatch is None or (mismatch.problem and not mismatch.path):
             return BadRequest("the body must be a JSON object")
-        problem = problem[:_MAX_QUOTED_CHARS]
-        if _CONTENT_PART.match(path):
-            kind = _INVALID.sub(r"\g<value>", problem)
-            return UnsupportedParameter(f"{path}: parts of type '{kind}' are not supported: send text parts", param=path)
-        if path.endswith(".role"):
-            problem += ": use system, developer, user, assistant or tool"
-        return BadRequest(f"{path}: {problem[:1].lower()}{problem[1:]}", param=path)
-
-    def _unknown_field(self, name: str, path: str) -> BadRequest:
-        param = _join(path, name)
-        near = () if path else difflib.get_close_matches(name[:64], self._fields, n=1)
-        return BadRequest(f"unknown field `{param}`: " + (f"did you mean `{near[0]}`?" if near else "remove it"), param=param)
+        near = () if mismatch.path else difflib.get_close_matches((mismatch.unknown or "")[:64], self._fields, n=1)
+        return refusal(mismatch, f"did you mean `{near[0]}`?" if near else "remove it")
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def refusal(mismatch: Mismatch, cure: str = "remove it") -> BadRequest:
+    """`cure` is for a field that is not known."""
+    path = mismatch.path[:_MAX_QUOTED_CHARS]
+    if mismatch.unknown is not None:
+        param = joined(path, mismatch.unknown[:_MAX_QUOTED_CHARS])
+        return BadRequest(f"unknown field `{param}`: {cure}", param=param)
+    if mismatch.missing is not None:
+        param = joined(path, mismatch.missing)
+        return BadRequest(f"{param} is missing: it is required", param=param)
+    if mismatch.tag is not None and _CONTENT_PART.search(path):
+        message = f"{path}: parts of type '{mismatch.tag}' are not supported: send text parts"
+        return UnsupportedParameter(message, param=path)
+    return BadRequest(f"{path}: {mismatch.problem[:_MAX_QUOTED_CHARS]}", param=path)
 
 
-def _not_json(body: bytes, error: Exception) -> str:
+def _not_json(body: bytes) -> str:
     if not body.strip():
         return "the body is empty: send a JSON object"
-    if isinstance(error, UnicodeDecodeError):
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
         return "the body is not UTF-8: encode it so"
-    return f"the body is not valid JSON: {str(error).removeprefix('JSON is malformed: ')}"
+    return f"the body is not valid JSON{_place(text)}"
+
+
+def _place(text: str) -> str:
+    """Where it stops being JSON, by the standard library's reader, which is looser: it takes NaN and half a surrogate pair."""
+    if len(text) > _MAX_PLACED_CHARS:
+        return ""
+    try:
+        json.loads(text, parse_int=str, parse_float=str)
+    except json.JSONDecodeError as error:
+        return f": something is wrong at line {error.lineno}, column {error.colno}"
+    except (ValueError, RecursionError):
+        return ""
+    return ": it has NaN, Infinity or half of a surrogate pair"

@@ -12,6 +12,7 @@ from gateway.api.completions import CompletionsBody
 from gateway.api.messages_body import CountBody, MessagesBody
 from gateway.api.responses_body import ResponsesBody
 from gateway.ledger.outcomes import LabelledRequest, OutcomeBody
+from gateway.policy.struct_schema import components
 
 REFS = "#/components/schemas/{name}"
 Data = dict[str, Any]
@@ -53,15 +54,15 @@ OPERATIONS = (
         "What a run of this tenant has cost so far, and what its last turns found in the cache.",
     ),
     Operation("get", "/v1/headway/workers", "Every worker: what it is, what it does, what it costs."),
-    Operation("get", "/v1/headway/me", "Who the key is, and what it may see."),
-    Operation("get", "/v1/headway/now", "The last minutes of the fleet, in samples."),
+    Operation("get", "/v1/headway/whoami", "Who the key is, and what it may see."),
+    Operation("get", "/v1/headway/live", "The last minutes of the fleet, in samples."),
     Operation("get", "/v1/headway/policy", "The policy in force and those before it, for an operator."),
     Operation("get", "/v1/headway/history", "The last runs in the ledger, live ones marked."),
-    Operation("get", "/v1/headway/turns", "Every request of one run: `?run=ID`."),
+    Operation("get", "/v1/headway/runs/{run_id}/turns", "Every request of one run."),
     Operation("get", "/v1/headway/decisions/{name}", "One decision with the options that it rejected."),
-    Operation("get", "/v1/headway/money", "Dollars by tenant, model, run or day, and over time."),
-    Operation("get", "/v1/headway/attention", "What runs cost, which promise is in danger, which requests to open."),
-    Operation("get", "/v1/headway/promises", "Promises kept by class, percentiles over time, refusals by reason."),
+    Operation("get", "/v1/headway/costs", "Dollars by tenant, model, run or day, and over time."),
+    Operation("get", "/v1/headway/summary", "What runs cost, attainment by SLO class, notable requests."),
+    Operation("get", "/v1/headway/slo", "SLO attainment by class, percentiles over time, rejections by reason."),
     Operation("get", "/dashboard", "The dashboard.", media="text/html", open=True),
     Operation("get", "/dashboard/{name}", "What the dashboard's page is made of.", media="text/plain", open=True),
     Operation("get", "/", "To the dashboard.", media="text/html", open=True),
@@ -75,7 +76,7 @@ OPERATIONS = (
 
 def openapi_document(version: str) -> Data:
     kinds = [kind for one in OPERATIONS for kind in (one.body, one.answer, one.chunk) if kind is not None]
-    _, schemas = msgspec.json.schema_components([*dict.fromkeys(kinds), ErrorBody], ref_template=REFS)
+    schemas = components([*dict.fromkeys(kinds), ErrorBody], ref_template=REFS)
     paths: dict[str, Data] = {}
     for one in OPERATIONS:
         paths.setdefault(one.path, {})[one.method] = _operation(one)

@@ -7,7 +7,7 @@ import msgspec
 
 from backends.wire import Sampling
 from gateway.api.chat import DAY_S
-from gateway.api.decode import BodyDecoder
+from gateway.api.decode import BodyDecoder, refusal
 from gateway.api.format import read_format
 from gateway.api.responses_body import (
     FunctionCall,
@@ -23,6 +23,7 @@ from gateway.api.tool_choice import rule_for
 from gateway.api.tool_definitions import OfferedTools, missing, refuse_kind
 from gateway.api.tool_results import check_call_order
 from gateway.errors import BadRequest, UnsupportedParameter
+from gateway.policy.mismatch import Mismatch, find_mismatch
 from gateway.request import Message, Request, Role, Tool, ToolCall
 
 NO_OPS: Mapping[str, tuple[Any, ...]] = {
@@ -191,6 +192,5 @@ def _convert(item: dict[str, Any], kind: type[Kind], path: str) -> Kind:
     try:
         return msgspec.convert(item, kind)
     except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at `$")
-        param = path + place.rstrip("`")
-        raise BadRequest(f"{param}: {problem[:200]}", param=param[:300]) from error
+        mismatch = find_mismatch(msgspec.json.encode(item), kind, path) or Mismatch(path, "the item does not fit")
+        raise refusal(mismatch) from error

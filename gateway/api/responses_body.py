@@ -18,7 +18,7 @@ from gateway.api.chat_body import (
     TopP,
 )
 from gateway.api.run_fields import RunFields
-from gateway.policy.schema import ServiceTier
+from gateway.request import ServiceTier
 
 
 class InputPart(msgspec.Struct, frozen=True, kw_only=True):

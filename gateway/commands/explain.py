@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 
 from gateway.api.chat import parse_chat
+from gateway.api.chat_dialect import DEFAULT_MAX_TOKENS
 from gateway.commands.format_table import decision_text
 from gateway.errors import HeadwayError
 from gateway.metering.cost import worker_usd_per_s
-from gateway.pipeline.pipeline import DEFAULT_MAX_TOKENS
 from gateway.policy.load import PolicyError, load_policy
 from gateway.policy.routes import find_route
 from gateway.policy.schema import Policy

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from gateway.routing.decision import Decision, Option
-from gateway.scheduling.placement import Why
+from gateway.routing.decision import Decision, Option, PlacementReason
 
-_WHY: dict[Why, str] = {
+_WHY: dict[PlacementReason, str] = {
     "stays": "its pages are there",
     "moves": "waiting for its pages costs more than computing them anew",
     "burst": "a run that began alike went there",

@@ -14,11 +14,12 @@ from gateway.fleet.worker_client import WorkerClient, WorkerEvents
 from gateway.fleet.worker_views import WorkerViews
 from gateway.metering.cost import ByTime, ByToken, Tariff, worker_usd_per_s
 from gateway.policy.schema import Policy
+from gateway.policy.worker_rates import WorkerRates
 from gateway.routing.decision import RoutingRequest, WorkerView
 from gateway.routing.shortlist import Short
 from gateway.scheduling.kv_footprint import KvFootprints
 from gateway.scheduling.kv_index import KvIndex, of_host, reload_credit
-from gateway.scheduling.latency_model import LOAD_IS_FRESH_S, LatencyPredictor, WorkerRates, cold_rates
+from gateway.scheduling.latency_model import LOAD_IS_FRESH_S, LatencyPredictor, cold_rates
 from gateway.scheduling.retention import WITHIN_S, horizon_s
 
 MAX_PAGES = 2_000_000

@@ -25,9 +25,10 @@ from gateway.fleet.upstream_response import Lines, Malformed, UpstreamResponse, 
 from gateway.parsers.event_codec import encode_event
 from gateway.parsers.events import CallStart, Event
 from gateway.policy import schema
+from gateway.policy.worker_rates import WorkerRates
 from gateway.request import Request
 from gateway.routing.decision import WorkerView
-from gateway.scheduling.latency_model import LatencyPredictor, WorkerRates
+from gateway.scheduling.latency_model import LatencyPredictor
 from gateway.text.prompt_encoder import Prompt
 
 GUESS = WorkerRates(overhead_s=0.5, prefill_s_per_token=5e-5, tpot_s=0.02, decode_device_s_per_token=0.02)

@@ -17,6 +17,7 @@ from gateway.errors import WorkerLost
 from gateway.fleet.credits import Credits
 from gateway.fleet.token_stream import TokenStream
 from gateway.text.model_text import ModelText
+from gateway.text.prompt_encoder import Target
 
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 1.0
@@ -310,3 +311,10 @@ def _can_be(finished: wire.Finished) -> bool:
 def _is_time(seconds: float) -> bool:
     """Not of NaN, which compares with nothing. Differences of clocks may be a little below zero."""
     return -0.001 < seconds < MAX_SECONDS
+
+
+def target_of(client: WorkerClient) -> Target | None:
+    """None for a worker that has never been up: nobody knows its tokenizer."""
+    if client.text is None or client.hello is None:
+        return None
+    return Target(client.worker, client.text, client.hello.fingerprint, client.hello.page_size, client.hello.max_context)

@@ -122,3 +122,26 @@ def _key_in(headers: Headers) -> bytes:
         if name == b"x-api-key":
             return value.strip()
     return b""
+
+
+class CurrentKeys:
+    """The keys in force, which change while requests are served: by a policy reload, or by `headway keys`."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    def replace(self, keys: Keys) -> None:
+        self._keys = keys
+
+    @property
+    def required(self) -> bool:
+        return self._keys.required
+
+    def tenant_of(self, headers: Headers) -> str:
+        return self._keys.tenant_of(headers)
+
+    def caller_of(self, headers: Headers) -> Caller:
+        return self._keys.caller_of(headers)
+
+    def take_uses(self) -> dict[str, float]:
+        return self._keys.take_uses()

@@ -2,36 +2,33 @@
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from gateway.errors import NotFound, Overloaded
 from gateway.http.post_route import Headers, Posted, Read, posted
+from gateway.http.services import Services
 from gateway.ledger.outcomes import LabelledRequest, OutcomeBody, label, parse_body
 from gateway.ledger.rows import OutcomeRow
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
 
 WRITTEN_AFTER_S = 0.5
 """A row waits a moment for others before it is written: whoever labels at once is not too early."""
 
 
-def feedback_handler(gateway: "Gateway") -> Posted:
+def feedback_handler(services: Services) -> Posted:
     async def labelled(headers: Headers, read: Read) -> LabelledRequest:
-        tenant = gateway.keys.tenant_of(headers)
-        known = gateway.policy.tenants.get(tenant)
-        everybody = not gateway.keys.required or (known is not None and known.operator)
-        row = await _row(gateway, parse_body(await read()), None if everybody else tenant)
-        if not gateway.ledger.record(row):
+        tenant = services.keys.tenant_of(headers)
+        known = services.policy.tenants.get(tenant)
+        everybody = not services.keys.required or (known is not None and known.operator)
+        row = await _row(services, parse_body(await read()), None if everybody else tenant)
+        if not services.ledger.record(row):
             raise Overloaded("the ledger has no room for it now: try again", retry_after_s=1.0)
         return LabelledRequest(decision=row.decision, model=row.model, tier=row.tier, score=row.score, trainable=bool(row.body))
 
-    return posted(gateway, labelled, other_method="send an outcome with POST")
+    return posted(services, labelled, other_method="send an outcome with POST")
 
 
-async def _row(gateway: "Gateway", body: OutcomeBody, tenant: str | None) -> OutcomeRow:
+async def _row(services: Services, body: OutcomeBody, tenant: str | None) -> OutcomeRow:
     try:
-        return await asyncio.to_thread(label, gateway.ledger.read, body, tenant=tenant, at=time.time())
+        return await asyncio.to_thread(label, services.ledger.read, body, tenant=tenant, at=time.time())
     except NotFound:
         await asyncio.sleep(WRITTEN_AFTER_S)
-        return await asyncio.to_thread(label, gateway.ledger.read, body, tenant=tenant, at=time.time())
+        return await asyncio.to_thread(label, services.ledger.read, body, tenant=tenant, at=time.time())

@@ -10,13 +10,14 @@ from typing import Any
 from backends.wire import TokenLogprob
 from gateway.api.dialect import AnswerChoice, Dialect, ParsedRequest, ResponseStart, TokenUsage, Writer
 from gateway.errors import HeadwayError, MethodNotAllowed
-from gateway.http.auth import Keys
+from gateway.http.auth import CurrentKeys
 from gateway.http.body import BodyBudget, Receive, Send, read_body, until_disconnect
 from gateway.http.response import FIRST_COMMENT_S, Comments, Headers, ResponseWriter, decision_headers, send_error
 from gateway.parsers.output_format import OutputFormat
 from gateway.parsers.output_parser import OutputParser, message_of
 from gateway.pipeline.active_request import ActiveRequest, ClientGone, RequestContext
-from gateway.pipeline.pipeline import Pipeline, failure_of
+from gateway.pipeline.attempts import failure_of
+from gateway.pipeline.pipeline import Pipeline
 from gateway.runs.identity import mint_id, public_id
 
 log = logging.getLogger("headway.answer")
@@ -44,7 +45,7 @@ class GenerateEndpoint:
     def __init__(
         self,
         pipeline: Pipeline,
-        keys: Keys,
+        keys: CurrentKeys,
         dialect: Dialect,
         open_responses: OpenResponses,
         body_budget: BodyBudget,
@@ -56,10 +57,6 @@ class GenerateEndpoint:
         self._route = route
         self._body_budget = body_budget
         self._comment_every_s = comment_every_s
-
-    def set_keys(self, keys: Keys) -> None:
-        """Who may ask from now on."""
-        self._keys = keys
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
@@ -190,12 +187,12 @@ class GenerateEndpoint:
     def _output_parser(self, active: ActiveRequest) -> OutputParser:
         def new_id() -> str:
             active.chain.calls += 1
-            return mint_id(self._pipeline.secret, active.chain.name, active.chain.calls, tenant=active.tenant)
+            return mint_id(self._pipeline.preparer.secret, active.chain.name, active.chain.calls, tenant=active.tenant)
 
         assert active.stream
         if active.request.text is not None:
             return OutputParser(OutputFormat(), (), new_id)
-        return OutputParser(self._pipeline.output_format(active.stream.worker), active.request.tools, new_id)
+        return OutputParser(self._pipeline.preparer.output_format(active.stream.worker), active.request.tools, new_id)
 
     def _remember(self, active: ActiveRequest, parser: OutputParser) -> None:
         if active.request.text is None:

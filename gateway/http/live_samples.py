@@ -1,14 +1,12 @@
 """The last minutes of the fleet, for the dashboard's first view: one sample every few seconds, kept in memory."""
 
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import msgspec
 
+from backends.wire import Load
 from gateway.metering.device_time import DeviceTimes, Spent
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
 
 MAX_SAMPLES = 180
 """A quarter of an hour at one in five seconds."""
@@ -33,18 +31,17 @@ class LiveSamples:
         self._last: dict[str, Spent] = {}
         self._last_at = 0.0
 
-    def sample(self, at: float, gateway: "Gateway") -> None:
+    def sample(self, at: float, loads: Mapping[str, Load | None], *, num_queued: int, num_runs: int) -> None:
         """The first only marks where the others start, and so does each before every worker that is up has told of its time."""
         spent = {name: worker.total for name, worker in self._times.workers.items()}
         new = {name: total.minus(self._last.get(name, Spent())) for name, total in spent.items()}
-        loads = {name: client.load for name, client in gateway.fleet.clients.items()}
         told = all(one.busy_s + one.idle_s for name, one in new.items() if loads.get(name))
         if self._last_at and at > self._last_at and (self.samples or (told and any(loads.values()))):
             self.samples.append(
                 Sample(
                     at=at,
-                    queue=len(gateway.queue),
-                    runs=len(gateway.runs),
+                    queue=num_queued,
+                    runs=num_runs,
                     running={name: load.running if load else 0 for name, load in loads.items()},
                     busy_usd_per_h=sum(_per_hour(one, one.charged_usd + one.unattributed_usd) for one in new.values()),
                     idle_usd_per_h=sum(_per_hour(one, one.idle_usd) for one in new.values()),

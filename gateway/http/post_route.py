@@ -1,18 +1,19 @@
 """What is asked for with POST and answered at once, without a model: method, body and errors are the same for each."""
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 from litestar.types import Scope
 
 from gateway.api.dialect import Dialect
 from gateway.errors import HeadwayError, MethodNotAllowed
+from gateway.http.auth import Caller
 from gateway.http.body import Receive, Send, read_body, respond
 from gateway.http.response import OPENAI, send_error
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
+from gateway.http.services import Services
 
 Headers = list[tuple[bytes, bytes]]
 Read = Callable[[], Awaitable[bytes]]
@@ -21,14 +22,14 @@ Answer = Callable[[Headers, Read], Awaitable[Any]]
 Posted = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def posted(gateway: "Gateway", answer: Answer, *, other_method: str, dialect: Dialect = OPENAI) -> Posted:
+def posted(services: Services, answer: Answer, *, other_method: str, dialect: Dialect = OPENAI) -> Posted:
     """`other_method` is said where it is not POST; what `answer` raises is told in the words of the dialect."""
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         headers = list(scope["headers"])
 
         async def read() -> bytes:
-            return await read_body(headers, receive, gateway.body_budget)
+            return await read_body(headers, receive, services.body_budget)
 
         try:
             if scope["method"] != "POST":  # type: ignore[typeddict-item]
@@ -38,3 +39,13 @@ def posted(gateway: "Gateway", answer: Answer, *, other_method: str, dialect: Di
             await send_error(send, error, dialect)
 
     return handle
+
+
+@contextmanager
+def admitted(services: Services, caller: Caller) -> Iterator[None]:
+    """What reads a prompt is work as well, and counts as a request. Raises RateLimited."""
+    rate_limit_pass = services.rate_limits.enter(caller.limited, time.monotonic())
+    try:
+        yield
+    finally:
+        services.rate_limits.leave(rate_limit_pass, time.monotonic())

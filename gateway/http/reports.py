@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from litestar import Request, Response, get
@@ -17,14 +17,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
 from gateway.errors import BadRequest, Forbidden
-from gateway.ledger import history, spending
-from gateway.ledger import slo_report as promises
+from gateway.http.services import Services
+from gateway.ledger import history, slo_report, spending
 from gateway.ledger.scope import Read, Scope
 from gateway.ledger.summary import summary
 from gateway.metering.cost import COUNTERFACTUAL_METHOD, SAVED_METHOD
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
+from gateway.runs.identity import public_id
+from gateway.runs.registry import Run
 
 MAX_HOURS = 24.0 * 366
 DEFAULT_HOURS = 24.0
@@ -46,14 +45,14 @@ class Caller(NamedTuple):
 class _Reader:
     """Every reading starts here: who asks, and the ledger off the event loop."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self.gateway = gateway
+    def __init__(self, services: Services) -> None:
+        self.services = services
 
     def caller(self, request: AnyRequest) -> Caller:
         """Raises Unauthorized."""
-        tenant = self.gateway.keys.tenant_of(request.scope["headers"])
-        known = self.gateway.policy.tenants.get(tenant)
-        return Caller(tenant, not self.gateway.keys.required or (known is not None and known.operator))
+        tenant = self.services.keys.tenant_of(request.scope["headers"])
+        known = self.services.policy.tenants.get(tenant)
+        return Caller(tenant, not self.services.keys.required or (known is not None and known.operator))
 
     def operator(self, request: AnyRequest) -> Caller:
         """Raises Unauthorized or Forbidden."""
@@ -63,34 +62,34 @@ class _Reader:
         return caller
 
     async def read(self, report: Callable[[Read], Got]) -> Got:
-        return await asyncio.to_thread(report, self.gateway.ledger.read)
+        return await asyncio.to_thread(report, self.services.ledger.read)
 
 
-def report_handlers(gateway: "Gateway") -> list[HTTPRouteHandler]:
-    reader = _Reader(gateway)
+def report_handlers(services: Services) -> list[HTTPRouteHandler]:
+    reader = _Reader(services)
     return [*_about(reader), *_runs(reader), *_sums(reader)]
 
 
 def _about(reader: _Reader) -> list[HTTPRouteHandler]:
-    gateway = reader.gateway
+    services = reader.services
 
-    @get("/v1/headway/me", sync_to_thread=False)
-    def me(request: AnyRequest) -> dict[str, Any]:
+    @get("/v1/headway/whoami", sync_to_thread=False)
+    def whoami(request: AnyRequest) -> dict[str, Any]:
         """Who the key is, and what it may see."""
         caller = reader.caller(request)
-        keys = gateway.keys.required
+        keys = services.keys.required
         return {"tenant": caller.tenant, "operator": caller.operator, "keys": keys, "version": _version()}
 
-    @get("/v1/headway/now", sync_to_thread=False)
-    def now(request: AnyRequest) -> Response[bytes]:
+    @get("/v1/headway/live", sync_to_thread=False)
+    def live(request: AnyRequest) -> Response[bytes]:
         """The last minutes of the fleet, in samples."""
         reader.caller(request)
         return _json(
             {
                 "at": time.time(),
-                "queue": len(gateway.queue),
-                "runs": len(gateway.runs),
-                "samples": [*gateway.live_samples.samples],
+                "queue": len(services.queue),
+                "runs": len(services.runs),
+                "samples": [*services.live_samples.samples],
             }
         )
 
@@ -101,7 +100,7 @@ def _about(reader: _Reader) -> list[HTTPRouteHandler]:
         changes = await reader.read(history.policies)
         return _json({"policies": changes})
 
-    return [me, now, policy]
+    return [whoami, live, policy]
 
 
 def _runs(reader: _Reader) -> list[HTTPRouteHandler]:
@@ -110,20 +109,23 @@ def _runs(reader: _Reader) -> list[HTTPRouteHandler]:
         """The last runs, live ones marked."""
         scope = reader.caller(request).scope(_hours(request))
         found = await reader.read(lambda read: history.runs(read, scope, limit=MAX_RUNS))
-        live = {(run.tenant, run.public_id) for run in reader.gateway.runs.all()} if found else set()
+        live = {(run.tenant, run.public_id) for run in reader.services.runs.all()} if found else set()
         marked = [msgspec.structs.replace(run, live=(run.tenant, run.run) in live) for run in found]
         return _json({"runs": marked, "limit": MAX_RUNS})
 
-    @get("/v1/headway/turns")
-    async def turns(request: AnyRequest) -> Response[bytes]:
-        """Every request of one run: `?run=ID`, for an operator also `&tenant=NAME`."""
-        caller = reader.caller(request)
-        name = request.query_params.get("run", "")
-        tenant = request.query_params.get("tenant", caller.tenant) if caller.operator else caller.tenant
-        found = await reader.read(lambda read: history.turns(read, tenant, name))
-        if not found:
-            raise NotFoundException(f'the ledger has no run "{name}" of {tenant}: it is not yours, or too old')
-        return _json({"run": name, "tenant": tenant, "turns": found})
+    # One route for both, as ids may contain slashes.
+    @get("/v1/headway/runs/{run_id:path}")
+    async def run(request: AnyRequest, run_id: FromPath[str]) -> Response[bytes]:
+        """What a live run of this tenant has cost so far, and what its last turns found in the cache; under `/turns` every
+        request of a run in the ledger, for an operator also of `?tenant=NAME`."""
+        caller, name = reader.caller(request), run_id.removeprefix("/")
+        if name.endswith("/turns"):
+            return await _turns(reader, caller, name.removesuffix("/turns"), request.query_params.get("tenant", caller.tenant))
+        found = reader.services.runs.get(f"{caller.tenant}:{name}")
+        if found is None:
+            raise NotFoundException(f'there is no run "{name}": it is not yours, or it has ended')
+        cache = {public_id(name): list(chain.reports) for name, chain in found.chains.items()}
+        return _json(run_report(found) | {"cache": cache})
 
     @get("/v1/headway/decisions/{name:str}")
     async def decision(request: AnyRequest, name: FromPath[str]) -> Response[bytes]:
@@ -133,12 +135,36 @@ def _runs(reader: _Reader) -> list[HTTPRouteHandler]:
             raise NotFoundException(f'the ledger has no decision "{name}": it is not yours, or too old')
         return Response(body, media_type="application/json")
 
-    return [past_runs, turns, decision]
+    return [past_runs, run, decision]
+
+
+async def _turns(reader: _Reader, caller: Caller, name: str, tenant: str) -> Response[bytes]:
+    tenant = tenant if caller.operator else caller.tenant
+    turns = await reader.read(lambda read: history.turns(read, tenant, name))
+    if not turns:
+        raise NotFoundException(f'the ledger has no run "{name}" of {tenant}: it is not yours, or too old')
+    return _json({"run": name, "tenant": tenant, "turns": turns})
+
+
+def run_report(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.public_id,
+        "source": run.source,
+        "turns": run.turns,
+        "chains": len(run.chains),
+        "prompt_tokens": run.prompt_tokens,
+        "cached_tokens": run.cached_tokens,
+        "output_tokens": run.output_tokens,
+        "device_s": run.device_s,
+        "cost_usd": run.usd,
+        "saved_usd": run.saved_usd,
+        "counterfactual_usd": run.all_large_usd,
+    }
 
 
 def _sums(reader: _Reader) -> list[HTTPRouteHandler]:
-    @get("/v1/headway/money")
-    async def money(request: AnyRequest) -> Response[bytes]:
+    @get("/v1/headway/costs")
+    async def costs(request: AnyRequest) -> Response[bytes]:
         """Dollars `?by=tenant|model|run|day` and over time; what stood idle only for an operator."""
         caller = reader.caller(request)
         by = request.query_params.get("by", "model")
@@ -158,29 +184,29 @@ def _sums(reader: _Reader) -> list[HTTPRouteHandler]:
         methods = {"saved": SAVED_METHOD, "all_large": COUNTERFACTUAL_METHOD}
         return _json({**await reader.read(report), "methods": methods})
 
-    @get("/v1/headway/attention")
-    async def worth_a_look(request: AnyRequest) -> Response[bytes]:
-        """At first sight: what runs cost, which promise is in danger, which requests to open."""
+    @get("/v1/headway/summary")
+    async def overview(request: AnyRequest) -> Response[bytes]:
+        """What runs cost, attainment by SLO class, notable requests."""
         scope = reader.caller(request).scope(_hours(request))
         return _json(await reader.read(lambda read: summary(read, scope)))
 
-    @get("/v1/headway/promises")
-    async def kept(request: AnyRequest) -> Response[bytes]:
+    @get("/v1/headway/slo")
+    async def slo(request: AnyRequest) -> Response[bytes]:
         """Attainment and burn by class, percentiles over time, refusals by reason."""
         scope = reader.caller(request).scope(_hours(request))
 
         def report(read: Read) -> dict[str, Any]:
             return {
-                "classes": promises.attainment(read, scope),
-                "series": promises.attainment_over_time(read, narrow := scope.narrowed(read)),
+                "classes": slo_report.attainment(read, scope),
+                "series": slo_report.attainment_over_time(read, narrow := scope.narrowed(read)),
                 "step_s": narrow.step_s,
-                "refused": promises.rejections(read, scope),
+                "rejections": slo_report.rejections(read, scope),
             }
 
-        slo = reader.gateway.policy.slo
-        return _json({**await reader.read(report), "slo": slo, "objective": promises.OBJECTIVE})
+        classes = reader.services.policy.slo
+        return _json({**await reader.read(report), "slo": classes, "objective": slo_report.OBJECTIVE})
 
-    return [money, worth_a_look, kept]
+    return [costs, overview, slo]
 
 
 def _hours(request: AnyRequest) -> float:

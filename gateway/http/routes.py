@@ -1,11 +1,8 @@
 """Every route but the chat itself, and the one shape of every error, the framework's included."""
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from litestar import MediaType, Request, Response, asgi, delete, get
@@ -19,21 +16,15 @@ from gateway.api.messages_dialect import MessagesDialect
 from gateway.api.openapi import openapi_document
 from gateway.api.openapi_page import openapi_page
 from gateway.errors import HeadwayError
-from gateway.http.auth import Caller
+from gateway.http.explain import explain_handler
 from gateway.http.feedback import feedback_handler
-from gateway.http.post_route import Headers, Posted, Read, posted
-from gateway.http.reports import report_handlers
+from gateway.http.post_route import Headers, Posted, Read, admitted, posted
+from gateway.http.reports import report_handlers, run_report
 from gateway.http.response import error_answer
+from gateway.http.services import Services
 from gateway.http.static import dashboard_handlers
-from gateway.pipeline.active_request import RequestContext
 from gateway.policy.routes import may_use
 from gateway.policy.validate import AUTO
-from gateway.routing.decision import Decision
-from gateway.runs.identity import public_id
-from gateway.runs.registry import Run
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
 
 MAX_RUNS_LISTED = 100
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -43,33 +34,22 @@ log = logging.getLogger("headway.http")
 AnyRequest = Request[Any, Any, Any]
 
 
-class Explained(msgspec.Struct, frozen=True, kw_only=True):
-    """`advisory` lists the fields that were accepted and change nothing, `normalized` what was taken out of the prompt or put
-    in order so that it begins as the one before; `run_source` the field that named the run."""
-
-    decision: Decision
-    run_id: str
-    run_source: str
-    advisory: tuple[str, ...]
-    normalized: tuple[str, ...]
-
-
-def route_handlers(gateway: "Gateway") -> list[HTTPRouteHandler | ASGIRouteHandler]:
+def route_handlers(services: Services) -> list[HTTPRouteHandler | ASGIRouteHandler]:
     return [
-        *(asgi(path, copy_scope=False)(endpoint) for path, endpoint in gateway.surfaces.items()),
-        asgi("/v1/messages/count_tokens", copy_scope=False)(_count_tokens(gateway)),
-        *_responses(gateway),
-        asgi("/v1/headway/explain", copy_scope=False)(_explain(gateway)),
-        asgi("/v1/headway/outcomes", copy_scope=False)(feedback_handler(gateway)),
-        *_health(gateway),
+        *(asgi(path, copy_scope=False)(endpoint) for path, endpoint in services.endpoints.items()),
+        asgi("/v1/messages/count_tokens", copy_scope=False)(_count_tokens(services)),
+        *_responses(services),
+        asgi("/v1/headway/explain", copy_scope=False)(explain_handler(services)),
+        asgi("/v1/headway/outcomes", copy_scope=False)(feedback_handler(services)),
+        *_health(services),
         *_document(),
-        *_readings(gateway),
-        *report_handlers(gateway),
+        *_readings(services),
+        *report_handlers(services),
         *dashboard_handlers(),
     ]
 
 
-def _health(gateway: "Gateway") -> list[HTTPRouteHandler]:
+def _health(services: Services) -> list[HTTPRouteHandler]:
     @get("/livez", media_type=MediaType.JSON, sync_to_thread=False)
     def livez() -> dict[str, str]:
         return {"status": "ok"}
@@ -77,13 +57,13 @@ def _health(gateway: "Gateway") -> list[HTTPRouteHandler]:
     @get("/readyz", media_type=MediaType.JSON, sync_to_thread=False)
     def readyz() -> Response[dict[str, Any]]:
         """503 until every local worker is up, and while the gateway stops."""
-        missing = {"gateway": "stopping"} if gateway.pipeline.stopping else gateway.fleet.missing()
+        missing = {"gateway": "stopping"} if services.pipeline.preparer.stopping else services.fleet.missing()
         body = {"status": "not ready", "missing": missing} if missing else {"status": "ready"}
         return Response(body, status_code=503 if missing else 200)
 
     @get("/metrics", sync_to_thread=False)
     def metrics() -> Response[bytes]:
-        return Response(gateway.metrics.render(), media_type=METRICS_TYPE)
+        return Response(services.metrics.render(), media_type=METRICS_TYPE)
 
     return [livez, readyz, metrics]
 
@@ -103,144 +83,88 @@ def _document() -> list[HTTPRouteHandler]:
     return [openapi, docs]
 
 
-def _readings(gateway: "Gateway") -> list[HTTPRouteHandler]:
+def _readings(services: Services) -> list[HTTPRouteHandler]:
     @get("/v1/models", sync_to_thread=False)
     def models(request: AnyRequest) -> dict[str, Any]:
         """`auto`, the tiers and the models that this key may ask for."""
-        tenant = gateway.keys.tenant_of(request.scope["headers"])
-        names = [AUTO, *gateway.policy.tiers, *gateway.policy.tier_by_model()]
-        allowed = [name for name in names if name == AUTO or may_use(gateway.policy, tenant=tenant, name=name)]
-        return {"object": "list", "data": [_model(gateway, name) for name in allowed]}
+        tenant = services.keys.tenant_of(request.scope["headers"])
+        names = [AUTO, *services.policy.tiers, *services.policy.tier_by_model()]
+        allowed = [name for name in names if name == AUTO or may_use(services.policy, tenant=tenant, name=name)]
+        return {"object": "list", "data": [_model(services, name) for name in allowed]}
 
     @get("/v1/models/{name:str}", sync_to_thread=False)
     def model(request: AnyRequest, name: FromPath[str]) -> dict[str, Any]:
-        tenant = gateway.keys.tenant_of(request.scope["headers"])
-        known = name in (AUTO, *gateway.policy.tiers, *gateway.policy.tier_by_model())
-        if not known or (name != AUTO and not may_use(gateway.policy, tenant=tenant, name=name)):
+        tenant = services.keys.tenant_of(request.scope["headers"])
+        known = name in (AUTO, *services.policy.tiers, *services.policy.tier_by_model())
+        if not known or (name != AUTO and not may_use(services.policy, tenant=tenant, name=name)):
             raise NotFoundException(f'there is no model "{name}"')
-        return _model(gateway, name)
+        return _model(services, name)
 
     @get("/v1/headway/runs", sync_to_thread=False)
     def runs(request: AnyRequest) -> dict[str, Any]:
         """This tenant's live runs, the one seen last first: what was understood, and from which field."""
-        tenant = gateway.keys.tenant_of(request.scope["headers"])
-        return {"runs": [_run(run) for run in gateway.runs.recent(tenant, MAX_RUNS_LISTED)]}
-
-    @get("/v1/headway/runs/{run_id:path}", sync_to_thread=False)
-    def run(request: AnyRequest, run_id: FromPath[str]) -> dict[str, Any]:
-        """What a run of this tenant has cost so far, and what its last turns found in the cache."""
-        tenant = gateway.keys.tenant_of(request.scope["headers"])
-        name = run_id.removeprefix("/")
-        found = gateway.runs.get(f"{tenant}:{name}")
-        if found is None:
-            raise NotFoundException(f'there is no run "{name}": it is not yours, or it has ended')
-        return _run(found) | {"cache": {public_id(name): list(chain.reports) for name, chain in found.chains.items()}}
+        tenant = services.keys.tenant_of(request.scope["headers"])
+        return {"runs": [run_report(run) for run in services.runs.recent(tenant, MAX_RUNS_LISTED)]}
 
     @get("/v1/headway/workers", sync_to_thread=False)
     def workers(request: AnyRequest) -> dict[str, Any]:
-        gateway.keys.tenant_of(request.scope["headers"])
-        upstreams = [upstream.health() for upstream in gateway.fleet.upstreams.values()]
-        return {"workers": [_worker(gateway, name) for name in gateway.fleet.clients] + upstreams}
+        services.keys.tenant_of(request.scope["headers"])
+        upstreams = [upstream.health() for upstream in services.fleet.upstreams.values()]
+        return {"workers": [_worker(services, name) for name in services.fleet.clients] + upstreams}
 
-    return [models, model, runs, run, workers]
+    return [models, model, runs, workers]
 
 
-def _responses(gateway: "Gateway") -> list[HTTPRouteHandler]:
+def _responses(services: Services) -> list[HTTPRouteHandler]:
     @get("/v1/responses/{response_id:str}", media_type=MediaType.JSON)
     async def stored(request: AnyRequest, response_id: FromPath[str]) -> Response[bytes]:
         """A response that was stored, as it was answered."""
-        tenant = gateway.keys.tenant_of(request.scope["headers"])
-        found = await gateway.responses.get(tenant, response_id)
+        tenant = services.keys.tenant_of(request.scope["headers"])
+        found = await services.responses.get(tenant, response_id)
         return Response(found.body, media_type=MediaType.JSON)
 
     @delete("/v1/responses/{response_id:str}", status_code=200)
     async def forget(request: AnyRequest, response_id: FromPath[str]) -> dict[str, Any]:
-        tenant = gateway.keys.tenant_of(request.scope["headers"])
-        await gateway.responses.delete(tenant, response_id)
+        tenant = services.keys.tenant_of(request.scope["headers"])
+        await services.responses.delete(tenant, response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
     return [stored, forget]
 
 
-def _count_tokens(gateway: "Gateway") -> Posted:
+def _count_tokens(services: Services) -> Posted:
     async def count_tokens(headers: Headers, read: Read) -> dict[str, int]:
         """Prompt tokens of a message, without running it."""
-        caller = gateway.keys.caller_of(headers)
-        with _admitted(gateway, caller):
-            return {"input_tokens": await gateway.pipeline.count(parse_count(await read()), caller.tenant)}
+        caller = services.keys.caller_of(headers)
+        with admitted(services, caller):
+            return {"input_tokens": await services.pipeline.preparer.count(parse_count(await read()), caller.tenant)}
 
-    return posted(gateway, count_tokens, other_method="ask with POST and the body of a message", dialect=MessagesDialect())
-
-
-def _explain(gateway: "Gateway") -> Posted:
-    async def explain(headers: Headers, read: Read) -> Explained:
-        """The decision that a chat request would get, without running it."""
-        caller = gateway.keys.caller_of(headers)
-        with _admitted(gateway, caller):
-            body = await read()
-            context = RequestContext.now(headers, "/v1/headway/explain")
-            context.key_id = caller.key_id
-            request, identity, decision = await gateway.pipeline.explain(body, context, caller.tenant)
-        return Explained(
-            decision=decision,
-            run_id=identity.run.partition(":")[2],
-            run_source=identity.source,
-            advisory=request.advisory,
-            normalized=request.normalized,
-        )
-
-    return posted(gateway, explain, other_method="ask with POST and the body of a chat completion")
+    return posted(services, count_tokens, other_method="ask with POST and the body of a message", dialect=MessagesDialect())
 
 
-@contextmanager
-def _admitted(gateway: "Gateway", caller: Caller) -> Iterator[None]:
-    """What reads a prompt is work as well, and counts as a request. Raises RateLimited."""
-    rate_limit_pass = gateway.rates.enter(caller.limited, time.monotonic())
-    try:
-        yield
-    finally:
-        gateway.rates.leave(rate_limit_pass, time.monotonic())
-
-
-def _model(gateway: "Gateway", name: str) -> dict[str, Any]:
-    policy = gateway.policy
+def _model(services: Services, name: str) -> dict[str, Any]:
+    policy = services.policy
     kind = "auto" if name == AUTO else "tier" if name in policy.tiers else "model"
     tier = policy.tier_by_model()[name] if kind == "model" else None
     return {"id": name, "object": "model", "created": 0, "owned_by": "headway", "kind": kind, "tier": tier}
 
 
-def _run(run: Run) -> dict[str, Any]:
-    return {
-        "id": run.public_id,
-        "source": run.source,
-        "turns": run.turns,
-        "chains": len(run.chains),
-        "prompt_tokens": run.prompt_tokens,
-        "cached_tokens": run.cached_tokens,
-        "output_tokens": run.output_tokens,
-        "device_s": run.device_s,
-        "cost_usd": run.usd,
-        "saved_usd": run.saved_usd,
-        "counterfactual_usd": run.all_large_usd,
-    }
-
-
-def _worker(gateway: "Gateway", name: str) -> dict[str, Any]:
-    client = gateway.fleet.clients[name]
-    local = gateway.fleet.supervisor.workers.get(name)
-    worker = gateway.policy.workers[name]
+def _worker(services: Services, name: str) -> dict[str, Any]:
+    client = services.fleet.clients[name]
+    local = services.fleet.supervisor.workers.get(name)
+    worker = services.policy.workers[name]
     return {
         "name": name,
         "model": worker.model,
-        "tier": gateway.policy.models[worker.model].tier,
+        "tier": services.policy.models[worker.model].tier,
         "device": worker.device,
         "up": client.healthy,
-        "problem": "" if client.healthy else gateway.fleet.missing().get(name, client.problem),
+        "problem": "" if client.healthy else services.fleet.missing().get(name, client.problem),
         "restarts": local.restarts if local else 0,
-        "usd_per_s": gateway.fleet.usd_per_s[name],
+        "usd_per_s": services.fleet.usd_per_s[name],
         "hello": client.hello,
         "load": client.load,
-        "rates": gateway.fleet.predictors[name].rates._asdict(),
+        "rates": services.fleet.predictors[name].rates._asdict(),
     }
 
 

@@ -10,7 +10,7 @@ from gateway.ledger.slo_report import burn
 MAX_MISSED = 6
 MAX_COSTLIEST = 3
 
-NotableReason = Literal["failed", "broken", "dearest"]
+NotableReason = Literal["failed", "slo_missed", "costliest"]
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,14 +87,14 @@ def _classes(read: Read, scope: Scope) -> list[SloSummary]:
 def _notable(read: Read, scope: Scope) -> list[NotableRequest]:
     where, values = scope.where()
     columns = "at, tenant, run, request, model, slo, status, ttft_s, total_s, usd"
-    broken = read(
-        f"SELECT CASE WHEN outcome = 'failed' THEN 'failed' ELSE 'broken' END AS why, {columns} FROM requests"
+    missed = read(
+        f"SELECT CASE WHEN outcome = 'failed' THEN 'failed' ELSE 'slo_missed' END AS why, {columns} FROM requests"
         f" WHERE {where} AND run <> '' AND (outcome = 'failed' OR (slo_counted = 1 AND slo_met = 0))"
         " ORDER BY at DESC LIMIT ?",
         (*values, MAX_MISSED),
     )
-    dearest = read(
-        f"SELECT 'dearest' AS why, {columns} FROM requests WHERE {where} AND run <> '' AND usd > 0 ORDER BY usd DESC LIMIT ?",
+    costliest = read(
+        f"SELECT 'costliest' AS why, {columns} FROM requests WHERE {where} AND run <> '' AND usd > 0 ORDER BY usd DESC LIMIT ?",
         (*values, MAX_COSTLIEST),
     )
-    return msgspec.convert([*broken, *dearest], list[NotableRequest])
+    return msgspec.convert([*missed, *costliest], list[NotableRequest])

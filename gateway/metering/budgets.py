@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from gateway.errors import OverBudget
 from gateway.policy.schema import Budget
+from gateway.routing.decide import AUTO
+from gateway.routing.decision import RoutingRequest, WorkerView
 
 MAX_ACCOUNTS = 200_000
 """The least recently used that hold nothing are forgotten first, as are those whose window is over; of runs there may be any
@@ -20,6 +22,8 @@ number."""
 _DUST = 1e-9
 """Of a limit: sums of floats are that exact."""
 _SOON_S = 1.0
+USD_MARGIN = 2.0
+"""Over the predicted price: a step with few sequences costs each of them more than the average that was learned."""
 
 
 class Amount(NamedTuple):
@@ -187,3 +191,23 @@ def _when(now: float, resets_s: float | None) -> str:
 
 def _say(unit: str, value: float) -> str:
     return f"${value:.6g}" if unit == "usd" else f"{value:,.0f} {unit}"
+
+
+def budget_need(routing_request: RoutingRequest, fleet: Sequence[WorkerView], *, turns: int = 1) -> Amount:
+    """Tokens are exact, as a prompt's and an answer's lengths are bounded; dollars as good as what is known of the workers.
+    A question that may escalate may be charged for both attempts."""
+    offered = (*routing_request.candidates, *routing_request.fallbacks)
+    usd, tokens = 0.0, 0
+    for view in fleet:
+        prompt = routing_request.prompt_tokens.get(view.worker)
+        if (
+            prompt is None
+            or not {view.model, view.tier} & set(offered)
+            or routing_request.asked not in (AUTO, view.model, view.tier)
+        ):
+            continue
+        output = max(0, min(routing_request.max_output_tokens, view.max_context - prompt))
+        device_s = view.overhead_s + prompt * view.prefill_s_per_token + output * view.decode_device_s_per_token
+        usd, tokens = max(usd, view.usd_per_s * device_s), max(tokens, prompt + output)
+    attempts = 2 if routing_request.escalations else 1
+    return Amount(USD_MARGIN * attempts * usd, tokens, turns)

@@ -11,7 +11,7 @@ import msgspec
 
 from backends.wire import Finished
 from gateway.policy.schema import Policy, TokenPrices
-from gateway.scheduling.latency_model import WorkerRates
+from gateway.policy.worker_rates import WorkerRates
 
 SAVED_METHOD = "reprefill/v1"
 """Cached tokens times the worker's present rate per uncached token."""

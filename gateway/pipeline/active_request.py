@@ -1,4 +1,4 @@
-"""The state of one request from parsing to account. It is closed exactly once, whoever sees its end first."""
+"""The state of one request from parsing to its record. It is closed exactly once."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from gateway.fleet.token_stream import TokenStream
 from gateway.metering.budgets import Reservation
 from gateway.metering.cost import Charge
 from gateway.metering.rate_limits import LimitedParty, RateLimitPass
-from gateway.pipeline.dispatcher import PendingRequest
+from gateway.pipeline.pending import PendingRequest
 from gateway.policy.schema import Slo
 from gateway.request import Message, Request
 from gateway.runs.identity import Identity
@@ -19,14 +19,14 @@ from gateway.telemetry.trace_context import Trace
 
 
 class ClientGone(HeadwayError):
-    """Nobody is there to read the answer; 499 is nginx's status for it, seen in metrics only."""
+    """The client has disconnected. 499 is nginx's status for it, seen in metrics only."""
 
     status, code = 499, "client_gone"
 
 
 @dataclass(slots=True, eq=False)
 class RequestContext:
-    """What is known of a request before its body is read. `at` is on the monotonic clock."""
+    """The facts about a request before its body is received. `at` is in seconds of the monotonic clock."""
 
     headers: dict[str, str]
     at: float
@@ -35,11 +35,9 @@ class RequestContext:
     key_id: str = ""
     limited: tuple[LimitedParty, ...] = ()
     rate_limit_pass: RateLimitPass | None = None
-    """Once it was let in."""
+    """Set once the rate limiter admits the request."""
     slo: str = ""
-    """What it was promised, where it was turned away all the same before it was read."""
-    bypasses_shedding: bool = False
-    """Whatever those like it are told."""
+    """The SLO class of a request that is refused before it is tokenized."""
 
     @staticmethod
     def now(raw: list[tuple[bytes, bytes]], route: str) -> "RequestContext":
@@ -49,9 +47,9 @@ class RequestContext:
 
 @dataclass(slots=True, eq=False)
 class ActiveRequest:
-    """`confidence` is the least of the tokens that were held back; `lost` are attempts that gave no answer.
+    """`confidence` is the least of the held-back tokens; `lost` are attempts without an answer.
 
-    `stream` is the present attempt; `num_frames_out` counts what the client was given of it."""
+    `stream` is the present attempt; `num_frames_out` counts its frames sent to the client."""
 
     id: str
     context: RequestContext
@@ -64,21 +62,21 @@ class ActiveRequest:
     pending: PendingRequest
     reservation: Reservation | None = None
     reserved_tokens: int = 0
-    """Of the limits on tokens a minute."""
+    """Reserved from the limits on tokens a minute."""
     stream: TokenStream | None = None
     placed_at: float = 0.0
     submitted_at: float = 0.0
     first_at: float | None = None
     gone: bool = False
     detached: bool = False
-    """Nobody reads it any more; it is accounted when its sequence ends."""
+    """The client does not receive it any more; it is recorded when its sequence ends."""
     failure: HeadwayError | None = None
     closed: bool = False
     is_extra: bool = False
     """A further choice of the same turn."""
     num_attempts: int = 0
     previous_worker: str | None = None
-    """The worker that was warm for its chain when it came."""
+    """The worker that was warm for its chain at its arrival."""
     confidence: float | None = None
     lost: list[LostAttempt] = field(default_factory=list)
     answer: Message | None = None
@@ -92,7 +90,7 @@ class ActiveRequest:
 
     @property
     def queue_s(self) -> float:
-        """Waiting in the gateway and in the worker."""
+        """Seconds of waiting in the gateway and in the worker."""
         in_gateway = max(0.0, self.submitted_at - self.placed_at)
         return in_gateway + (self.finished.queue_s if self.finished else 0.0)
 
@@ -101,7 +99,7 @@ class ActiveRequest:
         return None if self.first_at is None else self.first_at - self.context.at
 
     def leave(self) -> None:
-        """The client has gone: stop its sequence, or its waiting."""
+        """Stop the sequence, or the waiting, of a client that disconnected."""
         self.gone = True
         waiter = self.pending.waiter
         if waiter and not waiter.done():

@@ -1,7 +1,7 @@
-"""Ids that nobody can guess, read from the system many at a time: a system call for each would cost more than all the rest.
+"""Unguessable ids, drawn from the system many at a time: a system call for each would cost more than the rest of an id.
 
-They begin with the second in which they were made: an index that gets them touches few of its pages. It would touch another one
-for each, and the ledger took three times as long (docs/log.md).
+An id begins with the second of its making, so that consecutive ids fall on few pages of a database index. Without that the
+ledger takes three times as long (docs/log.md).
 """
 
 from collections.abc import Callable
@@ -10,14 +10,14 @@ BYTES, AT_A_TIME = 8, 64
 
 
 class RandomIds:
-    """`read` gives so many random bytes, `clock` is Unix time."""
+    """`read` returns a number of random bytes, `clock` is Unix time."""
 
     def __init__(self, read: Callable[[int], bytes], clock: Callable[[], float]) -> None:
         self._read, self._clock = read, clock
         self._left: list[str] = []
 
     def take(self) -> str:
-        """24 hexadecimal digits, eight of them of the time."""
+        """Return 24 hexadecimal digits, the first eight of the time."""
         if not self._left:
             text = self._read(BYTES * AT_A_TIME).hex()
             self._left = [text[at : at + 2 * BYTES] for at in range(0, len(text), 2 * BYTES)]

@@ -1,64 +1,29 @@
-"""The life of a request: tenant, parse, run, text, question, decision, queue, worker, first frame, account.
+"""The life of a request: prepare, dispatch, attempts, account.
 
-What is here knows no HTTP: the answer is written elsewhere, from the stream of the call that `start` leaves running.
+Nothing here knows HTTP: http/generate.py writes the answer from the stream that `start` leaves running.
 """
 
-import itertools
-import math
-import os
-import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
 from types import MappingProxyType
 
-import msgspec
-
-from backends.wire import Finished
-from gateway.api.chat import parse_chat
-from gateway.errors import BadRequest, ContextTooLong, HeadwayError, NoWorker, UnsupportedParameter, WorkerLost
+from gateway.errors import HeadwayError
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.token_stream import TokenStream
-from gateway.fleet.upstream import Upstream
-from gateway.metering.budget_need import budget_need
-from gateway.metering.budgets import Payers, Reservation
-from gateway.parsers.grammar import grammars_for
-from gateway.parsers.output_format import OutputFormat
-from gateway.pipeline.active_request import ActiveRequest, ClientGone, RequestContext
-from gateway.pipeline.dispatcher import Dispatcher, PendingRequest, Unread
-from gateway.pipeline.ids import RandomIds
+from gateway.pipeline.active_request import ActiveRequest, ClientGone
+from gateway.pipeline.attempts import Attempts
+from gateway.pipeline.dispatcher import Dispatcher
+from gateway.pipeline.prepare import Judge, Preparer
 from gateway.pipeline.recorder import RequestRecorder
-from gateway.pipeline.tokenize_limiter import TokenizeLimiter
-from gateway.policy.routes import candidates_for, check_asked, find_route
-from gateway.policy.schema import Policy, Route, Slo
-from gateway.policy.slo import slo_of
-from gateway.policy.validate import AUTO
-from gateway.request import Request
-from gateway.routing.decision import Decision, RoutingRequest
+from gateway.policy.schema import Policy
 from gateway.routing.escalation import Escalation
-from gateway.routing.routing_request import routing_request_for
-from gateway.runs.identity import Identity, identify, mint_id, public_id
-from gateway.runs.registry import Chain, Run, RunRegistry, in_tool_loop
+from gateway.runs.registry import Run, RunRegistry
 from gateway.runs.retention_publisher import RetentionPublisher
 from gateway.scheduling.latency_model import OutputLengths
-from gateway.scheduling.request_queue import Band
-from gateway.telemetry.record import LostAttempt
-from gateway.telemetry.trace_context import trace_of
-from gateway.text.normalize import normalized
-from gateway.text.prompt_encoder import Prompt, PromptEncoder, Target, check_length, target_of, token_limit_of, total_chars
-
-DEFAULT_MAX_TOKENS = 2048
-CHARACTERS_A_TOKEN = 4
-MAX_ATTEMPTS = 4
-MAX_REFUSALS = 20
-"""A worker refuses only what crossed its last report on the way; more often than this, something is wrong."""
-
-Judge = Callable[[Request], dict[str, float]]
+from gateway.text.prompt_encoder import PromptEncoder
 
 
 class Pipeline:
-    """`judge` estimates quality by tier. Everything it is given is closed by whoever gave it."""
+    """Callers close the parts that they pass in."""
 
     def __init__(
         self,
@@ -73,394 +38,24 @@ class Pipeline:
         judge: Judge,
         escalations: Mapping[str, Escalation] = MappingProxyType({}),
     ) -> None:
-        """`escalations` are what was fitted, by tier."""
-        self.escalations = escalations
-        self.policy, self.fleet, self.dispatcher, self.runs = policy, fleet, dispatcher, runs
-        self.retention, self.prompt_encoder, self.recorder, self.lengths, self.estimate_quality = (
-            retention,
-            prompt_encoder,
-            recorder,
-            lengths,
-            judge,
+        self.runs, self.retention, self.prompt_encoder, self.recorder = runs, retention, prompt_encoder, recorder
+        self.preparer = Preparer(
+            policy, fleet, dispatcher, runs, retention, prompt_encoder, recorder, lengths, judge, escalations
         )
-        self.secret = secrets.token_bytes(32)
-        self._ids = RandomIds(os.urandom, time.time)
-        self._answers = itertools.count()
-        self._tokenize_limiter = TokenizeLimiter()
-        self.stopping = False
+        attempts = Attempts(dispatcher, runs, retention, recorder, self._close)
+        self.prepare, self.start = self.preparer.prepare, attempts.start
 
-    async def prepare(
-        self, request: Request, context: RequestContext, tenant: str, *, id_prefix: str = "chatcmpl-"
-    ) -> list[ActiveRequest]:
-        """A call for each choice. Raises what a caller did wrong: BadRequest, UnknownModel, Forbidden; or
-        OverBudget or RateLimited; Overloaded where it is told no unread; or NoWorker while the gateway stops."""
-        self._check_running()
-        check_asked(self.policy, asked=request.model, tenant=tenant)
-        request = normalized(request, self.policy.text)
-        identity = self.identity(request, context, tenant)
-        run, chain = self.runs.touch(identity, tenant=tenant, now=context.at)
-        may_go = partial(self._shed_early, request, context, tenant, identity, run, chain)
-        await self._tokenize_limiter.turn(may_go, tenant=tenant, first=bool(run.turns))
-        pending, slo = await self.pending_request(request, context, tenant, identity, chain, attained=run.attained)
-        tokens = self._reserve_tokens(pending, request, context)
-        id = mint_id(self.secret, chain.name, next(self._answers), tenant=tenant, prefix=id_prefix)
-        payers = Payers(tenant, context.key_id, public_id(identity.run))
-        if reservations := self._reserve_budget(pending, request.num_choices, payers, context):
-            self.recorder.record_reservation(id, pending.route, payers, reservations, context.wall_ns / 1e9)
-        self.retention.arrived(chain, context.at)
-        if identity.source in ("new", "history", "traceparent", "text"):
-            self.runs.record_prompt(chain, request.messages, tenant=tenant, trace=trace_of(context.headers))
-        pendings = [pending, *(_again(pending, n, self._ids.take()) for n in range(1, request.num_choices))]
-        actives = [ActiveRequest(id, context, tenant, request, identity, run, chain, slo, one) for one in pendings]
-        for active in actives:
-            self.runs.opened(run)
-            active.previous_worker = chain.warm_worker
-            active.is_extra = active is not actives[0]
-            active.reservation, active.reserved_tokens = reservations.pop() if reservations else None, tokens
-            self.recorder.begin(active)
-        return actives
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.preparer.policy
 
-    def _check_running(self) -> None:
-        if self.stopping:
-            raise NoWorker("this gateway is stopping: try again", retry_after_s=1.0)
-
-    def _shed_early(
-        self, request: Request, context: RequestContext, tenant: str, identity: Identity, run: Run, chain: Chain
-    ) -> None:
-        """Raises the no that a request gets before anybody reads what it asks, if that is known. Turns of a run go on."""
-        self._check_running()
-        if run.turns or context.bypasses_shedding:
-            return
-        is_full = self.dispatcher.queue.is_full_for(tenant)
-        if not (is_full or self.dispatcher.is_shedding):
-            return
-        untokenized = self._untokenized(request, context, tenant, identity, chain)
-        if untokenized is None:
-            return
-        refusal = (
-            self.dispatcher.queue_full()
-            if is_full
-            else self.dispatcher.shed_early(untokenized)
-            if untokenized.is_certain
-            else None
-        )
-        if refusal is None:
-            return
-        context.bypasses_shedding = not is_full and self.dispatcher.wants_probe(untokenized)
-        if not context.bypasses_shedding:
-            context.slo = untokenized.route.slo
-            raise refusal
-
-    def _untokenized(
-        self, request: Request, context: RequestContext, tenant: str, identity: Identity, chain: Chain
-    ) -> Unread | None:
-        """What is known of it from the outside; None where it may be wrong altogether."""
-        num_chars = total_chars(request)
-        about_tokens, most_tokens = num_chars // CHARACTERS_A_TOKEN, token_limit_of(request, num_chars)
-        try:
-            route, slo = self._route(request, context, tenant, identity, prompt_tokens=about_tokens)
-            other, _ = self._route(request, context, tenant, identity, prompt_tokens=most_tokens)
-            least, _ = self._route(request, context, tenant, identity, prompt_tokens=0)
-        except HeadwayError:  # it takes an exact look to be sure of that
-            return None
-        is_certain = route.name == other.name == least.name and not request.has_grammar
-        band = _band(route.slo, self.policy.slo[route.slo], chain, request)
-        return Unread(tenant, route, slo, band, request.model, context.at, about_tokens, most_tokens, is_certain)
-
-    def _reserve_budget(
-        self, pending: PendingRequest, num_choices: int, payers: Payers, context: RequestContext
-    ) -> list[Reservation]:
-        """One for each choice, where the route has budgets; a turn is one, however many its choices."""
-        if not pending.budgets:
-            return []
-        views = self.fleet.views()
-        wanted = [budget_need(pending.routing_request, views, turns=turns) for turns in [0] * (num_choices - 1) + [1]]
-        return self.recorder.budgets.reserve(pending.budgets, payers, wanted, context.wall_ns / 1e9)
-
-    def _reserve_tokens(self, pending: PendingRequest, request: Request, context: RequestContext) -> int:
-        """Of what its key and tenant may take a minute, for each choice: the prompt, and the answer as it was asked for or else
-        as it is expected."""
-        if context.rate_limit_pass is None:
-            return 0
-        routing_request = pending.routing_request
-        output = (
-            routing_request.max_output_tokens if request.max_tokens_given else math.ceil(routing_request.expected_output_tokens)
-        )
-        tokens = max(routing_request.prompt_tokens.values(), default=0) + output
-        self.recorder.rates.reserve(context.rate_limit_pass, context.limited, [tokens] * request.num_choices, time.monotonic())
-        return tokens
-
-    def output_format(self, worker: str) -> OutputFormat:
-        """How the model of a worker writes, as the policy says or its chat template shows."""
-        if worker in self.fleet.upstreams:
-            return OutputFormat(calls="said")
-        model = self.policy.models[self.policy.workers[worker].model]
-        text = self.fleet.clients[worker].text
-        output_format = text.output_format if text else OutputFormat()
-        if model.tool_calls != "auto":
-            output_format = output_format._replace(calls=model.tool_calls)
-        return output_format if model.reasoning == "auto" else output_format._replace(thinks=model.reasoning)
-
-    def identity(self, request: Request, context: RequestContext, tenant: str) -> Identity:
-        said = identify(context.headers, request.hints, tenant=tenant)
-        if said is not None:
-            return said
-        return self.runs.infer(
-            request.messages,
-            tenant=tenant,
-            secret=self.secret,
-            random_id=self._ids.take(),
-            trace=trace_of(context.headers),
-            previous=dict(request.hints).get("previous_response_id", ""),
-        )
-
-    async def pending_request(
-        self,
-        request: Request,
-        context: RequestContext,
-        tenant: str,
-        identity: Identity,
-        chain: Chain | None,
-        *,
-        attained: float,
-    ) -> tuple[PendingRequest, Slo]:
-        prompts = await self._prompts(request, identity.chain, tenant)
-        longest = max((prompt.num_tokens for prompt in prompts.values()), default=0)
-        route, slo = self._route(request, context, tenant, identity, prompt_tokens=longest)
-        routing_request = self._routing_request(request, chain, route, slo, prompts, tenant)
-        pending = PendingRequest(
-            decision_id=f"dec-{self._ids.take()}",
-            routing_request=routing_request,
-            route=route.name,
-            request=request,
-            prompts=prompts,
-            sampling=request.sampling,
-            tenant=tenant,
-            run=identity.run,
-            chain=identity.chain,
-            band=_band(route.slo, self.policy.slo[route.slo], chain, request),
-            attained=attained,
-            arrival=context.at,
-            deadline=context.at + min(self.policy.limits.max_queue_s, slo.deadline_s or float("inf")),
-            grammars=grammars_for(request, (worker for worker in prompts if worker in self.fleet.clients), self.output_format),
-            slo=route.slo,
-            budgets=route.budgets,
-            on_overload=route.on_overload,
-            admitted_run=(run := self.runs.get(identity.run)) is not None and run.turns > 0,
-        )
-        return pending, slo
-
-    def _route(
-        self, request: Request, context: RequestContext, tenant: str, identity: Identity, *, prompt_tokens: int
-    ) -> tuple[Route, Slo]:
-        route = find_route(
-            self.policy,
-            asked=request.model,
-            tenant=tenant,
-            has_tools=bool(request.tools),
-            prompt_tokens=prompt_tokens,
-            headers=context.headers,
-            key_id=context.key_id,
-            run=identity.run,
-        )
-        return slo_of(self.policy, route, tenant=tenant, headers=context.headers, service_tier=request.service_tier)
-
-    async def _prompts(self, request: Request, chain: str, tenant: str) -> dict[str, Prompt]:
-        """For every worker that might take it and is up."""
-        upstreams = self._upstreams(request)
-        targets = self._capable(request, instead=bool(upstreams))
-        if not upstreams:
-            check_length(request, targets)
-        known = self.policy.tenants.get(tenant)
-        shares = known is not None and known.share_prefix == "system"
-        prompts = await self.prompt_encoder.build(request, targets, chain=chain, salt=tenant, shares_system=shares)
-        return prompts | {one.name: one.prompt(request, chain) for one in upstreams}
-
-    def _upstreams(self, request: Request) -> list[Upstream]:
-        """Those that can do what is asked."""
-        asked = [one for one in self.fleet.upstreams.values() if request.model in (AUTO, one.policy.model, one.policy.tier)]
-        able = [one for one in asked if one.unsupported_param(request) is None]
-        if asked and not able and not self._targets(request.model):
-            param = asked[0].unsupported_param(request)
-            raise UnsupportedParameter(
-                f"{param}: no upstream that you may be answered by can do this: leave it out", param=param
-            )
-        return able
-
-    def _capable(self, request: Request, *, instead: bool) -> list[Target]:
-        """Raises UnsupportedParameter when none of those that are up can do what is asked, and nobody is there `instead`."""
-        targets = self._targets(request.model)
-        if request.has_grammar:
-            hellos = {target.worker: self.fleet.clients[target.worker].hello for target in targets}
-            param = request.calls.param if request.calls else "response_format"
-            able = [t for t in targets if (hello := hellos[t.worker]) is not None and hello.grammars]
-            targets = _those(targets, able, param, instead=instead)
-        if request.reasoning_effort not in (None, "none"):
-            able = [target for target in targets if target.text.output_format.has_effort]
-            targets = _those(targets, able, request.effort_param, instead=instead)
-        return targets
-
-    async def count(self, request: Request, tenant: str) -> int:
-        """Prompt tokens, for the model that counts most of those that may answer. Raises BadRequest or NoWorker."""
-        check_asked(self.policy, asked=request.model, tenant=tenant)
-        prompts = await self._prompts(normalized(request, self.policy.text), "", tenant)
-        if not prompts:
-            raise NoWorker("no worker is up that could count: try again", retry_after_s=1.0)
-        return max(prompt.num_tokens for prompt in prompts.values())
-
-    def _targets(self, asked: str) -> list[Target]:
-        targets = []
-        for name, worker in self.policy.workers.items():
-            if asked in (AUTO, worker.model, self.policy.models[worker.model].tier):
-                target = target_of(self.fleet.clients[name])
-                if target:
-                    targets.append(target)
-        return targets
-
-    def _routing_request(
-        self,
-        request: Request,
-        chain: Chain | None,
-        route: Route,
-        slo: Slo,
-        prompts: dict[str, Prompt],
-        tenant: str,
-    ) -> RoutingRequest:
-        locked = chain.locked_model if chain and route.lock_tool_loop and in_tool_loop(request.messages) else None
-        candidates = candidates_for(self.policy, route, tenant=tenant)
-        tiers = self.policy.tier_by_model()
-        # A choice of one needs no judgement, and judging is the dearest part of deciding.
-        undecided = request.model == AUTO and locked is None
-        undecided = undecided and len({tiers[model] for model in candidates}) > 1
-        return routing_request_for(
-            self.policy,
-            route,
-            slo,
-            asked=request.model,
-            tenant=tenant,
-            prompt_tokens={worker: prompt.num_tokens for worker, prompt in prompts.items()},
-            cached_tokens={},
-            quality=self.estimate_quality(request) if undecided else {},
-            max_output_tokens=request.sampling.max_tokens,
-            expected_output_tokens=self.lengths.expect(route.name, request.sampling.max_tokens),
-            locked_model=locked,
-            warm_worker=chain.warm_worker if chain else None,
-            expected_remaining_turns=self.runs.expected_remaining_turns(chain) if chain else 0.0,
-            has_tools=bool(request.tools),
-            escalations=self.escalations if undecided else {},
-        )
-
-    async def start(self, active: ActiveRequest) -> None:
-        """Returns when the call's stream has its first frame or its end. A worker lost before that is replaced.
-
-        Raises NoWorker, Overloaded, ContextTooLong, BadRequest, WorkerLost or ClientGone.
-        """
-        refusals = 0
-        while True:
-            stream = await self._attempt(active)
-            finished = stream.finished
-            if active.gone:
-                raise ClientGone("the client left")
-            if stream.is_doubtful and await self._escalate(active, stream):
-                continue
-            finished = stream.finished
-            if finished is None or active.first_at is not None or finished.reason in ("stop", "length"):
-                return
-            if finished.reason == "refused" and finished.error_code == "too_many" and refusals < MAX_REFUSALS:
-                refusals += 1
-                continue
-            if finished.error_code not in ("worker_lost", "draining"):
-                raise failure_of(finished)
-            if active.num_attempts >= MAX_ATTEMPTS:
-                raise self.dispatcher.all_workers_lost()
-            self._record_lost_attempt(active, stream, "failover")
-            active.pending.excluded += (stream.worker,)
-            self.recorder.metrics.failovers.inc()
-
-    async def _attempt(self, active: ActiveRequest) -> TokenStream:
-        pending = active.pending
-        pending.waiter = None
-        active.placed_at = active.placed_at or time.monotonic()
-        try:
-            stream = await self.dispatcher.dispatch(pending)
-        except NoWorker:
-            if pending.excluded:
-                raise self.dispatcher.all_workers_lost() from None
-            raise
-        active.stream = stream
-        active.num_attempts += 1
-        active.submitted_at = time.monotonic()
-        stream.on_begun = lambda: self._attempt_began(active)
-        stream.on_finished = lambda finished: self._attempt_ended(active, finished)
-        if active.gone:
-            stream.abort()
-        assert pending.decision
-        again = active.num_attempts > 1 or active.is_extra
-        self.retention.moved(active.chain, stream.worker)
-        self.runs.dispatched(active.chain, model=pending.decision.chosen.model, worker=stream.worker, again=again)
-        if active.request.stream:
-            while not (stream.begun or stream.finished or active.gone):
-                await stream.wait_begun()
-        else:
-            while not (stream.is_doubtful or stream.finished or active.gone):
-                await stream.wait_end()
-        if pending.decision.chosen.holdback_tokens:
-            active.confidence = stream.confidence
-        return stream
-
-    def _attempt_began(self, active: ActiveRequest) -> None:
-        active.first_at = time.monotonic()
-        self.dispatcher.observe_ttft(active.pending, active.first_at - active.context.at)
-
-    async def _escalate(self, active: ActiveRequest, stream: TokenStream) -> bool:
-        """On the best tier, of which nothing has been sent yet; false when it is not there, and the answer stands."""
-        pending = active.pending
-        assert pending.decision
-        routing_request = pending.routing_request
-        lowest = routing_request.quality.get(pending.decision.chosen.tier, 0.0)
-        better = {tier for tier, quality in routing_request.quality.items() if quality > lowest}
-        best = max(better, key=lambda tier: routing_request.quality[tier], default=None)
-        tiers = self.policy.tier_by_model()
-        candidates = tuple(name for name in routing_request.candidates if tiers.get(name) == best)
-        anew = msgspec.structs.replace(routing_request, candidates=candidates, fallbacks=(), escalations={})
-        pending.routing_request = anew
-        try:
-            self.dispatcher.decide(pending)
-        except HeadwayError:
-            pending.routing_request = msgspec.structs.replace(routing_request, escalations={})
-            return False
-        stream.abort()
-        while stream.finished is None:  # within one step: both attempts are charged, one after the other
-            await stream.wait_end()
-        self._record_lost_attempt(active, stream, "escalated")
-        active.first_at, pending.escalated = None, True
-        return True
-
-    def _record_lost_attempt(self, active: ActiveRequest, stream: TokenStream, why: str) -> None:
-        """Remembers an attempt that was charged and gives no answer."""
-        decision, charge = active.pending.decision, active.charge
-        if decision is None or charge is None:
-            return
-        active.lost.append(
-            LostAttempt(
-                worker=stream.worker,
-                model=decision.chosen.model,
-                why=why,
-                started_s=active.submitted_at - active.context.at,
-                ended_s=time.monotonic() - active.context.at,
-                device_s=charge.device_s,
-                usd=charge.usd,
-                confidence=active.confidence,
-            )
-        )
-
-    def _attempt_ended(self, active: ActiveRequest, finished: Finished) -> None:
-        self.recorder.attempt_ended(active, finished)
-        if active.detached:
-            self._close(active, active.failure)
+    def apply(self, policy: Policy, judge: Judge, escalations: Mapping[str, Escalation]) -> None:
+        """Put a policy in force for requests that arrive from now on."""
+        self.preparer.policy, self.preparer.estimate_quality, self.preparer.escalations = policy, judge, escalations
 
     def release(self, active: ActiveRequest, error: HeadwayError | None) -> None:
-        """The answer is written, or will never be. What still runs is aborted, and accounted when it ends."""
+        """End the answer of a request. A sequence that still runs is aborted, and recorded when it ends."""
         stream = active.stream
         if stream is not None and stream.finished is None:
             active.detached, active.failure = True, error
@@ -480,12 +75,12 @@ class Pipeline:
             self.forget(active.run)
 
     def forget(self, run: Run) -> None:
-        """It is over: nobody will come back for what is kept of it."""
+        """Release the pages and texts of a run that is over."""
         self.retention.ended(run)
         self.prompt_encoder.forget(run.chains)
 
     def _record_pause(self, active: ActiveRequest) -> None:
-        """The run goes on, after a pause; of a sub-agent that is done, without it."""
+        """Set the retention of a run after a turn. The chain of a finished sub-agent is released."""
         if active.finished is None or self.runs.get(active.run.name) is not active.run:
             return
         if active.identity.closes:
@@ -495,52 +90,3 @@ class Pipeline:
         calls = active.answer.tool_calls if active.answer else ()
         finish, tool = ("tool_calls", calls[-1].name) if calls else (active.finished.reason, "")
         self.retention.finished(active.chain, time.monotonic(), finish=finish, tool=tool, keep_s=active.request.keep_s)
-
-    async def explain(self, body: bytes, context: RequestContext, tenant: str) -> tuple[Request, Identity, Decision]:
-        """The decision that the request would get now. Nothing is run, nothing remembered."""
-        request = normalized(parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS), self.policy.text)
-        check_asked(self.policy, asked=request.model, tenant=tenant)
-        identity = self.identity(request, context, tenant)
-        run = self.runs.get(identity.run)
-        chain = run.chains.get(identity.chain) if run else None
-        pending, _ = await self.pending_request(request, context, tenant, identity, chain, attained=0.0)
-        pending.routing_request = msgspec.structs.replace(pending.routing_request, quality=self.estimate_quality(request))
-        return request, identity, self.dispatcher.decide(pending)
-
-
-def _those(targets: list[Target], able: list[Target], param: str, *, instead: bool) -> list[Target]:
-    if targets and not able and not instead:
-        raise UnsupportedParameter(f"{param}: no model that you may be answered by can do this: leave it out", param=param)
-    return able
-
-
-def _again(pending: PendingRequest, number: int, id: str) -> PendingRequest:
-    """The same question once more, for a further choice: with a seed of its own where one was given."""
-    seed = pending.sampling.seed
-    sampling = pending.sampling if seed is None else msgspec.structs.replace(pending.sampling, seed=(seed + number) % 2**63)
-    return replace(pending, decision_id=f"dec-{id}", sampling=sampling)
-
-
-def _band(slo_name: str, slo: Slo, chain: Chain | None, request: Request) -> Band:
-    if slo.ttft_s is None:
-        return Band.BATCH
-    if slo_name == "interactive":
-        return Band.INTERACTIVE
-    continued = chain is not None and chain.turns > 0
-    return Band.AGENT_TURN if continued or in_tool_loop(request.messages) else Band.NEW_RUN
-
-
-def failure_of(finished: Finished) -> HeadwayError:
-    """The error that a caller sees for an end that is no answer."""
-    message = finished.error or f"the worker ended it: {finished.reason}"
-    if finished.error_code == "worker_lost":
-        return WorkerLost(f"{message}: try again")
-    if finished.error_code in ("too_many", "draining"):
-        return NoWorker(f"{message}: try again", retry_after_s=1.0)
-    if finished.error_code == "too_long":
-        return ContextTooLong(message, param="messages")
-    if finished.error_code == "bad_grammar":
-        return UnsupportedParameter(message, param=finished.error_param)
-    if finished.reason == "refused":
-        return BadRequest(message, param=finished.error_param or None)
-    return HeadwayError(message)

@@ -1,6 +1,6 @@
-"""Which of the workers that serve the chosen model alike a turn goes to: the fleet as `Placement` sees it.
+"""The choice among equivalent workers of the chosen model: the fleet as `Placement` sees it.
 
-Alike are those of one price, among the chosen one and the best of the rejected; a promise that has a price is kept as well.
+Workers are equivalent at one price, among the chosen option and the best rejected ones; an SLO with a price must hold as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from gateway.scheduling.placement import Candidate, Placement
 from gateway.text.prompt_encoder import Prompt
 
 BURST_PAGES = 16
-"""What runs must begin with alike to go together: shorter beginnings are computed anew in no time."""
+"""Pages of a common prefix that place runs together. A shorter prefix costs little to recompute."""
 AS_GOOD = 0.02
-"""By so much more a promise that has a price may be at risk on an alike worker."""
+"""The probability by which an SLO with a price may be at more risk on an equivalent worker."""
 _PASSED_OVER: frozenset[RejectReason] = frozenset({"costs_more", "slower_same_cost"})
 
 
@@ -27,7 +27,7 @@ def place_among_alike(
     chain: str,
     now: float,
 ) -> Decision:
-    """The decision with the worker that holds most of the run, or has most room for it. Remembers nothing."""
+    """Return the decision with the worker that holds most of the run, or has most capacity for it. Without side effects."""
     chosen = decision.chosen
     alike = _alike(fleet, routing_request, decision) if fleet.policy.scheduling.placement else []
     if len(alike) < 2:
@@ -39,7 +39,7 @@ def place_among_alike(
 
 
 def beginning(page_hashes: Sequence[bytes]) -> bytes:
-    """The name of a prompt's first pages; empty for a shorter one."""
+    """Return the hash of a prompt's first pages; empty for a shorter prompt."""
     return page_hashes[BURST_PAGES - 1] if len(page_hashes) >= BURST_PAGES else b""
 
 

@@ -1,4 +1,4 @@
-"""Where a request's costs are added up and told, exactly once: to its run, the metrics, the spans and the ledger."""
+"""Adds up the costs of a request and records them exactly once: in its run, the metrics, the spans and the ledger."""
 
 import time
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from gateway.telemetry.tracing import SpanWriter
 
 
 class RequestRecorder:
-    """`capture` puts what was said into the spans."""
+    """`capture` records prompts and answers in the spans."""
 
     def __init__(
         self,
@@ -54,14 +54,14 @@ class RequestRecorder:
         return self._epoch + monotonic_s
 
     def begin(self, active: ActiveRequest) -> None:
-        """Before anything is sent to a worker: the ids of the request's spans, which the worker is told."""
+        """Make the ids of the request's spans, which go to the worker with the submission."""
         active.trace = self.spans.begin(active.context.headers)
         active.pending.traceparent = active.trace.traceparent if active.trace else active.context.headers.get("traceparent", "")
 
     def record_reservation(
         self, request: str, route: str, payers: Payers, reservations: Sequence[Reservation], at: float
     ) -> None:
-        """Before it is dispatched: should this process be killed, the next one knows what may have been spent."""
+        """Record reservations before dispatch, so that a restart after a crash knows what may have been spent."""
         together = NOTHING
         for reservation in reservations:
             together = together.plus(reservation.amount)
@@ -80,7 +80,7 @@ class RequestRecorder:
         )
 
     def attempt_ended(self, active: ActiveRequest, finished: Finished) -> None:
-        """Charges one attempt, before anybody reads its end."""
+        """Charge one attempt, before its end is delivered."""
         decision = active.pending.decision
         assert decision
         worker = decision.chosen.worker
@@ -94,7 +94,7 @@ class RequestRecorder:
         active.device_s += paid.device_s
         active.cost_usd += paid.usd
         active.saved_usd += paid.saved_by_cache_usd
-        # Of the answering attempt alone: on the large tier from the beginning none of the others would have been.
+        # The counterfactual counts the answering attempt alone: on the large tier there is no other attempt.
         all_large_usd, active.counterfactual_usd = paid.all_large_usd - active.counterfactual_usd, paid.all_large_usd
         self.runs.charged(
             active.identity.run,
@@ -131,7 +131,7 @@ class RequestRecorder:
         self.lengths.observe(active.pending.route, finished.num_output_tokens)
 
     def close(self, active: ActiveRequest, outcome: Outcome, status: int, error_code: str = "") -> None:
-        """The end of a request that got as far as having a ticket."""
+        """Record the end of a request that was prepared."""
         assert not active.closed, "a request was accounted twice"
         active.closed = True
         record = _entry(active, outcome, status, error_code, time.monotonic())
@@ -147,7 +147,7 @@ class RequestRecorder:
             self.run_ended(run)
 
     def _settle(self, active: ActiveRequest, record: RequestRecord) -> None:
-        """A request that no worker had spent nothing."""
+        """Settle reservations. They are released in full if the request never reached a worker."""
         tokens = record.prompt_tokens + record.output_tokens
         if active.context.rate_limit_pass is not None:
             self.rates.settle(active.context.rate_limit_pass, active.reserved_tokens, tokens, time.monotonic())
@@ -156,7 +156,7 @@ class RequestRecorder:
             self.budgets.settle(active.reservation, Amount(record.cost_usd, tokens, turns))
 
     def run_ended(self, run: Run) -> None:
-        """Its sums are kept, and its pages may go: nobody will come back for them."""
+        """Record the sums of a run that is over, and let its pages be evicted first."""
         for chain in run.chains.values():
             if chain.warm_worker is not None:
                 self.fleet.set_retention(chain.warm_worker, chain.name, 0.0)
@@ -179,11 +179,11 @@ class RequestRecorder:
         )
 
     def record_policy(self, policy: Policy, at: float) -> None:
-        """Once for every policy that is put in force."""
+        """Record a policy that is put in force."""
         self.ledger.record(policy_row(policy, at))
 
     def record_rejection(self, context: RequestContext, error: HeadwayError, tenant: str) -> None:
-        """The end of a request that never got a ticket."""
+        """Record a request that was refused before it was prepared."""
         record = RequestRecord(
             request_id="",
             tenant=tenant,
@@ -253,7 +253,7 @@ def _entry(active: ActiveRequest, outcome: Outcome, status: int, error_code: str
 
 
 def _finish_reason(active: ActiveRequest) -> str:
-    """As the GenAI conventions name it; empty while nothing ended."""
+    """Return the finish reason of the GenAI conventions; empty before the end."""
     if active.finished is None:
         return ""
     return (
@@ -264,7 +264,7 @@ def _finish_reason(active: ActiveRequest) -> str:
 
 
 def _slo_met(active: ActiveRequest, outcome: Outcome, status: int, duration_s: float) -> bool | None:
-    """Rejected and aborted requests are misses; what the caller got wrong does not count."""
+    """Return whether the SLO was met; None for an error of the caller. Rejected and aborted requests are misses."""
     if 400 <= status < 500 and status not in (429, 499):
         return None
     if outcome != "ok" or active.ttft_s is None:
@@ -274,7 +274,7 @@ def _slo_met(active: ActiveRequest, outcome: Outcome, status: int, duration_s: f
 
 
 class _RowsOf(NamedTuple):
-    """What the ledger keeps of a request, made by its own thread."""
+    """The parts of a request's ledger row. The ledger's own thread makes the row."""
 
     record: RequestRecord
 
@@ -286,7 +286,7 @@ class _RowsOf(NamedTuple):
 
 
 def _request_row(record: RequestRecord) -> RequestRow:
-    """A request that was turned away has neither decision nor worker, and cost nothing."""
+    """Return the ledger row. A refused request has neither decision nor worker, and costs nothing."""
     decision = record.decision
     chosen = decision.chosen if decision else None
     return RequestRow(

@@ -9,6 +9,7 @@ import msgspec
 from gateway.policy.include import Tree
 from gateway.policy.reference import field_docs
 from gateway.policy.schema import Policy
+from gateway.policy.struct_schema import components
 from gateway.policy.validate import problems_of
 from gateway.policy.yaml_document import Problem, YamlDocument
 
@@ -83,11 +84,14 @@ def missing_files(policy: Policy) -> list[str]:
 
 
 def policy_json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a policy file, for editors. Attribute docstrings are the descriptions of its keys."""
-    schema = msgspec.json.schema(Policy)
+    """Return the JSON Schema (2020-12) of a policy file, for editors. Attribute docstrings are the descriptions of its keys."""
+    structs = components([Policy], ref_template="#/$defs/{name}")
     for name, docs in field_docs().items():
         for field, doc in docs.items():
-            schema["$defs"][name]["properties"][field]["description"] = doc
-    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Headway policy", **schema}
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(whole))
-    return plain
+            structs[name]["properties"][field]["description"] = doc
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Headway policy",
+        "$ref": "#/$defs/Policy",
+        "$defs": structs,
+    }

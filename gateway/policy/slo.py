@@ -7,7 +7,8 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.errors import BadRequest, Forbidden, UnsupportedParameter
-from gateway.policy.schema import Policy, Route, ServiceTier, Slo
+from gateway.policy.schema import Policy, Route, Slo
+from gateway.request import ServiceTier
 
 CLASS_HEADER = "x-headway-slo"
 TTFT_HEADER = "x-llm-d-slo-ttft-ms"

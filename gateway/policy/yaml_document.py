@@ -12,6 +12,8 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 import msgspec
 import yaml
 
+from gateway.policy.mismatch import takes_text, wrong
+
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _WRONG = object()
@@ -188,7 +190,7 @@ class YamlDocument:
 
     def _convert_expanded(self, text: str, kind: Any, key: Key) -> Any:
         """What comes out of a variable is text where text fits, and is read as YAML would read it where it does not."""
-        if _accepts_text(kind):
+        if takes_text(kind):
             return self._convert(text, kind, key)
         tag = self._resolver.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
         value = self._constructor.construct_object(yaml.ScalarNode(tag, text))
@@ -197,8 +199,8 @@ class YamlDocument:
     def _convert(self, value: Any, kind: Any, key: Key) -> Any:
         try:
             return msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            self.report(key, _explained(str(error), value, kind))
+        except msgspec.ValidationError:
+            self.report(key, _explained(value, kind))
             return _WRONG
 
 
@@ -214,17 +216,6 @@ def _optional_struct(kind: Any) -> type[msgspec.Struct] | None:
     return parts[0] if len(parts) == 1 and isinstance(parts[0], type) and issubclass(parts[0], msgspec.Struct) else None
 
 
-def _accepts_text(kind: Any) -> bool:
-    origin = get_origin(kind)
-    if origin is Annotated:
-        return _accepts_text(get_args(kind)[0])
-    if origin in (Union, types.UnionType):
-        return any(_accepts_text(part) for part in get_args(kind))
-    if origin is not None:  # a Literal
-        return any(isinstance(part, str) for part in get_args(kind))
-    return kind is str
-
-
 _DESCRIBE: dict[type, Callable[[yaml.Node], str]] = {
     yaml.MappingNode: lambda node: "keys and values",
     yaml.SequenceNode: lambda node: "a list",
@@ -236,14 +227,7 @@ def _kind_of(node: yaml.Node) -> str:
     return _DESCRIBE[type(node)](node)
 
 
-def _explained(message: str, value: Any, kind: Any) -> str:
-    """msgspec's message in a sentence's case, with what to do where that is known. Values of text are never repeated."""
-    text = message[0].lower() + message[1:]
-    if get_origin(kind) is not None and "invalid enum value" in text:
-        return f"must be one of {', '.join(map(str, get_args(kind)))}"
-    for part in getattr(kind, "__metadata__", ()):
-        if getattr(part, "description", None) and "regex" in text:
-            return f"must be {part.description} (64 at most, a letter or digit first)"
-    if _accepts_text(kind) and not isinstance(value, str) and value is not None:
-        return f"{text}: put it in quotes"
-    return text
+def _explained(value: Any, kind: Any) -> str:
+    """What is wrong with a value, and what to do where that is known. Values of text are never repeated."""
+    text = wrong(value, kind) or "the value does not fit"
+    return f"{text}: put it in quotes" if takes_text(kind) and not isinstance(value, str) and value is not None else text

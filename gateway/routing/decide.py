@@ -134,16 +134,16 @@ def decide(
     )
 
 
-def miss_probability(predicted_s: float, promised_s: float | None) -> float:
-    """The chance that a promise is broken: a logistic on 4 log(predicted / promised), one half where they are equal.
+def miss_probability(predicted_s: float, slo_s: float | None) -> float:
+    """The chance that a promise is broken: a logistic on 4 log(predicted / SLO), one half where they are equal.
 
     Predicted at half of what was promised is a 6 % chance to miss, at twice 94 %.
     """
-    if promised_s is None or predicted_s <= 0:
+    if slo_s is None or predicted_s <= 0:
         return 0.0
-    if promised_s <= 0:
+    if slo_s <= 0:
         return 1.0
-    ratio = min(promised_s / predicted_s, 1e6)
+    ratio = min(slo_s / predicted_s, 1e6)
     square = ratio * ratio
     return 1.0 / (1.0 + square * square)
 

@@ -7,8 +7,13 @@ import msgspec
 
 from gateway.policy.schema import TokenPrices
 from gateway.routing.escalation import Escalating
-from gateway.scheduling.placement import Why
 
+PlacementReason = Literal[
+    "stays",  # its pages are there, and waiting for them costs less than computing them anew
+    "moves",  # its pages are somewhere, but waiting for them costs more
+    "burst",  # another run that began alike went there a moment ago
+    "roomiest",  # most is free there
+]
 Reason = Literal[
     "only_candidate",  # nothing else passed the hard filters
     "asked_by_name",  # the caller named the model
@@ -30,7 +35,7 @@ RejectReason = Literal[
     "too_risky",  # cheaper, but the dollars do not make up for the doubt
     "slower_same_cost",
     "locked_elsewhere",
-    "breaks_promise",  # best at this moment, but waiting there would break the promise, and not at the chosen one
+    "breaks_slo",  # best at this moment, but waiting there would break the promise, and not at the chosen one
     "placed_elsewhere",  # cheapest at this moment, but placement by run chose another worker of the same model
 ]
 
@@ -49,9 +54,7 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     healthy: bool
     max_context: int
     usd_per_s: float
-    running: int
     max_sequences: int
-    queued_tokens: int
     wait_s: float
     overhead_s: float
     prefill_s_per_token: float
@@ -145,10 +148,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     typical_usd: float = 0.0
     """Of the request that a mistake is priced in."""
     has_tools: bool = False
-    placement: Why | None = None
-    """Why this worker among those that serve the chosen model alike; None where there was no choice."""
+    placement: PlacementReason | None = None
+    """PlacementReason this worker among those that serve the chosen model alike; None where there was no choice."""
 
-    def placed(self, worker: str, why: Why) -> "Decision":
+    def placed(self, worker: str, why: PlacementReason) -> "Decision":
         """With the worker that placement chose: the chosen one, or one of the rejected that serves the same model."""
         placed = self if worker == self.chosen.worker else self.moved(worker, "placed_elsewhere")
         return msgspec.structs.replace(placed, placement=why)

@@ -45,13 +45,13 @@ def missed(routing_request: RoutingRequest, ttft: Floats, finish: Floats) -> Flo
     return 1.0 - on_time
 
 
-def _miss(predicted: Floats, promised_s: float | None) -> Floats | float:
-    if promised_s is None:
+def _miss(predicted: Floats, slo_s: float | None) -> Floats | float:
+    if slo_s is None:
         return 0.0
     later = predicted > 0
-    if promised_s <= 0:
+    if slo_s <= 0:
         return later.astype(np.float64)
-    ratio = promised_s / (predicted if (all_later := later.all()) else np.where(later, predicted, 1.0))
+    ratio = slo_s / (predicted if (all_later := later.all()) else np.where(later, predicted, 1.0))
     np.minimum(ratio, 1e6, out=ratio)
     ratio *= ratio
     ratio *= ratio

@@ -9,12 +9,12 @@ refused: what was begun is worth more than what was not.
 """
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from gateway.routing.decide import AUTO
-from gateway.routing.decision import Decision, Option, RejectReason, RoutingRequest, WorkerView
+from gateway.routing.decision import Decision, Option, RejectReason, RoutingRequest
 from gateway.scheduling.ttft_margin import FLOOR_S
 
 OnOverload = Literal["queue", "degrade", "shed"]
@@ -38,8 +38,8 @@ burst of what overtakes it may stop for half of a minute. How long its queue is 
 
 class QueueEstimate(NamedTuple):
     """For one worker, in seconds: what the decision counted, and what is expected until a request of this kind begins. `margin`
-    is how much too short predictions are (lateness.py); an `idle` worker breaks no promise. `lately_s` is until then at the
-    rate at which work that is overtaken began lately (drain.py)."""
+    is how much too short predictions are (ttft_margin.py); an `idle` worker breaks no promise. `lately_s` is until then at the
+    rate at which work that is overtaken began lately (dequeue_rate.py)."""
 
     in_decision_s: float
     until_start_s: float
@@ -99,40 +99,6 @@ def slo_bound_s(routing_request: RoutingRequest, option: Option, estimate: Queue
 def predicted_s(option: Option, estimate: QueueEstimate) -> float:
     """From now until the first token, without any margin."""
     return option.ttft_s - estimate.in_decision_s + estimate.until_start_s
-
-
-def foregone(
-    ttft_slo_s: float | None,
-    deadline_s: float | None,
-    views: Sequence[WorkerView],
-    estimates: Mapping[str, QueueEstimate],
-    *,
-    usual: Set[str],
-    about_tokens: float,
-    most_tokens: float,
-    waited_s: float = 0.0,
-    devices: Mapping[str, str] = _EACH_ITS_OWN,
-) -> tuple[str, float]:
-    """What `admit` would say breaks, and by about how much, for a prompt of at most `most_tokens` that goes to one of the
-    `usual` models: waiting alone breaks the promise on all of their workers, and on whatever could take their place. "" where
-    it takes a look at the prompt to know."""
-    least, late_s = "", math.inf
-    healthy = [view for view in views if view.healthy]
-    theirs = {devices.get(view.worker, view.worker) for view in healthy if view.model in usual}
-    for view in healthy:
-        if view.model not in usual and theirs == {devices.get(view.worker, view.worker)}:
-            continue  # its time is theirs
-        estimate, begun_s = estimates.get(view.worker, _NO_WAIT), view.overhead_s
-        most_s, about_s = (begun_s + tokens * view.prefill_s_per_token for tokens in (most_tokens, about_tokens))
-        if _late_first(ttft_slo_s, estimate, waited_s, estimate.until_start_s + begun_s, most_s)[0]:
-            broken, its_s = _late_first(ttft_slo_s, estimate, waited_s, estimate.until_start_s + about_s, about_s)
-        elif _late_end(deadline_s, estimate, waited_s, begun_s)[0]:
-            broken, its_s = _late_end(deadline_s, estimate, waited_s, about_s)
-        else:
-            return "", 0.0
-        if view.model in usual and its_s < late_s:
-            least, late_s = broken, its_s
-    return (least, late_s) if least else ("", 0.0)
 
 
 def _broken(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 from backends.wire import Finished, Load
+from gateway.policy.worker_rates import WorkerRates
 from gateway.routing.decision import WorkerView
 
 _FORGET = 0.98
@@ -17,15 +18,6 @@ _PRIOR_WEIGHT = 0.02
 LOAD_IS_FRESH_S = 5.0
 Phase = Literal["wait", "prefill", "decode", "ttft"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-
-
-class WorkerRates(NamedTuple):
-    """Seconds: a request's fixed cost, one uncached prompt token, one output token (as waited for, and as device time)."""
-
-    overhead_s: float
-    prefill_s_per_token: float
-    tpot_s: float
-    decode_device_s_per_token: float
 
 
 COLD = WorkerRates(overhead_s=0.002, prefill_s_per_token=1e-4, tpot_s=0.005, decode_device_s_per_token=0.005)
@@ -246,9 +238,7 @@ class LatencyPredictor:
             healthy=healthy,
             max_context=max_context,
             usd_per_s=usd_per_s,
-            running=self.running,
             max_sequences=max_sequences,
-            queued_tokens=queued_tokens + pending_tokens,
             wait_s=self._wait_s(rates, pending_tokens, max_sequences, queued_tokens, now),
             overhead_s=rates.overhead_s,
             prefill_s_per_token=rates.prefill_s_per_token,

@@ -7,14 +7,9 @@ any other goes where most is free after what is there has grown as expected
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Why = Literal[
-    "stays",  # its pages are there, and waiting for them costs less than computing them anew
-    "moves",  # its pages are somewhere, but waiting for them costs more
-    "burst",  # another run that began alike went there a moment ago
-    "roomiest",  # most is free there
-]
+from gateway.routing.decision import PlacementReason
 
 BURST_S = 60.0
 GROWTH = 1.1
@@ -41,7 +36,7 @@ class Candidate(NamedTuple):
 
 class Placed(NamedTuple):
     worker: str
-    why: Why
+    why: PlacementReason
 
 
 class Placement:

@@ -96,7 +96,7 @@ class RequestQueue:
         self._lines: dict[tuple[Band, str], list[_Place]] = {}
         self._cold: list[tuple[float, int]] = []
         """Those that are not resident, by arrival."""
-        self._promised: dict[int, QueuedRequest] = {}
+        self._with_slo: dict[int, QueuedRequest] = {}
         """Those that are due at some time."""
         self._uncached = self._bytes = 0
 
@@ -203,7 +203,7 @@ class RequestQueue:
         return [self._waiting[request] for arrival, request in self._cold if now - arrival >= self._cold_after_s]
 
     def _due(self, now: float) -> list[QueuedRequest]:
-        due = (one for one in self._promised.values() if one.due <= now < one.slo_missed_at)
+        due = (one for one in self._with_slo.values() if one.due <= now < one.slo_missed_at)
         return sorted(due, key=lambda one: (self._work[one.tenant], one.due, one.request))
 
     def _in_order(self, closed: Callable[[str, Band], bool]) -> Iterator[QueuedRequest]:
@@ -220,7 +220,7 @@ class RequestQueue:
         if not item.resident:
             insort(self._cold, (item.arrival, item.request))
         if item.due < math.inf:
-            self._promised[item.request] = item
+            self._with_slo[item.request] = item
 
     def _step_out(self, item: QueuedRequest) -> None:
         key = item.band.line, item.tenant
@@ -230,7 +230,7 @@ class RequestQueue:
             del self._lines[key]
         if not item.resident:
             del self._cold[bisect_left(self._cold, (item.arrival, item.request))]
-        self._promised.pop(item.request, None)
+        self._with_slo.pop(item.request, None)
 
     def _put(self, item: QueuedRequest) -> None:
         """In the place of what waits under its number."""
@@ -254,13 +254,6 @@ class RequestQueue:
             self._uncached += uncached_tokens - item.uncached_tokens
             self._put(msgspec.structs.replace(item, uncached_tokens=uncached_tokens, resident=resident))
 
-    def reprioritize(self, request: int, band: Band) -> bool:
-        """False when it does not wait (any more)."""
-        item = self._waiting.get(request)
-        if item is not None:
-            self._put(msgspec.structs.replace(item, band=band))
-        return item is not None
-
     def cancel(self, request: int) -> bool:
         """False when it does not wait (any more)."""
         item = self._waiting.get(request)
@@ -274,20 +267,6 @@ class RequestQueue:
         for item in late:
             self._take(item)
         return late
-
-    def next_deadline(self) -> float | None:
-        return min((item.deadline for item in self._waiting.values()), default=None)
-
-    def position(self, request: int) -> int | None:
-        """How many would go before it."""
-        item = self._waiting.get(request)
-        if item is None:
-            return None
-        mine = self._order(item)
-        return sum(self._order(other) < mine for other in self._waiting.values())
-
-    def _order(self, item: QueuedRequest) -> tuple[int, float, str, _Place]:
-        return (item.band.line, self._work[item.tenant], item.tenant, _place(item))
 
     def _take(self, item: QueuedRequest) -> None:
         self._step_out(item)
@@ -310,4 +289,4 @@ class RequestQueue:
         assert all(line == (item.band.line, item.tenant) for line, item in lined_up)
         assert all(line == sorted(line) for line in self._lines.values())
         assert self._cold == sorted((item.arrival, item.request) for item in self._waiting.values() if not item.resident)
-        assert self._promised == {item.request: item for item in self._waiting.values() if item.due < math.inf}
+        assert self._with_slo == {item.request: item for item in self._waiting.values() if item.due < math.inf}

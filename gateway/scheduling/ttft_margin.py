@@ -29,10 +29,6 @@ class TtftMargin:
     def margin(self, now: float) -> float:
         return float(self._margin * 0.5 ** (max(0.0, now - self._at) / _HALF_LIFE_S))
 
-    def bound_s(self, predicted_s: float, now: float) -> float:
-        """What is exceeded by few."""
-        return predicted_s + self.margin(now) * (predicted_s + FLOOR_S)
-
     def observe(self, predicted_s: float, came_s: float, now: float, *, predicted_at: float) -> None:
         """One step of stochastic approximation: up by much when late, down by little when not."""
         if predicted_at < self._rose_at > now - TOGETHER_S:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.errors import ContextTooLong
-from gateway.fleet.worker_client import WorkerClient
 from gateway.request import Message, Request, Tool
 from gateway.runs.cache_miss import PromptChange, around, part_at
 from gateway.text.model_text import Encoded, ModelText
@@ -21,7 +20,6 @@ MAX_INLINE_CHARS = 8_000
 """New text up to this is tokenized on the event loop: about a millisecond. More goes to a thread."""
 MAX_INLINE_TOTAL_CHARS = 60_000
 """A longer conversation goes to a thread even when little of it is new: rendering and page names read all of it."""
-_AROUND_A_MESSAGE = 16
 SHRINKS = 4
 """Times that a tokenizer's normalization makes a text shorter, at most: composed accents, joined blanks."""
 MAX_KEPT_CHARS = 64_000_000
@@ -64,13 +62,6 @@ class Target(NamedTuple):
     fingerprint: str
     page_size: int
     max_context: int
-
-
-def target_of(client: WorkerClient) -> Target | None:
-    """None for a worker that has never been up: nobody knows its tokenizer."""
-    if client.text is None or client.hello is None:
-        return None
-    return Target(client.worker, client.text, client.hello.fingerprint, client.hello.page_size, client.hello.max_context)
 
 
 def check_length(request: Request, targets: Sequence[Target]) -> None:
@@ -223,13 +214,6 @@ def _is_short(request: Request, previous: Mapping[str, _CachedEncoding | None]) 
 def total_chars(request: Request) -> int:
     """Of all that a model reads of it, about."""
     return len(request.text or "") + sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
-
-
-def token_limit_of(request: Request, num_chars: int) -> int:
-    """As many bytes as its `total_chars` take, and what a template puts around each message."""
-    texts = (message.content for message in request.messages)
-    more = sum(len(text.encode(errors="replace")) - len(text) for text in texts if not text.isascii())
-    return num_chars + more + _AROUND_A_MESSAGE * (1 + len(request.messages))
 
 
 def _num_chars(message: Message) -> int:

@@ -167,7 +167,7 @@ void block(const uint8_t* a, size_t stride, const Tiles& tiles, const uint8_t* a
   const uint8_t* at[TILES];
   for (int t = 0; t < TILES; t++) at[t] = tiles.bytes[t];
   for (size_t unit = 0; unit < size_t(tiles.units); unit++) {
-    for (int i = 0; i < ahead_of(TILES); i++) __builtin_prefetch(ahead + 64 * (ahead_of(TILES) * unit + i), 0, 2);
+    for (int i = 0; ahead && i < ahead_of(TILES); i++) __builtin_prefetch(ahead + 64 * (ahead_of(TILES) * unit + i), 0, 2);
 #pragma GCC unroll 16
     for (int t = 0; t < REGISTERS; t += AT_ONCE) {
       if (AT_ONCE < REGISTERS) asm("" : "+r"(a));  // inputs are loaded again rather than kept
@@ -204,7 +204,7 @@ void block_int4(const uint8_t* a, size_t stride, const Tiles& tiles, const uint8
       scale[t] = load<Float>(of), shift[t] = load<Float>(of + LANES);
     }
     for (size_t unit = size_t(group) * tiles.group_units; unit < size_t(group + 1) * tiles.group_units; unit++) {
-      for (int i = 0; i < ahead_of(TILES); i++) __builtin_prefetch(ahead + 64 * (ahead_of(TILES) * unit + i), 0, 2);
+      for (int i = 0; ahead && i < ahead_of(TILES); i++) __builtin_prefetch(ahead + 64 * (ahead_of(TILES) * unit + i), 0, 2);
       Word nibbles[REGISTERS];
 #pragma GCC unroll 16
       for (int t = 0; t < REGISTERS; t++) nibbles[t] = load<Word>(tiles.bytes[t / PARTS] + 64 * unit + t % PARTS * sizeof(Float));
@@ -327,7 +327,7 @@ void product(const Matrix& m, const Operand& a, int rows, int first, int last, b
         }
         // Each of the first blocks of rows brings in a part of the next tiles.
         const int by = ahead_of(together), next = tile + step + t + (halves && by == 2 ? i : i * by);
-        const uint8_t* ahead = i * by < together && next < last ? m.tiles + place(next) * tile_bytes : tiles.bytes[0];
+        const uint8_t* ahead = i * by < together && next < last ? m.tiles + place(next) * tile_bytes : nullptr;
         block_of(m.kind, some, together)(a.bytes + row * a.stride, a.stride, tiles, ahead, sums);
         for (int r = 0; r < some; r++)
           for (int j = 0; j < together; j++)

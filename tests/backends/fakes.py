@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from backends.engine.request_limits import RequestLimits
-from backends.engine.scheduler import Work
-from backends.runners.sampler import Sampled
-from backends.runners.torch_runner import StepInterrupted
+from backends.engine.work import Sampled, StepInterrupted, Work
 from backends.wire import Hello
 
 VOCABULARY = 97

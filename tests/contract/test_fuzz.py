@@ -145,7 +145,7 @@ _ends: st.SearchStrategy[Any] = st.builds(
     request=_requests,
     reason=st.sampled_from(["stop", "length", "abort", "refused", "error"]),
     error=st.text(max_size=5),
-    error_code=st.sampled_from(["", "too_many", "draining", "bad_grammar", "?"]),
+    error_code=st.sampled_from(["", "too_many", "bad_grammar", "?"]),
     num_prompt_tokens=_numbers,
     num_cached_tokens=_numbers,
     num_output_tokens=_numbers,

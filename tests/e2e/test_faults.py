@@ -198,7 +198,7 @@ async def test_a_drain_lets_answers_end_and_takes_no_new_ones(tmp_path: Path) ->
         asked = asyncio.create_task(stream(served, began, max_tokens=100))
         await began.wait()
         draining = asyncio.create_task(served.gateway.drain(60))
-        await until(lambda: served.gateway.pipeline.stopping)
+        await until(lambda: served.gateway.pipeline.preparer.stopping)
         status, body = await served.chat()
         assert (status, body["error"]["code"]) == (503, "no_worker") and "stopping" in body["error"]["message"]
         async with served.http.get(f"{served.url}/readyz") as answer:

@@ -18,10 +18,11 @@ import torch
 
 from backends.engine.engine import Engine
 from backends.engine.request_limits import RequestLimits
+from backends.engine.work import Runner
 from backends.models.linear import LinearChooser
 from backends.models.llama import Llama
 from backends.models.loader import open_model
-from backends.runners.torch_runner import Runner, TorchRunner
+from backends.runners.torch_runner import TorchRunner
 from backends.runners.triton_runner import TritonRunner
 from backends.wire import Sampling, Submit
 from tests.backends.fakes import Ticks

@@ -12,7 +12,7 @@ const WHY = {
   too_risky: "cheaper, but not by enough for the doubt",
   slower_same_cost: "same cost, slower",
   locked_elsewhere: "the tool loop is on another model",
-  breaks_promise: "waiting there would have broken the promise",
+  breaks_slo: "waiting there would have missed the SLO",
   placed_elsewhere: "placement by run chose another worker",
 };
 

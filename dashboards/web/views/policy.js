@@ -35,7 +35,7 @@ export function draw(body, { policies }) {
       { title: "Candidates", cell: (route) => route.candidates.join(", ") },
       { title: "Quality bar", num: true, cell: (route) => percent(route.quality_bar, 1) },
       { title: "A mistake costs", num: true, cell: (route) => `${route.mistake_cost} requests` },
-      { title: "Promise", cell: (route) => route.slo },
+      { title: "SLO", cell: (route) => route.slo },
       { title: "Tool loop", cell: (route) => (route.lock_tool_loop ? "keeps its model" : "may change") },
     ], policy.routes)),
     h("div", { class: "pair" },
@@ -44,7 +44,7 @@ export function draw(body, { policies }) {
         { title: "Device", cell: (worker) => worker.device }, { title: "Where", cell: (worker) => worker.url || "local" },
         { title: "Sequences", num: true, cell: (worker) => count(worker.max_sequences) },
       ], listed("workers"))),
-      section("Promises", table("Promises", [
+      section("SLO classes", table("SLO classes", [
         name, { title: "First token", num: true, cell: (slo) => seconds(slo.ttft_s) }, { title: "Deadline", num: true, cell: (slo) => seconds(slo.deadline_s) },
         { title: "A miss costs", num: true, cell: (slo) => (slo.miss_penalty_usd ? miss.text(slo.miss_penalty_usd) : "nothing") },
       ], listed("slo"))),

@@ -11,7 +11,7 @@ const LONGEST_PAUSE = 0.12;
 
 export async function load({ get, rest }) {
   const [tenant, run] = rest;
-  return get("turns", { tenant, run });
+  return get(`runs/${run.split("/").map(encodeURIComponent).join("/")}/turns`, { tenant });
 }
 
 export function draw(body, { run, tenant, turns }, context) {
@@ -35,9 +35,9 @@ export function draw(body, { run, tenant, turns }, context) {
       ["Cost", total.text(sum("usd")), `${total.text(sum("usd") / turns.length)} a turn, ${seconds(sum("device_s"))} of a device`],
       ["Saved by cache", total.text(sum("saved_usd")), `${percent(sum("cached_tokens"), sum("prompt_tokens"))} of prompt tokens`],
       routed(sum("usd"), sum("all_large_usd"), total, percent),
-      ["Turns", count(turns.length), went(turns)],
+      ["Turns", count(turns.length), byModel(turns)],
       ["Answered in", seconds(end - turns[0].at - outside), `${seconds(outside)} outside, from ${moment(turns[0].at)}`],
-      ["Promises", counted.length ? `${met} / ${counted.length}` : "–", counted.length ? "kept" : "none was counted", met < counted.length ? "warn" : null],
+      ["SLO", counted.length ? `${met} / ${counted.length}` : "–", counted.length ? "met" : "none was counted", met < counted.length ? "warn" : null],
     ),
     h("div", { class: "filter" }, h("ul", { class: "legend" },
       [["queue", "waiting"], ["prefill", "to the first token"], ["decode", "decode"], ["pause", "outside: a tool, or the client"]].map(([kind, text]) =>
@@ -57,7 +57,7 @@ function reveal(button) {
   button?.focus({ preventScroll: true });
 }
 
-function went(turns) {
+function byModel(turns) {
   const models = new Map();
   for (const { model } of turns) if (model) models.set(model, (models.get(model) || 0) + 1);
   return [...models].map(([model, number]) => `${count(number)} on ${model}`).join(", ") || "none was answered";

@@ -1,4 +1,4 @@
-// Every run of the chosen time: what it cost, how well the cache did, whether its promises were kept.
+// Every run of the chosen time: what it cost, how well the cache did, whether its SLOs were met.
 
 import { figures, h, routed, runLink, sortRows, table, tag, weighed } from "../dom.js";
 import { count, dollars, moment, percent, seconds, unitNote, words } from "../format.js";
@@ -55,7 +55,7 @@ function sums(runs) {
     ["Cost", unit.text(usd), runs.length ? `${unit.text(usd / runs.length)} a run` : null],
     ["Saved by cache", unit.text(sum("saved_usd")), `${percent(sum("cached_tokens"), sum("prompt_tokens"))} of prompt tokens`],
     routed(usd, large, unit, percent),
-    ["Promises kept", percent(sum("slo_met"), sum("slo_counted"), 1), `${count(sum("slo_counted"))} counted`],
+    ["SLO met", percent(sum("slo_met"), sum("slo_counted"), 1), `${count(sum("slo_counted"))} counted`],
   );
 }
 
@@ -76,15 +76,15 @@ function columns(runs, me) {
     { title: "Cache saved", num: true, sort: (run) => run.saved_usd, cell: (run) => unit.number(run.saved_usd), optional: true },
     { title: "Cached", num: true, sort: (run) => run.cached_tokens / (run.prompt_tokens || 1), cell: (run) => percent(run.cached_tokens, run.prompt_tokens) },
     { title: "Turns", num: true, sort: (run) => run.turns, cell: (run) => count(run.turns) },
-    { title: "Promises", num: true, sort: (run) => (run.slo_counted ? run.slo_met / run.slo_counted : 1), cell: (run) => kept(run) },
+    { title: "SLO", num: true, sort: (run) => (run.slo_counted ? run.slo_met / run.slo_counted : 1), cell: (run) => sloCell(run) },
     { title: "Failed", num: true, sort: (run) => run.failed, cell: (run) => (run.failed ? tag(count(run.failed), "bad") : "0") },
     { title: "Models", optional: true, cell: (run) => listed(run.models) || "–" },
-    { title: "Why", optional: true, cell: (run) => h("span", { class: "clip narrow note", title: listed(run.reasons) }, listed(run.reasons) || "turned away") },
+    { title: "Why", optional: true, cell: (run) => h("span", { class: "clip narrow note", title: listed(run.reasons) }, listed(run.reasons) || "rejected") },
     { title: "Length", num: true, sort: (run) => run.last_at - run.first_at, cell: (run) => seconds(run.last_at - run.first_at), optional: true },
   ].filter(Boolean);
 }
 
-function kept(run) {
+function sloCell(run) {
   if (!run.slo_counted) return "–";
   const text = `${count(run.slo_met)} / ${count(run.slo_counted)}`;
   return run.slo_met < run.slo_counted ? tag(text, "warn") : text;

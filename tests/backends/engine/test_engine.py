@@ -8,11 +8,12 @@ import pytest
 
 from backends.engine.engine import MAX_HELD_LOGPROBS, Engine
 from backends.engine.request_limits import RequestLimits
-from backends.engine.scheduler import MAX_STILL, Reload, Work
+from backends.engine.scheduler import MAX_STILL
+from backends.engine.work import Reload, Work
 from backends.kv_cache.host_cache import HostCache
-from backends.spec_decode.draft_length import DraftCost
 from backends.spec_decode.draft_model import DraftModel
 from backends.spec_decode.speculator import Speculator
+from backends.spec_decode.state import DraftCost
 from backends.wire import Cache, Finished, Load, Sampling, Submit, TokenLogprob, decode_up, page_hashes, split_hashes
 from backends.worker.link_handler import Attach, LinkHandler, Outgoing
 from tests.backends.fakes import EOS, FakeRunner, LateCopier, LetterDecoder, Ticks, letter, limits, reference, tokens_of
@@ -147,8 +148,6 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
             victim = rng.randrange(request + 1)
             rig.engine.abort("me", victim)
             aborted.add(victim)
-        if rng.random() < 0.1:
-            rig.engine.reprioritize("me", rng.randrange(request + 1), rng.randrange(3))
         if rng.random() < 0.1:
             rig.engine.set_retention(rng.choice("xyz"), rng.choice((0.0, 0.5, 2.0)))
         rig.engine.check()
@@ -379,15 +378,6 @@ def test_too_many_waiting_are_refused() -> None:
     for request in range(5):
         rig.submit(request, [1, 2, 3])
     assert [rig.finished[request].error_code for request in rig.finished] == ["too_many"] * 3
-
-
-def test_a_draining_engine_finishes_what_runs_and_refuses_what_comes() -> None:
-    rig = Rig(limits())
-    rig.submit(1, [4, 4])
-    rig.engine.draining = True
-    rig.submit(2, [4, 4])
-    rig.run()
-    assert rig.finished[2].error_code == "draining" and rig.text[1] == said([4, 4], 8)
 
 
 def test_a_stop_string_ends_the_text_before_it() -> None:

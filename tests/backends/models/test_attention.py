@@ -8,11 +8,11 @@ import torch
 
 from backends.engine.engine import Engine
 from backends.engine.request_limits import RequestLimits
-from backends.engine.scheduler import Reload
+from backends.engine.work import Reload
 from backends.kv_cache.host_cache import HostCache
-from backends.models.attention import Int8KV, PagedKV
 from backends.models.linear import LinearChooser
 from backends.models.loader import LoadedModel, open_model
+from backends.models.paged_kv import Int8KV, PagedKV
 from backends.runners.native_library import Library
 from backends.runners.page_copier import ThreadCopier
 from backends.runners.registry import cpu_runner

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from backends.config import Settings, resolve_dtype, resolve_pages
 from backends.models.checkpoint import Checkpoint
 from backends.models.model_config import read_model_config
-from backends.models.weight import UnsupportedCheckpoint
+from backends.quant.weight import UnsupportedCheckpoint
 from backends.worker.address import Address, parse_address
 from tests.backends.conftest import MakeCheckpoint
 

@@ -12,7 +12,7 @@ from backends.models.linear import (
     quantize_groups,
     quantize_rows,
 )
-from backends.models.weight import Weight, stack
+from backends.quant.weight import Weight, stack
 from backends.runners.native_library import Library
 
 

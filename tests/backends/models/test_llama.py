@@ -18,10 +18,10 @@ from torch import Tensor
 from backends.config import LinearChoice
 from backends.engine.engine import Engine
 from backends.engine.request_limits import RequestLimits
-from backends.models.attention import PagedKV
 from backends.models.checkpoint import Checkpoint
 from backends.models.linear import LinearChooser
 from backends.models.llama import Llama
+from backends.models.paged_kv import PagedKV
 from backends.models.tiles import TiledRows
 from backends.runners.native_library import Library
 from backends.runners.registry import cpu_runner

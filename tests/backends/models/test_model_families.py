@@ -12,15 +12,14 @@ from torch import Tensor
 
 from backends.engine.engine import Engine
 from backends.engine.request_limits import RequestLimits
-from backends.engine.scheduler import Work
+from backends.engine.work import Sampled, Work
 from backends.models.linear import LinearChooser
 from backends.models.loader import LoadedModel, open_model
-from backends.models.weight import UnsupportedCheckpoint
-from backends.runners.attention_layout import layout
+from backends.quant.weight import UnsupportedCheckpoint
 from backends.runners.compiled_runner import CompiledRunner
 from backends.runners.native_library import Library
 from backends.runners.registry import cpu_runner
-from backends.runners.sampler import Sampled, sample
+from backends.runners.sampler import sample
 from backends.runners.torch_runner import TorchRunner
 from backends.wire import Sampling, Submit
 from tests.backends.fakes import Ticks
@@ -50,7 +49,7 @@ class Witness:
             for one in work:  # one by one, then all at once as an engine does
                 self._asked = iter([one] if one.samples else [])
                 self._runner.run([one])
-            laid = sorted(work, key=layout) if isinstance(self._runner, TorchRunner) else work
+            laid = sorted(work, key=lambda one: one.layout) if isinstance(self._runner, TorchRunner) else work
             self._asked = iter([one for one in laid if one.samples])
             results = self._runner.run(work)
         self.kinds |= {"mixed"} if len({one.num_tokens > 1 for one in work}) == 2 else set()

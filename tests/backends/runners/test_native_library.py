@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from backends.config import Settings
+from backends.engine.work import StepInterrupted
 from backends.models.linear import LinearChooser, kernels_of
 from backends.models.loader import LoadedModel, open_model
-from backends.models.weight import Weight
+from backends.quant.weight import Weight
 from backends.runners import native_library as compiled
 from backends.runners.compiled_runner import CompiledRunner, step_problems
 from backends.runners.native_library import Library, NotCompiled, open_library, resolve_library
-from backends.runners.torch_runner import StepInterrupted
 from backends.wire import Sampling, Submit
 from backends.worker.startup import start_engine
 from tests.backends.conftest import MakeCheckpoint

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from backends.runners.sampler import Sampled, SampleRequest, sample, uniform
+from backends.engine.work import Sampled, SampleRequest
+from backends.runners.sampler import sample, uniform
 from backends.wire import Sampling
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0, 0.0])

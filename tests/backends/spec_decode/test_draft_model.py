@@ -11,14 +11,15 @@ import torch
 
 from backends.engine.engine import Engine
 from backends.engine.request_limits import RequestLimits
+from backends.engine.work import Runner
 from backends.models.linear import LinearChooser
 from backends.models.loader import open_model
 from backends.runners.native_library import Library
 from backends.runners.registry import cpu_runner
-from backends.runners.torch_runner import Runner
-from backends.spec_decode.draft_length import MAX_DRAFTS, DraftCost
+from backends.spec_decode.draft_length import MAX_DRAFTS
 from backends.spec_decode.draft_model import DraftModel
 from backends.spec_decode.speculator import Tally
+from backends.spec_decode.state import DraftCost
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
 from tests.backends.fakes import Ticks

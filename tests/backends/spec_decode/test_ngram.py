@@ -16,8 +16,9 @@ from backends.models.linear import LinearChooser
 from backends.models.loader import open_model
 from backends.runners.native_library import Library
 from backends.runners.registry import cpu_runner
-from backends.spec_decode.draft_length import HOPED, MAX_DRAFTS, AcceptanceRate, best_count, draft_cost, may_guess
+from backends.spec_decode.draft_length import MAX_DRAFTS, best_count, draft_cost, may_guess
 from backends.spec_decode.ngram import LONGEST, MAX_TENANTS, SEARCHED_TOKENS, AnswerHistory, NgramMatch, own
+from backends.spec_decode.state import HOPED, AcceptanceRate
 from backends.wire import Sampling, Submit
 from tests.backends.conftest import MakeCheckpoint
 from tests.backends.fakes import Ticks

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends.structured_output.formats import PATTERNS
-from backends.structured_output.grammar import Grammars, MaskFiller, Matcher
+from backends.structured_output.grammar import Grammars, MaskFiller, XgrammarMatcher
 from backends.wire import Grammar
 from backends.worker.startup import read_tokenizer
 from gateway.api.json_schema import FORMATS
@@ -65,7 +65,7 @@ def test_masks_hold_an_answer_to_the_format(grammars: Grammars, name: str) -> No
     schema = json.dumps({"type": "string", "format": name})
     for text in good + bad:
         matcher = compiled(grammars, Grammar(kind="schema", param="response_format", text=schema))
-        assert isinstance(matcher, Matcher)
+        assert isinstance(matcher, XgrammarMatcher)
         tokens = read_tokenizer(NANO).encode(json.dumps(text), add_special_tokens=False).ids
         assert all(matcher._matcher.accept_token(token) for token in [*tokens, 2]) == (text in good), text
         assert bool(re.search(PATTERNS[name], text)) == (text in good), text
@@ -81,7 +81,7 @@ def test_what_the_masks_let_through_is_of_the_format(grammars: Grammars, name: s
     ended = 0
     for _ in range(12):
         matcher = compiled(grammars, Grammar(kind="schema", param="response_format", text=schema))
-        assert isinstance(matcher, Matcher)
+        assert isinstance(matcher, XgrammarMatcher)
         said: list[int] = []
         while len(said) < 80:
             masks = filler.fill([matcher])

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from backends.engine.request_limits import Refusal
-from backends.structured_output.grammar import Grammars, MaskFiller, Matcher
+from backends.structured_output.grammar import Grammars, MaskFiller, XgrammarMatcher
 from backends.wire import Grammar
 from tests.backends.structured_output.test_grammar import EOS, TOKENIZER, VOCABULARY, compiled, grammars
 
@@ -29,12 +29,12 @@ def expression(rng: random.Random, depth: int = 0) -> str:
     return f"({expression(rng, depth + 1)})" + rng.choice(["*", "+", "?", "{2}", "{1,2}", "{0,2}", "{2,}"])
 
 
-def matcher(grammars: Grammars, pattern: str) -> Matcher | Refusal:
+def matcher(grammars: Grammars, pattern: str) -> XgrammarMatcher | Refusal:
     schema = json.dumps({"type": "string", "pattern": pattern})
     return compiled(grammars, Grammar(kind="schema", param="schema", text=schema))
 
 
-def walked(at: Matcher, rng: random.Random) -> str | None:
+def walked(at: XgrammarMatcher, rng: random.Random) -> str | None:
     """A text that the masks let through, None where it grows long."""
     filler, tokens = MaskFiller(), list[int]()
     while len(tokens) < 30:
@@ -56,7 +56,7 @@ def test_what_the_masks_let_through_matches(grammars: Grammars, seed: int) -> No
     pattern = expression(rng)
     for _ in range(5):
         at = matcher(grammars, pattern)
-        assert isinstance(at, Matcher)
+        assert isinstance(at, XgrammarMatcher)
         said = walked(at, rng)
         if said is not None and "�" not in said:
             assert re.fullmatch(pattern, json.loads(said)), (pattern, said)
@@ -67,7 +67,7 @@ def test_no_word_more_and_none_less(grammars: Grammars, pattern: str) -> None:
     taken = []
     for word in WORDS:
         at = matcher(grammars, pattern)
-        assert isinstance(at, Matcher)
+        assert isinstance(at, XgrammarMatcher)
         inner = at._matcher
         if inner.accept_string(f'"{word}"') and inner.is_completed():
             taken.append(word)
@@ -79,7 +79,7 @@ def test_what_json_escapes_is_left_out_of_classes(grammars: Grammars, pattern: s
     rng = random.Random(pattern)
     for _ in range(20):
         at = matcher(grammars, pattern)
-        assert isinstance(at, Matcher)
+        assert isinstance(at, XgrammarMatcher)
         said = walked(at, rng)
         if said is not None and "�" not in said:
             assert re.fullmatch(pattern, json.loads(said), re.DOTALL)

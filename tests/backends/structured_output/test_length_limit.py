@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from backends.structured_output.grammar import Grammars, MaskFiller, Matcher
+from backends.structured_output.grammar import Grammars, MaskFiller, XgrammarMatcher
 from backends.structured_output.length_limit import Pieces
 from backends.wire import FinishReason, Grammar
 from benchmarks.schemas import schema_for
@@ -34,7 +34,7 @@ NODE = {
 }
 
 
-def babbled(matcher: Matcher, limit: int, rng: random.Random) -> tuple[FinishReason | None, str, int]:
+def babbled(matcher: XgrammarMatcher, limit: int, rng: random.Random) -> tuple[FinishReason | None, str, int]:
     """How an answer ends that takes any token that its masks allow, but the one that ends it, where there is another."""
     matcher.limit(limit)
     filler, tokens = MaskFiller(), list[int]()
@@ -53,9 +53,9 @@ def babbled(matcher: Matcher, limit: int, rng: random.Random) -> tuple[FinishRea
     return None, TOKENIZER.decode(tokens), len(tokens)
 
 
-def schema_matcher(grammars: Grammars, schema: Any, **more: Any) -> Matcher:
+def schema_matcher(grammars: Grammars, schema: Any, **more: Any) -> XgrammarMatcher:
     matcher = compiled(grammars, Grammar(kind="schema", param="schema", text=json.dumps(schema), **more))
-    assert isinstance(matcher, Matcher)
+    assert isinstance(matcher, XgrammarMatcher)
     return matcher
 
 
@@ -85,7 +85,7 @@ def test_an_answer_that_was_led_to_its_end_stopped_only_where_it_was_told_to_fit
 def test_json_mode_ends_too_also_behind_thoughts(grammars: Grammars) -> None:
     for thinks in ("no", "inside"):
         matcher = compiled(grammars, Grammar(kind="json", param="response_format", thinks=thinks))  # type: ignore[arg-type]
-        assert isinstance(matcher, Matcher)
+        assert isinstance(matcher, XgrammarMatcher)
         reason, text, _ = babbled(matcher, 60, random.Random(2))
         assert reason is not None
         assert isinstance(json.loads(text.rpartition("</think>")[2]), dict)
@@ -112,7 +112,7 @@ def test_calls_are_never_shortened(grammars: Grammars) -> None:
     from tests.backends.structured_output.test_grammar import WEATHER
 
     matcher = compiled(grammars, Grammar(kind="calls", param="tools", calls=(WEATHER,), required=True))
-    assert isinstance(matcher, Matcher)
+    assert isinstance(matcher, XgrammarMatcher)
     assert babbled(matcher, 60, random.Random(4))[0] is None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backends.structured_output.grammar import Grammars, Matcher
+from backends.structured_output.grammar import Grammars, XgrammarMatcher
 from backends.worker.startup import read_tokenizer
 from gateway.parsers.events import Calls, assemble
 from gateway.parsers.output_format import OutputFormat, output_format_of
@@ -51,7 +51,7 @@ def takes(grammars: Grammars, output_format: OutputFormat, text: str, **rule: An
     grammar = output_format.grammar([TOOL], param="tools", **rule)
     grammars.compile(grammar, lambda outcome: (outcomes.append(outcome), done.set())[0])
     assert done.wait(30)
-    assert isinstance(outcomes[0], Matcher), outcomes[0]
+    assert isinstance(outcomes[0], XgrammarMatcher), outcomes[0]
     matcher = outcomes[0]._matcher
     return bool(matcher.accept_string(text) and matcher.is_completed())
 

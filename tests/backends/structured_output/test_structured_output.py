@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from backends.config import Settings
-from backends.structured_output.grammar import Matcher
+from backends.structured_output.grammar import XgrammarMatcher
 from backends.wire import Grammar, Sampling, Submit
 from backends.worker.startup import Started, start_engine
 from benchmarks.schemas import schema_for
@@ -25,13 +25,13 @@ def started() -> Started:
     return start_engine(settings, lambda line: None)
 
 
-def matcher(started: Started, schema: dict[str, Any]) -> Matcher:
+def matcher(started: Started, schema: dict[str, Any]) -> XgrammarMatcher:
     outcomes: list[Any] = []
     done = threading.Event()
     grammar = Grammar(kind="schema", param="response_format", text=json.dumps(schema))
     started.grammars.compile(grammar, lambda outcome: (outcomes.append(outcome), done.set())[0])
     assert done.wait(30)
-    assert isinstance(outcomes[0], Matcher), outcomes[0]
+    assert isinstance(outcomes[0], XgrammarMatcher), outcomes[0]
     return outcomes[0]
 
 

@@ -321,16 +321,6 @@ class Transport(asyncio.Transport):
         self.aborted = True
 
 
-async def test_draining_refuses_and_withdraws_credits(tmp_path: Path) -> None:
-    async with rig(tmp_path) as worker:
-        gateway = await worker.link()
-        await gateway.send(wire.Drain())
-        await gateway.submit(1, [1])
-        await gateway.until(lambda: gateway.finished)
-        assert gateway.finished[1].error_code == "draining"
-        await gateway.until(lambda: gateway.load and gateway.load.credit_sequences == 0)
-
-
 async def test_the_command_serves_a_checkpoint_until_its_parent_is_gone(
     make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from backends.config import Settings
-from backends.models.weight import UnsupportedCheckpoint
+from backends.quant.weight import UnsupportedCheckpoint
 from backends.wire import Sampling, Submit
 from backends.worker.startup import start_engine
 from tests.backends.conftest import MakeCheckpoint

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.ledger.rows import DecisionRow
 from gateway.scheduling.admission import DUE_SHARE
-from gateway.scheduling.usual import ENOUGH, READ_EVERY
+from gateway.scheduling.shed_gate import EVALUATE_EVERY
 from gateway.text.prompt_encoder import Prompt
 from tests.served import POLICY, Served, ask, fake, serve, until
 
@@ -98,7 +98,7 @@ async def test_before_anybody_is_told_no_another_device_takes_it(tmp_path: Path,
         assert (other[0], other[1]["usage"]["headway"]["worker"]) == (200, "pico-0")
         bodies = {row.id: json.loads(row.body) for row in served.ledger.rows if isinstance(row, DecisionRow)}
         decision = bodies[other[1]["usage"]["headway"]["decision_id"]]
-        assert decision["rejected_by_reason"] == {"breaks_promise": 1}
+        assert decision["rejected_by_reason"] == {"breaks_slo": 1}
 
 
 @pytest.mark.parametrize(
@@ -216,35 +216,33 @@ async def test_batch_work_that_waited_long_gets_one_of_the_last_seats_at_a_time(
 
 
 @pytest.mark.usefixtures("route")
-async def test_whoever_would_be_told_what_others_are_is_told_so_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.scheduling.usual.REFUSED_S", 60.0)
+async def test_request_of_a_flow_being_shed_is_refused_without_tokenizing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.scheduling.shed_gate.SHEDDING_S", 60.0)
     async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=1)}, more=SLO) as served:
-        pipeline, read = served.gateway.pipeline, list[str]()
-        prompts = pipeline._prompts
+        preparer, tokenized = served.gateway.pipeline.preparer, list[str]()
+        prompts = preparer._prompts
 
-        async def reads(request: Any, *rest: Any) -> dict[str, Prompt]:
-            read.append(request.messages[-1].content)
+        async def recorded(request: Any, *rest: Any) -> dict[str, Prompt]:
+            tokenized.append(request.messages[-1].content)
             return await prompts(request, *rest)
 
-        pipeline._prompts = reads  # type: ignore[method-assign]
+        preparer._prompts = recorded  # type: ignore[method-assign]
         run = {"x-headway-run-id": "begun"}
         assert (await post(served, ask("turn 1"), **run))[0] == 200
-        (kind,) = pipeline.dispatcher._usual_models._kinds
-        for _ in range(2 * int(ENOUGH)):
-            pipeline.dispatcher._usual_models.record_choice(kind, "nano")
         first = await busy(served, "nano-0")
-        told = [await post(served, ask(f"question {number}")) for number in range(READ_EVERY + 1)]
-        assert [status for status, *_ in told] == [429] * (READ_EVERY + 1)
-        assert all("a first token within 0.2 s would take 10" in body["error"]["message"] for _, body, _ in told)
-        assert all(9 <= int(headers["retry-after"]) <= 11 for *_, headers in told)
-        assert read[2:] == ["question 0", f"question {READ_EVERY}"]
+        answers = [await post(served, ask(f"question {number}")) for number in range(EVALUATE_EVERY + 1)]
+        assert [status for status, *_ in answers] == [429] * (EVALUATE_EVERY + 1)
+        assert all("a first token within 0.2 s would take" in body["error"]["message"] for _, body, _ in answers)
+        assert all(9 <= int(headers["retry-after"]) <= 11 for *_, headers in answers)
+        assert tokenized[2:] == ["question 0", f"question {EVALUATE_EVERY}"]
         turn = asyncio.create_task(post(served, ask("turn 2"), **run))
         patient = asyncio.create_task(post(served, ask("patient"), **{"x-headway-slo": "batch"}))
         await until(lambda: len(served.gateway.queue) == 2)
         served.workers["nano-0"].release()
         assert [status for status, *_ in await asyncio.gather(first, turn, patient)] == [200] * 3
         async with served.http.get(f"{served.url}/metrics") as answer:
-            missed = next(
-                line for line in (await answer.text()).splitlines() if 'headway_slo_total{met="no",slo="inter' in line
-            )
-            assert float(missed.split()[-1]) >= READ_EVERY + 1
+            lines = (await answer.text()).splitlines()
+            missed = next(line for line in lines if 'headway_slo_total{met="no",slo="inter' in line)
+            assert float(missed.split()[-1]) >= EVALUATE_EVERY + 1

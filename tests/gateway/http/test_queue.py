@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.pipeline.dispatcher import NOT_PASSED_AFTER_S
+from gateway.pipeline.dispatch_pass import BLOCKS_AFTER_S
 from gateway.text.model_text import ModelText
 from gateway.text.prompt_encoder import Prompt
 from tests.served import Served, ask, fake, serve, until
@@ -47,15 +47,15 @@ async def test_a_full_queue_turns_away_at_once_and_says_when_to_come_back(tmp_pa
 
 async def test_what_a_full_queue_turns_away_is_not_read_and_still_counts_as_a_broken_promise(tmp_path: Path) -> None:
     async with full_queue(tmp_path) as served:
-        read, missed = served.gateway.pipeline._prompts, 'headway_slo_total{met="no",slo="interactive"} 1.0'
+        read, missed = served.gateway.pipeline.preparer._prompts, 'headway_slo_total{met="no",slo="interactive"} 1.0'
 
         async def must_not(*_: object) -> dict[str, Prompt]:
             raise AssertionError("it was read")
 
-        served.gateway.pipeline._prompts = must_not  # type: ignore[method-assign]
+        served.gateway.pipeline.preparer._prompts = must_not  # type: ignore[method-assign]
         status, body = await served.chat()
         assert status == 429 and "2 requests with" in body["error"]["message"]
-        served.gateway.pipeline._prompts = read  # type: ignore[method-assign]
+        served.gateway.pipeline.preparer._prompts = read  # type: ignore[method-assign]
         async with served.http.get(f"{served.url}/metrics") as answer:
             assert missed in (await answer.text()).splitlines()
 
@@ -68,7 +68,7 @@ async def test_a_request_that_waits_too_long_is_told_so(tmp_path: Path) -> None:
         await until(lambda: worker.num_live == 1)
         status, body = await served.chat()
         assert status == 429
-        assert "no worker had room" in body["error"]["message"]
+        assert "no worker had capacity" in body["error"]["message"]
         worker.release()
         assert (await first)[0] == 200
 
@@ -172,7 +172,7 @@ async def test_nobody_goes_past_a_long_prompt_that_waits_for_room(tmp_path: Path
         await until(lambda: worker.num_live == 1)
         tasks.append(asyncio.create_task(served.chat(ask("lamp " * 200))))
         await until(lambda: len(served.gateway.queue) == 1)
-        await asyncio.sleep(2 * NOT_PASSED_AFTER_S)
+        await asyncio.sleep(2 * BLOCKS_AFTER_S)
         tasks.append(asyncio.create_task(served.chat(ask("short"))))
         await until(lambda: len(served.gateway.queue) == 2)
         worker.release()

@@ -15,7 +15,7 @@ SERVER = """
 import os, sys
 from pathlib import Path
 from gateway.policy.load import load_policy
-from gateway.http.server import run
+from gateway.commands.serve import run
 from gateway.settings import read_settings
 
 def command(name, worker, model, socket, threads):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from backends.wire import Finished
 from gateway.metering.cost import ByTime, DeviceTime, charge, worker_usd_per_s
 from gateway.policy.schema import Policy
-from gateway.scheduling.latency_model import WorkerRates
+from gateway.policy.worker_rates import WorkerRates
 
 SLOW, FAST = WorkerRates(0.01, 1e-3, 0.02, 0.02), WorkerRates(0.001, 1e-4, 0.002, 0.002)
 DONE = Finished(

@@ -45,8 +45,8 @@ def escalating(served: Served) -> None:
     def judge(request: Request) -> dict[str, float]:
         return {"small": 0.95, "large": 1.0}
 
-    served.gateway.pipeline.estimate_quality = judge
-    served.gateway.pipeline.escalations = {"small": FITTED}
+    served.gateway.pipeline.preparer.estimate_quality = judge
+    served.gateway.pipeline.preparer.escalations = {"small": FITTED}
     served.gateway.fleet.usd_per_s["nano-0"] *= 20
 
 

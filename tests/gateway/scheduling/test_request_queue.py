@@ -132,18 +132,10 @@ def test_the_late_are_taken_out_the_longest_waiting_first() -> None:
     queue = RequestQueue(10)
     for request, deadline in ((1, 30.0), (2, 10.0), (3, 20.0)):
         queue.push(item(request, deadline=deadline))
-    assert queue.next_deadline() == 10.0
     assert [one.request for one in queue.expire(20.0)] == [2, 3]
     assert queue.cancel(1)
     assert not queue.cancel(1)
-    assert (len(queue), queue.next_deadline(), queue.uncached_tokens) == (0, None, 0)
-
-
-def test_position_is_how_many_go_before() -> None:
-    queue = RequestQueue(10)
-    for request in (1, 2, 3):
-        queue.push(item(request))
-    assert [queue.position(request) for request in (1, 2, 3, 4)] == [0, 1, 2, None]
+    assert (len(queue), queue.uncached_tokens) == (0, 0)
 
 
 def test_a_random_walk_keeps_the_counts() -> None:
@@ -206,28 +198,17 @@ def test_the_order_follows_what_is_resident_now() -> None:
     assert drained(queue) == [2, 1]
 
 
-def test_a_waiting_request_can_change_its_band() -> None:
-    queue = RequestQueue(10)
-    queue.push(item(1))
-    queue.push(item(2, band=Band.BATCH))
-    assert queue.reprioritize(2, Band.INTERACTIVE)
-    assert not queue.reprioritize(3, Band.INTERACTIVE)
-    assert drained(queue) == [2, 1]
-
-
 def test_a_random_walk_with_every_operation_keeps_the_counts() -> None:
     rng, queue = random.Random(6), RequestQueue(30, cold_after_s=50.0)
     for step in range(3000):
         known = rng.choice(queue.requests() or (0,))
-        match rng.randrange(6):
+        match rng.randrange(5):
             case 0 | 1:
                 queue.push(item(step, tenant=rng.choice("ab"), band=rng.choice(list(Band)), arrival=float(step)))
             case 2:
                 queue.pop(lambda one: one.request % 2 == 0, now=float(step), prefill_rate=20.0)
             case 3:
                 queue.refresh(known, uncached_tokens=rng.randrange(500), resident=rng.random() < 0.5)
-            case 4:
-                queue.reprioritize(known, rng.choice(list(Band)))
             case _:
                 queue.cancel(known)
         queue.check()

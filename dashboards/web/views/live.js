@@ -1,23 +1,23 @@
-// At first sight: what the last hour cost, which promise is in danger, which requests to open; and the fleet at this moment.
+// The last hour (cost, SLO burn, notable requests) and the fleet now.
 
 import { chart } from "../chart.js";
 import { figures, h, routed, runLink, section, table, tag } from "../dom.js";
 import { count, dollars, moment, percent, seconds, unitNote, words } from "../format.js";
 
-export const title = "Now";
+export const title = "Live";
 export const refresh_s = 3;
 
-const LOOK_EVERY_MS = 15000;
+const SUMMARY_EVERY_MS = 15000;
 const EMPTY = "Curves begin with the second sample, ten seconds after the start.";
-const view = { looked: null, looked_at: 0 };
+const view = { summary: null, summary_at: 0 };
 
 export async function load({ get }) {
-  const [now, fleet] = await Promise.all([get("now"), get("workers")]);
-  if (!view.looked || Date.now() - view.looked_at > LOOK_EVERY_MS) {
-    view.looked = await get("attention", { hours: 1 });
-    view.looked_at = Date.now();
+  const [live, fleet] = await Promise.all([get("live"), get("workers")]);
+  if (!view.summary || Date.now() - view.summary_at > SUMMARY_EVERY_MS) {
+    view.summary = await get("summary", { hours: 1 });
+    view.summary_at = Date.now();
   }
-  return { ...now, workers: fleet.workers, ...view.looked };
+  return { ...live, workers: fleet.workers, ...view.summary };
 }
 
 export function draw(body, data, { me }) {
@@ -36,11 +36,11 @@ export function draw(body, data, { me }) {
       ["Spent in the last hour", unit.text(totals.usd), totals.runs ? `${count(totals.runs)} runs, ${unit.text(totals.usd / totals.runs)} each` : "no run"],
       ["Saved by cache", unit.text(totals.saved_usd), `${percent(totals.cached_tokens, totals.prompt_tokens)} of prompt tokens`],
       routed(totals.usd, totals.all_large_usd, unit, percent),
-      danger(data.classes),
+      burning(data.classes),
       ["Waiting", count(data.queue), `${count(running)} running, ${count(data.runs)} live runs`, data.queue > 0 ? "warn" : null],
       ["Workers up", `${up} of ${workers.length}`, `${price.text(all)} an hour${latest ? `, ${percent(latest.busy_usd_per_h, latest.busy_usd_per_h + latest.idle_usd_per_h)} busy` : ""}`, up < workers.length ? "bad" : null],
     ),
-    section("Requests to open", table("Requests to open", looks(data, me), data.to_open, { empty: "Nothing was asked in the last hour." })),
+    section("Notable requests", table("Notable requests", notableColumns(data, me), data.notable, { empty: "Nothing was asked in the last hour." })),
     section("Workers", table("Workers", columns(latest, perHour), workers, { empty: "The policy names no worker." })),
     h("div", { class: "pair" },
       chart("Busy, by worker", samples.map((one) => one.at), perWorker(workers, samples), (value) => percent(value, 1), { empty: EMPTY, highest: 1.04 }),
@@ -54,26 +54,26 @@ export function draw(body, data, { me }) {
 }
 
 // The class that uses up its allowance fastest; 1 is just in time.
-function danger(classes) {
+function burning(classes) {
   const [worst] = classes;
-  if (!worst) return ["Promises", "–", "none was made"];
-  const [said, tone] = worst.burn > 1 ? ["breaks", "bad"] : worst.burn > 0.5 ? ["in danger", "warn"] : ["kept", null];
-  return [`Promise ${said}`, percent(worst.met, worst.counted, worst.met === worst.counted ? 0 : 1), `${worst.slo}, burns ${worst.burn.toFixed(1)}×`, tone];
+  if (!worst) return ["SLO", "–", "no request with an SLO"];
+  const [state, tone] = worst.burn > 1 ? ["missed", "bad"] : worst.burn > 0.5 ? ["at risk", "warn"] : ["met", null];
+  return [`SLO ${state}`, percent(worst.met, worst.counted, worst.met === worst.counted ? 0 : 1), `${worst.slo}, burns ${worst.burn.toFixed(1)}×`, tone];
 }
 
-const WHY = { failed: ["failed", "bad"], broken: ["promise broken", "warn"], dearest: ["dearest", null] };
+const WHY = { failed: ["failed", "bad"], slo_missed: ["SLO missed", "warn"], costliest: ["costliest", null] };
 
-function looks({ to_open }, me) {
-  const unit = dollars(to_open.map((one) => one.usd));
+function notableColumns({ notable }, me) {
+  const unit = dollars(notable.map((one) => one.usd));
   return [
     { title: "Why", cell: (one) => tag(...WHY[one.why]) },
     { title: "Request of run", cell: (one) => h("a", { id: `open-${one.why}-${one.request}`, class: "mono clip", title: one.request, href: runLink(one.tenant, one.run, one.request) }, one.run) },
-    me.operator && new Set(to_open.map((one) => one.tenant)).size > 1 && { title: "Tenant", cell: (one) => one.tenant, optional: true },
+    me.operator && new Set(notable.map((one) => one.tenant)).size > 1 && { title: "Tenant", cell: (one) => one.tenant, optional: true },
     { title: `Cost, ${unit.unit}`, num: true, cell: (one) => unit.number(one.usd) },
     { title: "First token", num: true, cell: (one) => (one.why === "failed" ? "–" : seconds(one.ttft_s)) },
     { title: "Total", num: true, cell: (one) => seconds(one.total_s) },
     { title: "Model", cell: (one) => one.model || "–", optional: true },
-    { title: "Promise", cell: (one) => one.slo || "–", optional: true },
+    { title: "SLO", cell: (one) => one.slo || "–", optional: true },
     { title: "Ended with", cell: (one) => words(one.status), optional: true },
     { title: "When", num: true, cell: (one) => moment(one.at) },
   ].filter(Boolean);

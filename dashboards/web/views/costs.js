@@ -4,7 +4,7 @@ import { chart } from "../chart.js";
 import { choice, figures, h, routed, runLink, section, table, weighed } from "../dom.js";
 import { count, dollars, percent, seconds, unitNote } from "../format.js";
 
-export const title = "Money";
+export const title = "Costs";
 export const refresh_s = 30;
 export const windowed = true;
 
@@ -12,7 +12,7 @@ const view = { by: "model" };
 const BY = [["model", "Model"], ["tenant", "Tenant"], ["run", "Run"], ["day", "Day"]];
 
 export function load({ get, hours }) {
-  return get("money", { by: view.by, hours: hours() });
+  return get("costs", { by: view.by, hours: hours() });
 }
 
 export function draw(body, data, context) {
@@ -27,7 +27,7 @@ export function draw(body, data, context) {
       ["Charged", total.text(usd), `${count(sum(lines, "requests"))} requests`],
       routed(usd, large, total, percent),
       ["Saved by cache", total.text(saved), `${percent(sum(lines, "cached_tokens"), sum(lines, "prompt_tokens"))} of prompt tokens`],
-      context.me.operator && ["Idle", total.text(stood), idle.length ? `${percent(sum(idle, "idle_s"), sum(idle, "idle_s") + sum(idle, "busy_s"))} of device time` : "told every 30 s"],
+      context.me.operator && ["Idle", total.text(stood), idle.length ? `${percent(sum(idle, "idle_s"), sum(idle, "idle_s") + sum(idle, "busy_s"))} of device time` : "recorded every 30 s"],
     ),
     chart(`Dollars per ${step(data.step_s)}`, series.map((one) => one.at), [
       { label: "charged", values: series.map((one) => one.usd), fill: true },
@@ -40,7 +40,7 @@ export function draw(body, data, context) {
         context.again().then(() => body.querySelector(`input[name=by][value=${by}]`)?.focus());
       })),
       table("Charged", columns(lines, data.by, context), lines, { empty: "Nothing was charged in this time.", total: (column) => column.total?.() })),
-    context.me.operator ? section("Idle", table("Device time by worker", idleColumns(idle), idle, { empty: "No worker has told of its time yet." })) : null,
+    context.me.operator ? section("Idle", table("Device time by worker", idleColumns(idle), idle, { empty: "No worker has reported its device time yet." })) : null,
     h("p", { class: "note" }, `Charged and idle are measured: requests + unattributed + idle = price × time. Saved is an estimate by ${data.methods.saved}`,
       ` (cached tokens at the worker's rate for uncached ones), all on large by ${data.methods.all_large} (the same tokens on the best tier, equally cached).`,
       ` ${unitNote(total, ...["usd", "saved_usd"].map((name) => dollars(lines.map((line) => line[name]))))} The same table on the command line: `, h("code", {}, `headway cost --by ${data.by}`), ", with ", h("code", {}, "--csv"), " in FOCUS columns."),
@@ -64,7 +64,7 @@ function columns(lines, by, { me }) {
   const largest = Math.max(...lines.map((line) => line.usd));
   const name = (line) => (by === "run" && line.key
     ? h("a", { class: "mono clip", title: line.key, href: runLink(line.tenant, line.key) }, line.key)
-    : line.key || h("span", { class: "note" }, "(turned away)"));
+    : line.key || h("span", { class: "note" }, "(rejected)"));
   return [
     { title: by[0].toUpperCase() + by.slice(1), head: true, cell: name, total: () => "Sum" },
     by === "run" && me.operator && { title: "Tenant", cell: (line) => line.tenant, optional: true },
