@@ -45,7 +45,7 @@ lock: .venv-lock/.done
 
 .venv/.python .venv-latest/.python .venv-lock/.python .venv-frameworks/.python .venv-phoenix/.python .venv-wheel/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null || { \
-		echo "headway: $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1), Python 3.11, 3.12 or 3.13 is needed: name one with make PYTHON=python3.12" >&2; exit 1; }
+		echo "headway: $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1), Python 3.11, 3.12 or 3.13 is needed: name one with make run PYTHON=python3.12" >&2; exit 1; }
 	@echo "headway: creating $(@D)" >&2
 	@$(PYTHON) -m venv $(@D)
 	@touch $@

@@ -66,7 +66,7 @@ def pins(text: str) -> dict[str, str]:
 
 
 def bounds_of(pyproject: str) -> str:
-    engine = tomllib.loads(pyproject)["project"]["optional-dependencies"]["engine"]
+    engine: list[str] = tomllib.loads(pyproject)["project"]["optional-dependencies"]["engine"]
     return next(one for one in engine if one.startswith("torch>"))
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from gateway.fleet.fleet import Fleet
 from gateway.pipeline.pending import PendingRequest
 from gateway.scheduling.admission import QueueEstimate
-from gateway.scheduling.dequeue_rate import DequeueRate
-from gateway.scheduling.request_queue import Band
+from gateway.scheduling.request_queue import Band, DequeueRate
 from gateway.scheduling.ttft_margin import TtftMargin
 
 

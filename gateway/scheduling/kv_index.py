@@ -1,9 +1,11 @@
-"""Which pages are where: what each worker said it holds, in the order it said so. Bounded.
+"""Index of the KV pages on each worker, built from the workers' cache frames in order. Bounded.
 
 stored/removed/reset ──▶ apply ──▶ pages[worker][name] = sequence of the frame that stored it
-a gap in the sequence drops what is known of that worker until its next reset: to know less is safe, to know wrong is not
-when it is full, the largest worker is thinned: of its names only every second one is kept, chosen by the name itself, so
-that what a worker holds of a prompt is known to a few pages. Whoever holds a page holds all before it: lengths are bisected.
+
+A gap in the sequence drops the entries of that worker until its next reset: missing entries are safe, wrong ones are not.
+When the index is full, the largest worker is thinned: every second of its page hashes is kept, selected by the hash itself.
+The cached length of a prompt is then exact to a few pages. A worker with a page has all pages before it, so lengths are
+found by bisection.
 """
 
 from bisect import bisect_left
@@ -15,7 +17,7 @@ from backends.wire import Cache, split_hashes
 
 
 class KvIndex:
-    """An index of page names per worker; `max_pages` bounds all workers together."""
+    """An index of page hashes by worker. `max_pages` bounds all workers together."""
 
     def __init__(self, max_pages: int) -> None:
         self._max_pages = max_pages
@@ -24,20 +26,20 @@ class KvIndex:
         self._sequence: dict[str, int] = {}
         self._holders: dict[bytes, str | set[str]] = {}
         self._sparse: dict[str, int] = {}
-        """Of the workers that were thinned: one name in so many is kept, a power of two."""
+        """By thinned worker: one hash in so many is kept. A power of two."""
 
     def __len__(self) -> int:
         return self._num_pages
 
     def sequence(self, worker: str) -> int:
-        """Of the last frame taken in, for `repair(since=...)`; -1 when nothing is known."""
+        """Return the sequence of the last applied frame, for `repair(since=...)`. -1 without any."""
         return self._sequence.get(worker, -1)
 
     def num_pages(self, worker: str) -> int:
         return len(self._pages.get(worker, ()))
 
     def apply(self, worker: str, cache: Cache) -> bool:
-        """Takes frames in order. False after a gap: nothing is known of the worker until a frame with `reset`."""
+        """Apply a frame. Return False after a gap: the worker then has no entries until a frame with `reset`."""
         if cache.reset:
             self.forget(worker)
         elif worker not in self._sequence:
@@ -55,35 +57,35 @@ class KvIndex:
         return True
 
     def cached_tokens(self, worker: str, page_hashes: Sequence[bytes], page_size: int) -> int:
-        """Leading tokens of a prompt that are resident; `names` are those of its full pages (wire.page_names)."""
+        """Return the number of leading tokens of a prompt that are resident. `page_hashes` are those of its full pages."""
         pages = self._pages.get(worker)
         if not pages:
             return 0
         return _deepest(page_hashes, self._sparse.get(worker, 1), pages.__contains__) * page_size
 
     def holders(self, page_hashes: Sequence[bytes], most: int = 16) -> dict[str, int]:
-        """The workers that hold most of a prompt, and how many of its leading pages. Those that hold less than `most`
-        others do may be left out."""
-        found: dict[str, int] = {}
+        """Return the workers with the longest resident prefix, and its length in pages. A worker may be missing if `most`
+        others have more pages."""
+        pages_by_worker: dict[str, int] = {}
         sparse, high = max(self._sparse.values(), default=1), len(page_hashes)
         holds: Callable[[bytes], bool] = self._holders.__contains__
-        while len(found) < most:
+        while len(pages_by_worker) < most:
             depth = _deepest(page_hashes, sparse, holds, high)
             if depth == 0:
                 break
             holders = self._holders[page_hashes[depth - 1]]
             for worker in (holders,) if isinstance(holders, str) else holders:
-                found.setdefault(worker, depth)
-            high, holds = depth - 1, lambda name: self._num_holders(name) > len(found)
-        return found
+                pages_by_worker.setdefault(worker, depth)
+            high, holds = depth - 1, lambda name: self._num_holders(name) > len(pages_by_worker)
+        return pages_by_worker
 
     def repair(
         self, worker: str, page_hashes: Sequence[bytes], cached: int, *, page_size: int = 16, since: int | None = None
     ) -> None:
-        """Corrects the index with a `Finished.num_cached_tokens`, the truth at the time when the request was admitted.
+        """Correct the index by a `Finished.num_cached_tokens`, which is exact at the time of the request's admission.
 
-        The first `cached` tokens were resident. With `since`, the sequence at submission, later pages that the index
-        claimed even then, and that were not stored anew, are taken out.
+        The first `cached` tokens were resident. `since` is the sequence at submission: later pages that were indexed by
+        then, and not stored again after, are removed.
         """
         pages = self._pages.get(worker)
         if pages is None:
@@ -95,7 +97,7 @@ class KvIndex:
             self.deny(worker, page_hashes[resident:], since)
 
     def deny(self, worker: str, page_hashes: Sequence[bytes], since: int) -> None:
-        """These were not there at submission: what was claimed even then is taken out."""
+        """Remove pages that were missing at submission, unless a frame after `since` stored them."""
         pages = self._pages.get(worker, {})
         for name in page_hashes:
             if pages.get(name, since + 1) <= since:
@@ -103,7 +105,7 @@ class KvIndex:
                 self._no_holder(name, worker)
 
     def forget(self, worker: str) -> None:
-        """The worker is gone, or its next frame is a reset."""
+        """Drop all entries of a worker that is gone, or whose next frame is a reset."""
         for name in self._pages.pop(worker, ()):
             self._no_holder(name, worker)
         self._sequence.pop(worker, None)
@@ -122,7 +124,9 @@ class KvIndex:
     def _thin(self, worker: str) -> None:
         sparse = self._sparse[worker] = 2 * self._sparse.get(worker, 1)
         pages = self._pages[worker]
-        self._pages[worker] = {name: stored for name, stored in pages.items() if _is_kept(name, sparse)}  # a smaller table
+        self._pages[worker] = {
+            name: stored for name, stored in pages.items() if _is_kept(name, sparse)
+        }  # a new dict, as a dict never shrinks
         for name in pages.keys() - self._pages[worker].keys():
             self._no_holder(name, worker)
 
@@ -149,22 +153,22 @@ class KvIndex:
         self._num_pages -= 1
 
     def check(self) -> None:
-        """Asserts the invariants; for tests."""
+        """Assert the invariants. For tests."""
         assert self._num_pages == sum(map(len, self._pages.values())) <= self._max_pages
         assert self._pages.keys() == self._sequence.keys()
-        held = {(name, worker) for worker, pages in self._pages.items() for name in pages}
-        sets = ((name, {one} if isinstance(one, str) else one) for name, one in self._holders.items())
-        assert held == {(name, worker) for name, workers in sets for worker in workers}
-        assert all(_is_kept(name, self._sparse.get(worker, 1)) for name, worker in held)
+        entries = {(name, worker) for worker, pages in self._pages.items() for name in pages}
+        sets = ((name, {holders} if isinstance(holders, str) else holders) for name, holders in self._holders.items())
+        assert entries == {(name, worker) for name, workers in sets for worker in workers}
+        assert all(_is_kept(name, self._sparse.get(worker, 1)) for name, worker in entries)
 
 
 def of_host(cache: Cache) -> Cache:
-    """The same frame as an index of host tiers takes it."""
+    """Return the same frame for an index of host caches."""
     return structs.replace(cache, stored=cache.host_stored, removed=cache.host_removed)
 
 
 def reload_credit(tokens: int, *, reload_s_per_token: float, prefill_s_per_token: float) -> int:
-    """As how many cached tokens those of the host tier count: all but the time that their reload takes."""
+    """Return the number of cached tokens that `tokens` in the host cache count as: all but their reload time."""
     if prefill_s_per_token <= 0:
         return 0
     return int(tokens * max(0.0, 1.0 - reload_s_per_token / prefill_s_per_token))
@@ -175,9 +179,9 @@ def _is_kept(name: bytes, sparse: int) -> bool:
 
 
 def _deepest(page_hashes: Sequence[bytes], sparse: int, holds: Callable[[bytes], bool], high: int | None = None) -> int:
-    """How many leading pages are held, as far as kept names tell. `holds` is true of some first names and of none behind,
-    nor of any from `high` on."""
-    low, high = 0, len(page_hashes) if high is None else high  # names before `low` are held; none from `high` on is
+    """Return the number of leading pages for which `holds`, as far as kept hashes show. `holds` must be true for a prefix
+    of the hashes, and false from `high` on."""
+    low, high = 0, len(page_hashes) if high is None else high  # all before `low` are held, none from `high` on
     if sparse == 1:
         if high == 0 or not holds(page_hashes[0]):
             return 0

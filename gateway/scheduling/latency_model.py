@@ -1,7 +1,7 @@
-"""What a worker will take for the next request, learned from what it reported of the last ones.
+"""Prediction of queue, prefill and decode time of a worker, learned from its reports of finished requests.
 
-Pure: time is an argument. Starts from a guess, then from the step model in the worker's first `Load`, which it has from steps
-of its own (backends/worker/profile_steps.py); any report of a request overrules both.
+Pure: time is an argument. The model starts from a guess, then from the step model in the worker's first `Load`, which the
+worker fits to steps of its own (backends/worker/profile_steps.py). The first report of a request overrides both.
 """
 
 import math
@@ -13,7 +13,7 @@ from gateway.policy.worker_rates import WorkerRates
 from gateway.routing.decision import WorkerView
 
 _FORGET = 0.98
-"""Weight that a finished request keeps when the next one comes: about the last 50 count."""
+"""Weight that a finished request keeps at each following one: about the last 50 requests count."""
 _PRIOR_WEIGHT = 0.02
 LOAD_IS_FRESH_S = 5.0
 Phase = Literal["wait", "prefill", "decode", "ttft"]
@@ -21,23 +21,24 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 COLD = WorkerRates(overhead_s=0.002, prefill_s_per_token=1e-4, tpot_s=0.005, decode_device_s_per_token=0.005)
-"""Of a worker nothing is known of. Only the order of magnitude matters: the first report replaces it."""
+"""Rates of a worker without any report. Only the order of magnitude matters: the first report replaces them."""
 
 
 def cold_rates(weight_bytes: int) -> WorkerRates:
-    """A first guess from the size of the weights: a token moves them once at 10 GB/s, and prefill shares that among 8.
+    """Return a first guess from the size of the weights: a token reads them once at 10 GB/s, and prefill shares that among
+    8.
 
-    Both numbers are a laptop's; what counts is that a larger model is expected to be slower until it has been seen.
+    Both numbers are from a laptop. A larger model must only be predicted to be slower until its first report.
     """
     step_s = 3e-4 + weight_bytes / 10e9
     return WorkerRates(step_s, step_s / 8, step_s, step_s)
 
 
 class _LinearFit:
-    """y = intercept + slope * x, neither below zero: weighted least squares over sums that forget.
+    """y = intercept + slope * x, neither below zero: weighted least squares over decaying sums.
 
-    The starting line keeps a small weight for ever, which decides the split where x never varies.
-    Noise grows with x, so an observation weighs 1 / (1 + x / scale)^2.
+    The starting line keeps a small constant weight, which decides the split if x never varies. Noise grows with x, so an
+    observation weighs 1 / (1 + x / scale)^2.
     """
 
     def __init__(self, intercept: float, slope: float, scale: float) -> None:
@@ -70,7 +71,7 @@ class _LinearFit:
 
 
 class _Mean:
-    """A weighted mean that forgets; the starting value has the weight of one small request."""
+    """A decaying weighted mean. The starting value has the weight of one small request."""
 
     def __init__(self, value: float) -> None:
         self._sum, self._weight = value, 1.0
@@ -85,8 +86,8 @@ class _Mean:
 
 
 class Errors:
-    """By how much predictions were too short (seconds, below zero where they were too long): their mean and their deviation,
-    forgetting. Both start at zero with the weight of one request: what was never seen wrong is believed."""
+    """Decaying mean and deviation of actual minus predicted time, in seconds. Both start at zero with the weight of one
+    request."""
 
     def __init__(self) -> None:
         self._mean, self._square = _Mean(0.0), _Mean(0.0)
@@ -111,11 +112,11 @@ class _Expected(NamedTuple):
 
 
 class LatencyPredictor:
-    """One worker's rates and backlog, and in `errors` how wrong they were by phase (`decode` is of one token, `ttft` of wait
-    and prefill together).
+    """Rates and backlog of one worker. `errors` are by phase: `decode` is of one token, `ttft` of wait and prefill
+    together.
 
-    The backlog is kept by the gateway's own counters (`submitted`, `observe_finished`); a fresh `Load` can only raise it,
-    which is how another gateway's work shows, and a stale one is left out. `changed` is called whenever its view may have.
+    The gateway's own counters keep the backlog (`submitted`, `observe_finished`). A fresh `Load` can only raise it, which
+    accounts for other gateways; a stale one is ignored. `changed` is called when the view may have changed.
     """
 
     def __init__(self, prior: WorkerRates | None = None, *, changed: Callable[[], None] = lambda: None) -> None:
@@ -140,11 +141,11 @@ class LatencyPredictor:
 
     @property
     def running(self) -> int:
-        """Requests submitted by this gateway and not finished."""
+        """Number of unfinished requests of this gateway."""
         return len(self._pending)
 
     def submitted(self, request: int, uncached_tokens: int, *, wait_s: float = 0.0) -> None:
-        """`wait_s` is what `wait_s()` said just before."""
+        """Record a submitted request. `wait_s` is the result of `wait_s()` just before."""
         rates = self.rates
         prefill_s = rates.overhead_s + uncached_tokens * rates.prefill_s_per_token
         self._expected[request] = _Expected(wait_s, prefill_s, rates.tpot_s)
@@ -152,13 +153,13 @@ class LatencyPredictor:
         self._changed()
 
     def first_token(self, request: int) -> None:
-        """Its prefill is done and delays nobody any more."""
+        """Record that the prefill of a request is finished, so it no longer counts as backlog."""
         if request in self._pending:
             self._pending[request] = 0
             self._changed()
 
     def lost(self) -> None:
-        """The link dropped: nothing of ours runs there."""
+        """Clear the backlog after the link dropped."""
         self._pending.clear()
         self._expected.clear()
         self._load = None
@@ -176,7 +177,7 @@ class LatencyPredictor:
         if finished.prefill_device_s > 0:
             uncached = max(1, finished.num_prompt_tokens - finished.num_cached_tokens)
             self._prefill.observe(uncached, finished.prefill_device_s)
-        steps = finished.num_output_tokens - 1  # the first token comes out of prefill
+        steps = finished.num_output_tokens - 1  # prefill computes the first token
         if steps > 0:
             self._decode.observe(max(0.0, finished.device_s - finished.prefill_device_s) / steps, steps)
             if finished.decode_s > 0:
@@ -199,7 +200,8 @@ class LatencyPredictor:
             self._start(WorkerRates(max(step_s, 0.0), token_s, step_s + token_s, step_s + token_s))
 
     def wait_s(self, *, max_sequences: int, queued_tokens: int, now: float) -> float:
-        """Until a new request's prefill begins: the prefills before it, and a turn at a seat when all are taken."""
+        """Return the seconds until a new request's prefill starts: the prefills before it, and its wait for a seat if none
+        is free."""
         return self._wait_s(self.rates, sum(self._pending.values()), max_sequences, queued_tokens, now)
 
     def _wait_s(self, rates: WorkerRates, pending_tokens: int, max_sequences: int, queued_tokens: int, now: float) -> float:
@@ -212,8 +214,8 @@ class LatencyPredictor:
         return tokens * rates.prefill_s_per_token + seat_s
 
     def turns_s(self, num_ahead: float) -> float:
-        """Until so many requests that wait before it have begun: while some wait, they begin as fast as others end, which by
-        Little's law is how many run over how long each takes."""
+        """Return the seconds until `num_ahead` waiting requests have started. By Little's law requests finish, and so
+        start, at the rate of running requests over the service time."""
         return self._service.value * num_ahead / max(1, len(self._pending))
 
     def view(
@@ -229,7 +231,7 @@ class LatencyPredictor:
         now: float,
         queued_tokens: int = 0,
     ) -> WorkerView:
-        """`queued_tokens` are uncached prompt tokens that wait in the gateway for this worker."""
+        """Return the worker's view. `queued_tokens` are uncached prompt tokens that wait in the gateway for this worker."""
         rates, pending_tokens = self.rates, sum(self._pending.values())
         return WorkerView(
             worker=worker,
@@ -248,7 +250,7 @@ class LatencyPredictor:
 
 
 class OutputLengths:
-    """How many tokens an answer is expected to take: a forgetting mean for each kind of request (bounded)."""
+    """Expected number of output tokens: a decaying mean for each kind of request, at most `max_kinds`."""
 
     def __init__(self, first_guess: float = 32.0, max_kinds: int = 64) -> None:
         self._first_guess = first_guess

@@ -1,13 +1,13 @@
-"""Requests that wait for a worker, and which goes next. Pure and bounded.
+"""Requests that wait for a worker, and their order. Pure and bounded. `DequeueRate` estimates how fast they start.
 
-overdue   a cold one that has waited too long, the first come first, while a bounded share of all prefill work lasts
-due       one whose promise is half used up and can still be kept: the tenant with the least work, then who is due first
+overdue   a cold request that has waited too long, in order of arrival, within a bounded share of all prefill work
+due       an SLO that is half used up and can still be kept: the tenant with the least work, then the earliest due
 band      interactive > agent turn and new run > batch
 in a band the tenant with the least uncached work per weight; of its requests
   resident  first, the run with the least attained service
-  cold      then, in order of arrival plus half of the time that their runs have been served
+  cold      then, in order of arrival plus half of the attained service of their runs
 
-Each tenant's requests of a band are kept in order; the order of tenants, which every request changes, is made at the taking.
+The requests of each tenant and band are kept sorted. Tenants are sorted in `pop`, as every request changes their order.
 """
 
 import math
@@ -19,17 +19,26 @@ from itertools import chain
 import msgspec
 
 COLD_AFTER_S = 600.0
-"""A cold request that has waited so long may go first, see docs/runs.md; aging of every request collapses throughput."""
+"""Seconds after which a cold request may precede others, see docs/runs.md. Aging of every request collapses throughput.
+Measured in docs/log.md (Order and retention of runs, in simulation)."""
 COLD_SHARE = 0.25
+"""Share of the prefill rate that overdue requests may use. Measured in docs/log.md (Order and retention of runs, in
+simulation)."""
 SERVED_WEIGHT = 0.5
-"""By so much of its attained service a cold request stands back: one that was served for a minute lets those by that come in
-the next half. From 0.25 to 1 it makes no difference to throughput, see docs/runs.md."""
+"""Factor on a cold request's attained service that is added to its arrival. After a minute of service it yields to requests
+that arrive up to half a minute later. Throughput is the same from 0.25 to 1, see docs/runs.md."""
 _COLD_SAVED_S = 60.0
-"""The cold budget saves up at most what it earns in this time; one request may overdraw it."""
+"""Seconds of income that the cold budget saves at most. One request may overdraw it."""
+
+DEQUEUE_HALF_LIFE_S = 20.0
+"""Half-life of observations, in seconds during which a request waited."""
+ASSUMED_STARTS = 2.0
+"""Starts assumed in advance: a first short wait then weighs little, and a long one without any start much. Measured in
+docs/log.md (Batch work under overload)."""
 
 
 class Band(IntEnum):
-    """Lower runs first; a new run waits in one line with turns of others, and is the first of them to be shed."""
+    """Priority band. Lower ones run first. A new run shares a line with turns of others and is shed before them."""
 
     INTERACTIVE = 0
     AGENT_TURN = 1
@@ -42,8 +51,8 @@ class Band(IntEnum):
 
 
 class QueuedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request in the queue. `attained_s` is its run's work so far, in seconds of a worker; `deadline` is when waiting is
-    pointless."""
+    """One request in the queue. `attained_s` is its run's work so far, in seconds of a worker. `deadline` is the time at
+    which it expires."""
 
     request: int
     tenant: str
@@ -56,14 +65,14 @@ class QueuedRequest(msgspec.Struct, frozen=True, kw_only=True):
     attained_s: float = 0.0
     num_bytes: int = 0
     admitted_run: bool = False
-    """It continues a run, and does not give way."""
+    """Whether it continues an admitted run. Such a request is never evicted."""
     due: float = math.inf
     slo_missed_at: float = math.inf
-    """From `due` on it goes before what is not, until `broken`, when its promise is."""
+    """From `due` until `slo_missed_at` it precedes requests that are not due."""
 
 
 _Place = tuple[bool, float, float, int]
-"""Within its tenant and band."""
+"""Sort key within a tenant and band."""
 
 
 def _place(item: QueuedRequest) -> _Place:
@@ -72,9 +81,10 @@ def _place(item: QueuedRequest) -> _Place:
 
 
 class RequestQueue:
-    """At most `max_waiting` requests, `max_tokens` of them uncached and `max_bytes`; one alone may be larger.
+    """At most `max_waiting` requests, `max_tokens` uncached tokens and `max_bytes`. A single request may be larger.
 
-    `weights` of tenants default to one. `cold_share` is of the prefill rate."""
+    `weights` of tenants default to one. `cold_share` is of the prefill rate.
+    """
 
     def __init__(
         self,
@@ -95,16 +105,16 @@ class RequestQueue:
         self._per_tenant: dict[str, int] = {}
         self._lines: dict[tuple[Band, str], list[_Place]] = {}
         self._cold: list[tuple[float, int]] = []
-        """Those that are not resident, by arrival."""
+        """Requests that are not resident, by arrival."""
         self._with_slo: dict[int, QueuedRequest] = {}
-        """Those that are due at some time."""
+        """Requests with a finite `due`."""
         self._uncached = self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Shares from now on; work that was charged stays charged."""
+        """Set the weights from now on. Work already charged stays charged."""
         self._weights = weights
 
     def weight(self, tenant: str) -> float:
@@ -112,18 +122,18 @@ class RequestQueue:
 
     @property
     def uncached_tokens(self) -> int:
-        """Of all that wait."""
+        """Number of uncached tokens of all waiting requests."""
         return self._uncached
 
     def push(self, item: QueuedRequest) -> bool:
-        """False when the queue is full. A request that is already there is replaced and keeps its arrival."""
+        """Add a request, or replace the one with the same number and keep its arrival. Return False if the queue is full."""
         old = self._waiting.get(item.request)
         if old is None and self._has_no_space(item):
             return False
         if old is not None:
             self._take(old)
             item = msgspec.structs.replace(item, arrival=old.arrival)
-        if item.tenant not in self._per_tenant:  # whoever was away has saved up nothing
+        if item.tenant not in self._per_tenant:  # an absent tenant has saved up nothing
             floor = min((self._work[tenant] for tenant in self._per_tenant), default=0.0)
             self._work = {tenant: self._work[tenant] for tenant in self._per_tenant} | {
                 item.tenant: max(self._work.get(item.tenant, 0.0), floor)
@@ -136,8 +146,8 @@ class RequestQueue:
         return True
 
     def evict_for(self, newcomer: QueuedRequest) -> QueuedRequest | None:
-        """Takes out the last that came of the lowest band, for a turn of a run that was admitted; for anything else only one of
-        the tenant with most in the queue for its weight, where that is not the newcomer's own."""
+        """Remove and return the latest request of the lowest band. A turn of an admitted run evicts from any tenant;
+        another request only from the tenant with the most requests per weight, and never from its own tenant."""
         others = (item for item in self._waiting.values() if not item.admitted_run)
         if not newcomer.admitted_run:
             heaviest = self._heavier(newcomer.tenant)
@@ -150,11 +160,11 @@ class RequestQueue:
         return last
 
     def is_full_for(self, tenant: str) -> bool:
-        """As many wait as may, and for another one of the tenant nobody would give way but to a turn of an admitted run."""
+        """Return whether the queue is full, and only a turn of an admitted run of this tenant could evict a request."""
         return 0 < self._max_waiting <= len(self._waiting) and self._heavier(tenant) is None
 
     def _heavier(self, tenant: str) -> str | None:
-        """Who has most in the queue for its weight, if that is more than the tenant would have with one more."""
+        """Return the tenant with the most waiting requests per weight, if that exceeds this tenant's with one more request."""
         heaviest = max(self._per_tenant, key=self._largest_tenant, default=tenant)
         mine = (self._per_tenant.get(tenant, 0) + 1) / self.weight(tenant)
         return heaviest if self._largest_tenant(heaviest) > mine else None
@@ -177,10 +187,10 @@ class RequestQueue:
         prefill_rate: float = 0.0,
         closed: Callable[[str, Band], bool] = lambda tenant, band: False,
     ) -> QueuedRequest | None:
-        """The first in order for which `ready` holds, charged to its tenant; None when there is no such one. Of a tenant's band
-        that is `closed` no more is looked at.
+        """Remove, charge and return the first request in order that is `ready`, or None. A tenant's band is skipped once it
+        is `closed`.
 
-        `prefill_rate` is in tokens a second, of all workers together.
+        `prefill_rate` is in tokens per second, of all workers together.
         """
         self._earn(now, prefill_rate)
         for item in self._overdue(now):
@@ -203,11 +213,11 @@ class RequestQueue:
         return [self._waiting[request] for arrival, request in self._cold if now - arrival >= self._cold_after_s]
 
     def _due(self, now: float) -> list[QueuedRequest]:
-        due = (one for one in self._with_slo.values() if one.due <= now < one.slo_missed_at)
-        return sorted(due, key=lambda one: (self._work[one.tenant], one.due, one.request))
+        due = (item for item in self._with_slo.values() if item.due <= now < item.slo_missed_at)
+        return sorted(due, key=lambda item: (self._work[item.tenant], item.due, item.request))
 
     def _in_order(self, closed: Callable[[str, Band], bool]) -> Iterator[QueuedRequest]:
-        """Lazily: mostly the first is taken, and then no more is asked for."""
+        """Yield requests lazily, as mostly the first one is taken."""
         lines = sorted((band, self._work[tenant], tenant, line) for (band, tenant), line in self._lines.items())
         for band, _, tenant, line in lines:
             for place in line:
@@ -233,7 +243,7 @@ class RequestQueue:
         self._with_slo.pop(item.request, None)
 
     def _put(self, item: QueuedRequest) -> None:
-        """In the place of what waits under its number."""
+        """Replace the waiting request with the same number."""
         self._step_out(self._waiting[item.request])
         self._waiting[item.request] = item
         self._line_up(item)
@@ -244,25 +254,25 @@ class RequestQueue:
         return item
 
     def requests(self) -> tuple[int, ...]:
-        """In order of coming."""
+        """Return the request numbers in order of arrival in this queue."""
         return tuple(self._waiting)
 
     def refresh(self, request: int, *, uncached_tokens: int, resident: bool) -> None:
-        """What is resident of it has changed while it waited."""
+        """Update the resident part of a waiting request."""
         item = self._waiting.get(request)
         if item is not None and (item.uncached_tokens, item.resident) != (uncached_tokens, resident):
             self._uncached += uncached_tokens - item.uncached_tokens
             self._put(msgspec.structs.replace(item, uncached_tokens=uncached_tokens, resident=resident))
 
     def cancel(self, request: int) -> bool:
-        """False when it does not wait (any more)."""
+        """Remove a request. Return False if it does not wait."""
         item = self._waiting.get(request)
         if item is not None:
             self._take(item)
         return item is not None
 
     def expire(self, now: float) -> list[QueuedRequest]:
-        """Takes out and returns those whose deadline has passed, the longest waiting first."""
+        """Remove and return the requests past their deadline, the longest waiting first."""
         late = sorted((w for w in self._waiting.values() if w.deadline <= now), key=lambda w: (w.arrival, w.request))
         for item in late:
             self._take(item)
@@ -278,7 +288,7 @@ class RequestQueue:
             del self._per_tenant[item.tenant]
 
     def check(self) -> None:
-        """Asserts the invariants; for tests."""
+        """Assert the invariants. For tests."""
         assert len(self._waiting) <= self._max_waiting
         assert self._uncached == sum(item.uncached_tokens for item in self._waiting.values())
         assert self._bytes == sum(item.num_bytes for item in self._waiting.values())
@@ -290,3 +300,34 @@ class RequestQueue:
         assert all(line == sorted(line) for line in self._lines.values())
         assert self._cold == sorted((item.arrival, item.request) for item in self._waiting.values() if not item.resident)
         assert self._with_slo == {item.request: item for item in self._waiting.values() if item.due < math.inf}
+
+
+class DequeueRate:
+    """Rate at which waiting requests start, for requests that others overtake. Starts and waiting time decay. Pure."""
+
+    def __init__(self) -> None:
+        self._started = self._waited_s = 0.0
+        self._at: float | None = None
+
+    def record_waiting(self, now: float) -> None:
+        """Record that at least one request waits from now on."""
+        self._advance(now)
+        self._at = now
+
+    def record_start(self, now: float, *, others: bool) -> None:
+        """Record the start of a waiting request. `others` is whether more still wait."""
+        self._advance(now)
+        self._started += 1.0
+        self._at = now if others else None
+
+    def wait_s(self, num_ahead: float, now: float) -> float:
+        """Return the seconds until `num_ahead` requests have started at the recent rate. 0 if none has waited yet."""
+        self._advance(now)
+        return num_ahead * self._waited_s / (self._started + ASSUMED_STARTS)
+
+    def _advance(self, now: float) -> None:
+        if self._at is not None and now > self._at:
+            decay = 0.5 ** ((now - self._at) / DEQUEUE_HALF_LIFE_S)
+            self._started *= decay
+            self._waited_s = (self._waited_s + now - self._at) * decay
+            self._at = now

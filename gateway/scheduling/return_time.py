@@ -1,26 +1,26 @@
-"""When a chain comes back after a pause: P(return within H | idle so far, class), learned from the pauses that were seen.
+"""Return times of chains: P(return within H | idle so far, class), learned from observed pauses.
 
-Pure and bounded. A class is how the turn ended, the tool it called, and the pace of its chain: who paused long pauses long
-again. A class that was seen little leans on all classes together, and those on a prior: pauses of coding agents after a tool
-call are P50 9 s, P90 71 s, P99 611 s.
+Pure and bounded. A class is how the turn ended, the tool it called, and the pace of its chain: after a long pause another
+long one is likely. A class with few pauses is smoothed by all classes together, and those by a prior. The prior is pauses
+of coding agents after a tool call: P50 9 s, P90 71 s, P99 611 s.
 """
 
 from bisect import bisect_right
 from typing import NamedTuple
 
 EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0, 23.0, 32.0, 45.0, 64.0, 91.0, 128.0, 181.0, 256.0, 362.0, 512.0, 900.0)
-"""Seconds, a factor of about the square root of two apart; the last one is when a run counts as ended."""
+"""Bin edges in seconds, a factor of about the square root of two apart. After the last one a run counts as ended."""
 _PACES = (2.2, 9.0, 33.0, 109.0)
 _PRIOR = (1, 2, 5, 8, 17, 14, 12, 11, 7, 5, 4, 3, 3, 2, 2, 1, 1, 1, 1)
 _PRIOR_NEVER = 3.0
 _LEAN = 20.0
-"""What the table that a class leans on weighs, in pauses."""
+"""Weight in pauses of the table by which a class is smoothed."""
 _FORGET = 0.999
 
 
 class ReturnClass(NamedTuple):
-    """How the turn before the pause ended: the finish reason, the tool it called (empty for none or unknown), the pace, and for
-    how long the caller asked its prefix to be kept."""
+    """How the turn before the pause ended: its finish reason and the tool it called (empty for none or unknown). `pace` is
+    of the chain's last pause; `keep_s` is how long the caller asked to keep the prefix."""
 
     finish: str
     tool: str = ""
@@ -29,14 +29,15 @@ class ReturnClass(NamedTuple):
 
 
 def pace(last_s: float | None) -> int:
-    """The chain's last pause as one of five lengths: up to 2, 9, 33, 109 seconds and more; -1 before the first."""
+    """Return the class of the chain's last pause: up to 2.2, 9, 33, 109 seconds (0 to 3) or more (4). -1 before the first
+    pause."""
     if last_s is None:
         return -1
     return bisect_right(_PACES, last_s)
 
 
 class _Table:
-    """How many pauses ended in each bin, and how many never did; old ones count less."""
+    """Number of pauses that ended in each bin, and of those without a return. Older pauses weigh less."""
 
     __slots__ = ("_from", "counts", "never")
 
@@ -55,18 +56,18 @@ class _Table:
             self.counts[bisect_right(EDGES, max(0.0, pause_s)) - 1] += 1.0
 
     def longer(self) -> list[float]:
-        """How many pauses were longer than each edge."""
+        """Return the number of pauses longer than each edge."""
         if self._from is None:
-            rest, found = self.never, [self.never]
+            rest, sums = self.never, [self.never]
             for count in reversed(self.counts):
                 rest += count
-                found.append(rest)
-            self._from = found[::-1]
+                sums.append(rest)
+            self._from = sums[::-1]
         return self._from
 
 
 def _at(longer: list[float], pause_s: float) -> float:
-    """Pauses longer than this, straight between edges."""
+    """Return the number of pauses longer than `pause_s`, linear between edges."""
     if pause_s >= EDGES[-1]:
         return longer[-1]
     i = bisect_right(EDGES, pause_s) - 1
@@ -75,7 +76,7 @@ def _at(longer: list[float], pause_s: float) -> float:
 
 
 class ReturnTimeModel:
-    """`max_kinds` bounds the tables; a kind that comes after that shares the table of all."""
+    """Return times by class. After `max_kinds` classes a new one uses the table of all."""
 
     def __init__(self, max_kinds: int = 1024) -> None:
         self._max_kinds = max_kinds
@@ -83,36 +84,36 @@ class ReturnTimeModel:
         self._prior.counts = [float(count) for count in _PRIOR]
         self._prior.never = _PRIOR_NEVER
         self._all = _Table()
-        self._by_kind: dict[ReturnClass, _Table] = {}
+        self._by_class: dict[ReturnClass, _Table] = {}
 
     def observe(self, return_class: ReturnClass, pause_s: float | None) -> None:
-        """A pause ended after so many seconds; None when the chain never came back."""
+        """Record a pause of `pause_s` seconds, None if the chain never returned."""
         self._all.observe(pause_s)
-        if return_class not in self._by_kind and len(self._by_kind) < self._max_kinds:
-            self._by_kind[return_class] = _Table()
-        if (table := self._by_kind.get(return_class)) is not None:
+        if return_class not in self._by_class and len(self._by_class) < self._max_kinds:
+            self._by_class[return_class] = _Table()
+        if (table := self._by_class.get(return_class)) is not None:
             table.observe(pause_s)
 
     def chance(self, return_class: ReturnClass, idle_s: float, within_s: float) -> float:
-        """That a chain which has been idle for `idle_s` returns within the next `within_s`."""
+        """Return the chance that a chain idle for `idle_s` returns within the next `within_s`."""
         if idle_s >= EDGES[-1]:
             return 0.0
         still, later = self._longer(return_class, idle_s), self._longer(return_class, idle_s + within_s)
         return max(0.0, 1.0 - later / still) if still > 0 else 0.0
 
     def _longer(self, return_class: ReturnClass, pause_s: float) -> float:
-        """The share of pauses that are longer."""
+        """Return the smoothed share of pauses longer than `pause_s`."""
         prior = self._prior.longer()
         share = _at(prior, pause_s) / prior[0]
-        for table in (self._all, self._by_kind.get(return_class)):
+        for table in (self._all, self._by_class.get(return_class)):
             if table is not None:
                 longer = table.longer()
                 share = (_at(longer, pause_s) + _LEAN * share) / (longer[0] + _LEAN)
         return share
 
     def check(self) -> None:
-        """Asserts the invariants; for tests."""
-        assert len(self._by_kind) <= self._max_kinds
-        for table in (self._all, *self._by_kind.values()):
+        """Assert the invariants. For tests."""
+        assert len(self._by_class) <= self._max_kinds
+        for table in (self._all, *self._by_class.values()):
             assert min(table.counts) >= 0 and table.never >= 0
             assert all(a >= b for a, b in zip(table.longer(), table.longer()[1:], strict=False))

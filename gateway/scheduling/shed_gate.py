@@ -1,18 +1,18 @@
-"""Tells which flows are being shed, so that their next requests are refused without tokenizing. Pure: time is an argument."""
+"""Flows that are being shed, whose next requests are refused without tokenizing. Pure: time is an argument."""
 
 import math
 from collections import OrderedDict
 from typing import NamedTuple
 
 SHEDDING_S = 0.25
-"""Seconds for which a refusal marks its flow. Derived: at 32 requests a second one in eight is evaluated in this time."""
+"""Seconds for which a refusal marks its flow. Derived: at 32 requests per second one in eight is evaluated in this time."""
 EVALUATE_EVERY = 8
-"""Of a flow that is being shed, one request in so many is evaluated in full, so that the end of an overload is seen."""
+"""Of a flow that is being shed, one request in so many is evaluated in full, so that the end of an overload is detected."""
 MAX_FLOWS = 1024
 
 
 class FlowKey(NamedTuple):
-    """Requests that are expected to have the same candidates. `asked` is the requested model."""
+    """Key of requests that are expected to have the same candidates. `asked` is the requested model."""
 
     tenant: str
     route: str
@@ -38,7 +38,7 @@ class ShedGate:
         return not self._refused_at or now - next(reversed(self._refused_at.values())) > SHEDDING_S
 
     def is_shedding(self, flow: FlowKey, now: float) -> bool:
-        """Return whether the next request of a flow may be refused early. One in EVALUATE_EVERY may not."""
+        """Return whether the next request of a flow may be refused early. False for one in EVALUATE_EVERY."""
         if now - self._refused_at.get(flow, -math.inf) > SHEDDING_S:
             return False
         self._num_seen += 1

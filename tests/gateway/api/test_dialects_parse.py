@@ -119,7 +119,8 @@ def test_any_schema_is_taken_or_refused(place: tuple[Any, ...], value: Any) -> N
 
 
 def test_stored_responses_are_bounded_and_their_tenants_own() -> None:
-    store = ResponseStore(MemoryLedger(), lambda: 0.0, max_at_hand=2, max_bytes=1000)
+    ledger = MemoryLedger()
+    store = ResponseStore(ledger, lambda: 0.0, max_at_hand=2, max_bytes=1000)
     for number in range(3):
         store.put("a", f"resp_{number}", (Message(role="user", content="x"),), b"{}")
     assert len(store) == 2 and asyncio.run(store.get("a", "resp_2")).conversation()[0].content == "x"
@@ -128,6 +129,7 @@ def test_stored_responses_are_bounded_and_their_tenants_own() -> None:
             asyncio.run(store.get(tenant, id))
     store.put("a", "resp_3", (Message(role="user", content="y" * 2000),), b"{}")
     assert len(store) == 0
+    ledger.close()
 
 
 EPHEMERAL = {"type": "ephemeral"}

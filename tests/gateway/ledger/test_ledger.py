@@ -181,8 +181,7 @@ def test_rows_that_cannot_be_made_do_not_end_the_writing(tmp_path: Path) -> None
     ledger.record(REQUEST)
     ledger.close()
     assert (ledger.dropped, ledger.error) == (1, "no row")
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
-        assert connection.execute("SELECT count(*) FROM requests").fetchone() == (1,)
+    assert rows(tmp_path / "ledger.sqlite", "SELECT count(*) FROM requests") == [(1,)]
 
 
 def test_a_hold_goes_when_its_request_is_written_down(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import csv
 import io
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import msgspec
@@ -27,11 +29,21 @@ def request(at: float, **changes: object) -> RequestRow:
     return msgspec.structs.replace(REQUEST, at=at, slo="interactive", **changes)
 
 
-def ledger(*rows: RequestRow | DeviceRow | DecisionRow) -> MemoryLedger:
-    kept = MemoryLedger()
-    for row in rows:
-        kept.record(row)
-    return kept
+Ledgers = Callable[..., MemoryLedger]
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledgers]:
+    """Makes a ledger of rows, and closes it."""
+    with ExitStack() as stack:
+
+        def of(*rows: RequestRow | DeviceRow | DecisionRow) -> MemoryLedger:
+            kept = stack.enter_context(closing(MemoryLedger()))
+            for row in rows:
+                kept.record(row)
+            return kept
+
+        yield of
 
 
 def idle_row(worker: str, idle_s: float) -> DeviceRow:
@@ -48,7 +60,7 @@ def idle_row(worker: str, idle_s: float) -> DeviceRow:
 
 
 @pytest.mark.parametrize("by", spending.BYS)
-def test_the_lines_of_every_key_sum_to_the_same(by: spending.By) -> None:
+def test_the_lines_of_every_key_sum_to_the_same(ledger: Ledgers, by: spending.By) -> None:
     rows = [request(at=n * DAY_S / 2, run=f"r{n % 3}", tenant=f"t{n % 2}", model=f"m{n % 4}", usd=1e-6 * n) for n in range(12)]
     lines = spending.spending(ledger(*rows).read, ALL, by)
     assert sum(line.usd for line in lines) == pytest.approx(66e-6)
@@ -58,7 +70,7 @@ def test_the_lines_of_every_key_sum_to_the_same(by: spending.By) -> None:
     assert keys == sorted(keys) if by == "day" else [line.usd for line in lines] == sorted((x.usd for x in lines), reverse=True)
 
 
-def test_a_scope_shows_one_tenant_in_one_time() -> None:
+def test_a_scope_shows_one_tenant_in_one_time(ledger: Ledgers) -> None:
     kept = ledger(request(at=1.0), request(at=5.0, tenant="other"), request(at=9.0), DecisionRow(id="d1", at=1.0, body=b"{}"))
     (line,) = spending.spending(kept.read, Scope("t", 0.0, 8.0), "tenant")
     assert (line.key, line.requests) == ("t", 1)
@@ -68,7 +80,7 @@ def test_a_scope_shows_one_tenant_in_one_time() -> None:
     assert len(history.turns(kept.read, "t", "r")) == 2
 
 
-def test_charged_and_idle_lie_on_one_time_line() -> None:
+def test_charged_and_idle_lie_on_one_time_line(ledger: Ledgers) -> None:
     kept = ledger(request(at=3.0), request(at=14.0), idle_row("w", 2.0))
     points = spending.spending_over_time(kept.read, Scope(None, 0.0, 60.0), with_idle=True)
     assert [(point.at, point.usd) for point in points] == [(0, 1e-6), (10, 1e-6)]
@@ -81,7 +93,7 @@ def test_a_series_has_few_points_however_long_the_time() -> None:
         assert 3600 * hours / scope.step_s <= MAX_POINTS
 
 
-def test_percentiles_are_those_of_the_answered_and_burn_counts_the_broken() -> None:
+def test_percentiles_are_those_of_the_answered_and_burn_counts_the_broken(ledger: Ledgers) -> None:
     rows = [request(at=n / 10, ttft_s=n / 100, slo_met=n <= 98) for n in range(1, 101)]
     rows.append(request(at=1.0, outcome="rejected", http_status=429, status="overloaded", slo_met=False, ttft_s=99.0))
     rows.append(
@@ -111,7 +123,7 @@ def test_worker_time_is_told_once_and_survives_a_restart() -> None:
         assert whole == pytest.approx(2.0 * (row.busy_s + row.idle_s))
 
 
-def test_focus_lines_sum_to_the_price_of_the_time() -> None:
+def test_focus_lines_sum_to_the_price_of_the_time(ledger: Ledgers) -> None:
     kept = ledger(request(at=3.0, usd=1e-6), idle_row("w", 2.0))
     out = io.StringIO()
     write_focus(out, spending.spending(kept.read, ALL, "model"), spending.idle(kept.read, ALL), ALL, "model")

@@ -115,7 +115,7 @@ async def test_the_command_measures_a_gateway(tmp_path: Path, capsys: pytest.Cap
     ("arguments", "said"),
     [
         (["http://127.0.0.1:9"], "--rate"),
-        (["http://127.0.0.1:9", "--rate", "1"], "no answer to a first question"),
+        (["http://127.0.0.1:9", "--rate", "1"], "did not answer a probe request"),
         (["http://127.0.0.1:9", "--trace", "/nowhere.csv"], "nowhere.csv"),
         (["http://127.0.0.1:9", "--rate", "0.001", "--duration", "0.1"], "ask for more"),
     ],

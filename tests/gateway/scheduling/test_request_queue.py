@@ -2,7 +2,7 @@ import random
 
 import msgspec
 
-from gateway.scheduling.request_queue import Band, QueuedRequest, RequestQueue
+from gateway.scheduling.request_queue import DEQUEUE_HALF_LIFE_S, Band, DequeueRate, QueuedRequest, RequestQueue
 
 
 def item(request: int, **changes: object) -> QueuedRequest:
@@ -227,3 +227,48 @@ def test_of_a_line_that_is_closed_no_more_is_looked_at_and_the_next_one_is() -> 
 
     found = queue.pop(ready, closed=lambda tenant, line: (tenant, line) == ("oak", Band.NEW_RUN.line) and len(seen) >= 3)
     assert found is not None and found.request == 50 and len(seen) == 4
+
+
+def dequeued(every_s: float, count: int, rate: DequeueRate | None = None, start: float = 0.0) -> tuple[DequeueRate, float]:
+    rate, now = rate or DequeueRate(), start
+    rate.record_waiting(now)
+    for _ in range(count):
+        now += every_s
+        rate.record_start(now, others=True)
+    return rate, now
+
+
+def test_wait_follows_the_recent_dequeue_rate() -> None:
+    rate, now = dequeued(0.5, 40)
+    assert 9.0 < rate.wait_s(20, now) < 11.0
+
+
+def test_a_short_wait_weighs_little_and_a_long_one_without_a_start_much() -> None:
+    assert DequeueRate().wait_s(100, 5.0) == 0.0
+    rate, now = dequeued(0.01, 3)
+    assert rate.wait_s(100, now) < 1.0
+    rate, now = dequeued(0.01, 0)
+    assert rate.wait_s(20, now + 6.0) > 40.0
+
+
+def test_a_slow_dequeue_rate_is_learned() -> None:
+    rate, now = dequeued(5.0, 60)
+    assert 50.0 < rate.wait_s(20, now) < 100.0
+
+
+def test_time_without_waiting_requests_does_not_count() -> None:
+    rate, now = dequeued(0.1, 30)
+    before = rate.wait_s(10, now)
+    rate.record_start(now, others=False)
+    later = rate.wait_s(10, now + 1000)
+    rate.record_waiting(now + 1000)
+    assert rate.wait_s(10, now + 1000) == later <= before
+
+
+def test_an_old_rate_decays_and_a_stall_raises_the_wait() -> None:
+    rate, now = dequeued(0.1, 200)
+    assert 0.9 < rate.wait_s(10, now) < 1.1
+    assert rate.wait_s(10, now + DEQUEUE_HALF_LIFE_S) > 1.9
+    rate, now = dequeued(0.1, 200)
+    rate, now = dequeued(1.0, 100, rate, now)
+    assert 7.5 < rate.wait_s(10, now) < 11.0
