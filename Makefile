@@ -10,7 +10,7 @@ PIP := pip --disable-pip-version-check
 LOCKED := install --require-hashes --no-deps -r
 UV := uv==0.13.9
 
-.PHONY: run test test-latest test-frameworks test-phoenix check bench lock wheel zoo clean
+.PHONY: run test test-latest test-frameworks test-phoenix check check-web bench lock wheel zoo clean
 .DEFAULT_GOAL := run
 
 run: .venv/.run
@@ -35,6 +35,18 @@ test-phoenix: .venv/.otlp .venv-phoenix/.done
 
 check: .venv/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(MAKE) --no-print-directory check-web
+
+# Format and lint of the dashboard's files. Nothing but this check needs Node.
+CHECK_NODE := const [major, minor] = process.versions.node.split(".").map(Number); process.exit(100 * major + minor < 2019 ? 1 : 0)
+check-web:
+	@if command -v npm > /dev/null && node -e '$(CHECK_NODE)' 2> /dev/null; then \
+		$(MAKE) --silent dashboards/node_modules/.done && npm --prefix dashboards run --silent check; \
+	else echo "headway: without npm and Node 20.19 or newer, make check leaves out dashboards/web" >&2; fi
+
+dashboards/node_modules/.done: dashboards/package-lock.json
+	@npm --prefix dashboards ci --silent
+	@touch $@
 
 bench: .venv/.dev
 	@$(BIN)/python -m benchmarks
@@ -110,4 +122,4 @@ wheel: .venv/.dev .venv-wheel/.done
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-* build dist kernels/cpu/lib *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* dashboards/node_modules build dist kernels/cpu/lib *.egg-info .mypy_cache .ruff_cache .pytest_cache
