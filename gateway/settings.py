@@ -102,7 +102,7 @@ TABLE: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": (
         "capture_content",
         _capture,
-        "`true` to put message content into the spans, or `false`",
+        "`true` to record messages in the spans, or `false`",
     ),
     "HEADWAY_LOG_LEVEL": ("log_level", _level, "DEBUG, INFO, WARNING or ERROR"),
     "HEADWAY_STOP_GRACE_S": ("stop_grace_s", _seconds, "seconds that running answers get to end when stopped"),

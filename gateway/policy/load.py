@@ -83,7 +83,7 @@ def missing_files(policy: Policy) -> list[str]:
 
 
 def policy_json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of a policy file, for editors."""
+    """JSON Schema (2020-12) of a policy file, for editors."""
     structs = components([Policy], ref_template="#/$defs/{name}")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

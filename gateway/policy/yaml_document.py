@@ -238,7 +238,7 @@ def _kind_of(node: yaml.Node) -> str:
 
 
 def _explained(message: str, value: Any, kind: Any) -> str:
-    """Return msgspec's message in lower case, with advice if known. Text values are never repeated: they may be secrets."""
+    """msgspec's message in a sentence's case, with what to do where that is known. Values of text are never repeated."""
     text = message[0].lower() + message[1:]
     if get_origin(kind) is not None and "invalid enum value" in text:
         return f"must be one of {', '.join(map(str, get_args(kind)))}"
