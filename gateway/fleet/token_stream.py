@@ -18,8 +18,8 @@ class TokenStream:
     """Output of one sequence. `pieces` have arrived and are not taken yet. Each callback runs once, before any reader wakes:
     `on_first` at the first piece, `on_begun` when the answer may be released, `on_finished` at the end.
 
-    `begun` is set at the first piece. A stream that is held back begins at the last of the tokens to wait for, at the first
-    token below the confidence threshold, or at a normal end.
+    `begun` is set at the first piece. A stream that is held back begins after `tokens` tokens, at the first one below the
+    confidence threshold, or at a normal end.
     """
 
     __slots__ = (

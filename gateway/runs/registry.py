@@ -1,7 +1,7 @@
 """State of every live run and its chains: model lock, warm worker, turns, cost. Bounded; the longest idle is evicted first.
 
-Without a header a chain is found by minted ids, by the history up to a returned answer, or by text that begins with its last
-prompt. When two live chains match, neither is taken: a wrong merge is worse than a split.
+Without a header a chain is found by minted ids, by the history up to a returned answer, or by the text of its last prompt.
+When two live chains match, neither is taken: a wrong merge is worse than a split.
 """
 
 import hashlib

@@ -7,6 +7,7 @@ all others share one label.
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -152,25 +153,17 @@ class Metrics:
         self.tenant_requests = Counter("headway_tenant_requests", "Requests by tenant.", of_tenant, registry=registry)
         self.tenant_usd = Counter("headway_tenant_cost_usd", "Dollars charged by tenant.", of_tenant, registry=registry)
         self._tenants: set[str] = set()
-        self.duration = Histogram(
-            "gen_ai_server_request_duration_seconds", "Seconds from arrival to the last byte.", ["model"],
-            buckets=DURATION_S, registry=registry,
-        )  # fmt: skip
-        self.ttft = Histogram(
-            "gen_ai_server_time_to_first_token_seconds", "Seconds from arrival to the first token.", ["model"],
-            buckets=TTFT_S, registry=registry,
-        )  # fmt: skip
-        self.tpot = Histogram(
-            "gen_ai_server_time_per_output_token_seconds", "Seconds per output token after the first.", ["model"],
-            buckets=TPOT_S, registry=registry,
-        )  # fmt: skip
-        self.queue = Histogram(
-            "headway_queue_seconds",
-            "Seconds queued in the gateway and the worker.",
-            ["model"],
-            buckets=TTFT_S,
-            registry=registry,
+        by_model = partial(Histogram, labelnames=["model"], registry=registry)
+        self.duration = by_model(
+            "gen_ai_server_request_duration_seconds", "Seconds from arrival to the last byte.", buckets=DURATION_S
         )
+        self.ttft = by_model(
+            "gen_ai_server_time_to_first_token_seconds", "Seconds from arrival to the first token.", buckets=TTFT_S
+        )
+        self.tpot = by_model(
+            "gen_ai_server_time_per_output_token_seconds", "Seconds per output token after the first.", buckets=TPOT_S
+        )
+        self.queue = by_model("headway_queue_seconds", "Seconds queued in the gateway and the worker.", buckets=TTFT_S)
         self.prompt_tokens = Counter("headway_prompt_tokens", "Prompt tokens.", ["model"], registry=registry)
         self.cached_tokens = Counter("headway_cached_tokens", "Prompt tokens found in cache.", ["model"], registry=registry)
         self.output_tokens = Counter("headway_output_tokens", "Tokens generated.", ["model"], registry=registry)

@@ -24,6 +24,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.util.types import AttributeValue
 
+from gateway.routing.decision import Decision
 from gateway.telemetry.record import LostAttempt, RequestRecord
 from gateway.telemetry.trace_context import Trace, read_traceparent, read_tracestate
 
@@ -40,6 +41,7 @@ _SOME = SpanContext(1, 1, is_remote=False, trace_flags=_SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
 _KINDS = {kind: kind.name for kind in SpanKind}
 _FINISH = {"stop": "stop", "length": "length", "tool_call": "tool_call"}
+_CONTENT = ("gen_ai.system_instructions", "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions")
 _OPERATION = {"/v1/completions": "text_completion"}
 
 Attributes = dict[str, AttributeValue]
@@ -314,14 +316,29 @@ def _chat_attributes(record: RequestRecord) -> Attributes:
         "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
         "gen_ai.usage.cost": record.cost_usd,
         "session.id": record.run,
+        **_headway_attributes(record, record.decision),
+    }
+    if record.ttft_s is not None and record.stream:
+        attributes["gen_ai.response.time_to_first_chunk"] = record.ttft_s
+    if record.error_code:
+        attributes["error.type"] = record.error_code
+    if content := record.content:
+        texts = (content.system, content.asked, content.answered, content.tools)
+        attributes |= {name: text for name, text in zip(_CONTENT, texts, strict=True) if text}
+    return attributes
+
+
+def _headway_attributes(record: RequestRecord, decision: Decision) -> Attributes:
+    chosen = decision.chosen
+    attributes: Attributes = {
         "headway.chain": record.chain,
-        "headway.decision.id": record.decision.id,
-        "headway.decision.reason": record.decision.reason,
-        "headway.decision.rejected": sum(record.decision.rejected_by_reason.values()),
+        "headway.decision.id": decision.id,
+        "headway.decision.reason": decision.reason,
+        "headway.decision.rejected": sum(decision.rejected_by_reason.values()),
         "headway.quality": chosen.quality,
         "headway.worker": chosen.worker,
         "headway.tier": chosen.tier,
-        "headway.route": record.decision.route,
+        "headway.route": decision.route,
         "headway.attempts": record.num_attempts,
         "headway.queue_s": record.queue_s,
         "headway.worker_queue_s": record.worker_queue_s,
@@ -336,16 +353,6 @@ def _chat_attributes(record: RequestRecord) -> Attributes:
     }
     if record.ttft_s is not None:
         attributes["headway.ttft_s"] = record.ttft_s
-        if record.stream:
-            attributes["gen_ai.response.time_to_first_chunk"] = record.ttft_s
     if record.slo_met is not None:
         attributes["headway.slo_met"] = record.slo_met
-    if record.error_code:
-        attributes["error.type"] = record.error_code
-    if content := record.content:
-        texts = (content.system, content.asked, content.answered, content.tools)
-        attributes |= {name: text for name, text in zip(_CONTENT, texts, strict=True) if text}
     return attributes
-
-
-_CONTENT = ("gen_ai.system_instructions", "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions")
