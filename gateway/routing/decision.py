@@ -27,17 +27,30 @@ Reason = Literal[
 ]
 
 RejectReason = Literal[
-    "not_allowed",  # tenant or route does not offer the model
+    "not_allowed",
     "context_too_long",
     "not_healthy",
     "below_quality_bar",
     "costs_more",
-    "too_risky",  # cheaper, but the dollars do not make up for the doubt
+    "too_risky",
     "slower_same_cost",
     "locked_elsewhere",
-    "breaks_slo",  # best at this moment, but waiting there would break the promise, and not at the chosen one
-    "placed_elsewhere",  # cheapest at this moment, but placement by run chose another worker of the same model
+    "breaks_slo",
+    "placed_elsewhere",
 ]
+REJECT_REASONS: dict[RejectReason, str] = {
+    "not_allowed": "tenant or route does not offer it",
+    "context_too_long": "the prompt does not fit",
+    "not_healthy": "the worker was down",
+    "below_quality_bar": "answers well enough too rarely",
+    "costs_more": "costs more, doubt and switch counted",
+    "too_risky": "cheaper, but not by enough for the doubt",
+    "slower_same_cost": "same cost, slower",
+    "locked_elsewhere": "the tool loop is on another model",
+    "breaks_slo": "waiting there would have missed the SLO",
+    "placed_elsewhere": "placement by run chose another worker",
+}
+"""What each means, for people. In the OpenAPI document too, where the dashboard reads it."""
 
 MAX_REJECTED = 8
 
