@@ -1,57 +1,75 @@
 // The gateway's JSON. A key is asked for when one is needed, and kept in this tab alone.
 
+export const ENDPOINTS = {
+  whoami: "/v1/headway/whoami",
+  live: "/v1/headway/live",
+  summary: "/v1/headway/summary",
+  workers: "/v1/headway/workers",
+  history: "/v1/headway/history",
+  turns: (run) => `/v1/headway/runs/${run.split("/").map(encodeURIComponent).join("/")}/turns`,
+  decision: (id) => `/v1/headway/decisions/${encodeURIComponent(id)}`,
+  costs: "/v1/headway/costs",
+  slo: "/v1/headway/slo",
+  policy: "/v1/headway/policy",
+  openapi: "/openapi.json",
+};
+
 const KEY = "headway.key";
 
-export class Problem extends Error {
+// `status` is that of HTTP, or 0 where there was no answer.
+export class GatewayError extends Error {
   constructor(status, message) {
     super(message);
     this.status = status;
   }
 }
 
-export async function get(path, parameters = {}, signal) {
-  const query = new URLSearchParams(parameters).toString();
-  for (;;) {
-    const key = sessionStorage.getItem(KEY);
-    let answer;
-    try {
-      answer = await fetch(`/v1/headway/${path}${query ? `?${query}` : ""}`, {
-        signal,
-        headers: key ? { authorization: `Bearer ${key}` } : {},
-      });
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new Problem(0, "The gateway does not answer.");
+export class GatewayClient {
+  #keyDialog = null;
+
+  async get(path, parameters = {}, signal) {
+    const query = new URLSearchParams(parameters).toString();
+    for (;;) {
+      const key = sessionStorage.getItem(KEY);
+      const response = await request(query ? `${path}?${query}` : path, key, signal);
+      if (response.ok) return response.json();
+      const body = await response.json().catch(() => ({}));
+      const message = body.error?.message || `the gateway answered ${response.status}`;
+      if (response.status !== 401) throw new GatewayError(response.status, message);
+      await this.#askForKey(key ? message : "");
     }
-    if (answer.ok) return answer.json();
-    const body = await answer.json().catch(() => ({}));
-    const message = body.error?.message || `the gateway answered ${answer.status}`;
-    if (answer.status !== 401) throw new Problem(answer.status, message);
-    await askForKey(key ? message : "");
+  }
+
+  // One dialog however many requests wait for it.
+  #askForKey(problem) {
+    this.#keyDialog ??= openKeyDialog(problem).then((key) => {
+      sessionStorage.setItem(KEY, key);
+      this.#keyDialog = null;
+    });
+    return this.#keyDialog;
   }
 }
 
-let asking = null;
+async function request(url, key, signal) {
+  try {
+    return await fetch(url, { signal, headers: key ? { authorization: `Bearer ${key}` } : {} });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new GatewayError(0, "The gateway does not answer.");
+  }
+}
 
-// One dialog however many requests wait for it.
-function askForKey(problem) {
-  asking ??= new Promise((resolve) => {
+function openKeyDialog(problem) {
+  return new Promise((resolve) => {
     const dialog = document.getElementById("key");
     const input = document.getElementById("key-input");
     document.getElementById("key-problem").textContent = problem;
     input.value = "";
     dialog.addEventListener("cancel", (event) => event.preventDefault());
-    document.getElementById("key-form").addEventListener(
-      "submit",
-      () => {
-        sessionStorage.setItem(KEY, input.value.trim());
-        asking = null;
-        resolve();
-      },
-      { once: true },
-    );
+    document
+      .getElementById("key-form")
+      .addEventListener("submit", () => resolve(input.value.trim()), { once: true });
     dialog.showModal();
     input.focus();
   });
-  return asking;
 }

@@ -7,10 +7,12 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const SERIES = ["--c1", "--c2", "--c3", "--c4", "--c5"];
 const HEIGHT = 180;
 
-// `times` in Unix seconds, `series` [{label, values, fill}], `text(value)` for axis and legend. While nothing is pointed at,
-// the legend says the last value, or the sum of what is `summed`.
+// `times` in Unix seconds, `series` [{label, values, fill}], `text(value)` for axis and legend.
+// While nothing is pointed at, the legend shows the last value, or the sum of what is `summed`.
 export function chart(label, times, series, text, { empty, summed, highest } = {}) {
-  const rest = summed ? (values) => values.reduce((total, value) => total + (value || 0), 0) : last;
+  const resting = summed
+    ? (values) => values.reduce((total, value) => total + (value || 0), 0)
+    : last;
   if (times.length < 2)
     return h("p", { class: "empty" }, empty || "Not enough points for a curve yet.");
   const plot = h("div", {
@@ -21,13 +23,13 @@ export function chart(label, times, series, text, { empty, summed, highest } = {
   const legend = h(
     "ul",
     { class: "legend", "aria-hidden": "true" },
-    series.map((one, index) =>
+    series.map((line, index) =>
       h(
         "li",
         {},
         h("span", { class: `swatch s${index + 1}` }),
-        `${one.label} `,
-        h("b", {}, text(rest(one.values))),
+        `${line.label} `,
+        h("b", {}, text(resting(line.values))),
       ),
     ),
   );
@@ -35,8 +37,8 @@ export function chart(label, times, series, text, { empty, summed, highest } = {
   const draw = () => {
     drawn?.destroy();
     drawn = new uPlot(
-      options(plot.clientWidth || 600, series, text, legend, rest, highest),
-      [times, ...series.map((one) => one.values)],
+      options(plot.clientWidth || 600, series, text, legend, resting, highest),
+      [times, ...series.map((line) => line.values)],
       plot,
     );
   };
@@ -54,7 +56,7 @@ export function chart(label, times, series, text, { empty, summed, highest } = {
   return h("figure", { class: "chart" }, h("figcaption", {}, h("span", {}, label), legend), plot);
 }
 
-function options(width, series, text, legend, rest, highest) {
+function options(width, series, text, legend, resting, highest) {
   const [ink, grid] = [colour("--muted"), colour("--line")];
   const font = "11px system-ui, sans-serif";
   const axis = { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false } };
@@ -79,12 +81,12 @@ function options(width, series, text, legend, rest, highest) {
     ],
     series: [
       {},
-      ...series.map((one, index) => ({
+      ...series.map((line, index) => ({
         stroke: colour(SERIES[index]),
         width: 1.5,
         spanGaps: true,
         points: { show: false },
-        fill: one.fill ? `${colour(SERIES[index])}22` : undefined,
+        fill: line.fill ? `${colour(SERIES[index])}22` : undefined,
       })),
     ],
     hooks: {
@@ -94,7 +96,7 @@ function options(width, series, text, legend, rest, highest) {
           [...legend.querySelectorAll("b")].forEach((value, index) => {
             const shown =
               at === null || at === undefined
-                ? rest(series[index].values)
+                ? resting(series[index].values)
                 : series[index].values[at];
             value.textContent = shown === null || shown === undefined ? "–" : text(shown);
           });
@@ -120,11 +122,11 @@ const last = (values) => values.findLast((value) => value !== null && value !== 
 
 function summary(series, text) {
   return series
-    .map((one) => {
-      const known = one.values.filter((value) => value !== null && value !== undefined);
-      return known.length
-        ? `${one.label}: last ${text(last(known))}, highest ${text(Math.max(...known))}`
-        : `${one.label}: none`;
+    .map((line) => {
+      const values = line.values.filter((value) => value !== null && value !== undefined);
+      return values.length
+        ? `${line.label}: last ${text(last(values))}, highest ${text(Math.max(...values))}`
+        : `${line.label}: none`;
     })
     .join("; ");
 }

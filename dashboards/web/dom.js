@@ -1,5 +1,7 @@
 // Elements in one expression: h("td", {class: "num"}, text). Text is always text, never markup.
 
+import { percent } from "./format.js";
+
 export function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -14,8 +16,9 @@ export function h(name, attributes = {}, ...children) {
 }
 
 // A table that scrolls on its own where it is too wide, and can be scrolled by keyboard.
-// `columns`: {title, cell(row), num, sort(row), optional, unit}; `sorted`: {index, down}.
-export function table(caption, columns, rows, { empty, sorted, onSort, after, total } = {}) {
+// `columns`: {title, cell(row), head, num, wide, optional, sort(row)}; `sorted`: {index, down};
+// `total(column)` is what stands below a column.
+export function table(caption, columns, rows, { empty, sorted, onSort, total } = {}) {
   if (!rows.length) return h("p", { class: "empty" }, empty || "Nothing yet.");
   const head = columns.map((column, index) =>
     h(
@@ -31,7 +34,7 @@ export function table(caption, columns, rows, { empty, sorted, onSort, after, to
         : column.title,
     ),
   );
-  const body = rows.flatMap((row) => [
+  const body = rows.map((row) =>
     h(
       "tr",
       {},
@@ -43,8 +46,7 @@ export function table(caption, columns, rows, { empty, sorted, onSort, after, to
         ),
       ),
     ),
-    ...(after ? after(row) : []),
-  ]);
+  );
   return h(
     "div",
     { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" },
@@ -85,7 +87,7 @@ export function sortRows(rows, column, down) {
   });
 }
 
-// Figures on top of a view: [label, value, note].
+// Figures on top of a view: [label, value, note, tone].
 export function figures(...items) {
   return h(
     "dl",
@@ -103,21 +105,22 @@ export function figures(...items) {
   );
 }
 
-// What routing saved, or that it saved nothing.
-export function routed(usd, large, unit, percent) {
-  return large >= usd
-    ? ["Saved by routing", unit.text(large - usd), `${percent(large - usd, large)} of all on large`]
-    : ["Saved by routing", "nothing", `${unit.text(usd - large)} more than all on large`];
+// The figure of what routing saved, or that it saved nothing.
+export function routingSavings(usd, allLargeUsd, unit) {
+  const savedUsd = allLargeUsd - usd;
+  return savedUsd >= 0
+    ? ["Saved by routing", unit.text(savedUsd), `${percent(savedUsd, allLargeUsd)} of all on large`]
+    : ["Saved by routing", "nothing", `${unit.text(-savedUsd)} more than all on large`];
 }
 
 // A number with a bar of its size beside it, so that the largest of a column is seen at once.
-export function weighed(text, value, largest) {
-  const bar = h("span", { class: "weight" });
+export function numberWithBar(text, value, largest) {
+  const bar = h("span", { class: "size-bar" });
   bar.style.width = `${largest > 0 ? Math.max(0, (100 * value) / largest) : 0}%`;
   return h(
     "span",
-    { class: "weighed" },
-    h("span", { class: "weights", "aria-hidden": "true" }, bar),
+    { class: "number-with-bar" },
+    h("span", { class: "size-track", "aria-hidden": "true" }, bar),
     h("span", {}, text),
   );
 }

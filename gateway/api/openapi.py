@@ -13,6 +13,7 @@ from gateway.api.messages_body import CountBody, MessagesBody
 from gateway.api.responses_body import ResponsesBody
 from gateway.ledger.outcomes import LabelledRequest, OutcomeBody
 from gateway.policy.struct_schema import components
+from gateway.routing.decision import REJECT_REASONS
 
 REFS = "#/components/schemas/{name}"
 Data = dict[str, Any]
@@ -86,7 +87,7 @@ def openapi_document(version: str) -> Data:
         "info": {"title": "Headway", "version": version, "description": "docs/api.md describes each parameter."},
         "paths": paths,
         "components": {
-            "schemas": {**schemas, "AnthropicError": _ANTHROPIC_ERROR},
+            "schemas": {**schemas, "AnthropicError": _ANTHROPIC_ERROR, "RejectReason": _REJECT_REASON},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -107,6 +108,11 @@ _ANTHROPIC_ERROR: Data = {
             "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
         },
     },
+}
+
+_REJECT_REASON: Data = {
+    "description": "Why an option of a decision was not chosen.",
+    "oneOf": [{"const": reason, "description": meaning} for reason, meaning in REJECT_REASONS.items()],
 }
 
 

@@ -27,17 +27,30 @@ Reason = Literal[
 ]
 
 RejectReason = Literal[
-    "not_allowed",  # tenant or route does not offer the model
+    "not_allowed",
     "context_too_long",
     "not_healthy",
     "below_quality_bar",
     "costs_more",
-    "too_risky",  # cheaper, but the savings are smaller than the risk
+    "too_risky",
     "slower_same_cost",
     "locked_elsewhere",
-    "breaks_slo",  # best score, but waiting there would break the SLO, which the chosen one keeps
-    "placed_elsewhere",  # best score, but placement by run chose another worker of the same model
+    "breaks_slo",
+    "placed_elsewhere",
 ]
+REJECT_REASONS: dict[RejectReason, str] = {
+    "not_allowed": "tenant or route does not offer it",
+    "context_too_long": "the prompt does not fit",
+    "not_healthy": "the worker was down",
+    "below_quality_bar": "answers well enough too rarely",
+    "costs_more": "costs more, doubt and switch counted",
+    "too_risky": "cheaper, but not by enough for the doubt",
+    "slower_same_cost": "same cost, slower",
+    "locked_elsewhere": "the tool loop is on another model",
+    "breaks_slo": "waiting there would have missed the SLO",
+    "placed_elsewhere": "placement by run chose another worker",
+}
+"""Meaning of each reason. The OpenAPI document carries them, and the dashboard takes them from there."""
 
 MAX_REJECTED = 8
 

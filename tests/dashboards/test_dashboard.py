@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,12 +13,15 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
+from gateway.api.openapi import OPERATIONS
 from gateway.ledger.rows import RequestRow
+from gateway.routing.decision import REJECT_REASONS
 from tests.dashboards.browser import CHROMIUM, Page, browser
 from tests.dashboards.traffic import play
 from tests.gateway.ledger.test_ledger import REQUEST
 from tests.served import Served, fake, serve
 
+WEB = Path(__file__).parents[2] / "dashboards" / "web"
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 VIEWS = ("live", "runs", "costs", "slo", "policy")
 KEYS = """
@@ -102,6 +106,9 @@ async def test_a_run_leads_to_its_decision_by_keys_alone(tmp_path: Path) -> None
         await page.until("document.querySelector('.detail:not([hidden]) table')")
         said = await page.run("document.querySelector('.detail').innerText")
         assert "chosen" in said and "Why not" in said
+        why_not = "[...document.querySelectorAll('.detail tbody tr:not(:first-child) td:last-child')].map(td => td.innerText)"
+        assert set(await page.run(why_not)) <= set(REJECT_REASONS.values())
+        assert await page.run(f"{why_not}.length")
         assert await page.run("document.querySelector('.waterfall .why').getAttribute('aria-expanded')") == "true"
 
 
@@ -238,12 +245,17 @@ async def test_the_files_are_served_under_a_strict_policy_and_nothing_else_is(tm
                 assert answer.status == 404, name
 
 
+def test_every_endpoint_of_the_dashboard_is_one_of_the_api() -> None:
+    paths = re.findall(r"[\"`](/[a-z].*)[\"`],", (WEB / "api.js").read_text())
+    assert len(paths) > 5
+    assert {re.sub(r"\$?\{.*\}", "{}", path) for path in paths} <= {re.sub(r"\{.*\}", "{}", one.path) for one in OPERATIONS}
+
+
 def test_no_file_asks_for_anything_from_elsewhere() -> None:
-    web = Path(__file__).parents[2] / "dashboards" / "web"
-    for file in web.rglob("*"):
+    for file in WEB.rglob("*"):
         if file.is_file() and "vendor" not in file.parts and file.suffix in (".html", ".js", ".css"):
             assert "//" not in file.read_text().replace("// ", "").replace("http://www.w3.org", ""), file
-    page = (web / "index.html").read_text()
+    page = (WEB / "index.html").read_text()
     assert page.count("<script") == page.count('<script type="module" src="/dashboard/')
     assert "style=" not in page and "onclick=" not in page
 

@@ -1,25 +1,20 @@
 // One decision: what was chosen, and for every other option the reason why not.
 
+import { ENDPOINTS } from "../api.js";
 import { h, table, tag } from "../dom.js";
 import { count, dollars, percent, seconds, words } from "../format.js";
 
-const WHY = {
-  not_allowed: "tenant or route does not offer it",
-  context_too_long: "the prompt does not fit",
-  not_healthy: "the worker was down",
-  below_quality_bar: "answers well enough too rarely",
-  costs_more: "costs more, doubt and switch counted",
-  too_risky: "cheaper, but not by enough for the doubt",
-  slower_same_cost: "same cost, slower",
-  locked_elsewhere: "the tool loop is on another model",
-  breaks_slo: "waiting there would have missed the SLO",
-  placed_elsewhere: "placement by run chose another worker",
-};
+// What each reason to reject an option means, as the gateway's own description of its API has it.
+export async function loadRejectReasons(get) {
+  const { components } = await get(ENDPOINTS.openapi);
+  const reasons = components.schemas.RejectReason.oneOf;
+  return Object.fromEntries(reasons.map(({ const: reason, description }) => [reason, description]));
+}
 
-export function decisionTable(decision, turn) {
+export function decisionTable(decision, turn, rejectReasons) {
   const rows = [
     { option: decision.chosen, chosen: true },
-    ...decision.rejected.map((one) => ({ option: one.option, reason: one.reason })),
+    ...decision.rejected.map(({ option, reason }) => ({ option, reason })),
   ];
   const unit = dollars(
     rows.flatMap(({ option }) => [option.usd, option.risk_usd, option.switch_usd]),
@@ -47,7 +42,7 @@ export function decisionTable(decision, turn) {
     {
       title: "Why not",
       cell: ({ reason, chosen }) =>
-        chosen ? words(decision.reason) : WHY[reason] || words(reason),
+        chosen ? words(decision.reason) : rejectReasons[reason] || words(reason),
     },
   ];
   return h(
@@ -58,7 +53,8 @@ export function decisionTable(decision, turn) {
       {},
       h("strong", {}, `Why ${decision.chosen.worker}: `),
       words(decision.reason),
-      ` · route ${decision.route || "–"} · quality bar ${percent(decision.quality_bar, 1)} · asked for ${turn.asked}`,
+      ` · route ${decision.route || "–"} · quality bar ${percent(decision.quality_bar, 1)}`,
+      ` · asked for ${turn.asked}`,
     ),
     table("Options of this decision, as they were expected to be", columns, rows),
     total > decision.rejected.length
@@ -75,7 +71,8 @@ export function decisionTable(decision, turn) {
       "p",
       { class: "note" },
       "Expected when it was decided. What it took: ",
-      `${seconds(turn.ttft_s)} to the first token, ${seconds(turn.total_s)} in all, ${dollars([turn.usd]).text(turn.usd)}`,
+      `${seconds(turn.ttft_s)} to the first token, ${seconds(turn.total_s)} in all, `,
+      dollars([turn.usd]).text(turn.usd),
       turn.num_steps
         ? `, ${count(turn.num_steps)} steps in batches of ${turn.mean_batch.toFixed(1)}`
         : "",

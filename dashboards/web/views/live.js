@@ -1,7 +1,8 @@
 // The last hour (cost, SLO burn, notable requests) and the fleet now.
 
+import { ENDPOINTS } from "../api.js";
 import { chart } from "../chart.js";
-import { figures, h, routed, runLink, section, table, tag } from "../dom.js";
+import { figures, h, routingSavings, runLink, section, table, tag } from "../dom.js";
 import { count, dollars, moment, percent, seconds, unitNote, words } from "../format.js";
 
 export const title = "Live";
@@ -9,27 +10,27 @@ export const refresh_s = 3;
 
 const SUMMARY_EVERY_MS = 15000;
 const EMPTY = "Curves begin with the second sample, ten seconds after the start.";
-const view = { summary: null, summary_at: 0 };
+export const newState = () => ({ summary: null, summaryAt: 0 });
 
-export async function load({ get }) {
-  const [live, fleet] = await Promise.all([get("live"), get("workers")]);
-  if (!view.summary || Date.now() - view.summary_at > SUMMARY_EVERY_MS) {
-    view.summary = await get("summary", { hours: 1 });
-    view.summary_at = Date.now();
+export async function load({ get, state }) {
+  const [live, fleet] = await Promise.all([get(ENDPOINTS.live), get(ENDPOINTS.workers)]);
+  if (!state.summary || Date.now() - state.summaryAt > SUMMARY_EVERY_MS) {
+    state.summary = await get(ENDPOINTS.summary, { hours: 1 });
+    state.summaryAt = Date.now();
   }
-  return { ...live, workers: fleet.workers, ...view.summary };
+  return { ...live, workers: fleet.workers, ...state.summary };
 }
 
-export function draw(body, data, { me }) {
+export function draw(body, data, { whoami }) {
   const { workers, samples, totals } = data;
   const latest = samples.at(-1);
   const priced = workers.filter((worker) => worker.usd_per_s !== undefined);
   const perHour = dollars(priced.map((worker) => 3600 * worker.usd_per_s));
-  const all = priced.reduce((sum, worker) => sum + 3600 * worker.usd_per_s, 0);
+  const usdPerHour = priced.reduce((sum, worker) => sum + 3600 * worker.usd_per_s, 0);
   const up = workers.filter((worker) => worker.up).length;
   const running = workers.reduce((sum, worker) => sum + (worker.load?.running || 0), 0);
   const unit = dollars([totals.usd, totals.saved_usd, totals.all_large_usd]);
-  const price = dollars([all]);
+  const hourlyUnit = dollars([usdPerHour]);
   const focused = document.activeElement?.id;
   body.replaceChildren(
     figures(
@@ -45,8 +46,8 @@ export function draw(body, data, { me }) {
         unit.text(totals.saved_usd),
         `${percent(totals.cached_tokens, totals.prompt_tokens)} of prompt tokens`,
       ],
-      routed(totals.usd, totals.all_large_usd, unit, percent),
-      burning(data.classes),
+      routingSavings(totals.usd, totals.all_large_usd, unit),
+      worstSlo(data.classes),
       [
         "Waiting",
         count(data.queue),
@@ -56,13 +57,13 @@ export function draw(body, data, { me }) {
       [
         "Workers up",
         `${up} of ${workers.length}`,
-        `${price.text(all)} an hour${latest ? `, ${percent(latest.busy_usd_per_h, latest.busy_usd_per_h + latest.idle_usd_per_h)} busy` : ""}`,
+        `${hourlyUnit.text(usdPerHour)} an hour${busyNote(latest)}`,
         up < workers.length ? "bad" : null,
       ],
     ),
     section(
       "Notable requests",
-      table("Notable requests", notableColumns(data, me), data.notable, {
+      table("Notable requests", notableColumns(data, whoami), data.notable, {
         empty: "Nothing was asked in the last hour.",
       }),
     ),
@@ -75,19 +76,19 @@ export function draw(body, data, { me }) {
       { class: "pair" },
       chart(
         "Busy, by worker",
-        samples.map((one) => one.at),
+        samples.map((sample) => sample.at),
         perWorker(workers, samples),
         (value) => percent(value, 1),
         { empty: EMPTY, highest: 1.04 },
       ),
       chart(
         "Dollars an hour",
-        samples.map((one) => one.at),
+        samples.map((sample) => sample.at),
         [
-          { label: "busy", values: samples.map((one) => one.busy_usd_per_h), fill: true },
-          { label: "idle", values: samples.map((one) => one.idle_usd_per_h) },
+          { label: "busy", values: samples.map((sample) => sample.busy_usd_per_h), fill: true },
+          { label: "idle", values: samples.map((sample) => sample.idle_usd_per_h) },
         ],
-        price.text,
+        hourlyUnit.text,
         { empty: EMPTY },
       ),
     ),
@@ -96,8 +97,14 @@ export function draw(body, data, { me }) {
   if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
 }
 
+function busyNote(sample) {
+  if (!sample) return "";
+  const { busy_usd_per_h: busy, idle_usd_per_h: idle } = sample;
+  return `, ${percent(busy, busy + idle)} busy`;
+}
+
 // The class that uses up its allowance fastest; 1 is just in time.
-function burning(classes) {
+function worstSlo(classes) {
   const [worst] = classes;
   if (!worst) return ["SLO", "–", "no request with an SLO"];
   const [state, tone] =
@@ -116,55 +123,56 @@ const WHY = {
   costliest: ["costliest", null],
 };
 
-function notableColumns({ notable }, me) {
-  const unit = dollars(notable.map((one) => one.usd));
+function notableColumns({ notable }, whoami) {
+  const unit = dollars(notable.map((request) => request.usd));
   return [
-    { title: "Why", cell: (one) => tag(...WHY[one.why]) },
+    { title: "Why", cell: (request) => tag(...WHY[request.why]) },
     {
       title: "Request of run",
-      cell: (one) =>
+      cell: (request) =>
         h(
           "a",
           {
-            id: `open-${one.why}-${one.request}`,
+            id: `open-${request.why}-${request.request}`,
             class: "mono clip",
-            title: one.request,
-            href: runLink(one.tenant, one.run, one.request),
+            title: request.request,
+            href: runLink(request.tenant, request.run, request.request),
           },
-          one.run,
+          request.run,
         ),
     },
-    me.operator &&
-      new Set(notable.map((one) => one.tenant)).size > 1 && {
+    whoami.operator &&
+      new Set(notable.map((request) => request.tenant)).size > 1 && {
         title: "Tenant",
-        cell: (one) => one.tenant,
+        cell: (request) => request.tenant,
         optional: true,
       },
-    { title: `Cost, ${unit.unit}`, num: true, cell: (one) => unit.number(one.usd) },
+    { title: `Cost, ${unit.unit}`, num: true, cell: (request) => unit.number(request.usd) },
     {
       title: "First token",
       num: true,
-      cell: (one) => (one.why === "failed" ? "–" : seconds(one.ttft_s)),
+      cell: (request) => (request.why === "failed" ? "–" : seconds(request.ttft_s)),
     },
-    { title: "Total", num: true, cell: (one) => seconds(one.total_s) },
-    { title: "Model", cell: (one) => one.model || "–", optional: true },
-    { title: "SLO", cell: (one) => one.slo || "–", optional: true },
-    { title: "Ended with", cell: (one) => words(one.status), optional: true },
-    { title: "When", num: true, cell: (one) => moment(one.at) },
+    { title: "Total", num: true, cell: (request) => seconds(request.total_s) },
+    { title: "Model", cell: (request) => request.model || "–", optional: true },
+    { title: "SLO", cell: (request) => request.slo || "–", optional: true },
+    { title: "Ended with", cell: (request) => words(request.status), optional: true },
+    { title: "When", num: true, cell: (request) => moment(request.at) },
   ].filter(Boolean);
 }
 
 function perWorker(workers, samples) {
   const share = (sample, worker) => sample.busy_share[worker.name] || 0;
-  const named = workers
-    .slice(0, 4)
-    .map((worker) => ({ label: worker.name, values: samples.map((one) => share(one, worker)) }));
+  const named = workers.slice(0, 4).map((worker) => ({
+    label: worker.name,
+    values: samples.map((sample) => share(sample, worker)),
+  }));
   const rest = workers.slice(4);
   if (rest.length)
     named.push({
       label: `${rest.length} more, mean`,
       values: samples.map(
-        (one) => rest.reduce((sum, worker) => sum + share(one, worker), 0) / rest.length,
+        (sample) => rest.reduce((sum, worker) => sum + share(sample, worker), 0) / rest.length,
       ),
     });
   return named;

@@ -1,5 +1,6 @@
 // The policy in force, and what the last changes of it were.
 
+import { ENDPOINTS } from "../api.js";
 import { figures, h, section, table } from "../dom.js";
 import { count, dollars, moment, percent, seconds } from "../format.js";
 
@@ -7,7 +8,7 @@ export const title = "Policy";
 export const refresh_s = 30;
 
 export function load({ get }) {
-  return get("policy");
+  return get(ENDPOINTS.policy);
 }
 
 export function draw(body, { policies }) {
@@ -22,7 +23,7 @@ export function draw(body, { policies }) {
     Object.entries(policy[part]).map(([name, value]) => ({ name, ...value }));
   const price = dollars(listed("devices").map((device) => device.usd_per_hour));
   const miss = dollars(listed("slo").map((slo) => slo.miss_penalty_usd));
-  const name = { title: "Name", head: true, cell: (one) => one.name };
+  const name = { title: "Name", head: true, cell: (row) => row.name };
   body.replaceChildren(
     figures(
       ["In force since", moment(at), h("span", { class: "mono" }, digest)],
@@ -127,7 +128,7 @@ export function draw(body, { policies }) {
         [
           { title: "When", head: true, cell: (change) => moment(change.at) },
           { title: "Policy", cell: (change) => h("span", { class: "mono" }, change.digest) },
-          { title: "What changed", wide: true, cell: (change) => change.said },
+          { title: "What changed", wide: true, cell: (change) => change.summary },
         ],
         changes(policies),
       ),
@@ -142,18 +143,18 @@ export function draw(body, { policies }) {
 }
 
 function matches(match) {
-  const said = Object.entries(match)
+  const conditions = Object.entries(match)
     .map(([key, value]) => [key, listing(value)])
     .filter(([, text]) => text);
-  return said.length
-    ? said.map(([key, text]) => `${key.replaceAll("_", " ")}: ${text}`).join("; ")
+  return conditions.length
+    ? conditions.map(([key, text]) => `${key.replaceAll("_", " ")}: ${text}`).join("; ")
     : "everything";
 }
 
 function listing(value) {
   if (value === null || typeof value !== "object") return value === null ? "" : String(value);
   return (
-    Array.isArray(value) ? value : Object.entries(value).map(([key, one]) => `${key} = ${one}`)
+    Array.isArray(value) ? value : Object.entries(value).map(([key, item]) => `${key} = ${item}`)
   ).join(", ");
 }
 
@@ -162,7 +163,7 @@ function changes(policies) {
     const before = policies[index + 1];
     return {
       ...policy,
-      said: before ? difference(before.body, policy.body) : "the first that the ledger knows",
+      summary: before ? difference(before.body, policy.body) : "the first that the ledger knows",
     };
   });
 }
@@ -190,10 +191,10 @@ function difference(before, after) {
   );
 }
 
-function flat(value, path = "", found = {}) {
-  if (value === null || typeof value !== "object") found[path] = String(value);
+function flat(value, path = "", leaves = {}) {
+  if (value === null || typeof value !== "object") leaves[path] = String(value);
   else
     for (const [key, inner] of Object.entries(value))
-      flat(inner, path ? `${path}.${key}` : key, found);
-  return found;
+      flat(inner, path ? `${path}.${key}` : key, leaves);
+  return leaves;
 }

@@ -1,17 +1,18 @@
-// One run as a waterfall: its turns and the pauses between them, and why each turn went where it went.
+// One run as a waterfall: its turns, the pauses between them, and why each turn went where it did.
 
-import { figures, h, routed, tag, weighed } from "../dom.js";
+import { ENDPOINTS } from "../api.js";
+import { figures, h, numberWithBar, routingSavings, tag } from "../dom.js";
 import { count, dollars, moment, percent, seconds, unitNote, words } from "../format.js";
-import { decisionTable } from "./decision.js";
+import { decisionTable, loadRejectReasons } from "./decision.js";
+import { bar, layout } from "./timeline.js";
 
 export const title = "Run";
 
-const view = { toScale: false };
-const LONGEST_PAUSE = 0.12;
+export const newState = () => ({ toScale: false, rejectReasons: null });
 
-export async function load({ get, rest }) {
-  const [tenant, run] = rest;
-  return get(`runs/${run.split("/").map(encodeURIComponent).join("/")}/turns`, { tenant });
+export function load({ get, parameters }) {
+  const [tenant, run] = parameters;
+  return get(ENDPOINTS.turns(run), { tenant });
 }
 
 export function draw(body, { run, tenant, turns }, context) {
@@ -23,16 +24,16 @@ export function draw(body, { run, tenant, turns }, context) {
   const scale = h("input", {
     type: "checkbox",
     id: "to-scale",
-    checked: view.toScale,
+    checked: context.state.toScale,
     onchange: () => {
-      view.toScale = scale.checked;
+      context.state.toScale = scale.checked;
       draw(body, { run, tenant, turns }, context);
       body.querySelector("#to-scale").focus();
     },
   });
   const end = Math.max(...turns.map((turn) => turn.at + turn.total_s));
-  const spans = layout(turns);
-  const outside = spans.reduce((all, one) => all + one.pause_s, 0);
+  const spans = layout(turns, context.state);
+  const outside = spans.reduce((pauses_s, span) => pauses_s + span.pause_s, 0);
   body.replaceChildren(
     h(
       "p",
@@ -40,7 +41,7 @@ export function draw(body, { run, tenant, turns }, context) {
       h("a", { href: "#/runs" }, "Runs"),
       " / ",
       h("span", { class: "mono" }, run),
-      context.me.operator ? h("span", { class: "note" }, ` of ${tenant}`) : null,
+      context.whoami.operator ? h("span", { class: "note" }, ` of ${tenant}`) : null,
     ),
     figures(
       [
@@ -53,7 +54,7 @@ export function draw(body, { run, tenant, turns }, context) {
         total.text(sum("saved_usd")),
         `${percent(sum("cached_tokens"), sum("prompt_tokens"))} of prompt tokens`,
       ],
-      routed(sum("usd"), sum("all_large_usd"), total, percent),
+      routingSavings(sum("usd"), sum("all_large_usd"), total),
       ["Turns", count(turns.length), byModel(turns)],
       [
         "Answered in",
@@ -89,9 +90,10 @@ export function draw(body, { run, tenant, turns }, context) {
       `Large: the same turn on the best tier, equally cached. ${unitNote(unit, total)}`,
     ),
   );
-  const wanted = context.opened ? -1 : turns.findIndex((turn) => turn.request === context.rest[2]);
-  context.opened = true;
-  if (wanted >= 0) reveal(body.querySelector(`[aria-controls="why-${wanted}"]`));
+  if (context.firstDraw) {
+    const index = turns.findIndex((turn) => turn.request === context.parameters[2]);
+    reveal(body.querySelector(`[aria-controls="why-${index}"]`));
+  }
 }
 
 function reveal(button) {
@@ -128,7 +130,7 @@ function waterfall(turns, spans, unit, context) {
     "Out",
   ].filter(Boolean);
   const plain = new Set(["#", "Chain", "Model", "Timeline", "Decision"]);
-  const before = chains.length > 1 ? 3 : 2;
+  const numBefore = chains.length > 1 ? 3 : 2;
   const rows = turns.flatMap((turn, index) => {
     const detail = h(
       "tr",
@@ -143,7 +145,7 @@ function waterfall(turns, spans, unit, context) {
             class: "why",
             "aria-expanded": "false",
             "aria-controls": `why-${index}`,
-            onclick: () => open(button, detail, turn, context),
+            onclick: () => toggleDecision(button, detail, turn, context),
           },
           words(turn.reason),
         )
@@ -155,9 +157,9 @@ function waterfall(turns, spans, unit, context) {
             h(
               "tr",
               { class: "pause" },
-              h("td", { colspan: before }),
+              h("td", { colspan: numBefore }),
               h("td", {}, bar([spans[index].pause], seconds(spans[index].pause_s))),
-              h("td", { colspan: titles.length - before - 1 }),
+              h("td", { colspan: titles.length - numBefore - 1 }),
             ),
           ]
         : [];
@@ -177,7 +179,7 @@ function waterfall(turns, spans, unit, context) {
           : "–",
       ),
       h("td", { class: "stretch" }, bar(spans[index].bars)),
-      h("td", { class: "num" }, weighed(unit.number(turn.usd), turn.usd, largest)),
+      h("td", { class: "num" }, numberWithBar(unit.number(turn.usd), turn.usd, largest)),
       h("td", { class: "num" }, unit.number(turn.all_large_usd)),
       h("td", { class: "num" }, percent(turn.cached_tokens, turn.prompt_tokens)),
       h(
@@ -224,74 +226,17 @@ function waterfall(turns, spans, unit, context) {
   );
 }
 
-async function open(button, detail, turn, { get }) {
+async function toggleDecision(button, detail, turn, { get, state }) {
   const opened = button.getAttribute("aria-expanded") === "true";
   button.setAttribute("aria-expanded", String(!opened));
   detail.hidden = opened;
   const cell = detail.firstElementChild;
   if (opened || cell.childElementCount) return;
   try {
-    cell.replaceChildren(decisionTable(await get(`decisions/${turn.decision}`), turn));
+    const decision = await get(ENDPOINTS.decision(turn.decision));
+    state.rejectReasons ??= await loadRejectReasons(get);
+    cell.replaceChildren(decisionTable(decision, turn, state.rejectReasons));
   } catch (error) {
     cell.replaceChildren(h("p", { class: "empty" }, error.message));
   }
-}
-
-// Where every bar begins and how wide it is, in percent. A pause counts for little unless it is drawn to scale:
-// agents wait a hundred times longer for tools than for tokens.
-function layout(turns) {
-  const ends = turns.map((turn) => turn.at + turn.total_s);
-  let latest = turns[0].at;
-  const pauses = turns.map((turn, index) => {
-    const pause = Math.max(0, turn.at - latest);
-    latest = Math.max(latest, ends[index]);
-    return pause;
-  });
-  const busy = ends.reduce((sum, end, index) => sum + end - turns[index].at, 0) || 1;
-  const drawn = pauses.map((pause) =>
-    view.toScale
-      ? pause
-      : Math.min(pause, (LONGEST_PAUSE * busy) / Math.max(1, Math.sqrt(turns.length))),
-  );
-  let removed = 0;
-  const moved = turns.map(
-    (turn, index) => ((removed += pauses[index] - drawn[index]), turn.at - removed),
-  );
-  const start = moved[0];
-  const whole = Math.max(...moved.map((at, index) => at + turns[index].total_s)) - start || 1;
-  const percentOf = (seconds_) => (100 * seconds_) / whole;
-  return turns.map((turn, index) => {
-    const at = percentOf(moved[index] - start);
-    const queue = Math.min(turn.queue_s, turn.total_s);
-    const first = Math.min(Math.max(turn.ttft_s, queue), turn.total_s);
-    return {
-      pause_s: pauses[index],
-      pause: ["pause", percentOf(moved[index] - start - drawn[index]), percentOf(drawn[index])],
-      bars: [
-        ["queue", at, percentOf(queue)],
-        ["prefill", at + percentOf(queue), percentOf(first - queue)],
-        ["decode", at + percentOf(first), percentOf(turn.total_s - first)],
-      ],
-    };
-  });
-}
-
-// Pieces of one row of the timeline; a label stands behind the last one, or before it where there is no room.
-function bar(pieces, label) {
-  const shown = pieces
-    .filter(([, , width]) => width > 0)
-    .map(([kind, left, width]) => {
-      const piece = h("span", { class: `w-${kind}` });
-      piece.style.left = `${left}%`;
-      piece.style.width = `max(${width}%, 2px)`;
-      return piece;
-    });
-  if (label) {
-    const [, left, width] = pieces.at(-1);
-    const text = h("span", { class: "label" }, label);
-    if (left + width > 75) text.style.right = `calc(${100 - left}% + 0.4rem)`;
-    else text.style.left = `calc(max(${left + width}%, ${left}% + 2px) + 0.4rem)`;
-    shown.push(text);
-  }
-  return h("div", { class: "track", "aria-hidden": label ? undefined : "true" }, shown);
 }

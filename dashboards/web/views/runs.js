@@ -1,25 +1,35 @@
 // Every run of the chosen time: what it cost, how well the cache did, whether its SLOs were met.
 
-import { figures, h, routed, runLink, sortRows, table, tag, weighed } from "../dom.js";
+import { ENDPOINTS } from "../api.js";
+import {
+  figures,
+  h,
+  numberWithBar,
+  routingSavings,
+  runLink,
+  sortRows,
+  table,
+  tag,
+} from "../dom.js";
 import { count, dollars, moment, percent, seconds, unitNote, words } from "../format.js";
 
 export const title = "Runs";
 export const refresh_s = 10;
 export const windowed = true;
 
-const view = { sorted: { index: 0, down: true }, filter: "" };
+export const newState = () => ({ sorted: { index: 0, down: true }, filter: "" });
 
 export function load({ get, hours }) {
-  return get("history", { hours: hours() });
+  return get(ENDPOINTS.history, { hours: hours() });
 }
 
-export function draw(body, { runs, limit }, { me }) {
+export function draw(body, { runs, limit }, { state, whoami }) {
   if (body.dataset.view !== "runs" || !body.querySelector("#runs-list")) {
     body.dataset.view = "runs";
     const input = h("input", {
       type: "search",
       id: "runs-filter",
-      value: view.filter,
+      value: state.filter,
       placeholder: "run, tenant or model",
       autocomplete: "off",
     });
@@ -37,31 +47,32 @@ export function draw(body, { runs, limit }, { me }) {
     );
   }
   const list = () => {
-    const wanted = view.filter.toLowerCase();
+    const filter = state.filter.toLowerCase();
     const shown = runs.filter((run) =>
-      `${run.run} ${run.tenant} ${run.models}`.toLowerCase().includes(wanted),
+      `${run.run} ${run.tenant} ${run.models}`.toLowerCase().includes(filter),
     );
-    const all = columns(shown, me);
+    const allColumns = columns(shown, whoami);
     const onSort = (index) => {
-      view.sorted = { index, down: view.sorted.index === index ? !view.sorted.down : true };
+      state.sorted = { index, down: state.sorted.index === index ? !state.sorted.down : true };
       list();
       body.querySelector(`#runs-list th:nth-child(${index + 1}) button`)?.focus();
     };
-    const sorted = sortRows(shown, all[view.sorted.index], view.sorted.down);
+    const sorted = sortRows(shown, allColumns[state.sorted.index], state.sorted.down);
+    const more = runs.length === limit ? ", the last ones" : "";
     body.querySelector("#runs-count").textContent =
-      `${count(shown.length)} of ${count(runs.length)}${runs.length === limit ? ", the last ones" : ""}`;
+      `${count(shown.length)} of ${count(runs.length)}${more}`;
     body.querySelector("#runs-list").replaceChildren(
-      table("Runs", all, sorted, {
+      table("Runs", allColumns, sorted, {
         empty: runs.length
           ? "No run matches the filter."
           : "No run in this time. A run appears with its first answer.",
-        sorted: view.sorted,
+        sorted: state.sorted,
         onSort,
       }),
     );
   };
   body.querySelector("#runs-filter").oninput = (event) => {
-    view.filter = event.target.value;
+    state.filter = event.target.value;
     list();
   };
   body.querySelector("#runs-figures").replaceChildren(sums(runs));
@@ -87,7 +98,7 @@ function sums(runs) {
       unit.text(sum("saved_usd")),
       `${percent(sum("cached_tokens"), sum("prompt_tokens"))} of prompt tokens`,
     ],
-    routed(usd, large, unit, percent),
+    routingSavings(usd, large, unit),
     [
       "SLO met",
       percent(sum("slo_met"), sum("slo_counted"), 1),
@@ -96,7 +107,7 @@ function sums(runs) {
   );
 }
 
-function columns(runs, me) {
+function columns(runs, whoami) {
   const unit = dollars(runs.flatMap((run) => [run.usd, run.all_large_usd]));
   const largest = Math.max(...runs.map((run) => run.usd));
   const listed = (text) => text.split(",").filter(Boolean).map(words).join(", ");
@@ -121,7 +132,7 @@ function columns(runs, me) {
           ),
         ),
     },
-    me.operator &&
+    whoami.operator &&
       new Set(runs.map((run) => run.tenant)).size > 1 && {
         title: "Tenant",
         sort: (run) => run.tenant,
@@ -132,7 +143,7 @@ function columns(runs, me) {
       title: `Cost, ${unit.unit}`,
       num: true,
       sort: (run) => run.usd,
-      cell: (run) => weighed(unit.number(run.usd), run.usd, largest),
+      cell: (run) => numberWithBar(unit.number(run.usd), run.usd, largest),
     },
     {
       title: "On large",

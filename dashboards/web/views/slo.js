@@ -1,5 +1,6 @@
 // SLO attainment by class, burn rate of the error budget, and rejections.
 
+import { ENDPOINTS } from "../api.js";
 import { chart } from "../chart.js";
 import { choice, figures, h, section, table, tag } from "../dom.js";
 import { count, moment, percent, seconds, words } from "../format.js";
@@ -8,22 +9,23 @@ export const title = "SLO";
 export const refresh_s = 15;
 export const windowed = true;
 
-const view = { slo: "" };
+export const newState = () => ({ slo: "" });
 
 export function load({ get, hours }) {
-  return get("slo", { hours: hours() });
+  return get(ENDPOINTS.slo, { hours: hours() });
 }
 
 export function draw(body, data, context) {
   const { classes, rejections } = data;
   const [counted, met] = ["counted", "met"].map((name) =>
-    classes.reduce((sum, one) => sum + one[name], 0),
+    classes.reduce((sum, row) => sum + row[name], 0),
   );
-  const numRejected = rejections.reduce((sum, one) => sum + one.requests, 0);
-  const worst = classes.reduce((most, one) => Math.max(most, one.burn), 0);
-  if (!classes.some((one) => one.slo === view.slo)) view.slo = classes[0]?.slo || "";
-  const series = data.series.filter((one) => one.slo === view.slo);
-  const at = series.map((one) => one.at);
+  const numRejected = rejections.reduce((sum, rejection) => sum + rejection.requests, 0);
+  const highestBurn = Math.max(0, ...classes.map((row) => row.burn));
+  if (!classes.some((row) => row.slo === context.state.slo))
+    context.state.slo = classes[0]?.slo || "";
+  const series = data.series.filter((point) => point.slo === context.state.slo);
+  const times = series.map((point) => point.at);
   body.replaceChildren(
     figures(
       [
@@ -35,9 +37,9 @@ export function draw(body, data, context) {
       ["Counted", count(counted), "requests"],
       [
         "Highest burn",
-        classes.length ? `${worst.toFixed(1)}×` : "–",
+        classes.length ? `${highestBurn.toFixed(1)}×` : "–",
         "1× uses up the allowance in time",
-        worst > 1 ? "warn" : null,
+        highestBurn > 1 ? "warn" : null,
       ],
       ["Rejected or failed", count(numRejected), null, null],
     ),
@@ -59,35 +61,35 @@ export function draw(body, data, context) {
               ? choice(
                   "Class",
                   "slo",
-                  classes.map((one) => [one.slo, one.slo]),
-                  view.slo,
+                  classes.map((row) => [row.slo, row.slo]),
+                  context.state.slo,
                   (slo) => {
-                    view.slo = slo;
+                    context.state.slo = slo;
                     draw(body, data, context);
                     body.querySelector(`input[name=slo][value=${CSS.escape(slo)}]`)?.focus();
                   },
                 )
-              : h("span", { class: "note" }, view.slo),
+              : h("span", { class: "note" }, context.state.slo),
           ),
           h(
             "div",
             { class: "pair" },
             chart(
               "Time to first token",
-              at,
+              times,
               ["p99", "p95", "p50"].map((name) => ({
                 label: name,
-                values: series.map((one) => one[`${name}_ttft_s`]),
+                values: series.map((point) => point[`${name}_ttft_s`]),
               })),
               seconds,
             ),
             chart(
               "SLO met",
-              at,
+              times,
               [
                 {
-                  label: view.slo,
-                  values: series.map((one) => (one.counted ? one.met / one.counted : null)),
+                  label: context.state.slo,
+                  values: series.map((point) => (point.counted ? point.met / point.counted : null)),
                   fill: true,
                 },
               ],
@@ -101,18 +103,18 @@ export function draw(body, data, context) {
       table(
         "Rejections by reason",
         [
-          { title: "Reason", head: true, cell: (one) => words(one.status) },
+          { title: "Reason", head: true, cell: (row) => words(row.status) },
           {
             title: "Outcome",
-            cell: (one) =>
+            cell: (row) =>
               tag(
-                one.outcome,
-                one.outcome === "failed" ? "bad" : one.outcome === "rejected" ? "warn" : null,
+                row.outcome,
+                row.outcome === "failed" ? "bad" : row.outcome === "rejected" ? "warn" : null,
               ),
           },
-          { title: "Status", num: true, cell: (one) => String(one.http_status) },
-          { title: "Requests", num: true, cell: (one) => count(one.requests) },
-          { title: "Last", num: true, cell: (one) => moment(one.last_at) },
+          { title: "Status", num: true, cell: (row) => String(row.http_status) },
+          { title: "Requests", num: true, cell: (row) => count(row.requests) },
+          { title: "Last", num: true, cell: (row) => moment(row.last_at) },
         ],
         rejections,
         { empty: "Every request was answered." },
@@ -122,8 +124,8 @@ export function draw(body, data, context) {
 }
 
 function columns({ slo, objective }) {
-  const objectives = (one) => {
-    const limits = slo[one.slo];
+  const objectives = (row) => {
+    const limits = slo[row.slo];
     if (!limits) return "–";
     return (
       [
@@ -135,21 +137,21 @@ function columns({ slo, objective }) {
     );
   };
   return [
-    { title: "Class", head: true, cell: (one) => one.slo },
+    { title: "Class", head: true, cell: (row) => row.slo },
     { title: "Objective", cell: objectives },
-    { title: "Counted", num: true, cell: (one) => count(one.counted) },
-    { title: "Missed", num: true, cell: (one) => count(one.counted - one.met) },
+    { title: "Counted", num: true, cell: (row) => count(row.counted) },
+    { title: "Missed", num: true, cell: (row) => count(row.counted - row.met) },
     {
       title: "Met",
       num: true,
-      cell: (one) =>
-        one.attainment < objective
-          ? tag(percent(one.attainment, 1, 1), "bad")
-          : percent(one.attainment, 1, 1),
+      cell: (row) =>
+        row.attainment < objective
+          ? tag(percent(row.attainment, 1, 1), "bad")
+          : percent(row.attainment, 1, 1),
     },
-    { title: "Burn", num: true, cell: (one) => `${one.burn.toFixed(1)}×` },
-    { title: "p50", num: true, cell: (one) => seconds(one.p50_ttft_s) },
-    { title: "p95", num: true, cell: (one) => seconds(one.p95_ttft_s) },
-    { title: "p99", num: true, cell: (one) => seconds(one.p99_ttft_s) },
+    { title: "Burn", num: true, cell: (row) => `${row.burn.toFixed(1)}×` },
+    { title: "p50", num: true, cell: (row) => seconds(row.p50_ttft_s) },
+    { title: "p95", num: true, cell: (row) => seconds(row.p95_ttft_s) },
+    { title: "p99", num: true, cell: (row) => seconds(row.p99_ttft_s) },
   ];
 }

@@ -3,13 +3,14 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 from litestar.routes import ASGIRoute, HTTPRoute
 
 from gateway.api.openapi import openapi_document
 from gateway.app import build_app
+from gateway.routing.decision import RejectReason
 from tests.served import ask, serve
 
 
@@ -26,6 +27,12 @@ def test_every_reference_resolves() -> None:
     assert refs(document) <= known
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_every_reject_reason_is_described() -> None:
+    described = openapi_document("1")["components"]["schemas"]["RejectReason"]["oneOf"]
+    assert [reason["const"] for reason in described] == list(get_args(RejectReason))
+    assert all(reason["description"] for reason in described)
 
 
 async def test_every_route_is_in_the_document(tmp_path: Path) -> None:
