@@ -79,7 +79,7 @@ class AnswerEndpoint:
             asked = await self._dialect.parse(body, tenant)
             calls = await self._pipeline.open(asked.request, arrival, tenant, id_prefix=self._dialect.id_prefix)
         except HeadwayError as error:
-            failure = error.with_traceback(None)  # or it and this frame hold each other, and all of the request
+            failure = error.without_frames()  # or it and this frame hold each other, and all of the request
         finally:
             if arrival.passed and not calls:
                 rates.leave(arrival.passed, time.monotonic())
@@ -96,7 +96,7 @@ class AnswerEndpoint:
         try:
             await (self._stream(asked, calls, reply) if asked.request.stream else self._whole(asked, calls, reply))
         except HeadwayError as error:
-            failure = error.with_traceback(None)
+            failure = error.without_frames()
         except asyncio.CancelledError:
             failure = ClientGone("the server dropped the request")
             raise
