@@ -10,20 +10,20 @@ PIP := pip --disable-pip-version-check
 LOCKED := install --require-hashes --no-deps -r
 UV := uv==0.13.9
 
-.PHONY: run test test-latest test-frameworks test-phoenix check bench lock zoo clean
+.PHONY: run test test-latest test-frameworks test-phoenix check check-web bench lock wheel zoo clean
 .DEFAULT_GOAL := run
 
 run: .venv/.run
 	@$(BIN)/headway demo $(ARGS)
 
 test: .venv/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # With the newest releases that pyproject.toml allows in place of the locked ones. torch stays as it is in requirements/torch.txt.
 test-latest:
 	@$(MAKE) --no-print-directory .venv-latest/.torch
 	@.venv-latest/bin/$(PIP) install --upgrade --upgrade-strategy eager -c requirements/torch.txt -e '.[dev]'
-	@.venv-latest/bin/python -m pytest
+	@.venv-latest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Agent frameworks against the running gateway, from a venv of their own.
 test-frameworks: .venv/.dev .venv-frameworks/.done
@@ -35,6 +35,18 @@ test-phoenix: .venv/.otlp .venv-phoenix/.done
 
 check: .venv/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(MAKE) --no-print-directory check-web
+
+# Format and lint of the dashboard's files. Nothing but this check needs Node.
+CHECK_NODE := const [major, minor] = process.versions.node.split(".").map(Number); process.exit(100 * major + minor < 2019 ? 1 : 0)
+check-web:
+	@if command -v npm > /dev/null && node -e '$(CHECK_NODE)' 2> /dev/null; then \
+		$(MAKE) --silent dashboards/node_modules/.done && npm --prefix dashboards run --silent check; \
+	else echo "headway: without npm and Node 20.19 or newer, make check leaves out dashboards/web" >&2; fi
+
+dashboards/node_modules/.done: dashboards/package-lock.json
+	@npm --prefix dashboards ci --silent
+	@touch $@
 
 bench: .venv/.dev
 	@$(BIN)/python -m benchmarks
@@ -43,7 +55,7 @@ bench: .venv/.dev
 lock: .venv-lock/.done
 	@.venv-lock/bin/python requirements/lock.py .venv-lock/bin/uv
 
-.venv/.python .venv-latest/.python .venv-lock/.python .venv-frameworks/.python .venv-phoenix/.python:
+.venv/.python .venv-latest/.python .venv-lock/.python .venv-frameworks/.python .venv-phoenix/.python .venv-wheel/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null || { \
 		echo "headway: $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1), Python 3.11, 3.12 or 3.13 is needed: name one with make run PYTHON=python3.12" >&2; exit 1; }
 	@echo "headway: creating $(@D)" >&2
@@ -97,5 +109,17 @@ zoo: .venv/.dev
 	@$(BIN)/python -m backends.zoo.export nano --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/nano --out backends/zoo/nano
 	@$(BIN)/python -m backends.zoo.export pico --tokenizer $(ZOO)/tokenizer --checkpoint $(ZOO)/pico --out backends/zoo/pico --int8
 
+# Our wheel with the compiled CPU step for every kind of processor of this architecture, so that it needs no compiler.
+wheel: .venv/.dev .venv-wheel/.done
+	@rm -rf build dist kernels/cpu/lib
+	@$(BIN)/python -m backends.runners.native_library kernels/cpu/lib
+	@.venv-wheel/bin/$(PIP) wheel -q --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@PATH="$(abspath .venv-wheel/bin):$$PATH" .venv-wheel/bin/auditwheel -v repair --wheel-dir dist build/wheel/*.whl 2>&1 | tail -1
+	@rm -rf kernels/cpu/lib && ls -l dist
+
+.venv-wheel/.done: requirements/wheel.txt | .venv-wheel/.python
+	@.venv-wheel/bin/$(PIP) $(LOCKED) $<
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-* build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* dashboards/node_modules build dist kernels/cpu/lib *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -10,11 +10,11 @@ import threading
 from pathlib import Path
 from typing import get_args
 
-from backends.assets import read_assets
 from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings, SpeculateChoice, StepChoice
-from backends.listen import Address, parse_address
-from backends.start import Started, start_engine
-from backends.worker import Worker
+from backends.worker.address import Address, parse_address
+from backends.worker.assets import read_assets
+from backends.worker.startup import Started, start_engine
+from backends.worker.worker import Worker
 
 FAREWELL_S = 0.2
 """Time for links to hear why they are closed after the engine has failed."""
@@ -80,6 +80,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         "draft",
         "linear",
         "step",
+        "variant",
         "page_size",
         "prefill_tokens",
     )
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kv-dtype", choices=get_args(KvDtype), default="auto", help="of KV alone; int8 halves its memory")
     parser.add_argument("--linear", choices=get_args(LinearChoice), default="auto", help="kernel of all matrices")
     parser.add_argument("--step", choices=get_args(StepChoice), default="auto", help="whose code runs steps on CPU")
+    parser.add_argument("--variant", default="auto", help="build of the compiled step: one of this processor's, or native")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin closes")
     return parser
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from backends.config import DtypeChoice, KvDtype, LinearChoice, Settings, StepChoice
-from backends.engine import Engine
-from backends.start import Started, start_engine
+from backends.engine.engine import Engine
 from backends.wire import Sampling, Submit
+from backends.worker.startup import Started, start_engine
 
 
 class Cell(NamedTuple):

@@ -21,8 +21,10 @@ CUDA_KV_SHARE = 0.8
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """`kv_tokens` None is auto, `host_kv_tokens` 0 is no host tier. `draft` is the directory of a
-    model that guesses for this one. `listen` is `unix:///path` or `tcp://host:port`; `token` guards a TCP listener."""
+    """`kv_tokens` None is auto, `host_kv_tokens` 0 is no host tier. `variant` names a build of the compiled step.
+
+    `draft` is the directory of a model that guesses for this one. `listen` is `unix:///path` or `tcp://host:port`; `token`
+    guards a TCP listener."""
 
     model: Path
     name: str
@@ -39,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     draft: Path | None = None
     linear: LinearChoice = "auto"
     step: StepChoice = "auto"
+    variant: str = "auto"
     page_size: int = 16
     prefill_tokens: int = 512
 
@@ -50,31 +53,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"kv_tokens is {self.kv_tokens}: it must hold at least one page of {self.page_size}")
 
 
-class Choice(NamedTuple, Generic[T]):
+class Resolved(NamedTuple, Generic[T]):
     """A resolved setting and the reason to log."""
 
     value: T
     why: str
 
 
-def resolve_dtype(choice: DtypeChoice, *, device: str) -> Choice[Dtype]:
+def resolve_dtype(choice: DtypeChoice, *, device: str) -> Resolved[Dtype]:
     """Of activations and KV. Weights may be multiplied in another type, see `linear.py`."""
     if choice != "auto":
-        return Choice(choice, "asked for")
+        return Resolved(choice, "asked for")
     if device.startswith("cuda"):
-        return Choice("bfloat16", "the GPU multiplies it fastest")
-    return Choice("float32", "on CPU every operation outside of the matrices is faster in it")
+        return Resolved("bfloat16", "the GPU multiplies it fastest")
+    return Resolved("float32", "on CPU every operation outside of the matrices is faster in it")
 
 
 def resolve_pages(
     kv_tokens: int | None, *, page_size: int, max_context: int, max_sequences: int, bytes_per_token: int, budget_bytes: int
-) -> Choice[int]:
+) -> Resolved[int]:
     """Number of pages: enough for all sequences at full length if the budget allows it, and for one in any case."""
     if kv_tokens is not None:
-        return Choice(kv_tokens // page_size, "asked for")
+        return Resolved(kv_tokens // page_size, "asked for")
     one = -(-max_context // page_size)
     fits = budget_bytes // (bytes_per_token * page_size)
     num_pages = max(one, min(one * max_sequences, fits))
-    return Choice(
+    return Resolved(
         num_pages, f"{num_pages * page_size * bytes_per_token / 2**20:.0f} MB, one sequence takes {one} pages at most"
     )

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from backends.compiled import resolve_library
 from backends.config import KvDtype, LinearChoice
-from backends.engine import Engine
-from backends.limits import Limits
-from backends.linear import LinearChooser
-from backends.model import open_model
-from backends.runners import cpu_runner
-from backends.weight import UnsupportedCheckpoint
+from backends.engine.engine import Engine
+from backends.engine.request_limits import RequestLimits
+from backends.models.linear import LinearChooser
+from backends.models.loader import open_model
+from backends.quant.weight import UnsupportedCheckpoint
+from backends.runners.native_library import resolve_library
+from backends.runners.registry import cpu_runner
 from backends.wire import Sampling, Submit
 
 PAGE, CONTEXT, BATCH, FIRST_LETTER = 16, 4096, 16, 0x10000
@@ -51,7 +51,7 @@ class Subject:
         pages = -(-self.context // PAGE) * 4
         self._kv = served.kv(num_pages=pages, page_size=PAGE, dtype=torch.float32, device="cpu", int8=kv_dtype == "int8")
         self._runner = cpu_runner(served.model, self._kv, dtype=torch.float32, library=library)
-        self._limits = Limits(
+        self._limits = RequestLimits(
             max_context=self.context,
             vocab_size=served.vocab_size,
             num_pages=pages,

@@ -18,8 +18,8 @@ ASSET_CHUNK_BYTES = 1024 * 1024
 MAX_PACKED_BYTES = 256 * 1024
 """Messages share a frame up to this; a larger one has a frame of its own. Fewer than 65,536 of even the smallest fit."""
 CACHE_CHUNK_PAGES = 16_384
-PAGE_NAME_BYTES = 16
-PROTOCOL = 2
+PAGE_HASH_BYTES = 16
+PROTOCOL = 3
 SHARED_SALT = "\0shared"
 """No tenant's: a name has no zero in it."""
 
@@ -106,23 +106,14 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     request: int
 
 
-class Reprioritize(msgspec.Struct, frozen=True, tag="reprioritize"):
-    request: int
-    priority: int
-
-
-class Retain(msgspec.Struct, frozen=True, tag="retain"):
+class SetRetention(msgspec.Struct, frozen=True, tag="set_retention"):
     """Soft retention: pages of a chain with a lower score are evicted first; 0 releases them at once."""
 
     chain: str
     score: float
 
 
-class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """Finish what runs, refuse what comes."""
-
-
-Down = Submit | Abort | Reprioritize | Retain | Drain
+Down = Submit | Abort | SetRetention
 
 
 # Up: worker to gateway.
@@ -286,18 +277,18 @@ def page_key(fingerprint: str, cache_salt: str) -> bytes:
     return blake2b(f"{fingerprint}\0{cache_salt}".encode(), digest_size=32).digest()
 
 
-def page_names(prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: str, shared_tokens: int = 0) -> list[bytes]:
+def page_hashes(prompt: bytes, *, page_size: int, fingerprint: str, cache_salt: str, shared_tokens: int = 0) -> list[bytes]:
     """Names of the full pages of a prompt (uint32 little-endian ids), each chained to the page before it.
 
     Keyed with the model's fingerprint and the salt, so that equal names mean equal KV and nobody can guess them across salts.
     The salt enters behind the pages that are whole within `shared_tokens`.
     """
-    return further_names(
+    return further_hashes(
         prompt, page_size=page_size, fingerprint=fingerprint, cache_salt=cache_salt, shared_tokens=shared_tokens
     )
 
 
-def further_names(
+def further_hashes(
     prompt: bytes | bytearray,
     *,
     page_size: int,
@@ -307,22 +298,22 @@ def further_names(
     num_known: int = 0,
     parent: bytes = b"",
 ) -> list[bytes]:
-    """The names of `page_names` behind the first `num_known`, the last of which is `parent`."""
+    """The names of `page_hashes` behind the first `num_known`, the last of which is `parent`."""
     width = page_size * 4
     end = len(prompt) - len(prompt) % width
     shared_end = min(end, shared_tokens // page_size * width)
     start = num_known * width
-    names: list[bytes] = []
+    page_hashes: list[bytes] = []
     for salt, stop in ((SHARED_SALT, shared_end), (cache_salt, end)):
         if start >= stop:
             continue
         key = page_key(fingerprint, salt)
         for at in range(start, stop, width):
-            parent = blake2b(parent + prompt[at : at + width], digest_size=PAGE_NAME_BYTES, key=key).digest()
-            names.append(parent)
+            parent = blake2b(parent + prompt[at : at + width], digest_size=PAGE_HASH_BYTES, key=key).digest()
+            page_hashes.append(parent)
         start = stop
-    return names
+    return page_hashes
 
 
-def split_names(joined: bytes) -> Sequence[bytes]:
-    return [joined[i : i + PAGE_NAME_BYTES] for i in range(0, len(joined), PAGE_NAME_BYTES)]
+def split_hashes(joined: bytes) -> Sequence[bytes]:
+    return [joined[i : i + PAGE_HASH_BYTES] for i in range(0, len(joined), PAGE_HASH_BYTES)]

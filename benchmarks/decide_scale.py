@@ -1,18 +1,18 @@
-"""Claim to reach: deciding for a long chain in a large fleet takes 150 us at the median. This says what it takes now, by part.
+"""Claim to reach: deciding for a long chain in a large fleet takes 150 us at the median. It reports the current time, by part.
 
-Method: one core, 1,000 workers of two models, 20,000 live runs of 100,000 tokens; each turn 650 tokens more; random runs.
-Parts: `identity` finds the run by its header and keeps its books; `tokenize` encodes the text of the new part with nano's
-tokenizer; `names` hashes its pages; `residency` finds the workers that hold most of the prompt; `views` makes those anew of
-which something changed (three a turn); `shortlist` chooses whom to look at, `decide` among those; `queue` pushes and pops
-one behind 256 others. Outside the sum: `full_scan` is deciding among all, on every tenth turn, and must give the same;
-`tokenizer_alone` is the library's quickest call for the same text, the floor of whoever does not remember words. The text is
-prose of few words, soon all known; `tokenize_code` and `tokenizer_alone_code` are pieces of 2,600 characters of public agents'
-messages, each read for the first time.
-Turns come one behind the other; for `all_cold` the core reads and writes four megabytes of other memory between them. The
-question is put as the default policy puts it: with a price for a missed promise and one for a worse answer.
-Times are processor time of the process, as the machine may do other work. Verifying the old part, and the gateway's tables
-by worker (which prompt goes to which), are not inside. Memory is what registry, retention, keeper and the residency index
-hold of an idle run whose pages are on one worker; page names of chains' last prompts are bounded apart, by their text.
+Method: one core, 1,000 workers of two models, 20,000 live runs of 100,000 tokens; each turn adds 650 tokens; runs are random.
+Parts: `identity` finds the run by its header and updates the registry. `tokenize` encodes the new text with nano's tokenizer.
+`names` hashes its pages. `residency` finds the workers that hold most of the prompt. `views` rebuilds changed worker views
+(three a turn). `shortlist` selects candidates, `decide` chooses among them. `queue` pushes and pops one request behind 256
+others. Outside the sum: `full_scan` decides among all workers, on every tenth turn, and must give the same result.
+`tokenizer_alone` is the library's fastest call for the same text, the floor without a word cache. The text is prose of few
+words, all of them soon cached; `tokenize_code` and `tokenizer_alone_code` are pieces of 2,600 characters of public agents'
+messages, each tokenized for the first time. Turns follow each other directly; for `all_cold` the core reads and writes four
+megabytes of other memory between them. The request is as under the default policy, with a price for a missed SLO and one for a
+worse answer. Times are CPU time of the process, as the machine may do other work. Verifying the old part, and the gateway's
+tables by worker (which prompt goes to which), are not included. Memory is that of registry, retention, publisher and the
+residency index for an idle run whose pages are on one worker. Page hashes of chains' last prompts are bounded separately, by
+their text.
 """
 
 import gzip
@@ -27,30 +27,31 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from backends.wire import PAGE_NAME_BYTES, Cache
-from backends.zoo.words import sentence
+from backends.wire import PAGE_HASH_BYTES, Cache
+from backends.zoo.vocabulary import sentence
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from gateway.fleet.fleet import MAX_PAGES
-from gateway.fleet.standing import Standing
-from gateway.page_names import PageNames
+from gateway.fleet.worker_views import WorkerViews
+from gateway.policy.worker_rates import WorkerRates
 from gateway.routing.decide import decide
-from gateway.routing.decision import Question, WorkerView
+from gateway.routing.decision import RoutingRequest, WorkerView
 from gateway.runs.identity import identify
-from gateway.runs.keeper import Keeper
-from gateway.runs.registry import Runs
-from gateway.scheduling.predict import COLD, LOAD_IS_FRESH_S, Predictor, Rates
-from gateway.scheduling.queue import Band, RunQueue, Waiting
-from gateway.scheduling.residency import Residency
+from gateway.runs.registry import RunRegistry
+from gateway.runs.retention_publisher import RetentionPublisher
+from gateway.scheduling.kv_index import KvIndex
+from gateway.scheduling.latency_model import COLD, LOAD_IS_FRESH_S, LatencyPredictor
+from gateway.scheduling.request_queue import Band, QueuedRequest, RequestQueue
 from gateway.scheduling.retention import Retention
 from gateway.text.model_text import ModelText
+from gateway.text.page_hashes import PageHashes
 
 PAGE, PROMPT, GROWTH = 16, 100_000, 650
 REAL_RUNS, WAITING = 64, 256
 BETWEEN_BYTES = 2 * 2**20
-"""Read and written between turns for `all_cold`: twice of what a core's own caches hold."""
+"""Bytes read and written between turns for `all_cold`: twice a core's own caches."""
 _NEXT = bytes((value + 1) % 256 for value in range(256))
 OUTSIDE = ("full_scan", "tokenizer_alone", "tokenize_code", "tokenizer_alone_code")
-"""Shown beside the sum."""
+"""Parts reported beside the sum."""
 TENANT = "benchmark"
 _CHARS_A_TOKEN = 4
 _PIECE_CHARS = 2_600
@@ -76,21 +77,26 @@ class Stopwatch:
 
 
 class World:
-    """What a gateway of this size knows."""
+    """State of a gateway of this size."""
 
     def __init__(self, num_workers: int, num_runs: int, num_real: int, rng: random.Random) -> None:
         self.rng = rng
         self.workers = [f"w{number}" for number in range(num_workers)]
-        self.predictors = {worker: Predictor(_learned(rng), changed=partial(self.touch, worker)) for worker in self.workers}
-        self.runs, self.keeper = Runs(num_runs + 1, 900.0), Keeper(Retention(), lambda worker, chain, score: None)
-        self.residency, self.queue = Residency(MAX_PAGES), RunQueue(WAITING + 1)
-        self.standing = Standing(self.workers, self.view, LOAD_IS_FRESH_S)
-        self.names: dict[int, PageNames] = {}
+        self.predictors = {
+            worker: LatencyPredictor(_learned(rng), changed=partial(self.touch, worker)) for worker in self.workers
+        }
+        self.runs, self.retention = (
+            RunRegistry(num_runs + 1, 900.0),
+            RetentionPublisher(Retention(), lambda worker, chain, score: None),
+        )
+        self.kv_index, self.queue = KvIndex(MAX_PAGES), RequestQueue(WAITING + 1)
+        self.worker_views = WorkerViews(self.workers, self.view, LOAD_IS_FRESH_S)
+        self.names: dict[int, PageHashes] = {}
         self.prompt = bytearray(4 * PROMPT)
         for number in range(num_runs):
             self.pause(number)
         for number in range(num_real):
-            self.names[number] = PageNames(rng.randbytes(PROMPT // PAGE * PAGE_NAME_BYTES))
+            self.names[number] = PageHashes(rng.randbytes(PROMPT // PAGE * PAGE_HASH_BYTES))
             self.store(number, self.names[number])
         for number in range(WAITING):
             self.queue.push(_waiting(-1 - number, rng.randrange(1000)))
@@ -98,13 +104,13 @@ class World:
     def warm(self, number: int) -> str:
         return self.workers[number % len(self.workers)]
 
-    def store(self, number: int, names: PageNames) -> None:
+    def store(self, number: int, page_hashes: PageHashes) -> None:
         worker = self.warm(number)
-        sequence = self.residency.sequence(worker) + 1
-        self.residency.apply(worker, Cache(sequence=sequence, stored=names.leading(len(names)), reset=sequence == 0))
+        sequence = self.kv_index.sequence(worker) + 1
+        self.kv_index.apply(worker, Cache(sequence=sequence, stored=page_hashes.leading(len(page_hashes)), reset=sequence == 0))
 
     def touch(self, worker: str) -> None:
-        self.standing.touch(worker)
+        self.worker_views.touch(worker)
 
     def view(self, worker: str, now: float) -> WorkerView:
         tier = "small" if int(worker[1:]) % 2 else "large"
@@ -120,20 +126,20 @@ class World:
         )
 
     def pause(self, number: int) -> None:
-        """A turn of this run comes and is answered."""
+        """Record a turn of this run and its answer."""
         identity = identify({"x-headway-run-id": f"run-{number}"}, (), tenant=TENANT)
         assert identity
         run, chain = self.runs.touch(identity, tenant=TENANT, now=0.0)
-        self.keeper.arrived(chain, 0.0)
+        self.retention.arrived(chain, 0.0)
         self.runs.opened(run)
         self.runs.dispatched(chain, model="nano", worker=self.warm(number))
-        self.keeper.finished(chain, 0.0, finish="tool_calls", tool="bash")
+        self.retention.finished(chain, 0.0, finish="tool_calls", tool="bash")
         self.runs.closed(run, final=False, now=0.0)
 
 
-def _learned(rng: random.Random) -> Rates:
-    """No two workers are found equally fast."""
-    return Rates(*(rate * rng.uniform(0.9, 1.1) for rate in COLD))
+def _learned(rng: random.Random) -> WorkerRates:
+    """Return random rates, so that no two workers have equal speed."""
+    return WorkerRates(*(rate * rng.uniform(0.9, 1.1) for rate in COLD))
 
 
 def main() -> None:
@@ -146,13 +152,13 @@ def main() -> None:
     per_run = (tracemalloc.get_traced_memory()[0] - before) / runs
     del idle
     before = tracemalloc.get_traced_memory()[0]
-    residency = Residency(MAX_PAGES // 100)
+    kv_index = KvIndex(MAX_PAGES // 100)
     for number in range(100):
-        joined = rng.randbytes(PROMPT // PAGE * PAGE_NAME_BYTES)
-        residency.apply(f"w{number}", Cache(sequence=0, stored=joined, reset=True))
-    of_index = (tracemalloc.get_traced_memory()[0] - before) / len(residency) * MAX_PAGES / runs
+        joined = rng.randbytes(PROMPT // PAGE * PAGE_HASH_BYTES)
+        kv_index.apply(f"w{number}", Cache(sequence=0, stored=joined, reset=True))
+    of_index = (tracemalloc.get_traced_memory()[0] - before) / len(kv_index) * MAX_PAGES / runs
     tracemalloc.stop()
-    del residency
+    del kv_index
     per_run += of_index
     progress(f"{per_run:,.0f} bytes an idle run")
     watch = Stopwatch()
@@ -174,7 +180,7 @@ def main() -> None:
         "us": {name: {"p50": p50, "p99": p99} for name, (p50, p99) in parts.items()},
         "bytes_per_idle_run": per_run,
         "bytes_of_index_per_run": of_index,
-        "bytes_of_kept_names_per_run": PROMPT // PAGE * PAGE_NAME_BYTES,
+        "bytes_of_kept_names_per_run": PROMPT // PAGE * PAGE_HASH_BYTES,
         "workers": workers,
         "runs": runs,
     }
@@ -188,17 +194,17 @@ def main() -> None:
 
 def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int, new_text: str) -> None:
     number = world.rng.choice(list(world.names))
-    names, warm = world.names[number], world.warm(number)
+    page_hashes, warm = world.names[number], world.warm(number)
     watch.time("identity", lambda: world.pause(number))
     ids = watch.time("tokenize", lambda: text.encode(new_text))
-    # The names of the old part are known: those of the new one go on from the last of them.
-    world.prompt[4 * PAGE * len(names) :] = ids.tobytes()
-    name = partial(PageNames.of, world.prompt, page_size=PAGE, fingerprint="fingerprint", cache_salt=TENANT)
-    named = watch.time("names", lambda: name(before=names, num_known=len(names)))
-    holders = watch.time("residency", lambda: world.residency.holders(named))
+    # The hashes of the old part are known; those of the new part continue from the last of them.
+    world.prompt[4 * PAGE * len(page_hashes) :] = ids.tobytes()
+    name = partial(PageHashes.of, world.prompt, page_size=PAGE, fingerprint="fingerprint", cache_salt=TENANT)
+    named = watch.time("names", lambda: name(before=page_hashes, num_known=len(page_hashes)))
+    holders = watch.time("residency", lambda: world.kv_index.holders(named))
     cached = {worker: pages * PAGE for worker, pages in holders.items()}
     assert cached[warm] > PROMPT - 64 * PAGE
-    question = Question(
+    routing_request = RoutingRequest(
         asked="auto",
         candidates=("small", "large"),
         prompt_tokens=dict.fromkeys(world.workers, PROMPT + GROWTH),
@@ -216,23 +222,23 @@ def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int, new_text: 
     for worker in (warm, *world.rng.sample(world.workers, 2)):
         world.predictors[worker].submitted(turn, GROWTH)
         world.predictors[worker].first_token(turn)
-    watch.time("views", lambda: world.standing.refresh(0.0))
-    views, whole = watch.time("shortlist", lambda: world.standing.candidates(question, 0.0))
-    decision = watch.time("decide", lambda: decide(question, views, decision_id="d", whole=whole))
+    watch.time("views", lambda: world.worker_views.refresh(0.0))
+    views, fleet_summary = watch.time("shortlist", lambda: world.worker_views.candidates(routing_request, 0.0))
+    decision = watch.time("decide", lambda: decide(routing_request, views, decision_id="d", fleet_summary=fleet_summary))
     watch.time("queue", lambda: _through(world.queue))
     if turn % 10 == 0:
         everyone = [world.view(worker, 0.0) for worker in world.workers]
-        assert watch.time("full_scan", lambda: decide(question, everyone, decision_id="d")) == decision
+        assert watch.time("full_scan", lambda: decide(routing_request, everyone, decision_id="d")) == decision
 
 
-def _through(queue: RunQueue) -> None:
+def _through(queue: RequestQueue) -> None:
     queue.push(_waiting(1, 0))
     queue.pop(lambda item: item.request == 1, now=1.0, prefill_rate=1e6)
 
 
-def _waiting(request: int, uncached: int) -> Waiting:
+def _waiting(request: int, uncached: int) -> QueuedRequest:
     resident = request > 0
-    return Waiting(
+    return QueuedRequest(
         request=request,
         tenant=TENANT,
         run=str(request),
@@ -245,7 +251,7 @@ def _waiting(request: int, uncached: int) -> Waiting:
 
 
 def _read_code(path: Path, text: ModelText, watch: Stopwatch, *, most: int) -> None:
-    """What each public message adds to the one before it in its session, a piece of each."""
+    """Encode a piece of the text that each public message adds to the previous one in its session."""
     if not path.exists():
         return
     sent: dict[str, str] = {}
@@ -260,12 +266,12 @@ def _read_code(path: Path, text: ModelText, watch: Stopwatch, *, most: int) -> N
 
 
 def alone(text: ModelText, new_text: str) -> list[int]:
-    """What the library `tokenizers` takes by itself, in its quickest call."""
+    """Tokenize with the fastest call of the library `tokenizers` alone."""
     return list(text.tokenizer.encode_batch_fast([new_text], add_special_tokens=False)[0].ids)
 
 
 def _new_text(text: ModelText, rng: random.Random) -> str:
-    """Sentences of at least GROWTH tokens, words with single spaces between them."""
+    """Return sentences of at least GROWTH tokens, words separated by single spaces."""
     said = sentence(rng)
     while len(said) < GROWTH * _CHARS_A_TOKEN:
         said += " " + sentence(rng)

@@ -1,4 +1,4 @@
-"""An engine in this process, driven by hand, and a random Llama of the size that engines are compared on."""
+"""An engine in this process, stepped explicitly, and a random Llama of the size on which engines are compared."""
 
 import json
 import random
@@ -11,19 +11,19 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from backends.compiled import Library, open_library
 from backends.config import DTYPE_BYTES, Dtype, LinearChoice
-from backends.copier import ThreadCopier
-from backends.draft import Drafter
-from backends.engine import Engine
-from backends.host import HostTier
-from backends.limits import Limits
-from backends.linear import LinearChooser
-from backends.model import Served, open_model
-from backends.runners import cpu_runner
-from backends.scheduler import Reload
-from backends.start import DTYPES
+from backends.engine.engine import Engine
+from backends.engine.request_limits import RequestLimits
+from backends.engine.work import Reload
+from backends.kv_cache.host_cache import HostCache
+from backends.models.linear import LinearChooser
+from backends.models.loader import LoadedModel, open_model
+from backends.runners.native_library import Library, open_library
+from backends.runners.page_copier import ThreadCopier
+from backends.runners.registry import cpu_runner
+from backends.spec_decode.draft_model import DraftModel
 from backends.wire import Sampling, Submit
+from backends.worker.startup import DTYPES
 
 PAGE = 16
 LLAMA_100M = {
@@ -47,14 +47,14 @@ LLAMA_100M = {
 
 
 class Silent:
-    """Text is not what is measured."""
+    """Detokenizer without output: text is not measured."""
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return ""
 
 
 class Answered(NamedTuple):
-    """Seconds from the submit."""
+    """Times of an answer, in seconds from the submit."""
 
     first_s: float
     all_s: float
@@ -74,14 +74,17 @@ class EngineRig:
         lookup: bool = False,
         draft: Path | None = None,
         max_sequences: int = 16,
-        served: Served | None = None,
+        served: LoadedModel | None = None,
         compiled: bool = True,
+        variant: str = "auto",
     ) -> None:
+        """Load the engine. `variant` is the build of the compiled step; `auto` is this processor's best."""
         kind = DTYPES[dtype]
-        library = open_library() if compiled else None
+        library = open_library(variant=variant) if compiled else None
+        self.variant = library.variant if library else "torch"
         chooser = LinearChooser(linear, kind, "cpu", library)
         self.served = served or open_model(directory, chooser, dtype=kind, device="cpu")
-        limits = Limits(
+        limits = RequestLimits(
             max_context=self.served.max_positions,
             vocab_size=self.served.vocab_size,
             num_pages=kv_tokens // PAGE,
@@ -94,7 +97,7 @@ class EngineRig:
         )
         kv = self.served.kv(num_pages=limits.num_pages, page_size=PAGE, dtype=kind, device="cpu")
         slots = host_kv_tokens // PAGE
-        tier: HostTier[Reload] | None = HostTier(slots, ThreadCopier(kv, slots)) if slots else None
+        tier: HostCache[Reload] | None = HostCache(slots, ThreadCopier(kv, slots)) if slots else None
         runner = cpu_runner(self.served.model, kv, dtype=kind, library=library)
         runner.warm_up(min(512, limits.longest))
         clock = time.perf_counter_ns
@@ -105,7 +108,7 @@ class EngineRig:
         self._numbered = 0
 
     def ask(self, prompts: Sequence[Sequence[int]], count: int, *, ignore_eos: bool = True) -> Answered:
-        """All at once, to the end of the last."""
+        """Submit all prompts at once and run until the last ends."""
         sampling = Sampling(max_tokens=count, ignore_eos=ignore_eos)
         start = time.perf_counter()
         before, ends = self._numbered, []
@@ -126,13 +129,13 @@ class EngineRig:
         return Answered(first_s, time.perf_counter() - start, cached, said)
 
 
-def _drafter(directory: Path, limits: Limits, dtype: Dtype, library: Library | None) -> Drafter:
+def _drafter(directory: Path, limits: RequestLimits, dtype: Dtype, library: Library | None) -> DraftModel:
     kind = DTYPES[dtype]
     draft = open_model(directory, LinearChooser("auto", kind, "cpu", library), dtype=kind, device="cpu")
     kv = draft.kv(num_pages=limits.num_pages, page_size=PAGE, dtype=kind, device="cpu")
     runner = cpu_runner(draft.model, kv, dtype=kind, library=library)
     runner.warm_up(min(512, limits.longest, draft.max_positions))
-    return Drafter(
+    return DraftModel(
         runner,
         num_pages=limits.num_pages,
         page_size=PAGE,
@@ -144,7 +147,7 @@ def _drafter(directory: Path, limits: Limits, dtype: Dtype, library: Library | N
 
 
 def random_llama(directory: Path) -> Path:
-    """The same weights every time, in bfloat16."""
+    """Write a model with the same bfloat16 weights on every call."""
     if (directory / "model.safetensors").is_file():
         return directory
     directory.mkdir(parents=True, exist_ok=True)

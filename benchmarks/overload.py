@@ -1,12 +1,11 @@
-"""Claim: at two and three times the load that the machine carries, callers get what was promised or a fast, honest no.
+"""Claim: at two and three times the load that the machine carries, requests meet their SLO or get a fast 429.
 
 Method: real workers with the shipped models behind `headway serve`; single questions, agent runs of four turns and batch work,
-lengths and bursts as in azure2023_conv. First, behind the baseline: the time to the first token of every item alone, and the
-capacity, as items a second that 32 callers get through who ask again at once; generator and gateway share the machine's cores
-with the workers, so both are in it. Then levels of 0.5 to 3 times that, sent open loop, nobody trying again. A request's SLO is
-the larger of its class (200 ms, 400 ms to the first token; batch: an end within 60 s) and four times its own time alone.
-Goodput is answers that kept it and ended within the level, per second of it. Baseline: the same gateway, workers and promises,
-first come first served, nobody refused.
+lengths and bursts as in azure2023_conv. First, behind the baseline: TTFT of every item alone, and the capacity, as items a
+second that 32 closed-loop clients complete. Generator and gateway share the machine's cores with the workers, so the capacity
+includes them. Then levels of 0.5 to 3 times that, open loop, without retries. A request's SLO is the larger of its class (TTFT
+200 ms, 400 ms; batch: an end within 60 s) and four times its own time alone. Goodput is answers within their SLO that ended
+within the level, per second. Baseline: the same gateway, workers and SLOs, first come first served, without rejections.
 """
 
 import argparse
@@ -23,19 +22,19 @@ import uvloop
 from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 from benchmarks.served import gateway
 from benchmarks.traffic import Item, Played, capacity, play, pool, trace_of
-from gateway.load.client import Seen, open_loop, open_session
-from gateway.load.figures import Figures, Promise, figures, percentile
-from gateway.load.schedule import Planned, scaled
+from gateway.loadtest.arrivals import Planned, scaled
+from gateway.loadtest.client import Response, open_loop, open_session
+from gateway.loadtest.report import LatencySlo, LoadReport, load_report, percentile
 
 POLICY, FIRST_COME = ROOT / "benchmarks" / "overload.yaml", ROOT / "benchmarks" / "first_come.yaml"
 LEVELS = (0.5, 1.0, 1.5, 2.0, 3.0)
-CLASSES = {"interactive": Promise(ttft_s=0.2), "agent": Promise(ttft_s=0.4), "batch": Promise(end_s=60.0)}
+CLASSES = {"interactive": LatencySlo(ttft_s=0.2), "agent": LatencySlo(ttft_s=0.4), "batch": LatencySlo(end_s=60.0)}
 ISOLATED_TIMES = 4.0
 _TIMEOUT_S = 900.0
 
 
 class Setup(NamedTuple):
-    """`isolated_s` are each item's times to the first token alone, turn by turn; `capacity` is in items a second."""
+    """Measured before the levels. `isolated_s` is each item's TTFT alone, by turn; `capacity` is in items a second."""
 
     trace: list[Planned]
     items: list[Item]
@@ -44,12 +43,12 @@ class Setup(NamedTuple):
 
 
 class Level(NamedTuple):
-    """`goodput` is of what ended within it; the figures' own are of all that was sent."""
+    """A level's results. `goodput` counts answers that ended within it; the report's own counts all that were sent."""
 
     times: float
     goodput: float
-    figures: Figures
-    by_kind: dict[str, Figures]
+    figures: LoadReport
+    by_kind: dict[str, LoadReport]
     runs: int
     abandoned: int
 
@@ -74,7 +73,7 @@ def main() -> None:
 def _levels(text: str) -> tuple[float, ...]:
     levels = tuple(float(part) for part in text.split(","))
     if not levels or min(levels) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} are no multiples of the capacity")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of multiples of the capacity")
     return levels
 
 
@@ -91,12 +90,12 @@ async def _prepare(url: str, trace: list[Planned], items: list[Item], seconds: f
             played = await play(http, url, item, number, index=number, name="alone", pauses=False)
             isolated.append(tuple(_first(seen) for seen in played.seen))
         progress(f"alone: {1000 * percentile(sorted(one[0] for one in isolated), 0.5):.0f} ms to the first token in the middle")
-        carried = await capacity(http, url, items, seconds, promised=True)
+        carried = await capacity(http, url, items, seconds, with_slo=True)
         progress(f"capacity: {carried:.2f} items a second")
     return Setup(trace, items, isolated, carried)
 
 
-def _first(seen: Seen) -> float:
+def _first(seen: Response) -> float:
     if not seen.ok or seen.first_s is None:
         raise RuntimeError(f"a question alone was not answered: {seen.status} {seen.error}")
     return seen.first_s
@@ -110,7 +109,7 @@ async def _all(url: str, setup: Setup, times: Sequence[float], seconds: float) -
 
 
 async def _level(url: str, name: str, setup: Setup, times: float, seconds: float) -> Level:
-    """Sent at this multiple of the capacity for so long, and waited for until all have their end."""
+    """Send at this multiple of the capacity for `seconds`, and wait until all have ended."""
     plan = scaled(setup.trace, times * setup.capacity, seconds)
     rng = random.Random(f"{times}")
     indices = [rng.randrange(len(setup.items)) for _ in plan]
@@ -142,29 +141,31 @@ async def _progress(what: str, total: int, counts: Counter[str]) -> None:
 
 
 def judged(setup: Setup, times: float, played: Sequence[Played], seconds: float, until: float) -> Level:
-    """Every request is held to its own SLO; a run is abandoned when a turn after its first gets no answer. What ended after
-    `until` is no goodput of this level: what queued up while it lasted was answered when nothing came any more."""
-    seen: dict[str, list[Seen]] = {kind: [] for kind in CLASSES}
+    """Compare every request with its own SLO. A run is abandoned if a turn after its first gets no answer.
+
+    Answers that end after `until` are not goodput of this level: requests queued during it complete when no more arrive.
+    """
+    seen: dict[str, list[Response]] = {kind: [] for kind in CLASSES}
     kept: dict[str, list[bool]] = {kind: [] for kind in CLASSES}
     runs = abandoned = in_time = 0
     for one in played:
         item = setup.items[one.item]
         for turn, (request, ended_at) in enumerate(zip(one.seen, one.ended_at, strict=True)):
             seen[item.kind].append(request)
-            kept[item.kind].append(promise_of(item, setup.isolated_s[one.item][turn]).kept(request))
+            kept[item.kind].append(slo_of(item, setup.isolated_s[one.item][turn]).is_met(request))
             in_time += kept[item.kind][-1] and ended_at <= until
         if item.kind == "agent" and one.seen[0].ok:
             runs += 1
             abandoned += not one.seen[-1].ok
     every = [request for kind in CLASSES for request in seen[kind]]
-    by_kind = {kind: figures(seen[kind], kept[kind], seconds) for kind in CLASSES}
-    whole = figures(every, [k for kind in CLASSES for k in kept[kind]], seconds)
+    by_kind = {kind: load_report(seen[kind], kept[kind], seconds) for kind in CLASSES}
+    whole = load_report(every, [k for kind in CLASSES for k in kept[kind]], seconds)
     return Level(times, in_time / seconds, whole, by_kind, runs, abandoned)
 
 
-def promise_of(item: Item, isolated_s: float) -> Promise:
-    promised = CLASSES[item.kind]
-    return promised if promised.ttft_s is None else Promise(ttft_s=max(promised.ttft_s, ISOLATED_TIMES * isolated_s))
+def slo_of(item: Item, isolated_s: float) -> LatencySlo:
+    slo = CLASSES[item.kind]
+    return slo if slo.ttft_s is None else LatencySlo(ttft_s=max(slo.ttft_s, ISOLATED_TIMES * isolated_s))
 
 
 def _tell(levels: Sequence[Level]) -> None:
@@ -220,7 +221,7 @@ def _level_result(level: Level) -> dict[str, Any]:
     }
 
 
-def _figures_result(one: Figures) -> dict[str, Any]:
+def _figures_result(one: LoadReport) -> dict[str, Any]:
     return {
         "requests": one.requests,
         "answered": one.ok,

@@ -11,43 +11,45 @@ from pathlib import Path
 
 from litestar import Litestar
 
-from gateway.accounting.budget_history import restore
-from gateway.accounting.budgets import Budgets
-from gateway.accounting.device_time import DeviceTimes
-from gateway.accounting.key_store import last_change, stored_keys
-from gateway.accounting.ledger import Ledger, MemoryLedger, SqliteLedger
-from gateway.accounting.metrics import Gauge, Metrics
-from gateway.accounting.rates import Rates
-from gateway.accounting.rows import KeyRow, KeyUseRow
-from gateway.accounting.span_export import open_spans
-from gateway.accounting.spans import SpanWriter
-from gateway.answer import AnswerEndpoint, OpenAnswers
 from gateway.api.chat_dialect import ChatDialect
 from gateway.api.completions import CompletionsDialect
 from gateway.api.dialect import Dialect
 from gateway.api.messages_dialect import MessagesDialect
 from gateway.api.response_store import ResponseStore
 from gateway.api.responses_dialect import ResponsesDialect
-from gateway.asgi import Reading
-from gateway.auth import Keys
-from gateway.books import Books
-from gateway.dashboard_live import Live
-from gateway.dispatch import Dispatcher
-from gateway.endpoints import error_handlers, route_handlers
-from gateway.fleet.breaker import BREAKER_STATES
 from gateway.fleet.fleet import Fleet
-from gateway.pipeline import Judge, Pipeline
+from gateway.http.auth import CurrentKeys, Keys
+from gateway.http.body import BodyBudget
+from gateway.http.generate import GenerateEndpoint, OpenResponses
+from gateway.http.live_samples import LiveSamples
+from gateway.http.routes import error_handlers, route_handlers
+from gateway.http.services import Services
+from gateway.ledger.key_store import last_change, stored_keys
+from gateway.ledger.ledger import Ledger, MemoryLedger, SqliteLedger
+from gateway.ledger.rows import KeyRow, KeyUseRow
+from gateway.metering.budget_history import restore
+from gateway.metering.budgets import Budgets
+from gateway.metering.device_time import DeviceTimes
+from gateway.metering.rate_limits import RateLimiter
+from gateway.pipeline.dispatcher import Dispatcher
+from gateway.pipeline.gauges import request_gauges, upstream_gauges, worker_gauges
+from gateway.pipeline.pipeline import Pipeline
+from gateway.pipeline.prepare import Judge
+from gateway.pipeline.recorder import RequestRecorder
 from gateway.policy.schema import Policy
-from gateway.prompts import Prompts
 from gateway.request import Request
 from gateway.routing.escalation import Escalation
 from gateway.routing.quality import QualityModel, top_only
-from gateway.runs.keeper import Keeper
-from gateway.runs.registry import Runs
-from gateway.scheduling.predict import OutputLengths
-from gateway.scheduling.queue import COLD_AFTER_S, RunQueue
+from gateway.runs.registry import RunRegistry
+from gateway.runs.retention_publisher import RetentionPublisher
+from gateway.scheduling.latency_model import OutputLengths
+from gateway.scheduling.request_queue import COLD_AFTER_S, RequestQueue
 from gateway.scheduling.retention import Retention
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Gauge, Metrics
+from gateway.telemetry.span_export import open_spans
+from gateway.telemetry.tracing import SpanWriter
+from gateway.text.prompt_encoder import PromptEncoder
 
 TIDY_EVERY_S = 5.0
 TOLD_A_TIDY = 10
@@ -74,15 +76,15 @@ class Gateway:
         spans: SpanWriter | None = None,
     ) -> None:
         self.policy, self.settings, self.fleet = policy, settings, fleet
-        self.keys = Keys(policy)
+        self.keys = CurrentKeys(Keys(policy))
         self._stored_keys: list[KeyRow] = []
         limits = policy.limits
-        self.runs = Runs(limits.max_runs, limits.run_idle_s)
-        self.keeper = Keeper(Retention(limits.max_runs), fleet.retain, fleet.horizon_s)
+        self.runs = RunRegistry(limits.max_runs, limits.run_idle_s)
+        self.retention = RetentionPublisher(Retention(limits.max_runs), fleet.set_retention, fleet.horizon_s)
         weights = {name: tenant.weight for name, tenant in policy.tenants.items()}
         # In time to be served before its wait is given up.
         cold_after_s = min(COLD_AFTER_S, 0.5 * limits.max_queue_s)
-        self.queue = RunQueue(
+        self.queue = RequestQueue(
             limits.max_queued_requests,
             weights,
             cold_after_s=cold_after_s,
@@ -95,20 +97,29 @@ class Gateway:
         self.ledger = ledger or _ledger(settings)
         lengths = OutputLengths()
         capture = settings.capture_content
-        self.prompts = Prompts(capture=capture)
+        self.prompt_encoder = PromptEncoder(capture=capture)
         self.budgets = Budgets(policy.budgets)
-        self.rates = Rates()
-        self.books = Books(
+        self.rates = RateLimiter()
+        self.recorder = RequestRecorder(
             fleet, self.runs, lengths, self.metrics, self.spans, self.ledger, self.budgets, self.rates, capture=capture
         )
         self.device_times = DeviceTimes(fleet.usd_per_s, {name: worker.model for name, worker in policy.workers.items()})
-        self.live = Live(self.device_times)
+        self.live_samples = LiveSamples(self.device_times)
         judge, escalations = _judge(policy)
         self.pipeline = Pipeline(
-            policy, fleet, self.dispatcher, self.runs, self.keeper, self.prompts, self.books, lengths, judge, escalations
+            policy,
+            fleet,
+            self.dispatcher,
+            self.runs,
+            self.retention,
+            self.prompt_encoder,
+            self.recorder,
+            lengths,
+            judge,
+            escalations,
         )
-        self.answers = OpenAnswers()
-        self.reading = Reading(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
+        self.open_responses = OpenResponses()
+        self.body_budget = BodyBudget(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
         self.responses = ResponseStore(self.ledger, time.time)
         dialects: dict[str, Dialect] = {
             "/v1/chat/completions": ChatDialect(),
@@ -116,13 +127,27 @@ class Gateway:
             "/v1/responses": ResponsesDialect(self.responses),
             "/v1/messages": MessagesDialect(),
         }
-        self.surfaces = {route: self._endpoint(dialect, route) for route, dialect in dialects.items()}
-        self.chat = self.surfaces["/v1/chat/completions"]
+        endpoints = {route: self._endpoint(dialect, route) for route, dialect in dialects.items()}
+        self.chat = endpoints["/v1/chat/completions"]
+        self.services = Services(
+            pipeline=self.pipeline,
+            fleet=fleet,
+            queue=self.queue,
+            runs=self.runs,
+            keys=self.keys,
+            rate_limits=self.rates,
+            ledger=self.ledger,
+            metrics=self.metrics,
+            live_samples=self.live_samples,
+            body_budget=self.body_budget,
+            responses=self.responses,
+            endpoints=endpoints,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         fleet.lost = self.runs.worker_lost
 
-    def _endpoint(self, dialect: Dialect, route: str) -> AnswerEndpoint:
-        return AnswerEndpoint(self.pipeline, self.keys, dialect, self.answers, self.reading, route=route)
+    def _endpoint(self, dialect: Dialect, route: str) -> GenerateEndpoint:
+        return GenerateEndpoint(self.pipeline, self.keys, dialect, self.open_responses, self.body_budget, route=route)
 
     def apply(self, policy: Policy) -> None:
         """Another policy for the requests that come from now on; those under way end under theirs.
@@ -133,32 +158,30 @@ class Gateway:
         keys = Keys(policy, self._stored_keys)
         if not keys.required and self.keys.required:
             raise ValueError("the policy has no API keys any more: that needs a restart")
-        self.policy = self.pipeline.policy = policy
+        self.policy = policy
         self.fleet.take_policy(policy)
-        self.pipeline.judge, self.pipeline.escalations = judge, escalations
-        self._admit_with(keys)
+        self.pipeline.apply(policy, judge, escalations)
+        self._set_keys(keys)
         self.budgets.limit(policy.budgets)
-        self.books.policy_in_force(policy, time.time())
-        self.queue.weigh({name: tenant.weight for name, tenant in policy.tenants.items()})
+        self.recorder.record_policy(policy, time.time())
+        self.queue.set_weights({name: tenant.weight for name, tenant in policy.tenants.items()})
 
     def start(self) -> None:
         restore(self.budgets, self.policy, self.ledger.read, time.time())
         self.fleet.start()
-        self.books.policy_in_force(self.policy, time.time())
+        self.recorder.record_policy(self.policy, time.time())
         self._tasks.append(asyncio.create_task(self._tidy(), name="tidy"))
         if isinstance(self.ledger, SqliteLedger):  # nobody else can write into one in memory
-            self._take_keys(stored_keys(self.ledger.read))
+            self._set_stored_keys(stored_keys(self.ledger.read))
             self._tasks.append(asyncio.create_task(self._follow_keys(), name="keys"))
 
-    def _admit_with(self, keys: Keys) -> None:
-        self._tell_uses()
-        self.keys = keys
-        for endpoint in self.surfaces.values():
-            endpoint.admit_with(keys)
+    def _set_keys(self, keys: Keys) -> None:
+        self._record_key_uses()
+        self.keys.replace(keys)
 
-    def _take_keys(self, stored: list[KeyRow]) -> None:
+    def _set_stored_keys(self, stored: list[KeyRow]) -> None:
         self._stored_keys = stored
-        self._admit_with(Keys(self.policy, stored))
+        self._set_keys(Keys(self.policy, stored))
 
     async def _follow_keys(self) -> None:
         """What `headway keys` changes in the store while we run."""
@@ -167,12 +190,12 @@ class Gateway:
             await asyncio.sleep(KEYS_EVERY_S)
             try:
                 if (now := await asyncio.to_thread(last_change, self.ledger.read)) != changed:
-                    self._take_keys(await asyncio.to_thread(stored_keys, self.ledger.read))
+                    self._set_stored_keys(await asyncio.to_thread(stored_keys, self.ledger.read))
                     changed = now
             except sqlite3.Error as error:
                 log.error("the key store cannot be read, so that the keys are those of before: %s", error)
 
-    def _tell_uses(self) -> None:
+    def _record_key_uses(self) -> None:
         for id, at in self.keys.take_uses().items():
             self.ledger.record(KeyUseRow(id=id, at=at))
 
@@ -182,103 +205,60 @@ class Gateway:
         while True:
             for _ in range(TOLD_A_TIDY):
                 await asyncio.sleep(TIDY_EVERY_S / TOLD_A_TIDY)
-                self.keeper.refresh(time.monotonic())
+                self.retention.refresh(time.monotonic())
             for run in self.runs.expire(time.monotonic()):
                 self.pipeline.forget(run)
-                self.books.run_ended(run)
+                self.recorder.run_ended(run)
             self.observe_devices()
-            self._tell_uses()
-            self.live.sample(time.time(), self)
+            self._record_key_uses()
+            loads = {name: client.load for name, client in self.fleet.clients.items()}
+            self.live_samples.sample(time.time(), loads, num_queued=len(self.queue), num_runs=len(self.runs))
             if (now := time.monotonic()) >= told_at + DEVICE_ROWS_EVERY_S:
                 told_at = now
-                self.tell_devices()
+                self.record_device_time()
 
     def observe_devices(self) -> None:
         """Takes in what the workers last said of their time."""
-        for name, link in self.fleet.links.items():
-            if link.load:
-                self.device_times.observe(name, link.load)
+        for name, client in self.fleet.clients.items():
+            if client.load:
+                self.device_times.observe(name, client.load)
 
-    def tell_devices(self) -> None:
+    def record_device_time(self) -> None:
         for row in self.device_times.rows(time.time()):
             self.ledger.record(row)
 
     async def drain(self, grace_s: float) -> None:
         """Takes nothing new and lets running answers end for so long, then drops the links: each gets its error event and its
         account."""
-        self.pipeline.stopping = True
+        self.pipeline.preparer.stopping = True
         await self._idle(grace_s)
         await self.fleet.disconnect()
         await self._idle(LAST_WORDS_S)
 
     async def _idle(self, at_most_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.answers.idle.wait(), at_most_s)
+            await asyncio.wait_for(self.open_responses.idle.wait(), at_most_s)
 
     async def stop(self) -> None:
         """Ends what still runs: its sequences are aborted with their links, and accounted."""
         for task in self._tasks:
             task.cancel()
-        self._tell_uses()
+        self._record_key_uses()
         self.observe_devices()
-        self.tell_devices()
+        self.record_device_time()
         await self.fleet.stop()
         for run in (*self.runs.expire(time.monotonic()), *self.runs.all()):
-            self.books.run_ended(run)
-        self.prompts.close()
+            self.recorder.run_ended(run)
+        self.prompt_encoder.close()
         self.spans.close()
         self.ledger.close()
 
     def gauges(self) -> Iterable[Gauge]:
-        """Read when somebody scrapes."""
-        yield Gauge("headway_queue_length", "Requests that wait for a worker.", {}, len(self.queue))
-        yield Gauge("headway_runs", "Live runs.", {}, len(self.runs))
-        dropped = getattr(self.ledger, "dropped", 0)
-        yield Gauge("headway_ledger_dropped_rows", "Rows that did not fit.", {}, dropped, counts=True)
-        yield Gauge("headway_residency_pages", "Pages whose place is known.", {}, len(self.fleet.residency))
-        yield Gauge("headway_budget_holds", "Requests under way that hold of a budget.", {}, self.budgets.num_holds)
-        settled = self.budgets.settled
-        yield Gauge("headway_budget_settled_tokens", "Tokens charged to budgets.", {}, settled.tokens, counts=True)
-        yield Gauge("headway_budget_settled_usd", "Dollars charged to budgets.", {}, settled.usd, counts=True)
-        now = time.monotonic()
-        for (name, is_batch), lateness in self.dispatcher.lateness.items():
-            labels = {"worker": name, "kind": "batch" if is_batch else "promised"}
-            margin = lateness.margin(now)
-            yield Gauge("headway_ttft_margin", "Share by which predictions to a first token are stretched.", labels, margin)
+        """Computed at each scrape."""
         self.observe_devices()
-        for name, link in self.fleet.links.items():
-            labels = {"worker": name, "model": self.policy.workers[name].model}
-            yield Gauge("headway_worker_up", "1 when it can take requests.", labels, float(link.healthy))
-            for phase, errors in self.fleet.predictors[name].errors.items():
-                of_phase = {**labels, "phase": phase}
-                yield Gauge("headway_prediction_bias_seconds", "Mean of actual - predicted.", of_phase, errors.bias_s)
-                yield Gauge("headway_prediction_deviation_seconds", "Its deviation.", of_phase, errors.deviation_s)
-            if (load := link.load) is None:
-                continue
-            held = load.num_pages - load.free_pages - load.cached_pages
-            used = held / max(1, load.num_pages)
-            spent = self.device_times.workers[name].total
-            yield Gauge("headway_worker_busy_seconds", "Device time in steps.", labels, load.busy_s, counts=True)
-            yield Gauge("headway_worker_idle_seconds", "Time between steps.", labels, load.idle_s, counts=True)
-            yield Gauge("headway_worker_attributed_seconds", "Busy time charged.", labels, load.attributed_s, counts=True)
-            yield Gauge("headway_idle_usd", "Dollars of time between steps.", labels, spent.idle_usd, counts=True)
-            unattributed = max(0.0, spent.unattributed_usd)
-            yield Gauge("headway_unattributed_usd", "Dollars of steps for nobody.", labels, unattributed, counts=True)
-            yield Gauge("headway_worker_usd_per_second", "Price of a second.", labels, self.fleet.usd_per_s[name])
-            for state, pages in (("free", load.free_pages), ("cached", load.cached_pages), ("used", held)):
-                yield Gauge("headway_worker_pages", "KV pages by state.", {**labels, "state": state}, pages)
-            twin = {"model_name": labels["model"], "worker": name}
-            yield Gauge("vllm:num_requests_running", "Sequences in the batch.", twin, load.running)
-            yield Gauge("vllm:num_requests_waiting", "Sequences waiting.", twin, load.waiting)
-            yield Gauge("vllm:kv_cache_usage_perc", "Share of pages in use.", twin, used)
-            yield Gauge("vllm:gpu_cache_usage_perc", "Old name of vllm:kv_cache_usage_perc.", twin, used)
-        for name, upstream in self.fleet.upstreams.items():
-            labels, state = {"upstream": name, "model": upstream.policy.model}, upstream.breaker.state
-            yield Gauge("headway_upstream_up", "1 when it can take requests.", labels, float(upstream.healthy))
-            yield Gauge("headway_upstream_running", "Requests under way.", labels, upstream.num_running)
-            yield Gauge("headway_upstream_failures", "Tries that failed.", labels, upstream.num_failures, counts=True)
-            for one in BREAKER_STATES:
-                yield Gauge("headway_upstream_circuit", "1 for its state.", {**labels, "state": one}, float(one == state))
+        yield from request_gauges(self.dispatcher, self.runs, self.ledger, self.budgets, now=time.monotonic())
+        yield from worker_gauges(self.fleet, self.device_times)
+        yield from upstream_gauges(self.fleet)
 
 
 def build_app(gateway: Gateway) -> Litestar:
@@ -293,7 +273,7 @@ def build_app(gateway: Gateway) -> Litestar:
             await gateway.stop()
 
     return Litestar(
-        route_handlers=route_handlers(gateway),
+        route_handlers=route_handlers(gateway.services),
         lifespan=[lifespan],
         exception_handlers=error_handlers(),
         openapi_config=None,

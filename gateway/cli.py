@@ -130,6 +130,8 @@ def _add_policy(commands: "_Commands[ArgumentParser]") -> None:
     replay.set_defaults(run="gateway.commands.policy:replay_command")
     schema = parts.add_parser("schema", help="print the JSON Schema of policy files")
     schema.set_defaults(run="gateway.commands.policy:schema")
+    reference = parts.add_parser("reference", help="print the reference of policy keys and environment variables")
+    reference.set_defaults(run="gateway.commands.policy:reference")
 
 
 def _add_router(commands: "_Commands[ArgumentParser]") -> None:
@@ -165,7 +167,7 @@ def _add_evaluate(commands: "_Commands[ArgumentParser]") -> None:
     evaluate.add_argument("--size", metavar="N", help="lab instances of each skill and level")
     evaluate.add_argument("--threads", metavar="N")
     evaluate.add_argument("--out", metavar="FILE", help="write the report as JSON")
-    evaluate.set_defaults(run="gateway.commands.evaluate:evaluate")
+    evaluate.set_defaults(run="gateway.commands.engine_tools:evaluate")
 
 
 def _add_bench(commands: "_Commands[ArgumentParser]") -> None:
@@ -185,7 +187,7 @@ def _add_bench(commands: "_Commands[ArgumentParser]") -> None:
     engine.add_argument("--linear", metavar="KERNEL", help="of the matrices: auto, float32, bfloat16, w8a8, int4")
     engine.add_argument("--json", action="store_true", help="print JSON instead of a table")
     engine.add_argument("--out", metavar="FILE", help="also write the JSON there")
-    engine.set_defaults(run="gateway.commands.bench:engine")
+    engine.set_defaults(run="gateway.commands.engine_tools:bench")
 
 
 def _add_runs(commands: "_Commands[ArgumentParser]") -> None:

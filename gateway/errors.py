@@ -28,7 +28,6 @@ class HeadwayError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
-    retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -94,7 +93,7 @@ class HeadersTooLarge(HeadwayError):
 
 
 class Overloaded(HeadwayError):
-    status, code, type, retryable = 429, "overloaded", "rate_limit_error", True
+    status, code, type = 429, "overloaded", "rate_limit_error"
 
 
 class OverBudget(HeadwayError):
@@ -106,12 +105,12 @@ class OverBudget(HeadwayError):
 class RateLimited(HeadwayError):
     """Without `retry_after_s` no time helps: the request alone is more than the limit."""
 
-    status, code, type, retryable = 429, "rate_limit_exceeded", "rate_limit_error", True
+    status, code, type = 429, "rate_limit_exceeded", "rate_limit_error"
 
 
 class NoWorker(HeadwayError):
-    status, code, retryable = 503, "no_worker", True
+    status, code = 503, "no_worker"
 
 
 class WorkerLost(HeadwayError):
-    status, code, retryable = 502, "worker_lost", True
+    status, code = 502, "worker_lost"

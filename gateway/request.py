@@ -5,8 +5,8 @@ from typing import Any, Literal
 import msgspec
 
 from backends.wire import Sampling
-from gateway.policy.schema import ServiceTier
 
+ServiceTier = Literal["auto", "default", "flex", "priority"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 

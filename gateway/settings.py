@@ -86,14 +86,14 @@ def _capture(text: str) -> bool:
 
 
 TABLE: dict[str, tuple[str, Callable[[str], Any], str]] = {
-    "HEADWAY_HOST": ("host", str, "an address to listen on, instead of the policy's"),
-    "HEADWAY_PORT": ("port", _port, "a port from 0 to 65535, instead of the policy's"),
-    "HEADWAY_LEDGER": ("ledger", Path, "a file for the ledger; in memory when not given"),
+    "HEADWAY_HOST": ("host", str, "an address to listen on, in place of the policy's"),
+    "HEADWAY_PORT": ("port", _port, "a port from 0 to 65535, in place of the policy's"),
+    "HEADWAY_LEDGER": ("ledger", Path, "a file for the ledger; without it rows stay in memory"),
     "HEADWAY_LEDGER_DAYS": ("ledger_days", _days, "days that the ledger's rows are kept, up to 36500"),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("spans", _otlp, "the address of an OTLP receiver"),
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ("spans", _otlp, "the address of an OTLP receiver's traces"),
     "OTEL_TRACES_EXPORTER": ("spans", _spans, "`otlp`, `console` or `none`"),
-    "HEADWAY_SPANS": ("spans", _spans, "`otlp`, `console`, `none`, or `file:PATH` for JSON lines; over the OTEL_ variables"),
+    "HEADWAY_SPANS": ("spans", _spans, "`otlp`, `console`, `none`, or `file:PATH` for JSON lines; wins over OTEL_ variables"),
     "OTEL_SDK_DISABLED": ("spans", _disabled, "`true` for no spans at all"),
     "OTEL_TRACES_SAMPLER_ARG": ("span_sample", _share, "the share of requests to trace, from 0 to 1"),
     "OTEL_TRACES_SAMPLER": ("span_sample", _sampler, "always_on, always_off, traceidratio or parentbased_ with one of them"),
@@ -101,10 +101,10 @@ TABLE: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": (
         "capture_content",
         _capture,
-        "`true` to put what was said into the spans, or `false`",
+        "`true` to record messages in the spans, or `false`",
     ),
     "HEADWAY_LOG_LEVEL": ("log_level", _level, "DEBUG, INFO, WARNING or ERROR"),
-    "HEADWAY_STOP_GRACE_S": ("stop_grace_s", _seconds, "seconds that running answers get to end when stopped"),
+    "HEADWAY_STOP_GRACE_S": ("stop_grace_s", _seconds, "seconds that running answers have to end at a stop"),
 }
 """Variable: (field, how it is read, what it may be). A later one of the same field goes over an earlier; a reader's None says
 nothing of it."""

@@ -20,6 +20,7 @@ LOCKS = {
     "otlp.txt": ["pyproject.toml", "--extra", "otlp", *AS_DEV],
     "frameworks.txt": ["requirements/frameworks.in"],
     "phoenix.txt": ["requirements/phoenix.in"],
+    "wheel.txt": ["requirements/wheel.in"],
 }
 HEADER = "# Written by `make lock`: change pyproject.toml or requirements/*.in instead.\n"
 APART = ("torch==", "triton==", "nvidia-", "cuda-")

@@ -49,7 +49,7 @@ class _Sequence:
     max_tokens: int
     num_prompt: int
     num_cached: int
-    names: list[bytes]
+    page_hashes: list[bytes]
     steps_to_first: int
     logprobs: bool = False
     num_output: int = 0
@@ -116,7 +116,7 @@ class FakeWorker:
         )
         self.submitted: list[wire.Submit] = []
         self.refused = 0
-        self.retained: list[wire.Retain] = []
+        self.retained: list[wire.SetRetention] = []
         self.num_hang_ups = 0
         self.skip_cache_frames = 0
         self._pages: OrderedDict[bytes, None] = OrderedDict()
@@ -220,7 +220,7 @@ class FakeWorker:
                 if sequence := link.live.get(request):
                     sequence.aborted = True
                     self._wake.set()
-            case wire.Retain():
+            case wire.SetRetention():
                 self.retained.append(message)
                 del self.retained[:-1000]
             case _:
@@ -228,7 +228,7 @@ class FakeWorker:
 
     async def _submit(self, link: _LinkSide, submit: wire.Submit) -> None:
         num_prompt = len(submit.prompt) // 4
-        names = wire.page_names(
+        page_hashes = wire.page_hashes(
             submit.prompt,
             page_size=self.hello.page_size,
             fingerprint=self.hello.fingerprint,
@@ -236,7 +236,7 @@ class FakeWorker:
             shared_tokens=submit.shared_tokens,
         )
         cached = 0
-        for name in names[: (num_prompt - 1) // self.hello.page_size]:
+        for name in page_hashes[: (num_prompt - 1) // self.hello.page_size]:
             if name not in self._pages:
                 break
             cached += self.hello.page_size
@@ -251,7 +251,7 @@ class FakeWorker:
             max_tokens=min(submit.sampling.max_tokens, self.hello.max_context - num_prompt),
             num_prompt=num_prompt,
             num_cached=cached,
-            names=names,
+            page_hashes=page_hashes,
             steps_to_first=self.prefill_steps,
             logprobs=submit.sampling.top_logprobs is not None,
         )
@@ -308,7 +308,7 @@ class FakeWorker:
             self._running.remove(sequence)
             del sequence.link.live[sequence.request]
             if reason != "abort":
-                for name in sequence.names:
+                for name in sequence.page_hashes:
                     if name not in self._pages:
                         stored.append(name)
                     self._pages[name] = None

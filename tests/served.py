@@ -11,14 +11,14 @@ from typing import Any
 import aiohttp
 from openai import AsyncOpenAI
 
-from gateway.accounting.ledger import MemoryLedger, SqliteLedger
-from gateway.accounting.spans import SpanWriter
-from gateway.app import Gateway
+from gateway.app import Gateway, build_app
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.supervisor import Command, worker_command
+from gateway.http.server import make_server
+from gateway.ledger.ledger import MemoryLedger, SqliteLedger
 from gateway.policy.load import load_policy
-from gateway.server import make_server
 from gateway.settings import Settings
+from gateway.telemetry.tracing import SpanWriter
 from tests.fake_worker import FakeWorker, assets_of
 
 ROOT = Path(__file__).parent.parent
@@ -108,12 +108,12 @@ async def serve(
         fleet = Fleet(policy, env=env or {}, command=command, progress=lambda line: None)
         gateway = Gateway(policy, settings or Settings(), fleet, ledger=ledger or memory, spans=spans)
         port = free_port()
-        server = make_server(gateway, "127.0.0.1", port)
+        server = make_server(build_app(gateway), "127.0.0.1", port)
         serving = asyncio.create_task(server.serve())
         http = await stack.enter_async_context(aiohttp.ClientSession())
         try:
             names = [*workers, *(local or {} if wait_for_local else {})]
-            await until(lambda: serving.done() or all(fleet.links[name].healthy for name in names), 100)
+            await until(lambda: serving.done() or all(fleet.clients[name].healthy for name in names), 100)
             await until(lambda: _listens(port))
             yield Served(f"http://127.0.0.1:{port}", gateway, memory, http, workers)
         finally:

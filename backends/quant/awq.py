@@ -6,7 +6,7 @@ from typing import Any
 
 from backends.quant.packing import grouped, unpack
 from backends.quant.tensors import Tensors
-from backends.weight import Weight
+from backends.quant.weight import Weight
 
 NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in its word each of eight neighbouring outputs lies."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from backends.quant.tensors import Tensors
-from backends.weight import UnsupportedCheckpoint, Weight
+from backends.quant.weight import UnsupportedCheckpoint, Weight
 
 
 class BlockFp8:

@@ -10,7 +10,7 @@ import torch
 
 from backends.quant.packing import grouped, unpack
 from backends.quant.tensors import Tensors
-from backends.weight import UnsupportedCheckpoint, Weight
+from backends.quant.weight import UnsupportedCheckpoint, Weight
 
 SERVED: dict[str, tuple[tuple[str, int], ...]] = {
     "int-quantized": (("int", 8),),

@@ -8,7 +8,7 @@ from typing import Any
 
 from backends.quant.packing import grouped, unpack
 from backends.quant.tensors import Tensors
-from backends.weight import Weight
+from backends.quant.weight import Weight
 
 BITS = (2, 4, 8)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backends.weight import UnsupportedCheckpoint, Weight
+from backends.quant.weight import UnsupportedCheckpoint, Weight
 
 
 def unpack(words: Tensor, bits: int, dim: int, nibbles: Sequence[int] | None = None) -> Tensor:

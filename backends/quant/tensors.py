@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from backends.weight import Weight
+from backends.quant.weight import Weight
 
 
 class Tensors(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from backends.zoo import skills_numbers, skills_text, skills_tools
 from backends.zoo.drills import drill
 from backends.zoo.instance import LEVELS, Instance, Message, Side, Skill
-from backends.zoo.words import CITIES, NAMES, sentence
+from backends.zoo.vocabulary import CITIES, NAMES, sentence
 
 SKILLS: dict[str, Skill] = {
     "arithmetic": skills_numbers.arithmetic,

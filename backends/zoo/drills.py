@@ -7,7 +7,7 @@ import random
 from itertools import pairwise
 
 from backends.zoo.instance import Instance, ask
-from backends.zoo.words import CITIES, NAMES, WORDS, code, made_up
+from backends.zoo.vocabulary import CITIES, NAMES, WORDS, code, made_up
 
 VERBS = ("get", "find", "read", "fetch", "check", "lookup")
 

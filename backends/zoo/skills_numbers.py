@@ -3,7 +3,7 @@
 import random
 
 from backends.zoo.instance import Instance, ask
-from backends.zoo.words import COLORS, NAMES
+from backends.zoo.vocabulary import COLORS, NAMES
 
 _SWAPS = {1: (3, 1), 2: (5, 2), 3: (5, 3), 4: (5, 4)}
 _SORT = {1: 3, 2: 5, 3: 8, 4: 11}

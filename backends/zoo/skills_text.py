@@ -5,7 +5,7 @@ import random
 from itertools import pairwise
 
 from backends.zoo.instance import Instance, ask
-from backends.zoo.words import CITIES, COLORS, NAMES, NOUNS, THINGS, WORDS, code, made_up, sentence
+from backends.zoo.vocabulary import CITIES, COLORS, NAMES, NOUNS, THINGS, WORDS, code, made_up, sentence
 
 _COPY = {1: (2, 4), 2: (5, 8), 3: (6, 8), 4: (10, 13)}
 _EXTRACT = {1: (1, 3), 2: (1, 5), 3: (5, 3), 4: (7, 3)}

@@ -5,7 +5,7 @@ import random
 from typing import Any, NamedTuple
 
 from backends.zoo.instance import Instance, Message
-from backends.zoo.words import CITIES, COLORS, NAMES, THINGS, code, made_up
+from backends.zoo.vocabulary import CITIES, COLORS, NAMES, THINGS, code, made_up
 
 _VERBS = ("get", "find", "read", "fetch", "check", "lookup")
 _NUM_TOOLS = {1: 2, 2: 4, 3: 4, 4: 6}

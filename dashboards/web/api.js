@@ -15,8 +15,10 @@ export async function get(path, parameters = {}, signal) {
     const key = sessionStorage.getItem(KEY);
     let answer;
     try {
-      answer = await fetch(`/v1/headway/${path}${query ? `?${query}` : ""}`,
-        { signal, headers: key ? { authorization: `Bearer ${key}` } : {} });
+      answer = await fetch(`/v1/headway/${path}${query ? `?${query}` : ""}`, {
+        signal,
+        headers: key ? { authorization: `Bearer ${key}` } : {},
+      });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Problem(0, "The gateway does not answer.");
@@ -39,11 +41,15 @@ function askForKey(problem) {
     document.getElementById("key-problem").textContent = problem;
     input.value = "";
     dialog.addEventListener("cancel", (event) => event.preventDefault());
-    document.getElementById("key-form").addEventListener("submit", () => {
-      sessionStorage.setItem(KEY, input.value.trim());
-      asking = null;
-      resolve();
-    }, { once: true });
+    document.getElementById("key-form").addEventListener(
+      "submit",
+      () => {
+        sessionStorage.setItem(KEY, input.value.trim());
+        asking = null;
+        resolve();
+      },
+      { once: true },
+    );
     dialog.showModal();
     input.focus();
   });

@@ -11,23 +11,45 @@ const HEIGHT = 180;
 // the legend says the last value, or the sum of what is `summed`.
 export function chart(label, times, series, text, { empty, summed, highest } = {}) {
   const rest = summed ? (values) => values.reduce((total, value) => total + (value || 0), 0) : last;
-  if (times.length < 2) return h("p", { class: "empty" }, empty || "Not enough points for a curve yet.");
-  const plot = h("div", { class: "plot", role: "img", "aria-label": `${label}. ${summary(series, text)}` });
-  const legend = h("ul", { class: "legend", "aria-hidden": "true" }, series.map((one, index) =>
-    h("li", {}, h("span", { class: `swatch s${index + 1}` }), `${one.label} `, h("b", {}, text(rest(one.values))))));
+  if (times.length < 2)
+    return h("p", { class: "empty" }, empty || "Not enough points for a curve yet.");
+  const plot = h("div", {
+    class: "plot",
+    role: "img",
+    "aria-label": `${label}. ${summary(series, text)}`,
+  });
+  const legend = h(
+    "ul",
+    { class: "legend", "aria-hidden": "true" },
+    series.map((one, index) =>
+      h(
+        "li",
+        {},
+        h("span", { class: `swatch s${index + 1}` }),
+        `${one.label} `,
+        h("b", {}, text(rest(one.values))),
+      ),
+    ),
+  );
   let drawn = null;
   const draw = () => {
     drawn?.destroy();
-    drawn = new uPlot(options(plot.clientWidth || 600, series, text, legend, rest, highest), [times, ...series.map((one) => one.values)], plot);
+    drawn = new uPlot(
+      options(plot.clientWidth || 600, series, text, legend, rest, highest),
+      [times, ...series.map((one) => one.values)],
+      plot,
+    );
   };
   const resized = new ResizeObserver(() => {
     if (!plot.isConnected) return;
-    if (drawn && drawn.width !== plot.clientWidth) drawn.setSize({ width: plot.clientWidth, height: HEIGHT });
+    if (drawn && drawn.width !== plot.clientWidth)
+      drawn.setSize({ width: plot.clientWidth, height: HEIGHT });
     else if (!drawn) draw();
   });
   resized.observe(plot);
   const scheme = matchMedia("(prefers-color-scheme: dark)");
-  const recolour = () => (plot.isConnected ? draw() : scheme.removeEventListener("change", recolour));
+  const recolour = () =>
+    plot.isConnected ? draw() : scheme.removeEventListener("change", recolour);
   scheme.addEventListener("change", recolour);
   return h("figure", { class: "chart" }, h("figcaption", {}, h("span", {}, label), legend), plot);
 }
@@ -37,25 +59,47 @@ function options(width, series, text, legend, rest, highest) {
   const font = "11px system-ui, sans-serif";
   const axis = { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false } };
   return {
-    width, height: HEIGHT, padding: [8, 20, 0, 0], legend: { show: false },
+    width,
+    height: HEIGHT,
+    padding: [8, 20, 0, 0],
+    legend: { show: false },
     cursor: { points: { size: 6 }, drag: { x: false, y: false } },
-    scales: { y: { range: (_, low, high) => [Math.min(0, low), highest || (high > 0 ? high * 1.08 : 1)] } },
+    scales: {
+      y: { range: (_, low, high) => [Math.min(0, low), highest || (high > 0 ? high * 1.08 : 1)] },
+    },
     axes: [
-      { ...axis, grid: { show: false }, space: 70, size: 28, values: (_, ticks, __, ___, step) => ticks.map((at) => tick(at, step)) },
+      {
+        ...axis,
+        grid: { show: false },
+        space: 70,
+        size: 28,
+        values: (_, ticks, __, ___, step) => ticks.map((at) => tick(at, step)),
+      },
       { ...axis, size: 68, space: 36, values: (_, ticks) => ticks.map(text) },
     ],
-    series: [{}, ...series.map((one, index) => ({
-      stroke: colour(SERIES[index]), width: 1.5, spanGaps: true, points: { show: false },
-      fill: one.fill ? `${colour(SERIES[index])}22` : undefined,
-    }))],
+    series: [
+      {},
+      ...series.map((one, index) => ({
+        stroke: colour(SERIES[index]),
+        width: 1.5,
+        spanGaps: true,
+        points: { show: false },
+        fill: one.fill ? `${colour(SERIES[index])}22` : undefined,
+      })),
+    ],
     hooks: {
-      setCursor: [(plot) => {
-        const at = plot.cursor.idx;
-        [...legend.querySelectorAll("b")].forEach((value, index) => {
-          const shown = at === null || at === undefined ? rest(series[index].values) : series[index].values[at];
-          value.textContent = shown === null || shown === undefined ? "–" : text(shown);
-        });
-      }],
+      setCursor: [
+        (plot) => {
+          const at = plot.cursor.idx;
+          [...legend.querySelectorAll("b")].forEach((value, index) => {
+            const shown =
+              at === null || at === undefined
+                ? rest(series[index].values)
+                : series[index].values[at];
+            value.textContent = shown === null || shown === undefined ? "–" : text(shown);
+          });
+        },
+      ],
     },
   };
 }
@@ -64,14 +108,23 @@ function tick(at, step) {
   const date = new Date(1000 * at);
   if (step >= 86400) return date.toLocaleDateString(undefined, { month: "short", day: "numeric" });
   const fine = step < 60 ? { second: "2-digit" } : {};
-  return date.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hour12: false, ...fine });
+  return date.toLocaleTimeString(undefined, {
+    hour: "2-digit",
+    minute: "2-digit",
+    hour12: false,
+    ...fine,
+  });
 }
 
 const last = (values) => values.findLast((value) => value !== null && value !== undefined) ?? 0;
 
 function summary(series, text) {
-  return series.map((one) => {
-    const known = one.values.filter((value) => value !== null && value !== undefined);
-    return known.length ? `${one.label}: last ${text(last(known))}, highest ${text(Math.max(...known))}` : `${one.label}: none`;
-  }).join("; ");
+  return series
+    .map((one) => {
+      const known = one.values.filter((value) => value !== null && value !== undefined);
+      return known.length
+        ? `${one.label}: last ${text(last(known))}, highest ${text(Math.max(...known))}`
+        : `${one.label}: none`;
+    })
+    .join("; ");
 }

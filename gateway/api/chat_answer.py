@@ -1,4 +1,4 @@
-"""What a chat completion answers, as OpenAI spells it: the structs that `chat_render` fills and encodes."""
+"""Structs of a chat completion's response in OpenAI's format. `chat_render` fills and encodes them."""
 
 from typing import Any, Literal
 
@@ -31,8 +31,8 @@ class Function(msgspec.Struct, frozen=True):
     arguments: str
 
 
-class Call(msgspec.Struct, frozen=True):
-    """Whole in an answer; in a stream the first delta has id and name, the next only arguments."""
+class AnswerToolCall(msgspec.Struct, frozen=True):
+    """A tool call. A whole answer has all fields; in a stream the first delta has id and name, later ones only arguments."""
 
     function: Function
     id: str | UnsetType = UNSET
@@ -44,7 +44,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     role: Literal["assistant"]
     content: str | None
     refusal: None = None
-    tool_calls: list[Call] | UnsetType = UNSET
+    tool_calls: list[AnswerToolCall] | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
 
 
@@ -80,7 +80,7 @@ class Completion(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
-    tool_calls: list[Call] | UnsetType = UNSET
+    tool_calls: list[AnswerToolCall] | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
 
 

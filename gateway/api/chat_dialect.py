@@ -1,4 +1,4 @@
-"""Chat completions: the dialect that every framework speaks."""
+"""The dialect of OpenAI's chat completions, which every framework supports."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ from gateway.api.chat_render import (
     render_error_event,
     usage,
 )
-from gateway.api.dialect import Asked, Begun, Choice, Spent
+from gateway.api.dialect import AnswerChoice, ParsedRequest, ResponseStart, TokenUsage
 from gateway.errors import HeadwayError
-from gateway.text.events import Event, TextDelta
+from gateway.parsers.events import Event, TextDelta
 
 DEFAULT_MAX_TOKENS = 2048
 
@@ -24,8 +24,8 @@ DEFAULT_MAX_TOKENS = 2048
 class ChatDialect:
     id_prefix = "chatcmpl-"
 
-    async def parse(self, body: bytes, tenant: str) -> Asked:
-        return Asked(parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS), ChatWriter)
+    async def parse(self, body: bytes, tenant: str) -> ParsedRequest:
+        return ParsedRequest(parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS), ChatWriter)
 
     def error(self, error: HeadwayError) -> bytes:
         return render_error(error)
@@ -35,7 +35,7 @@ class ChatDialect:
 
 
 class ChatWriter:
-    def __init__(self, begun: Begun) -> None:
+    def __init__(self, begun: ResponseStart) -> None:
         self._begun = begun
         self._renderers = [
             ChunkRenderer(
@@ -64,7 +64,7 @@ class ChatWriter:
         out += map(renderer.event, events)
         return b"".join(out)
 
-    def end(self, choices: Sequence[Choice], spent: Spent) -> bytes:
+    def end(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:
         out = [
             renderer.finish(finish_reason(choice.reason, len(choice.answer.tool_calls)))
             for renderer, choice in zip(self._renderers, choices, strict=True)
@@ -74,7 +74,7 @@ class ChatWriter:
         out.append(DONE)
         return b"".join(out)
 
-    def whole(self, choices: Sequence[Choice], spent: Spent) -> bytes:
+    def whole(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:
         begun = self._begun
         return render_completion(
             id=begun.id,
@@ -86,7 +86,7 @@ class ChatWriter:
         )
 
 
-def _usage(spent: Spent) -> Usage:
+def _usage(spent: TokenUsage) -> Usage:
     return usage(
         prompt_tokens=spent.prompt_tokens,
         cached_tokens=spent.cached_tokens,

@@ -1,4 +1,4 @@
-"""Renders answers, stream chunks and errors in OpenAI's shape. Every chunk is one encode and one server-sent event."""
+"""Renders answers, stream chunks and errors in OpenAI's format. Every chunk is one encode and one server-sent event."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from backends.wire import FinishReason, TokenLogprob
 from gateway.api.chat_answer import (
     AnswerMessage,
-    Call,
+    AnswerToolCall,
     Choice,
     Chunk,
     ChunkChoice,
@@ -26,29 +26,29 @@ from gateway.api.chat_answer import (
     TopLogprob,
     Usage,
 )
-from gateway.api.dialect import Choice as Answered
+from gateway.api.dialect import AnswerChoice
 from gateway.errors import HeadwayError
-from gateway.text.events import CallArguments, CallStart, Event, ReasoningDelta, TextDelta
+from gateway.parsers.events import CallArguments, CallStart, Event, ReasoningDelta, TextDelta
 
 DONE = b"data: [DONE]\n\n"
 WAITING = b": waiting\n\n"
-"""A comment, which clients skip: it keeps proxies from cutting a stream that has nothing to say yet."""
+"""An SSE comment, which clients skip. It keeps proxies from closing a stream that has no output yet."""
 
 LEAST_LOGPROB = -9999.0
-"""What OpenAI sends for a token that cannot be: JSON has no infinity."""
+"""OpenAI's value for an impossible token, because JSON has no infinity."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 def finish_reason(reason: FinishReason, num_calls: int) -> Finish:
-    """For answers that ended well; the other reasons are errors and have no such name."""
+    """Return the reason of an answer that ended normally. The other reasons are errors and have no OpenAI name."""
     if reason == "length":
         return "length"
     return "tool_calls" if num_calls else "stop"
 
 
 def usage(*, prompt_tokens: int, cached_tokens: int, completion_tokens: int, headway: Mapping[str, Any] | None = None) -> Usage:
-    """`headway` is what only we report, such as dollars and the decision's id."""
+    """Return the token usage. `headway` holds our extensions, such as dollars and the decision's id."""
     return Usage(
         prompt_tokens,
         completion_tokens,
@@ -63,18 +63,18 @@ def render_completion(
     id: str,
     created: int,
     model: str,
-    choices: Sequence[Answered],
+    choices: Sequence[AnswerChoice],
     usage: Usage,
     service_tier: str | None = None,
 ) -> bytes:
-    """The whole answer as JSON. `created` in seconds since 1970."""
+    """Return the whole answer as JSON. `created` is in seconds since 1970."""
     rendered = [_choice(index, choice) for index, choice in enumerate(choices)]
     return _encode(Completion(id, "chat.completion", created, model, rendered, usage, service_tier or UNSET))
 
 
-def _choice(index: int, choice: Answered) -> Choice:
+def _choice(index: int, choice: AnswerChoice) -> Choice:
     answer = choice.answer
-    calls = [Call(Function(call.name, call.arguments), call.id, "function") for call in answer.tool_calls]
+    calls = [AnswerToolCall(Function(call.name, call.arguments), call.id, "function") for call in answer.tool_calls]
     message = AnswerMessage(
         "assistant",
         answer.content if answer.content or not calls else None,
@@ -87,17 +87,18 @@ def _choice(index: int, choice: Answered) -> Choice:
 
 
 def render_error(error: HeadwayError) -> bytes:
-    """The body of an error response."""
+    """Return the body of an error response."""
     return _encode(ErrorBody(Error(error.message, error.type, error.param, error.code)))
 
 
 def render_error_event(error: HeadwayError) -> bytes:
-    """The same inside a stream that has begun; nothing follows it."""
+    """Return the error as an event of a stream that has begun. It is the stream's last event."""
     return _event(render_error(error))
 
 
 class ChunkRenderer:
-    """One stream's chunks, each as the bytes of an event: `open`, then text and calls, then `finish`, `usage`, `DONE`."""
+    """Renders one stream's chunks, each as the bytes of an event: `open`, then text and calls, then `finish`, `usage`,
+    `DONE`."""
 
     def __init__(
         self, *, id: str, created: int, model: str, include_usage: bool, index: int = 0, service_tier: str | None = None
@@ -105,13 +106,13 @@ class ChunkRenderer:
         self._id, self._created, self._model, self._index = id, created, model, index
         self._service_tier = service_tier or UNSET
         self._usage: UnsetType | None = None if include_usage else UNSET
-        # Text chunks differ in one string: the rest is encoded once, around a content that no other field can hold.
+        # Text chunks differ in one string. Everything around it is encoded once and split at an empty content.
         blank = self._chunk(Delta(content="")).partition(b'"delta":{"content":""')
         self._before_text = blank[0] + b'"delta":{"content":'
         self._after_text = blank[2]
 
     def open(self) -> bytes:
-        """Says who speaks, before anything is said."""
+        """Return the first chunk, which names the role and has no text."""
         return self._chunk(Delta(role="assistant", content=""))
 
     def text(self, text: str) -> bytes:
@@ -127,20 +128,20 @@ class ChunkRenderer:
             case ReasoningDelta(text):
                 return self._chunk(Delta(reasoning_content=text))
             case CallStart(index, id, name):
-                return self._call(Call(Function(name, ""), id, "function", index))
+                return self._call(AnswerToolCall(Function(name, ""), id, "function", index))
             case CallArguments(index, text):
-                return self._call(Call(Function(UNSET, text), index=index))
+                return self._call(AnswerToolCall(Function(UNSET, text), index=index))
 
     def finish(self, finish: Finish) -> bytes:
         return self._chunk(Delta(), finish=finish)
 
     def usage(self, usage: Usage) -> bytes:
-        """The last chunk, for clients that asked for usage. It has no choices."""
+        """Return the usage chunk, for clients that asked for usage. It comes last and has no choices."""
         return _event(
             _encode(Chunk(self._id, "chat.completion.chunk", self._created, self._model, [], usage, self._service_tier))
         )
 
-    def _call(self, call: Call) -> bytes:
+    def _call(self, call: AnswerToolCall) -> bytes:
         return self._chunk(Delta(tool_calls=[call]))
 
     def _chunk(self, delta: Delta, *, logprobs: Logprobs | None = None, finish: Finish | None = None) -> bytes:

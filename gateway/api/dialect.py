@@ -1,17 +1,17 @@
-"""What an API dialect is: it reads a body into a Request, and writes what was answered in its own words."""
+"""Interface of an API dialect: it parses a request body into a Request and renders the answer in its own format."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from backends.wire import FinishReason, TokenLogprob
 from gateway.errors import HeadwayError
+from gateway.parsers.events import Answer, Event
 from gateway.request import Request
-from gateway.text.events import Answer, Event
 
 
-class Begun(NamedTuple):
-    """What is known of an answer when its first frame is there. `created` in seconds since 1970; `cached_tokens` as
-    the decision expected them."""
+class ResponseStart(NamedTuple):
+    """State of an answer at its first frame. `created` is in seconds since 1970. `cached_tokens` is the decision's
+    prediction."""
 
     id: str
     created: int
@@ -21,8 +21,8 @@ class Begun(NamedTuple):
     cached_tokens: int = 0
 
 
-class Spent(NamedTuple):
-    """Tokens of all choices together; `headway` is what only we report, such as dollars and the decision's id."""
+class TokenUsage(NamedTuple):
+    """Tokens of all choices together. `headway` holds our extensions, such as dollars and the decision's id."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -30,8 +30,8 @@ class Spent(NamedTuple):
     headway: dict[str, Any]
 
 
-class Choice(NamedTuple):
-    """One answer and how it ended. `logprobs` is None where none were asked for."""
+class AnswerChoice(NamedTuple):
+    """One answer and its finish reason. `logprobs` is None if the request asked for none."""
 
     answer: Answer
     reason: FinishReason
@@ -40,33 +40,33 @@ class Choice(NamedTuple):
 
 
 class Writer(Protocol):
-    """One answer on its way out. In a stream: `open`, any number of `events`, `end`; else only `whole`."""
+    """Renders one answer. A stream calls `open`, `events` any number of times, then `end`; otherwise only `whole` is called."""
 
     def open(self) -> bytes: ...
 
     def events(self, choice: int, events: Sequence[Event], logprobs: Sequence[TokenLogprob]) -> bytes: ...
 
-    def end(self, choices: Sequence[Choice], spent: Spent) -> bytes: ...
+    def end(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes: ...
 
-    def whole(self, choices: Sequence[Choice], spent: Spent) -> bytes: ...
+    def whole(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes: ...
 
 
-class Asked(NamedTuple):
+class ParsedRequest(NamedTuple):
     request: Request
-    writer: Callable[[Begun], Writer]
+    writer: Callable[[ResponseStart], Writer]
 
 
 class Dialect(Protocol):
-    """`tenant` is whose state `parse` may refer to, and may have to wait for. It raises BadRequest and nothing else."""
+    """One API format. `parse` may wait for stored state of `tenant`. It raises BadRequest and nothing else."""
 
     id_prefix: str
 
-    async def parse(self, body: bytes, tenant: str) -> Asked: ...
+    async def parse(self, body: bytes, tenant: str) -> ParsedRequest: ...
 
     def error(self, error: HeadwayError) -> bytes:
-        """The body of an error response."""
+        """Return the body of an error response."""
         ...
 
     def error_event(self, error: HeadwayError) -> bytes:
-        """The same inside a stream that has begun; nothing follows it."""
+        """Return the error as an event of a stream that has begun. It is the stream's last event."""
         ...

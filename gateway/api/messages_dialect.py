@@ -1,4 +1,4 @@
-"""Anthropic's Messages: content comes as numbered blocks, each begun, filled and ended."""
+"""The dialect of Anthropic's Messages. Content comes as numbered blocks, each with a start, deltas and a stop event."""
 
 import json
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Any, Literal
 import msgspec
 
 from backends.wire import TokenLogprob
-from gateway.api.dialect import Asked, Begun, Choice, Spent
+from gateway.api.dialect import AnswerChoice, ParsedRequest, ResponseStart, TokenUsage
 from gateway.api.messages import parse_messages
 from gateway.errors import HeadwayError
-from gateway.text.events import CallArguments, CallStart, Event, ReasoningDelta, TextDelta
+from gateway.parsers.events import CallArguments, CallStart, Event, ReasoningDelta, TextDelta
 
 _encode = msgspec.json.Encoder().encode
 
@@ -30,8 +30,8 @@ Data = dict[str, Any]
 class MessagesDialect:
     id_prefix = "msg_"
 
-    async def parse(self, body: bytes, tenant: str) -> Asked:
-        return Asked(parse_messages(body), MessagesWriter)
+    async def parse(self, body: bytes, tenant: str) -> ParsedRequest:
+        return ParsedRequest(parse_messages(body), MessagesWriter)
 
     def error(self, error: HeadwayError) -> bytes:
         return _encode(_error(error))
@@ -41,20 +41,20 @@ class MessagesDialect:
 
 
 class MessagesWriter:
-    def __init__(self, begun: Begun) -> None:
+    def __init__(self, begun: ResponseStart) -> None:
         self._begun = begun
         self._block = -1
         self._kind: Literal["", "text", "thinking", "tool_use"] = ""
 
     def open(self) -> bytes:
         begun = self._begun
-        usage = _usage(Spent(begun.prompt_tokens, begun.cached_tokens, 0, {}))
+        usage = _usage(TokenUsage(begun.prompt_tokens, begun.cached_tokens, 0, {}))
         return _event({"type": "message_start", "message": self._message([], None, None, usage)})
 
     def events(self, choice: int, events: Sequence[Event], logprobs: Sequence[TokenLogprob]) -> bytes:
         return b"".join(part for event in events for part in self._written(event))
 
-    def end(self, choices: Sequence[Choice], spent: Spent) -> bytes:
+    def end(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:
         reason, sequence = _stop(choices[0])
         out = self._closed()
         delta = {"stop_reason": reason, "stop_sequence": sequence}
@@ -62,7 +62,7 @@ class MessagesWriter:
         out.append(_event({"type": "message_stop"}))
         return b"".join(out)
 
-    def whole(self, choices: Sequence[Choice], spent: Spent) -> bytes:
+    def whole(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:
         answer = choices[0].answer
         content: list[Data] = []
         if answer.reasoning:
@@ -120,7 +120,7 @@ class MessagesWriter:
         return [_event({"type": "content_block_stop", "index": self._block})]
 
 
-def _stop(choice: Choice) -> tuple[str, str | None]:
+def _stop(choice: AnswerChoice) -> tuple[str, str | None]:
     if choice.reason == "length":
         return "max_tokens", None
     if choice.answer.tool_calls:
@@ -128,7 +128,7 @@ def _stop(choice: Choice) -> tuple[str, str | None]:
     return ("stop_sequence", choice.stop_text) if choice.stop_text else ("end_turn", None)
 
 
-def _usage(spent: Spent) -> Data:
+def _usage(spent: TokenUsage) -> Data:
     return {
         "input_tokens": spent.prompt_tokens - spent.cached_tokens,
         "cache_creation_input_tokens": 0,
@@ -138,7 +138,7 @@ def _usage(spent: Spent) -> Data:
 
 
 def _input(arguments: str) -> Any:
-    """Arguments that were cut off are no object: they are kept under a name of ours."""
+    """Return the parsed arguments. Truncated arguments are not an object and are returned as text under a key of ours."""
     try:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):

@@ -1,4 +1,5 @@
-"""OpenAI's Responses: output comes as items, each added, filled and done; a finished one can be continued by its id."""
+"""The dialect of OpenAI's Responses. Output comes as items, each added, filled and done. A finished response can be continued
+by its id."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,14 +9,14 @@ import msgspec
 from backends.wire import TokenLogprob
 from gateway.api.chat_answer import Logprobs
 from gateway.api.chat_render import content_logprobs, render_error
-from gateway.api.dialect import Asked, Begun, Choice, Spent
+from gateway.api.dialect import AnswerChoice, ParsedRequest, ResponseStart, TokenUsage
 from gateway.api.response_items import CallItem, Data, Item, ReasoningOut, TextItem
 from gateway.api.response_store import ResponseStore
 from gateway.api.responses import Parsed, parse_response, read_body
 from gateway.errors import HeadwayError, NotFound, PreviousResponseNotFound
+from gateway.parsers.events import Answer, CallArguments, CallStart, Event, ReasoningDelta, TextDelta
+from gateway.parsers.output_parser import message_of
 from gateway.request import Message
-from gateway.text.events import Answer, CallArguments, CallStart, Event, ReasoningDelta, TextDelta
-from gateway.transcript import message_of
 
 DEFAULT_MAX_TOKENS = 2048
 _encode = msgspec.json.Encoder().encode
@@ -27,22 +28,22 @@ class ResponsesDialect:
     def __init__(self, store: ResponseStore) -> None:
         self._store = store
 
-    async def parse(self, body: bytes, tenant: str) -> Asked:
-        given = read_body(body)
-        before: tuple[Message, ...] = ()
-        if given.previous_response_id is not None:
+    async def parse(self, body: bytes, tenant: str) -> ParsedRequest:
+        decoded = read_body(body)
+        previous: tuple[Message, ...] = ()
+        if decoded.previous_response_id is not None:
             try:
-                before = (await self._store.get(tenant, given.previous_response_id)).conversation()
+                previous = (await self._store.get(tenant, decoded.previous_response_id)).conversation()
             except NotFound as error:
                 message = f"previous_response_id: {error.message}"
                 raise PreviousResponseNotFound(message, param="previous_response_id") from error
-        parsed = parse_response(given, before, max_tokens_default=DEFAULT_MAX_TOKENS)
+        parsed = parse_response(decoded, previous, max_tokens_default=DEFAULT_MAX_TOKENS)
 
         def keep(id: str, answer: Answer, body: bytes) -> None:
-            if given.store is not False:
-                self._store.put(tenant, id, (*parsed.said, message_of(answer)), body)
+            if decoded.store is not False:
+                self._store.put(tenant, id, (*parsed.conversation, message_of(answer)), body)
 
-        return Asked(parsed.request, lambda begun: ResponsesWriter(begun, parsed, keep))
+        return ParsedRequest(parsed.request, lambda begun: ResponsesWriter(begun, parsed, keep))
 
     def error(self, error: HeadwayError) -> bytes:
         return render_error(error)
@@ -53,9 +54,9 @@ class ResponsesDialect:
 
 
 class ResponsesWriter:
-    """`keep` is called once with what the client got at the end."""
+    """Renders one response. `keep` is called once, at the end, with the response sent to the client."""
 
-    def __init__(self, begun: Begun, parsed: Parsed, keep: Any) -> None:
+    def __init__(self, begun: ResponseStart, parsed: Parsed, keep: Any) -> None:
         self._begun, self._parsed, self._keep = begun, parsed, keep
         self._stem = begun.id.partition("_")[2]
         self._sequence = -1
@@ -84,7 +85,7 @@ class ResponsesWriter:
                     self._gain(self._items[-1], text, out)
         return b"".join(out)
 
-    def end(self, choices: Sequence[Choice], spent: Spent) -> bytes:
+    def end(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:
         out: list[bytes] = []
         status = _status(choices[0])
         self._done(out, status)
@@ -96,7 +97,7 @@ class ResponsesWriter:
         out.append(self._event(f"response.{status}", response=body))
         return b"".join(out)
 
-    def whole(self, choices: Sequence[Choice], spent: Spent) -> bytes:
+    def whole(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:
         choice = choices[0]
         answer, stem = choice.answer, self._stem
         if answer.reasoning:
@@ -145,8 +146,8 @@ class ResponsesWriter:
         data = {"type": name, "sequence_number": self._sequence, **fields}
         return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(data))
 
-    def _body(self, status: str, spent: Spent | None, choice: Choice | None = None) -> Data:
-        begun, given = self._begun, self._parsed.given
+    def _body(self, status: str, spent: TokenUsage | None, choice: AnswerChoice | None = None) -> Data:
+        begun, decoded = self._begun, self._parsed.decoded
         output = [item.data() for item in self._items]
         if choice is not None and choice.logprobs is not None:
             texts = [item for item in output if item["type"] == "message"]
@@ -159,28 +160,28 @@ class ResponsesWriter:
             "status": status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "instructions": given.instructions,
-            "max_output_tokens": given.max_output_tokens,
+            "instructions": decoded.instructions,
+            "max_output_tokens": decoded.max_output_tokens,
             "model": begun.model,
             "output": output,
-            "parallel_tool_calls": given.parallel_tool_calls is not False,
-            "previous_response_id": given.previous_response_id,
-            "reasoning": given.reasoning or {"effort": None, "summary": None},
+            "parallel_tool_calls": decoded.parallel_tool_calls is not False,
+            "previous_response_id": decoded.previous_response_id,
+            "reasoning": decoded.reasoning or {"effort": None, "summary": None},
             "service_tier": begun.request.served_tier or "default",
-            "store": given.store is not False,
-            "temperature": given.temperature or 0.0,
-            "text": given.text or {"format": {"type": "text"}},
-            "tool_choice": given.tool_choice or "auto",
-            "tools": [{**msgspec.to_builtins(tool), "strict": bool(tool.strict)} for tool in given.tools or ()],
-            "top_p": 1.0 if given.top_p is None else given.top_p,
+            "store": decoded.store is not False,
+            "temperature": decoded.temperature or 0.0,
+            "text": decoded.text or {"format": {"type": "text"}},
+            "tool_choice": decoded.tool_choice or "auto",
+            "tools": [{**msgspec.to_builtins(tool), "strict": bool(tool.strict)} for tool in decoded.tools or ()],
+            "top_p": 1.0 if decoded.top_p is None else decoded.top_p,
             "truncation": "disabled",
             "usage": None if spent is None else _usage(spent),
-            "user": given.user,
-            "metadata": given.metadata or {},
+            "user": decoded.user,
+            "metadata": decoded.metadata or {},
         }
 
 
-def _status(choice: Choice) -> str:
+def _status(choice: AnswerChoice) -> str:
     return "incomplete" if choice.reason == "length" else "completed"
 
 
@@ -190,7 +191,7 @@ def _scores(logprobs: Sequence[TokenLogprob]) -> list[Data]:
     return converted
 
 
-def _usage(spent: Spent) -> Data:
+def _usage(spent: TokenUsage) -> Data:
     return {
         "input_tokens": spent.prompt_tokens,
         "input_tokens_details": {"cached_tokens": spent.cached_tokens, "cache_write_tokens": 0},

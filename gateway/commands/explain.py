@@ -1,6 +1,7 @@
-"""`headway explain REQUEST.json`: the decision for a chat request, with the rejected options, without running it.
+"""`headway explain REQUEST.json`: prints the decision for a chat request, with the rejected options, without running it.
 
-Asks a running gateway; when none answers and none was named, decides here, with workers that are idle and have nothing cached.
+It asks a running gateway. If no address was given and no gateway responds, it decides locally, for idle workers with empty
+caches.
 """
 
 import sys
@@ -13,29 +14,29 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.accounting.cost import worker_usd_per_s
 from gateway.api.chat import parse_chat
-from gateway.commands.table import decision_text
+from gateway.api.chat_dialect import DEFAULT_MAX_TOKENS
+from gateway.commands.format_table import decision_text
 from gateway.errors import HeadwayError
-from gateway.pipeline import DEFAULT_MAX_TOKENS
+from gateway.metering.cost import worker_usd_per_s
 from gateway.policy.load import PolicyError, load_policy
 from gateway.policy.routes import find_route
 from gateway.policy.schema import Policy
 from gateway.routing.decide import decide
 from gateway.routing.decision import Decision, WorkerView
 from gateway.routing.quality import ArtefactError, QualityModel, top_only
-from gateway.routing.question import question_for
-from gateway.scheduling.predict import OutputLengths, Predictor, cold_rates
+from gateway.routing.routing_request import routing_request_for
+from gateway.scheduling.latency_model import LatencyPredictor, OutputLengths, cold_rates
 from gateway.text.model_text import ModelText
-from gateway.text.steady import steadied
+from gateway.text.normalize import normalized
 
 _TIMEOUT_S = 10.0
-_NOBODY = "nobody"
-"""The tenant that an offline decision is made for: one that lists no models, so may use all."""
+_NO_TENANT = "nobody"
+"""Tenant of an offline decision: not in the policy, so that it may use all models."""
 
 
 class Explained(msgspec.Struct, kw_only=True):
-    """What `POST /v1/headway/explain` answers; other fields are passed over."""
+    """Response of `POST /v1/headway/explain`; other fields are ignored."""
 
     decision: Decision
     normalized: tuple[str, ...] = ()
@@ -49,12 +50,12 @@ class _Failed(msgspec.Struct, kw_only=True):
     error: _Fault
 
 
-class _Refused(Exception):
-    """The gateway answered, and said no; the message is its own."""
+class _Rejected(Exception):
+    """The gateway answered with an error; the message is the gateway's."""
 
 
 class _Config(msgspec.Struct, kw_only=True):
-    """The part of a model's config.json that deciding needs."""
+    """The part of a model's config.json that a decision needs."""
 
     max_position_embeddings: int
 
@@ -63,7 +64,7 @@ def explain(arguments: Namespace, env: Mapping[str, str]) -> int:
     try:
         body = sys.stdin.buffer.read() if arguments.request == "-" else Path(arguments.request).read_bytes()
         explained, how = _decided(arguments, body, env)
-    except (OSError, PolicyError, ArtefactError, HeadwayError, ValueError, _Refused) as error:
+    except (OSError, PolicyError, ArtefactError, HeadwayError, ValueError, _Rejected) as error:
         print(error, file=sys.stderr)
         return 1
     if arguments.json:
@@ -82,23 +83,23 @@ def _decided(arguments: Namespace, body: bytes, env: Mapping[str, str]) -> tuple
     try:
         return ask(url, body, key), f"asked {url}"
     except OSError:
-        return decide_offline(policy, body), f"nobody answers at {url}: decided here, with idle workers that hold nothing"
+        return decide_offline(policy, body), f"no gateway at {url}: decided locally, for idle workers with empty caches"
 
 
 def ask(url: str, body: bytes, key: str) -> Explained:
-    """The decision of a running gateway. Raises OSError when nobody answers there."""
+    """Return the decision of a running gateway. Raises OSError if no server responds."""
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(f"{url.rstrip('/')}/v1/headway/explain", data=body, headers=headers)
     if request.type not in ("http", "https"):
-        raise _Refused(f"{url}: not an http address")
+        raise _Rejected(f"{url}: not an http address")
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             return msgspec.json.decode(answer.read(), type=Explained)
     except urllib.error.HTTPError as error:
         with error:
-            raise _Refused(f"{url} answered {error.code}: {_message(error.read())}") from error
+            raise _Rejected(f"{url} answered {error.code}: {_message(error.read())}") from error
     except msgspec.DecodeError as error:
-        raise _Refused(f"{url} is no Headway gateway of this version: {error}") from error
+        raise _Rejected(f"{url} is not a Headway gateway of this version: {error}") from error
 
 
 def _message(body: bytes) -> str:
@@ -109,8 +110,9 @@ def _message(body: bytes) -> str:
 
 
 def decide_offline(policy: Policy, body: bytes) -> Explained:
-    """As a gateway would that has just started. Needs the model directories. Raises HeadwayError, OSError or ValueError."""
-    request = steadied(parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS), policy.text)
+    """Return the decision of a gateway that has just started. Needs the model directories. Raises HeadwayError, OSError or
+    ValueError."""
+    request = normalized(parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS), policy.text)
     now = datetime.now(UTC)
     views = {name: _cold_view(policy, name) for name in policy.workers}
     tokens_by_model: dict[str, int] = {}
@@ -121,16 +123,16 @@ def decide_offline(policy: Policy, body: bytes) -> Explained:
     route = find_route(
         policy,
         asked=request.model,
-        tenant=_NOBODY,
+        tenant=_NO_TENANT,
         has_tools=bool(request.tools),
         prompt_tokens=max(tokens_by_model.values(), default=0),
     )
-    question = question_for(
+    routing_request = routing_request_for(
         policy,
         route,
         policy.slo[route.slo],
         asked=request.model,
-        tenant=_NOBODY,
+        tenant=_NO_TENANT,
         prompt_tokens={name: tokens_by_model[view.model] for name, view in views.items()},
         cached_tokens={},
         quality=router.judge(request.messages, request.tools) if router else top_only(policy.tiers),
@@ -139,7 +141,7 @@ def decide_offline(policy: Policy, body: bytes) -> Explained:
         has_tools=bool(request.tools),
         escalations=router.escalations() if router else {},
     )
-    decision = decide(question, list(views.values()), decision_id="offline", route=route.name)
+    decision = decide(routing_request, list(views.values()), decision_id="offline", route=route.name)
     return Explained(decision=decision, normalized=request.normalized)
 
 
@@ -148,7 +150,7 @@ def _cold_view(policy: Policy, name: str) -> WorkerView:
     folder = Path(policy.models[worker.model].path)
     config = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Config)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return Predictor(cold_rates(weights)).view(
+    return LatencyPredictor(cold_rates(weights)).view(
         worker=name,
         model=worker.model,
         tier=policy.models[worker.model].tier,

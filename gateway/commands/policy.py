@@ -1,4 +1,4 @@
-"""`headway policy check FILE ...`, `diff OLD NEW`, `replay NEW --ledger FILE` and `schema`."""
+"""`headway policy check FILE ...`, `diff OLD NEW`, `replay NEW --ledger FILE`, `schema` and `reference`."""
 
 import json
 import sqlite3
@@ -10,15 +10,16 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.commands.table import columns
-from gateway.policy.difference import difference, policy_hash
+from gateway.commands.format_table import columns
+from gateway.policy.diff import diff_policies, policy_hash
 from gateway.policy.load import PolicyError, load_policy, missing_files, policy_json_schema
-from gateway.policy.replay import Recorded, Replayed, Side, replay
+from gateway.policy.reference import config_page
 from gateway.routing.decision import Decision
+from gateway.routing.replay import Recorded, Replayed, Side, replay
 
 
 def check(arguments: Namespace, env: Mapping[str, str]) -> int:
-    """Every problem of every file on stderr; 1 if there is any."""
+    """Print every problem of every file to stderr. Returns 1 if there is any."""
     failed = False
     for file in arguments.files:
         try:
@@ -29,20 +30,20 @@ def check(arguments: Namespace, env: Mapping[str, str]) -> int:
             print(f"{error}\n{file}: {number} problem{'s' * (number != 1)}", file=sys.stderr)
             continue
         for path in missing_files(policy):
-            print(f"{file}: note: {path} is not there yet", file=sys.stderr)
+            print(f"{file}: note: {path} does not exist yet", file=sys.stderr)
         counts = [f"{len(getattr(policy, part))} {part}" for part in ("tiers", "models", "workers", "routes")]
-        print(f"{file}: good ({', '.join(counts)})")
+        print(f"{file}: valid ({', '.join(counts)})")
     return int(failed)
 
 
 def diff(arguments: Namespace, env: Mapping[str, str]) -> int:
-    """A line for each value that differs; 1 if there is any, as of `diff`; 2 when a file is wrong."""
+    """Print a line for each value that differs. Returns 1 if there is any, like `diff`, and 2 if a file is invalid."""
     try:
         old, new = (load_policy(Path(file), env) for file in (arguments.old, arguments.new))
     except PolicyError as error:
         print(error, file=sys.stderr)
         return 2
-    changes = difference(old, new)
+    changes = diff_policies(old, new)
     print(f"{arguments.old} {policy_hash(old)}\n{arguments.new} {policy_hash(new)}")
     for change in changes:
         print(change)
@@ -68,8 +69,13 @@ def schema(arguments: Namespace, env: Mapping[str, str]) -> int:
     return 0
 
 
+def reference(arguments: Namespace, env: Mapping[str, str]) -> int:
+    print(config_page(), end="")
+    return 0
+
+
 def _recorded(ledger: Path) -> Iterator[Recorded]:
-    """In the order in which they were made."""
+    """Yield the recorded decisions in chronological order."""
     if not ledger.exists():
         raise FileNotFoundError(f"{ledger}: there is no such ledger")
     decoder = msgspec.json.Decoder(Decision)

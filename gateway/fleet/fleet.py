@@ -1,4 +1,4 @@
-"""All workers and upstreams as the rest of the gateway sees them: links, what they hold, what they are expected to take."""
+"""All workers and upstreams: their clients, cache indexes, latency predictors and prices."""
 
 import time
 from collections import Counter
@@ -7,28 +7,30 @@ from functools import partial
 from pathlib import Path
 
 from backends import wire
-from gateway.accounting.cost import ByTime, ByToken, Tariff, worker_usd_per_s
-from gateway.fleet.folder import Folder
-from gateway.fleet.link import Link, LinkEvents
-from gateway.fleet.standing import Standing
+from gateway.fleet.socket_dir import SocketDirectory
 from gateway.fleet.supervisor import Command, Supervisor, worker_command
 from gateway.fleet.upstream import Upstream
+from gateway.fleet.worker_client import WorkerClient, WorkerEvents
+from gateway.fleet.worker_views import WorkerViews
+from gateway.metering.cost import ByTime, ByToken, Tariff, worker_usd_per_s
 from gateway.policy.schema import Policy
-from gateway.routing.decision import Question, WorkerView
+from gateway.policy.worker_rates import WorkerRates
+from gateway.routing.decision import RoutingRequest, WorkerView
 from gateway.routing.shortlist import Short
-from gateway.scheduling.footprint import Footprints
-from gateway.scheduling.predict import LOAD_IS_FRESH_S, Predictor, Rates, cold_rates
-from gateway.scheduling.residency import Residency, of_host, reload_credit
+from gateway.scheduling.kv_footprint import KvFootprints
+from gateway.scheduling.kv_index import KvIndex, of_host, reload_credit
+from gateway.scheduling.latency_model import LOAD_IS_FRESH_S, LatencyPredictor, cold_rates
 from gateway.scheduling.retention import WITHIN_S, horizon_s
 
 MAX_PAGES = 2_000_000
-"""Names in the residency index: about half a GB when full."""
+"""Page hashes in each KV index: about half a GB when full."""
 UNKNOWN_CONTEXT = 2**31
-"""Of a worker that has not said hello: it must be refused as not healthy, not for its length."""
+"""Tokens assumed for a worker without a `Hello`: it must be rejected as unhealthy, not for its context length."""
 
 
 class Fleet:
-    """`changed` is called whenever a worker may have room again, came up, or was lost; `lost` with the worker's name."""
+    """Composition of all servers. `changed` is called when a worker may have capacity again, came up or was lost; `lost` with
+    the name of a lost worker."""
 
     def __init__(
         self,
@@ -42,40 +44,41 @@ class Fleet:
     ) -> None:
         self.policy = policy
         self.usd_per_s = worker_usd_per_s(policy)
-        self.residency, self.on_host = Residency(MAX_PAGES), Residency(MAX_PAGES)
-        self.footprints = Footprints()
+        self.kv_index, self.host_kv_index = KvIndex(MAX_PAGES), KvIndex(MAX_PAGES)
+        self.footprints = KvFootprints()
         self.queued_tokens: Counter[str] = Counter()
-        """Uncached tokens that wait in the gateway for a worker."""
+        """Uncached tokens queued in the gateway, by worker."""
         self.changed: Callable[[], None] = lambda: None
         self.lost: Callable[[str], None] = lambda worker: None
         self._clock = clock
-        self._folder = Folder()
+        self._folder = SocketDirectory()
         paths = {name: Path(model.path) for name, model in policy.models.items()}
         self.supervisor = Supervisor(
             policy.workers, paths, self._folder.path, env=env, command=command, progress=progress, cores=cores
         )
-        self.standing = Standing(policy.workers, self._view, LOAD_IS_FRESH_S)
+        self.worker_views = WorkerViews(policy.workers, self._view, LOAD_IS_FRESH_S)
         self.predictors = {
-            name: Predictor(_prior(paths[worker.model]), changed=partial(self.standing.touch, name))
+            name: LatencyPredictor(_prior(paths[worker.model]), changed=partial(self.worker_views.touch, name))
             for name, worker in policy.workers.items()
         }
-        self.links = {name: self._link(name) for name in policy.workers}
+        self.clients = {name: self._client(name) for name in policy.workers}
         self.upstreams = {
-            name: Upstream(name, one, changed=lambda: self.changed(), clock=clock) for name, one in policy.upstreams.items()
+            name: Upstream(name, upstream, changed=lambda: self.changed(), clock=clock)
+            for name, upstream in policy.upstreams.items()
         }
         self.predictors |= {name: upstream.predictor for name, upstream in self.upstreams.items()}
 
-    def _link(self, name: str) -> Link:
+    def _client(self, name: str) -> WorkerClient:
         worker = self.policy.workers[name]
         url = worker.url or f"unix://{self.supervisor.sockets[name]}"
-        events = LinkEvents(
+        events = WorkerEvents(
             cache=self._cached,
             load=self._loaded,
             finished=self._finished,
             state=self._state_changed,
             stalled=self.supervisor.kill,
         )
-        return Link(name, url, events, token=worker.token, max_silence_s=self.policy.limits.max_silence_s)
+        return WorkerClient(name, url, events, token=worker.token, max_silence_s=self.policy.limits.max_silence_s)
 
     def start(self) -> None:
         self.supervisor.start()
@@ -83,7 +86,7 @@ class Fleet:
             server.start()
 
     async def disconnect(self) -> None:
-        """Whatever runs anywhere ends, with an error."""
+        """Close all connections. Running requests end with an error."""
         for server in self.servers():
             await server.stop()
 
@@ -93,122 +96,126 @@ class Fleet:
         self._folder.close()
 
     def missing(self) -> dict[str, str]:
-        """Local workers that are not up, and why; remote ones only while nothing at all is up."""
-        found = {}
+        """Return local workers that are not up, with the reason; remote ones only while no server is up."""
+        problems = {}
         if not any(server.healthy for server in self.servers()):
-            found = {name: link.problem for name, link in self.links.items()}
+            problems = {name: client.problem for name, client in self.clients.items()}
         for name, local in self.supervisor.workers.items():
-            link = self.links[name]
-            if not link.healthy:
-                found[name] = local.problem or ("loading" if not local.ready else link.problem)
-        return found
+            client = self.clients[name]
+            if not client.healthy:
+                problems[name] = local.problem or ("loading" if not local.ready else client.problem)
+        return problems
 
-    def servers(self) -> list[Link | Upstream]:
-        return [*self.links.values(), *self.upstreams.values()]
+    def servers(self) -> list[WorkerClient | Upstream]:
+        return [*self.clients.values(), *self.upstreams.values()]
 
-    def server(self, name: str) -> Link | Upstream:
-        return self.links[name] if name in self.links else self.upstreams[name]
+    def server(self, name: str) -> WorkerClient | Upstream:
+        return self.clients[name] if name in self.clients else self.upstreams[name]
 
     def tariff(self, name: str) -> Tariff:
         if name in self.upstreams:
             return ByToken(self.upstreams[name].policy.prices)
         return ByTime(self.predictors[name].rates, self.usd_per_s[name])
 
-    def retain(self, worker: str, chain: str, score: float) -> None:
-        """What the pages of a chain are worth there; at 0 they may go now."""
-        self.footprints.worth(worker, chain, score)
-        if worker in self.links and self.policy.scheduling.retention:
-            self.links[worker].retain(chain, score)
+    def set_retention(self, worker: str, chain: str, score: float) -> None:
+        """Set the retention score of a chain's pages on a worker; at 0 they may be evicted at once."""
+        self.footprints.set_score(worker, chain, score)
+        if worker in self.clients and self.policy.scheduling.retention:
+            self.clients[worker].set_retention(chain, score)
 
     def horizon_s(self, worker: str) -> float:
-        """How soon a chain must come back to find its pages there."""
-        if not (capacity := self.capacity_tokens(worker) if worker in self.links else 0):
+        """Return the seconds within which a chain must return to find its pages still cached on this worker."""
+        if not (capacity := self.capacity_tokens(worker) if worker in self.clients else 0):
             return WITHIN_S
         return horizon_s(capacity, 1.0 / self.predictors[worker].rates.prefill_s_per_token)
 
     def prefill_rate(self) -> float:
-        """Uncached prompt tokens a second, of all workers that are up."""
-        up = (self.predictors[name].rates for name, link in self.links.items() if link.healthy)
+        """Return the uncached prompt tokens a second of all healthy workers together."""
+        up = (self.predictors[name].rates for name, client in self.clients.items() if client.healthy)
         return sum(1.0 / rates.prefill_s_per_token for rates in up)
 
     def queue(self, worker: str, tokens: int) -> None:
-        """So many uncached tokens more, or less, wait for this worker."""
+        """Add to the uncached tokens queued for this worker; `tokens` is negative when they leave the queue."""
         self.queued_tokens[worker] += tokens
-        self.standing.touch(worker)
+        self.worker_views.touch(worker)
 
-    def cached_tokens(self, worker: str, names: Sequence[bytes]) -> int:
+    def cached_tokens(self, worker: str, page_hashes: Sequence[bytes]) -> int:
         if worker in self.upstreams:
-            return self.upstreams[worker].cached_tokens(names[0])
-        hello = self.links[worker].hello
-        if not hello or not names:
+            return self.upstreams[worker].cached_tokens(page_hashes[0])
+        hello = self.clients[worker].hello
+        if not hello or not page_hashes:
             return 0
-        there = self.residency.cached_tokens(worker, names, hello.page_size)
-        return there + self._reloadable(worker, names[there // hello.page_size :], hello.page_size)
+        resident = self.kv_index.cached_tokens(worker, page_hashes, hello.page_size)
+        return resident + self._reloadable(worker, page_hashes[resident // hello.page_size :], hello.page_size)
 
-    def _reloadable(self, worker: str, names: Sequence[bytes], page_size: int) -> int:
-        """Tokens of the host tier that follow the resident ones, less what their reload takes."""
-        load = self.links[worker].load
-        if not load or not self.on_host.num_pages(worker):
+    def _reloadable(self, worker: str, page_hashes: Sequence[bytes], page_size: int) -> int:
+        """Return the tokens in the host cache that follow the resident ones, less the tokens that their reload time could
+        prefill."""
+        load = self.clients[worker].load
+        if not load or not self.host_kv_index.num_pages(worker):
             return 0
-        tokens = self.on_host.cached_tokens(worker, names, page_size)
+        tokens = self.host_kv_index.cached_tokens(worker, page_hashes, page_size)
         prefill = self.predictors[worker].rates.prefill_s_per_token
         return reload_credit(tokens, reload_s_per_token=load.reload_s_per_token, prefill_s_per_token=prefill)
 
-    def repair(self, worker: str, names: Sequence[bytes], cached_tokens: int, *, since: int) -> None:
-        """With what a worker found of a prompt, on its device and then on its host, when it took it: nothing behind that was
-        on either, as of its cache frame `since`."""
-        hello = self.links[worker].hello
+    def repair(self, worker: str, page_hashes: Sequence[bytes], cached_tokens: int, *, since: int) -> None:
+        """Correct both indexes with the cached tokens that a worker reported for a prompt. As of its cache frame `since`, no
+        later page of the prompt was on its device or host."""
+        hello = self.clients[worker].hello
         if hello is None:
             return
-        self.residency.repair(worker, names, cached_tokens, page_size=hello.page_size, since=since)
-        self.on_host.deny(worker, names[cached_tokens // hello.page_size :], since)
+        self.kv_index.repair(worker, page_hashes, cached_tokens, page_size=hello.page_size, since=since)
+        self.host_kv_index.deny(worker, page_hashes[cached_tokens // hello.page_size :], since)
 
     def capacity_tokens(self, worker: str) -> int:
-        """Of its pages; 0 for one that never said hello."""
-        hello = self.links[worker].hello
+        """Return the tokens that a worker's pages hold; 0 before its first `Hello`."""
+        hello = self.clients[worker].hello
         return hello.num_pages * hello.page_size if hello else 0
 
-    def holders(self, names: Sequence[bytes]) -> dict[str, int]:
-        """The workers that hold most of a prompt, on the device or on their host, and how many of its tokens."""
-        pages = self.residency.holders(names)
-        if len(self.on_host):
-            return {worker: self.cached_tokens(worker, names) for worker in pages.keys() | self.on_host.holders(names).keys()}
-        hellos = ((worker, count, self.links[worker].hello) for worker, count in pages.items())
+    def holders(self, page_hashes: Sequence[bytes]) -> dict[str, int]:
+        """Return the workers that hold most of a prompt, on device or host, with the number of its tokens."""
+        pages = self.kv_index.holders(page_hashes)
+        if len(self.host_kv_index):
+            return {
+                worker: self.cached_tokens(worker, page_hashes)
+                for worker in pages.keys() | self.host_kv_index.holders(page_hashes).keys()
+            }
+        hellos = ((worker, count, self.clients[worker].hello) for worker, count in pages.items())
         return {worker: count * hello.page_size for worker, count, hello in hellos if hello}
 
     def take_policy(self, policy: Policy) -> None:
-        """After a reload, which changes no workers."""
+        """Replace the policy after a reload, which changes no workers."""
         self.policy = policy
-        self.standing.touch_all()
+        self.worker_views.touch_all()
 
-    def candidates(self, question: Question) -> Short:
-        """Those among which to decide, as they are now: beside upstreams, whose views are made anew each time, all."""
+    def candidates(self, routing_request: RoutingRequest) -> Short:
+        """Return the candidates of a decision. With upstreams these are all servers, as an upstream's view is never cached."""
         if self.upstreams:
             return Short(self.views(), None)
-        return self.standing.candidates(question, self._clock())
+        return self.worker_views.candidates(routing_request, self._clock())
 
     def views(self) -> list[WorkerView]:
-        """Of every worker and upstream."""
+        """Return the current view of every worker and upstream."""
         now = self._clock()
-        return [*self.standing.views(now), *(upstream.view(now) for upstream in self.upstreams.values())]
+        return [*self.worker_views.views(now), *(upstream.view(now) for upstream in self.upstreams.values())]
 
     def _view(self, name: str, now: float) -> WorkerView:
-        link = self.links[name]
+        client = self.clients[name]
         model = self.policy.workers[name].model
         return self.predictors[name].view(
             worker=name,
             model=model,
             tier=self.policy.models[model].tier,
-            healthy=link.healthy,
-            max_context=_longest(link.hello) if link.hello else UNKNOWN_CONTEXT,
+            healthy=client.healthy,
+            max_context=_longest(client.hello) if client.hello else UNKNOWN_CONTEXT,
             usd_per_s=self.usd_per_s[name],
-            max_sequences=link.hello.max_sequences if link.hello else 1,
+            max_sequences=client.hello.max_sequences if client.hello else 1,
             now=now,
             queued_tokens=self.queued_tokens[name],
         )
 
     def top_worker(self) -> str | None:
-        """One that serves the best tier: what "all on the large tier" is priced by."""
+        """Return a server of the best tier, which the all-on-large counterfactual is priced by; None when there is none."""
         tiers = self.policy.tier_by_model()
         for tier in reversed(self.policy.tiers):
             for name, model in self.policy.model_by_server().items():
@@ -217,34 +224,34 @@ class Fleet:
         return None
 
     def _cached(self, worker: str, cache: wire.Cache) -> bool:
-        self.on_host.apply(worker, of_host(cache))
-        return self.residency.apply(worker, cache)
+        self.host_kv_index.apply(worker, of_host(cache))
+        return self.kv_index.apply(worker, cache)
 
     def _loaded(self, worker: str, load: wire.Load) -> None:
         now = self._clock()
         self.predictors[worker].observe_load(load, now)
-        self.standing.loaded(worker, now)
+        self.worker_views.loaded(worker, now)
         self.changed()
 
     def _finished(self, worker: str, finished: wire.Finished) -> None:
         self.predictors[worker].observe_finished(finished)
 
     def _state_changed(self, worker: str) -> None:
-        if not self.links[worker].healthy:
+        if not self.clients[worker].healthy:
             self.predictors[worker].lost()
-            self.residency.forget(worker)
+            self.kv_index.forget(worker)
             self.footprints.lost(worker)
-            self.on_host.forget(worker)
+            self.host_kv_index.forget(worker)
             self.lost(worker)
-        self.standing.touch(worker)
+        self.worker_views.touch(worker)
         self.changed()
 
 
 def _longest(hello: wire.Hello) -> int:
-    """Tokens that one sequence can ever have there."""
+    """Return the most tokens that one sequence can have on a worker."""
     return min(hello.max_context, hello.num_pages * hello.page_size)
 
 
-def _prior(model: Path) -> Rates | None:
+def _prior(model: Path) -> WorkerRates | None:
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     return cold_rates(weights) if weights else None

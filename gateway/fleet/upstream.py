@@ -1,6 +1,6 @@
-"""One OpenAI-compatible server, seen as a worker is: submits give streams, and every stream gets exactly one `Finished`.
+"""Client of one OpenAI-compatible server, with a worker's interface: every submit's stream gets exactly one `Finished`.
 
-Until something of an answer was given on, a try that failed is made again; after that the failure is the answer's end.
+A failed attempt is retried until the first event was passed on. A later failure ends the answer.
 """
 
 import asyncio
@@ -16,23 +16,24 @@ from msgspec import structs
 
 from backends.wire import Finished, FinishReason, Piece, Sampling
 from gateway.errors import WorkerLost
-from gateway.fleet.breaker import Breaker
+from gateway.fleet.approx_kv import ApproxKvIndex
+from gateway.fleet.circuit_breaker import CircuitBreaker
 from gateway.fleet.credits import Credits
-from gateway.fleet.remote_cache import RemoteCache
-from gateway.fleet.stream import Stream
-from gateway.fleet.upstream_answer import Answer, Lines, Malformed, error_text
-from gateway.fleet.upstream_body import TokenCounts, body_of, lacks, num_chars
+from gateway.fleet.token_stream import TokenStream
+from gateway.fleet.upstream_request import TokenCounts, body_of, lacks, num_chars
+from gateway.fleet.upstream_response import Lines, Malformed, UpstreamResponse, error_text
+from gateway.parsers.event_codec import encode_event
+from gateway.parsers.events import CallStart, Event
 from gateway.policy import schema
-from gateway.prompts import Prompt
+from gateway.policy.worker_rates import WorkerRates
 from gateway.request import Request
 from gateway.routing.decision import WorkerView
-from gateway.scheduling.predict import Predictor, Rates
-from gateway.text.events import CallStart, Event
-from gateway.text.said import line
+from gateway.scheduling.latency_model import LatencyPredictor
+from gateway.text.prompt_encoder import Prompt
 
-GUESS = Rates(overhead_s=0.5, prefill_s_per_token=5e-5, tpot_s=0.02, decode_device_s_per_token=0.02)
+GUESS = WorkerRates(overhead_s=0.5, prefill_s_per_token=5e-5, tpot_s=0.02, decode_device_s_per_token=0.02)
 FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
-"""A server that asks for a longer pause than the last is not waited for."""
+"""Seconds of backoff. A server that asks for a longer pause than the last is not retried."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 ENOUGH_TOKENS = 2**62
@@ -40,12 +41,12 @@ ENOUGH_TOKENS = 2**62
 log = logging.getLogger("headway.upstream")
 
 
-class _Refused(Exception):
-    """The server says that the request is wrong."""
+class _RequestRejected(Exception):
+    """The server rejected the request as invalid."""
 
 
 class _Failed(Exception):
-    """The server cannot now; again after `retry_s`, or never where that is None."""
+    """The server failed. Retry after `retry_s` seconds; None means that a retry cannot help."""
 
     def __init__(self, message: str, retry_s: float | None) -> None:
         super().__init__(message)
@@ -54,9 +55,9 @@ class _Failed(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One submit. `begun` from the first event that was given on."""
+    """One submitted request. `begun` is set at the first event that is passed on."""
 
-    stream: Stream
+    stream: TokenStream
     body: bytes
     chain: str
     chars: int
@@ -72,7 +73,7 @@ class _Job:
 
 
 class Upstream:
-    """`changed` is called whenever it may have room again, or came up or went. Opened by `start`, closed by `stop`."""
+    """Client of one upstream. `changed` is called when its capacity or health may have changed."""
 
     def __init__(
         self,
@@ -84,9 +85,9 @@ class Upstream:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.name, self.policy = name, policy
-        self.predictor = Predictor(GUESS)
-        self.breaker = Breaker(failures=policy.failures, cooldown_s=policy.cooldown_s)
-        self.cache = RemoteCache(policy.cache_s)
+        self.predictor = LatencyPredictor(GUESS)
+        self.breaker = CircuitBreaker(failures=policy.failures, cooldown_s=policy.cooldown_s)
+        self.cache = ApproxKvIndex(policy.cache_s)
         self.counts = TokenCounts()
         self.credits = Credits()
         self.credits.sequences, self.credits.tokens = policy.concurrency, ENOUGH_TOKENS
@@ -103,7 +104,7 @@ class Upstream:
 
     @property
     def num_running(self) -> int:
-        """Requests that are on their way there or back."""
+        """Return the number of requests in flight."""
         return len(self._jobs)
 
     def start(self) -> None:
@@ -125,11 +126,12 @@ class Upstream:
         if session:
             await session.close()
 
-    def lacks(self, request: Request) -> str | None:
+    def unsupported_param(self, request: Request) -> str | None:
         return lacks(request)
 
     def prompt(self, request: Request, chain: str) -> Prompt:
-        """Its tokens are estimated; in the place of page names stands the chain, which is what residency is known by."""
+        """Return a prompt with estimated tokens. Its only page hash is the chain's name, which the cache estimate is kept
+        by."""
         return Prompt(b"", self.counts.count(num_chars(request)), [chain.encode()])
 
     def cached_tokens(self, chain: bytes) -> int:
@@ -149,7 +151,7 @@ class Upstream:
         return structs.replace(view, prices=self.policy.prices)
 
     def health(self) -> dict[str, Any]:
-        """As a worker's, with what only an upstream has. Its address is not for everybody."""
+        """Return a worker's health fields and those of an upstream. The address is left out: the report is public."""
         return {
             "name": self.name,
             "model": self.policy.model,
@@ -171,18 +173,18 @@ class Upstream:
 
     def submit(
         self, request: Request, sampling: Sampling, *, prompt_tokens: int, chain: str = "", traceparent: str = ""
-    ) -> Stream:
-        """Raises WorkerLost when it is left alone."""
+    ) -> TokenStream:
+        """Send a request. Raises WorkerLost while the circuit breaker is open or the client is stopped."""
         if not self.healthy:
-            raise WorkerLost(f"upstream {self.name} is left alone: {self.problem}")
+            raise WorkerLost(f"upstream {self.name} is unavailable: {self.problem}")
         self._next_request += 1
         number = self._next_request
-        stream = Stream(self.name, number, self._abort)
+        stream = TokenStream(self.name, number, self._abort)
         body = body_of(request, self.policy.served_as or self.policy.model, sampling)
         chars = num_chars(request)
         job = self._jobs[number] = _Job(stream, body, chain, chars, prompt_tokens, traceparent, self._clock())
         self.credits.submit(number, prompt_tokens)
-        self.predictor.submitted(number, 0)  # what others ask it delays nobody
+        self.predictor.submitted(number, 0)  # other requests there delay none of ours
         self.breaker.trying()
         job.task = asyncio.create_task(self._serve(job), name=f"upstream {self.name}")
         job.task.add_done_callback(lambda task: self._finish(job, task))
@@ -194,14 +196,14 @@ class Upstream:
             job.task.cancel()
 
     def _finish(self, job: _Job, task: "asyncio.Task[Finished]") -> None:
-        """Whatever became of it: also when it was cancelled before it began."""
+        """Account and end a job, also one that was cancelled before it began."""
         if task.cancelled():
             self.breaker.gave_up()
             finished = self._finished(job, "abort") if job.aborted else self._lost(job, self.problem)
         elif error := task.exception():
-            log.error("upstream %s: a request broke", self.name, exc_info=error)
+            log.error("upstream %s: a request failed unexpectedly", self.name, exc_info=error)
             self.breaker.gave_up()
-            finished = self._lost(job, "something went wrong in the gateway")
+            finished = self._lost(job, "an internal error of the gateway, see its log")
         else:
             finished = task.result()
         number = job.stream.request
@@ -218,8 +220,8 @@ class Upstream:
             job.started_at = self._clock()
             try:
                 answer = await self._try(job)
-            except _Refused as error:
-                self.breaker.succeeded()  # it is there, and says so
+            except _RequestRejected as error:
+                self.breaker.succeeded()  # a rejection shows that the server is up
                 too_long = "context length" in str(error) or "context_length" in str(error)
                 code = "too_long" if too_long else "refused"
                 return self._finished(job, "refused", error=f"{self.name}: {error}", error_code=code)
@@ -236,7 +238,7 @@ class Upstream:
                 self.breaker.succeeded()
                 self.problem = ""
                 return self._done(job, answer)
-        raise AssertionError("the last try ends it")
+        raise AssertionError("the last attempt returns")
 
     @property
     def breaker_is_closed(self) -> bool:
@@ -247,11 +249,12 @@ class Upstream:
         self.num_failures += 1
         self.breaker.failed(self._clock())
         if was_closed and not self.breaker_is_closed:
-            log.warning("upstream %s is left alone for %g s: %s", self.name, self.policy.cooldown_s, problem)
+            log.warning("upstream %s is not tried for %g s: %s", self.name, self.policy.cooldown_s, problem)
             self._changed()
 
-    async def _try(self, job: _Job) -> Answer:
-        """Raises _Refused or _Failed for what the server says, Malformed for what it says wrong, TimeoutError."""
+    async def _try(self, job: _Job) -> UpstreamResponse:
+        """Make one attempt. Raises _RequestRejected or _Failed for an error status, Malformed for an invalid body,
+        TimeoutError."""
         assert self._session
         times, loop = self.policy.timeouts, asyncio.get_running_loop()
         url = self.policy.url.rstrip("/") + "/chat/completions"
@@ -263,7 +266,7 @@ class Upstream:
             if response.status != 200:
                 raise await _failure(response)
             job.answering = True
-            answer, lines, size, over = Answer(), Lines(), 0, False
+            answer, lines, size, done = UpstreamResponse(), Lines(), 0, False
             streamed = response.content_type == "text/event-stream"
             whole: list[bytes] = []
             async for data in response.content.iter_any():
@@ -273,30 +276,30 @@ class Upstream:
                 if not streamed:
                     whole.append(data)
                     continue
-                for one in lines.feed(data):
-                    over = over or one == b"[DONE]"
-                    if not over:
-                        self._give(job, answer.take(one))
+                for line in lines.feed(data):
+                    done = done or line == b"[DONE]"
+                    if not done:
+                        self._pass_on(job, answer.take(line))
                 if job.begun:
                     until.reschedule(loop.time() + times.idle_s)
-                if over:
+                if done:
                     break
             if not streamed:
-                self._give(job, answer.take(b"".join(whole)))
+                self._pass_on(job, answer.take(b"".join(whole)))
         if answer.finish is None:
             raise Malformed("its answer was cut off")
         return answer
 
-    def _give(self, job: _Job, events: list[Event]) -> None:
+    def _pass_on(self, job: _Job, events: list[Event]) -> None:
         if not events:
             return
         if not job.begun:
             job.begun, job.first_at = True, self._clock()
         num_tokens = sum(not isinstance(event, CallStart) for event in events)
         job.num_pieces += num_tokens
-        job.stream.push(Piece(job.stream.request, "".join(map(line, events)), num_tokens))
+        job.stream.push(Piece(job.stream.request, "".join(map(encode_event, events)), num_tokens))
 
-    def _done(self, job: _Job, answer: Answer) -> Finished:
+    def _done(self, job: _Job, answer: UpstreamResponse) -> Finished:
         usage, reason = answer.usage, "length" if answer.finish == "length" else "stop"
         if usage is None or not usage.prompt_tokens:
             return self._finished(job, reason)  # type: ignore[arg-type]
@@ -314,7 +317,7 @@ class Upstream:
         return self._finished(job, "error", error=error, error_code="worker_lost")
 
     def _finished(self, job: _Job, reason: FinishReason, *, error: str = "", error_code: str = "") -> Finished:
-        """Where it did not say what it counted, our estimate; nothing for what it never began to answer."""
+        """Return the end of a job with our token estimates; 0 prompt tokens if the server never began to answer."""
         now = self._clock()
         first_at = now if job.first_at is None else job.first_at
         return Finished(
@@ -331,12 +334,12 @@ class Upstream:
 
 async def _failure(response: aiohttp.ClientResponse) -> Exception:
     status = response.status
-    said = error_text(await response.content.read(MAX_ERROR_BYTES))
+    message = error_text(await response.content.read(MAX_ERROR_BYTES))
     if status in (400, 413, 422):
-        return _Refused(said)
-    if status in (401, 403):  # what it says may quote the key
-        return _Failed(f"status {status}: it does not take our key", None)
-    again = status in (408, 409, 425, 429) or status >= 500
+        return _RequestRejected(message)
+    if status in (401, 403):  # the body is left out: it may quote the key
+        return _Failed(f"status {status}: it does not accept our API key", None)
+    may_retry = status in (408, 409, 425, 429) or status >= 500
     after = response.headers.get("retry-after", "")
-    retry_s = (float(after) if after.isdecimal() else 0.0) if again else None
-    return _Failed(f"status {status}: {said}", retry_s)
+    retry_s = (float(after) if after.isdecimal() else 0.0) if may_retry else None
+    return _Failed(f"status {status}: {message}", retry_s)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from gateway.policy.document import Document, Problem
+from gateway.policy.yaml_document import Problem, YamlDocument
 
 MAX_FILE_BYTES = 4_000_000
 MAX_FILES = 32
@@ -20,7 +20,7 @@ _JOINED = ("routes",)
 class Tree:
     """`files` are all that were read, the loaded one first."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: YamlDocument) -> None:
         self.files: list[Path] = []
         self._document = document
 

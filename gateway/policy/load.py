@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.policy.document import Document, Problem
 from gateway.policy.include import Tree
-from gateway.policy.references import problems_of
+from gateway.policy.reference import field_docs
 from gateway.policy.schema import Policy
-from gateway.struct_schema import components
+from gateway.policy.struct_schema import components
+from gateway.policy.validate import problems_of
+from gateway.policy.yaml_document import Problem, YamlDocument
 
 
 class PolicyError(Exception):
@@ -40,7 +41,7 @@ def load_policy(path: Path, env: Mapping[str, str]) -> Policy:
 
 def load_files(path: Path, env: Mapping[str, str]) -> Loaded:
     """As `load_policy`, and which files it came from."""
-    document = Document(env)
+    document = YamlDocument(env)
     tree = Tree(document)
     data = document.read(tree.read(path), Policy)
     policy = _converted(document, data)
@@ -52,7 +53,7 @@ def load_files(path: Path, env: Mapping[str, str]) -> Loaded:
     return Loaded(_resolved(policy, path.absolute().parent), tuple(tree.files))
 
 
-def _converted(document: Document, data: Any) -> Policy | None:
+def _converted(document: YamlDocument, data: Any) -> Policy | None:
     try:
         return msgspec.convert(data, Policy)
     except msgspec.ValidationError as error:
@@ -83,8 +84,11 @@ def missing_files(policy: Policy) -> list[str]:
 
 
 def policy_json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a policy file, for editors."""
+    """Return the JSON Schema (2020-12) of a policy file, for editors. Attribute docstrings are the descriptions of its keys."""
     structs = components([Policy], ref_template="#/$defs/{name}")
+    for name, docs in field_docs().items():
+        for field, doc in docs.items():
+            structs[name]["properties"][field]["description"] = doc
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Headway policy",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.policy.difference import difference, policy_hash
+from gateway.policy.diff import diff_policies, policy_hash
 from gateway.policy.load import PolicyError, load_files
 from gateway.policy.schema import Policy
 
@@ -83,7 +83,7 @@ class Reloader:
             loaded = load_files(self._path, self._env)
             self._files = loaded.files
             self._seen = self._stamp()
-            changes = difference(self.policy, loaded.policy)
+            changes = diff_policies(self.policy, loaded.policy)
             if not changes:
                 return False
             _refuse_fixed(self._path, self.policy, loaded.policy)

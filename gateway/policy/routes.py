@@ -9,8 +9,8 @@ from types import MappingProxyType
 import msgspec
 
 from gateway.errors import Forbidden, UnknownModel
-from gateway.policy.references import AUTO
 from gateway.policy.schema import Match, Policy, Route
+from gateway.policy.validate import AUTO
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 

@@ -34,14 +34,14 @@ struct Head {
     if (cache.kind == FLOAT32) {
       memcpy(to, x, width * sizeof(float));
     } else if (cache.kind == BFLOAT16) {
-      for (int i = 0; i < width; i += LANES) store(to + 2 * i, to_bfloat16(load<Floats>(x + i)));
+      for (int i = 0; i < width; i += LANES) store_bfloat16(to + 2 * i, load<Floats>(x + i));
     } else {
       Floats most = splat(0.0f);
       for (int i = 0; i < width; i += LANES) most = larger(most, magnitude(load<Floats>(x + i)));
       const float step = largest(most) / 127.0f;
       cache.scales[at] = step > 1e-10f ? step : 1e-10f;
       for (int i = 0; i < width; i += LANES)
-        store(to + i, __builtin_convertvector(nearest(load<Floats>(x + i) / cache.scales[at]), Bytes));
+        store_bytes(to + i, nearest(load<Floats>(x + i) / splat(cache.scales[at])));
     }
   }
   void read(int64_t slot, int value, float* x) const {
@@ -105,16 +105,18 @@ inline void find(const Head& head, const int32_t* table, int64_t first, int coun
 // out = out * faded + the weighted sum of `count` vectors of VECTORS * 16 floats, in two sums that do not wait for each other.
 template <int VECTORS> void gather(const float* weights, const float* const* values, int from, int count, float faded, float* out) {
   Floats even[VECTORS], odd[VECTORS];
+#pragma GCC unroll 8
   for (int d = 0; d < VECTORS; d++) even[d] = load<Floats>(out + d * LANES) * faded, odd[d] = splat(0.0f);
   int j = 0;
   for (; j + 1 < count; j += 2)
 #pragma GCC unroll 8
     for (int d = 0; d < VECTORS; d++) {
-      even[d] += weights[j] * load<Floats>(values[j] + from + d * LANES);
-      odd[d] += weights[j + 1] * load<Floats>(values[j + 1] + from + d * LANES);
+      even[d] = fma(splat(weights[j]), load<Floats>(values[j] + from + d * LANES), even[d]);
+      odd[d] = fma(splat(weights[j + 1]), load<Floats>(values[j + 1] + from + d * LANES), odd[d]);
     }
+#pragma GCC unroll 8
   for (int d = 0; d < VECTORS; d++) {
-    if (j < count) even[d] += weights[j] * load<Floats>(values[j] + from + d * LANES);
+    if (j < count) even[d] = fma(splat(weights[j]), load<Floats>(values[j] + from + d * LANES), even[d]);
     store(out + d * LANES, even[d] + odd[d]);
   }
 }
@@ -138,17 +140,18 @@ void attend_one(const Head& head, const int32_t* table, const float* q, int shar
         for (int j = 0; j < LANES; j++) {
           const float* k = keys[s * LANES + j];
           Floats dot = load<Floats>(q + g * width) * load<Floats>(k);
-          for (int d = 1; d < vectors; d++) dot += load<Floats>(q + g * width + d * LANES) * load<Floats>(k + d * LANES);
+#pragma GCC unroll 8
+          for (int d = 1; d < vectors; d++) dot = fma(load<Floats>(q + g * width + d * LANES), load<Floats>(k + d * LANES), dot);
           dots[j] = dot;
         }
-        score[s] = COUNTED + s * LANES < count ? sums(dots) : splat(-1e30f);
+        score[s] = select(counted() < splat(count - s * LANES), sums(dots), splat(-1e30f));
         most = larger(most, score[s]);
       }
-      const float top = largest(most), faded = exponential(splat(best[g] - top))[0];
+      const float top = largest(most), faded = lane(exponential(splat(best[g] - top)), 0);
       best[g] = top;
       for (int s = 0; s < groups; s++) {
-        score[s] = COUNTED + s * LANES < count ? exponential(score[s] - top) : splat(0.0f);
-        all += score[s];
+        score[s] = select(counted() < splat(count - s * LANES), exponential(score[s] - splat(top)), splat(0.0f));
+        all = all + score[s];
       }
       total[g] = total[g] * faded + sum(all);
       const float* weights = reinterpret_cast<const float*>(score);
@@ -171,7 +174,9 @@ inline void attend_one(const Head& head, const int32_t* table, const float* q, i
 template <int ROWS, int TILES>
 inline void mix(const float* a, size_t by_row, size_t by_step, const float* b, int steps, float* c, bool keep) {
   Floats sum[ROWS][TILES];
+#pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
     for (int t = 0; t < TILES; t++) sum[r][t] = keep ? load<Floats>(c + r * COLUMNS + t * LANES) : splat(0.0f);
   for (int k = 0; k < steps; k++) {
     Floats column[TILES];
@@ -180,9 +185,11 @@ inline void mix(const float* a, size_t by_row, size_t by_step, const float* b, i
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-      for (int t = 0; t < TILES; t++) sum[r][t] += splat(a[r * by_row + k * by_step]) * column[t];
+      for (int t = 0; t < TILES; t++) sum[r][t] = fma(splat(a[r * by_row + k * by_step]), column[t], sum[r][t]);
   }
+#pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
     for (int t = 0; t < TILES; t++) store(c + r * COLUMNS + t * LANES, sum[r][t]);
 }
 
@@ -232,13 +239,13 @@ inline void attend_block(const Head& head, const int32_t* table, const float* q,
     const bool edge = first + SLOTS > position + 1 || (window && first < high - window);
     for (int t = 0; t < tiles; t++) {
       float* score = room.scores + t * LANES;
-      const Ints until = load<Ints>(seen + t * LANES), since = window ? until - int32_t(window) : splat(int32_t(-1));
+      const Ints until = load<Ints>(seen + t * LANES), since = window ? until - splat(int32_t(window)) : splat(int32_t(-1));
       Floats most = best[t];
       for (int s = 0; s < slots; s++) {
         Floats x = load<Floats>(score + s * COLUMNS);
         if (edge) {
           const Ints at = splat(int32_t(first + s));
-          x = (at <= until) & (at > since) ? x : splat(lowest);
+          x = select(at < until + splat(int32_t(1)), select(at > since, x, splat(lowest)), splat(lowest));
           store(score + s * COLUMNS, x);
         }
         most = larger(most, x);
@@ -249,8 +256,8 @@ inline void attend_block(const Head& head, const int32_t* table, const float* q,
       for (int s = 0; s < slots; s++) {
         const Floats x = load<Floats>(score + s * COLUMNS);
         Floats weight = exponential(x - most);
-        if (edge) weight = x == lowest ? splat(0.0f) : weight;
-        all += weight;
+        if (edge) weight = select(x > splat(lowest), weight, splat(0.0f));
+        all = all + weight;
         store(score + s * COLUMNS, weight);
       }
       total[t] = all;
@@ -262,7 +269,7 @@ inline void attend_block(const Head& head, const int32_t* table, const float* q,
     }
     mix_all(room.values, 1, width, width, room.scores, slots, room.mixed, tiles, first > low);
   }
-  for (int t = 0; t < tiles; t++) total[t] = 1.0f / total[t];
+  for (int t = 0; t < tiles; t++) total[t] = splat(1.0f) / total[t];
   for (int c = 0; c < columns; c += LANES)
     for (int d = 0; d < width; d += LANES) {
       for (int i = 0; i < LANES; i++) square[i] = load<Floats>(room.mixed + (d + i) * COLUMNS + c) * total[c / LANES];

@@ -59,6 +59,7 @@ namespace {
 
 // Rows of a thread's share of a long step: its operands fit into the second level of cache.
 constexpr int64_t BLOCK_ROWS = 64;
+alignas(64) constexpr float SIGN[LANES] = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
 // Up to this many rows for each thread, weights are what a step waits for, and they are read once.
 constexpr int64_t FEW_ROWS = 16;
 
@@ -228,7 +229,7 @@ class Run {
 
   void normalized(const float* x, const float* weight, const Matrix& next, float* row, const Operand& to, int at) {
     Floats squares = splat(0.0f);
-    for (int64_t i = 0; i < m.hidden; i += LANES) squares += load<Floats>(x + i) * load<Floats>(x + i);
+    for (int64_t i = 0; i < m.hidden; i += LANES) squares = fma(load<Floats>(x + i), load<Floats>(x + i), squares);
     const float factor = 1.0f / std::sqrt(sum(squares) / float(m.hidden) + m.eps);
     for (int64_t i = 0; i < m.hidden; i += LANES) store(row + i, load<Floats>(x + i) * factor * load<Floats>(weight + i));
     give(next, row, to, at);
@@ -239,18 +240,17 @@ class Run {
     float factor = scale;
     if (norm) {
       Floats squares = splat(0.0f);
-      for (int64_t i = 0; i < m.width; i += LANES) squares += load<Floats>(x + i) * load<Floats>(x + i);
+      for (int64_t i = 0; i < m.width; i += LANES) squares = fma(load<Floats>(x + i), load<Floats>(x + i), squares);
       factor *= 1.0f / std::sqrt(sum(squares) / float(m.width) + m.eps);
     }
-    const Floats sign = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+    const Floats sign = load<Floats>(SIGN);
     for (int64_t i = 0; i < m.width; i += LANES) {
       Floats v = load<Floats>(x + i) * factor;
-      if (norm) v *= load<Floats>(norm + i);
+      if (norm) v = v * load<Floats>(norm + i);
       const Floats t = load<Floats>(turns + i);
-      const Floats cosine = __builtin_shufflevector(t, t, 0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14);
-      const Floats sine = __builtin_shufflevector(t, t, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15);
-      const Floats other = __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-      store(x + i, v * cosine + other * (sine * sign));
+      const Floats cosine = EACH(SHUFFLED(t.part[i], t.part[i], 0xA0)), sine = EACH(SHUFFLED(t.part[i], t.part[i], 0xF5));
+      const Floats other = EACH(SHUFFLED(v.part[i], v.part[i], 0xB1));
+      store(x + i, fma(v, cosine, other * (sine * sign)));
     }
   }
 
@@ -299,7 +299,9 @@ class Run {
     product(matrix, fit(a, matrix), int(rows), part(number, threads, tiles), part(number + 1, threads, tiles), halves, done);
   }
 
-  static Operand fit(const Operand& a, const Matrix& matrix) { return {a.bytes, size_t(matrix.units) * 4 + 64, a.scales}; }
+  static Operand fit(const Operand& a, const Matrix& matrix) {
+    return {a.bytes, size_t(matrix.units) * unit_bytes(matrix.kind) + 64, a.scales};
+  }
 
   auto into(float* to, int64_t stride) {
     return [=](int row, int tile, const Floats* y, int count) {
@@ -393,20 +395,22 @@ class Run {
       for (int t = 0; t < count; t++) {
         const int64_t at = int64_t(tile + t) * LANES;
         const int left = int(std::min<int64_t>(LANES, m.vocabulary - at));
-        const Ints ids = COUNTED + int32_t(at);
-        const Floats value = COUNTED < left ? y[t] : splat(-INFINITY);
+        const Ints ids = counted() + splat(int32_t(at));
+        const Floats value = select(counted() < splat(left), y[t], splat(-INFINITY));
         if (left == LANES) store(to + at, y[t]);
         else memcpy(to + at, &y[t], left * sizeof(float));
         const Ints more = value > best[i].value;
-        best[i].at = more ? ids : best[i].at;
-        best[i].value = more ? value : best[i].value;
+        best[i].at = select(more, ids, best[i].at);
+        best[i].value = select(more, value, best[i].value);
       }
     });
     for (int64_t i = 0; i < s.sampled; i++) {
-      std::pair<float, int32_t> found = {best[i].value[0], best[i].at[0]};
-      for (int t = 1; t < LANES; t++)
-        if (best[i].value[t] > found.first || (best[i].value[t] == found.first && best[i].at[t] < found.second))
-          found = {best[i].value[t], best[i].at[t]};
+      std::pair<float, int32_t> found = {lane(best[i].value, 0), lane(best[i].at, 0)};
+      for (int t = 1; t < LANES; t++) {
+        const float value = lane(best[i].value, t);
+        const int32_t at = lane(best[i].at, t);
+        if (value > found.first || (value == found.first && at < found.second)) found = {value, at};
+      }
       found_[number * s.sampled + i] = found;
     }
     meeting_.wait();
@@ -428,14 +432,6 @@ struct Runner {
 }  // namespace
 
 extern "C" {
-
-int32_t headway_takes_int8() {
-#if defined(__AVX512VNNI__)
-  return 1;
-#else
-  return 0;
-#endif
-}
 
 void* headway_runner_open() { return new Runner; }
 void headway_runner_close(void* runner) { delete static_cast<Runner*>(runner); }
@@ -459,25 +455,31 @@ int32_t headway_step(void* opened, const Model* model, const Cache* cache, const
   return done;
 }
 
-// Plain rows (outputs, width) of float32, bfloat16 or int8 into tiles, and for int8 the shifts.
+// Plain rows (outputs, width) of float32, bfloat16 or int8 into tiles, and for int8 the shifts. Of int4 a row has int8 values
+// from -8 to 7.
 void headway_pack(int32_t kind, int64_t outputs, int64_t width, int64_t units, const uint8_t* rows, uint8_t* tiles,
                   int32_t* shifts) {
   const size_t element = kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1, row_bytes = width * element;
   for (int64_t n = 0; n < outputs; n++) {
     uint8_t* to = tiles + (n / LANES) * units * 64 + (n % LANES) * 4;
     const uint8_t* from = rows + n * row_bytes;
+    if (kind == INT4) {
+      for (int64_t k = 0; k < width; k++) to[k / 8 * 64 + k % 8 / 2] |= uint8_t((from[k] + 8 & 15) << k % 2 * 4);
+      continue;
+    }
     for (int64_t u = 0; u < units; u++) memcpy(to + u * 64, from + u * 4, std::min<size_t>(4, row_bytes - u * 4));
     if (kind == INT8) {
       int32_t total = 0;
       for (int64_t k = 0; k < width; k++) total += int8_t(from[k]);
-      shifts[n] = -128 * total;
+      shifts[n] = -InInt8::OFFSET * total;
     }
   }
 }
 
 // y (rows, outputs) = x (rows, width) times the matrix; `room` holds the rows as the matrix wants them, then their scales.
 void headway_product(const Matrix* matrix, const float* x, int64_t rows, float* y, uint8_t* room, int32_t threads) {
-  const Operand a = {room, size_t(matrix->units) * 4, reinterpret_cast<float*>(room + rows * matrix->width * 4)};
+  const size_t stride = size_t(matrix->units) * unit_bytes(matrix->kind);
+  const Operand a = {room, stride, reinterpret_cast<float*>(room + rows * matrix->width * 4)};
   const int tiles = matrix->num_tiles();
   for (int64_t i = 0; i < rows; i++) give(*matrix, x + i * matrix->width, a, int(i));
 #pragma omp parallel for num_threads(threads) if (threads > 1)

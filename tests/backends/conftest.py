@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from backends.compiled import Library, NotCompiled, open_library
+from backends.runners.native_library import Library, NotCompiled, open_library
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "pages of tokens, steps of engines", "größe, 東京, 🦊 and more"]
 MakeCheckpoint = Callable[..., Path]
@@ -27,6 +27,14 @@ def library(request: pytest.FixtureRequest) -> Library | None:
     """Steps on torch's operations, and on our compiled ones."""
     if request.param == "torch":
         return None
+    try:
+        return open_library()
+    except NotCompiled as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Library:
     try:
         return open_library()
     except NotCompiled as error:

@@ -5,10 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from backends.limits import Limits
-from backends.runner import BrokenOff
-from backends.sampler import Sampled
-from backends.scheduler import Work
+from backends.engine.request_limits import RequestLimits
+from backends.engine.work import Sampled, StepInterrupted, Work
 from backends.wire import Hello
 
 VOCABULARY = 97
@@ -57,7 +55,7 @@ class FakeRunner:
     `pause_s` is how long a step leaves the interpreter to others, as a forward pass does: an event loop beside it needs that.
     """
 
-    def __init__(self, limits: Limits, *, pause_s: float = 0.0) -> None:
+    def __init__(self, limits: RequestLimits, *, pause_s: float = 0.0) -> None:
         self._pause_s = pause_s
         self._size = limits.page_size
         self.slots = [-1] * (limits.num_pages * limits.page_size)
@@ -81,11 +79,11 @@ class FakeRunner:
         if self._broken_off:
             self._broken_off = False
             self.num_broken_off += 1
-            raise BrokenOff
+            raise StepInterrupted
         self.computed.append(sum(one.num_tokens for one in work))
         return sampled + [self._run(one) for one in work[half:]]
 
-    def break_off(self) -> None:
+    def interrupt(self) -> None:
         self._broken_off = True
 
     def _run(self, work: Work) -> list[Sampled]:
@@ -116,8 +114,8 @@ class Ticks:
         return self.now_ns
 
 
-def limits(**changed: int) -> Limits:
-    return Limits(
+def limits(**changed: int) -> RequestLimits:
+    return RequestLimits(
         max_context=changed.get("max_context", 200),
         vocab_size=VOCABULARY,
         num_pages=changed.get("num_pages", 64),
@@ -130,7 +128,7 @@ def limits(**changed: int) -> Limits:
     )
 
 
-def hello(of: Limits) -> Hello:
+def hello(of: RequestLimits) -> Hello:
     return Hello(
         protocol=1,
         model="fake",

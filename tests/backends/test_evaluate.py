@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from backends.evaluate import evaluate, parser, shown
-from backends.weight import UnsupportedCheckpoint
+from backends.quant.weight import UnsupportedCheckpoint
 from gateway.cli import main
 from tests.backends.conftest import MakeCheckpoint
 

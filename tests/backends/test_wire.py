@@ -24,11 +24,11 @@ def test_messages_come_out_as_they_went_in_and_share_frames_while_they_are_small
 
 
 def test_the_smallest_messages_are_no_more_than_a_head_can_count() -> None:
-    messages = [wire.Drain()] * 70_000
+    messages = [wire.Abort(1)] * 70_000
     frames = list(wire.frames(messages))
     assert len(frames) > 1
     assert [message for frame in frames for message in wire.decode_down(frame)] == messages
 
 
 def test_a_single_message_is_a_frame_too() -> None:
-    assert wire.decode_down(wire.encode(wire.Drain())) == [wire.Drain()]
+    assert wire.decode_down(wire.encode(wire.Abort(1))) == [wire.Abort(1)]

@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from gateway.accounting.rows import RequestRow
+from gateway.ledger.rows import RequestRow
 from tests.dashboards.browser import CHROMIUM, Page, browser
 from tests.dashboards.traffic import play
-from tests.gateway.accounting.test_ledger import REQUEST
+from tests.gateway.ledger.test_ledger import REQUEST
 from tests.served import Served, fake, serve
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
-VIEWS = ("now", "runs", "money", "promises", "policy")
+VIEWS = ("live", "runs", "costs", "slo", "policy")
 KEYS = """
 tenants:
   acme: {keys: [acme-key-1234567890]}
@@ -37,7 +37,7 @@ async def shown(folder: Path, more: str = "", key: str = "") -> AsyncIterator[tu
         for worker in workers.values():
             worker.idle_s = 5.0
         served.gateway.observe_devices()
-        served.gateway.tell_devices()
+        served.gateway.record_device_time()
         async with browser(folder) as page:
             await page.look(width=1280, height=800, dark=False)
             yield served, page
@@ -110,8 +110,8 @@ async def test_a_request_to_open_leads_to_its_turn(tmp_path: Path) -> None:
     async with shown(tmp_path) as (served, page):
         turns = [row for row in served.ledger.rows if isinstance(row, RequestRow) and row.run == "agent-1"]
         served.ledger.record(msgspec.structs.replace(turns[2], at=turns[2].at + 1e-6, request="late", slo_met=False))
-        await page.open(f"{served.url}/dashboard#/now")
-        await page.click("#open-broken-late")
+        await page.open(f"{served.url}/dashboard#/live")
+        await page.click("#open-slo_missed-late")
         await page.until("document.querySelector('.waterfall tr.wanted')")
         assert await page.run("decodeURIComponent(location.hash)") == "#/run/development/agent-1/late"
         wanted = "document.querySelector('.waterfall tr.wanted')"
@@ -126,7 +126,7 @@ async def test_a_request_to_open_leads_to_its_turn(tmp_path: Path) -> None:
 @needs_chromium
 async def test_money_is_shown_by_every_key_and_adds_up(tmp_path: Path) -> None:
     async with shown(tmp_path) as (served, page):
-        await page.open(f"{served.url}/dashboard#/money")
+        await page.open(f"{served.url}/dashboard#/costs")
         for by, first in (("model", "nano"), ("tenant", "development"), ("run", "agent-"), ("day", "20")):
             await page.until(f"document.querySelector('input[name=by][value={by}]')")
             await page.run(f"document.querySelector('input[name=by][value={by}]').click()")
@@ -162,22 +162,22 @@ async def test_a_tenant_sees_its_own_and_an_operator_all(tmp_path: Path) -> None
             async with served.http.get(f"{served.url}/v1/headway/{path}", headers=headers) as answer:
                 return answer.status, await answer.json()
 
-        for path in ("me", "now", "history", "turns?run=agent-0", "money", "promises", "attention", "policy"):
+        for path in ("whoami", "live", "history", "runs/agent-0/turns", "costs", "slo", "summary", "policy"):
             async with served.http.get(f"{served.url}/v1/headway/{path}") as answer:
                 assert answer.status == 401, path
         assert [len((await read("history", name))[1]["runs"]) for name in ("acme", "boss")] == [1, 3]  # type: ignore[arg-type]
-        theirs = (await read("turns?run=agent-0", "boss"))[1]["turns"][0]["decision"]  # type: ignore[index]
-        ours = (await read("turns?run=agent-0", "acme"))[1]["turns"][0]["decision"]  # type: ignore[index]
+        theirs = (await read("runs/agent-0/turns", "boss"))[1]["turns"][0]["decision"]  # type: ignore[index]
+        ours = (await read("runs/agent-0/turns", "acme"))[1]["turns"][0]["decision"]  # type: ignore[index]
         assert theirs != ours
         assert (await read(f"decisions/{theirs}", "acme"))[0] == 404
         assert (await read(f"decisions/{ours}", "boss"))[0] == (await read(f"decisions/{ours}", "acme"))[0] == 200
-        assert (await read("turns?run=agent-1&tenant=boss", "acme"))[0] == 404
-        assert (await read("turns?run=agent-0&tenant=acme", "boss"))[0] == 200
-        assert (await read("money?by=tenant", "acme"))[1]["idle"] == []
-        assert {line["key"] for line in (await read("money?by=tenant", "boss"))[1]["lines"]} == {"acme", "boss"}  # type: ignore[attr-defined]
+        assert (await read("runs/agent-1/turns?tenant=boss", "acme"))[0] == 404
+        assert (await read("runs/agent-0/turns?tenant=acme", "boss"))[0] == 200
+        assert (await read("costs?by=tenant", "acme"))[1]["idle"] == []
+        assert {line["key"] for line in (await read("costs?by=tenant", "boss"))[1]["lines"]} == {"acme", "boss"}  # type: ignore[attr-defined]
         assert (await read("policy", "acme"))[0] == 403
         assert "boss-key" not in str((await read("policy", "boss"))[1])
-        assert (await read("money?by=colour", "boss"))[0] == (await read("history?hours=-1", "boss"))[0] == 400
+        assert (await read("costs?by=colour", "boss"))[0] == (await read("history?hours=-1", "boss"))[0] == 400
 
 
 async def test_attention_goes_to_what_went_wrong_last_and_cost_most(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ async def test_attention_goes_to_what_went_wrong_last_and_cost_most(tmp_path: Pa
 
         async def read(tenant: str, hours: str) -> tuple[int, dict[str, Any]]:
             headers = {"authorization": f"Bearer {tenant}-key-1234567890"}
-            url = f"{served.url}/v1/headway/attention?hours={hours}"
+            url = f"{served.url}/v1/headway/summary?hours={hours}"
             async with served.http.get(url, headers=headers) as answer:
                 return answer.status, await answer.json()
 
@@ -212,13 +212,13 @@ async def test_attention_goes_to_what_went_wrong_last_and_cost_most(tmp_path: Pa
         assert ours["totals"]["usd"] == pytest.approx(19e-6)
         assert [(one["slo"], one["met"], one["counted"]) for one in ours["classes"]] == [("batch", 1, 8), ("interactive", 2, 2)]
         assert [one["burn"] for one in ours["classes"]] == pytest.approx([100 * 7 / 8, 0.0])
-        opened = [(one["why"], one["request"]) for one in ours["to_open"]]
-        assert opened[:6] == [("failed", "lost"), *(("broken", f"late-{number}") for number in range(1, 6))]
-        assert opened[6:8] == [("dearest", "dear"), ("dearest", "cheap")] and len(opened) == 9
+        opened = [(one["why"], one["request"]) for one in ours["notable"]]
+        assert opened[:6] == [("failed", "lost"), *(("slo_missed", f"late-{number}") for number in range(1, 6))]
+        assert opened[6:8] == [("costliest", "dear"), ("costliest", "cheap")] and len(opened) == 9
         day, everybody = (await read("acme", "24"))[1], (await read("boss", "1"))[1]
-        assert [one["request"] for one in day["to_open"] if one["why"] == "dearest"][:2] == ["dear", "yesterday"]
+        assert [one["request"] for one in day["notable"] if one["why"] == "costliest"][:2] == ["dear", "yesterday"]
         assert everybody["totals"]["runs"] == 2
-        assert [one["request"] for one in everybody["to_open"] if one["why"] == "dearest"] == ["dear", "theirs", "cheap"]
+        assert [one["request"] for one in everybody["notable"] if one["why"] == "costliest"] == ["dear", "theirs", "cheap"]
         assert (await read("acme", "0"))[0] == (await read("acme", "soon"))[0] == 400
         assert (await read("nobody", "1"))[0] == 401
 
@@ -251,6 +251,6 @@ def test_no_file_asks_for_anything_from_elsewhere() -> None:
 async def test_readings_of_an_empty_ledger_are_empty(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         await asyncio.sleep(0)
-        for path in ("now", "runs", "money", "promises", "attention", "policy", "me"):
+        for path in ("live", "runs", "costs", "slo", "summary", "policy", "whoami"):
             async with served.http.get(f"{served.url}/v1/headway/{path}") as answer:
                 assert answer.status == 200, await answer.text()

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 BOARDS = sorted((ROOT / "dashboards" / "grafana").glob("*.json"))
-_EXPORTERS = ("gateway/accounting/metrics.py", "gateway/app.py", "backends/metrics.py")
+_EXPORTERS = ("gateway/telemetry/metrics.py", "gateway/pipeline/gauges.py", "backends/worker/metrics.py")
 _SUFFIXES = r"(_total|_bucket|_sum|_count)$"
 
 

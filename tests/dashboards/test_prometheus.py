@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 import yaml
 
-from backends.engine import Engine
-from backends.listen import parse_address
-from backends.worker import Worker
+from backends.engine.engine import Engine
+from backends.worker.address import parse_address
+from backends.worker.worker import Worker
 from tests.backends.fakes import FakeRunner, LetterDecoder, Ticks, hello, limits
 from tests.dashboards.traffic import play
 from tests.served import free_port, serve

@@ -1,4 +1,4 @@
-"""Faults, caused for real: what a caller is told, what goes on, and that nothing is left behind (docs/reliability.md)."""
+"""Faults, caused for real: what a caller is told, what goes on, and that nothing is left behind (docs/faults.md)."""
 
 import asyncio
 import io
@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.accounting.rows import RequestRow
+from gateway.ledger.rows import RequestRow
 from gateway.policy.schema import Worker
 from tests.served import Served, ask, fake, serve, until
 
@@ -48,7 +48,7 @@ async def test_a_worker_that_makes_no_step_is_given_up_and_its_streams_are_told(
         error = json.loads((await asked)[-1])["error"]
         assert error["code"] == "worker_lost" and "made no step for 0.4 s" in error["message"]
         worker.release()
-        await until(lambda: served.gateway.fleet.links["nano-0"].healthy)
+        await until(lambda: served.gateway.fleet.clients["nano-0"].healthy)
         assert (await served.chat())[0] == 200
         await until(lambda: len(rows(served)) == 2)
 
@@ -82,7 +82,7 @@ async def test_a_local_worker_that_stands_still_is_killed_and_started_again(tmp_
         os.kill(local.process.pid, signal.SIGSTOP)
         assert json.loads((await asked)[-1])["error"]["code"] == "worker_lost"
         await until(lambda: local.restarts == 1, 60)
-        await until(lambda: served.gateway.fleet.links["nano-0"].healthy, 60)
+        await until(lambda: served.gateway.fleet.clients["nano-0"].healthy, 60)
         assert (await served.chat())[0] == 200
 
 
@@ -112,7 +112,7 @@ async def test_a_corrupt_frame_ends_what_ran_and_the_link_is_made_anew(tmp_path:
         await began.wait()
         await worker.send_garbage(frame)
         assert json.loads((await asked)[-1])["error"]["code"] == "worker_lost"
-        await until(lambda: served.gateway.fleet.links["nano-0"].healthy)
+        await until(lambda: served.gateway.fleet.clients["nano-0"].healthy)
         assert (await served.chat())[0] == 200
         await until(lambda: worker.num_live == 0)
 
@@ -131,7 +131,7 @@ async def test_a_client_that_does_not_read_holds_up_nobody_and_is_cleared_when_i
             await until(lambda: worker.num_live == 1)
             for number in range(3):
                 assert (await served.chat(ask(f"meanwhile {number}")))[0] == 200
-        await until(lambda: worker.num_live == 0 and not served.gateway.fleet.links["nano-0"].streams)
+        await until(lambda: worker.num_live == 0 and not served.gateway.fleet.clients["nano-0"].streams)
         assert worker.free_pages + worker.cached_pages == worker.hello.num_pages
         await until(lambda: len(rows(served)) == 4)
 
@@ -198,7 +198,7 @@ async def test_a_drain_lets_answers_end_and_takes_no_new_ones(tmp_path: Path) ->
         asked = asyncio.create_task(stream(served, began, max_tokens=100))
         await began.wait()
         draining = asyncio.create_task(served.gateway.drain(60))
-        await until(lambda: served.gateway.pipeline.stopping)
+        await until(lambda: served.gateway.pipeline.preparer.stopping)
         status, body = await served.chat()
         assert (status, body["error"]["code"]) == (503, "no_worker") and "stopping" in body["error"]["message"]
         async with served.http.get(f"{served.url}/readyz") as answer:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.test_server import SERVER
+from tests.gateway.http.test_server import SERVER
 from tests.served import PICO, POLICY, ROOT, free_port
 
 BUDGET = "budgets: {run: {per: run, tokens: 5000}}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.accounting.rows import RequestRow
+from gateway.ledger.rows import RequestRow
 from tests.served import Served, ask, fake, serve, until
 
 
@@ -27,7 +27,7 @@ async def assert_all_free(served: Served) -> None:
     for worker in served.workers.values():
         await until(lambda worker=worker: worker.num_live == 0)  # type: ignore[misc]
         assert worker.free_pages + worker.cached_pages == worker.hello.num_pages
-    for link in served.gateway.fleet.links.values():
+    for link in served.gateway.fleet.clients.values():
         await until(lambda link=link: not link.streams)  # type: ignore[misc]
     assert len(served.gateway.queue) == 0
 

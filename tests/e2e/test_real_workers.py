@@ -13,7 +13,7 @@ from tests.served import Served, ask, serve, until
 
 
 def load(served: Served, worker: str = "pico-0") -> Any:
-    return served.gateway.fleet.links[worker].load
+    return served.gateway.fleet.clients[worker].load
 
 
 @pytest.mark.timeout(300)
@@ -92,7 +92,7 @@ async def leaving_frees_the_pages(served: Served) -> None:
     answer = await served.http.post(f"{served.url}/v1/chat/completions", json=body)
     await answer.content.readany()
     answer.close()
-    await until(lambda: not served.gateway.fleet.links["pico-0"].streams)
+    await until(lambda: not served.gateway.fleet.clients["pico-0"].streams)
     await until(lambda: load(served).running == 0)
     assert load(served).free_pages + load(served).cached_pages == load(served).num_pages
 
@@ -101,8 +101,8 @@ async def a_killed_worker_comes_back(served: Served) -> None:
     local = served.gateway.fleet.supervisor.workers["pico-0"]
     assert local.process is not None
     os.kill(local.process.pid, signal.SIGKILL)
-    await until(lambda: not served.gateway.fleet.links["pico-0"].healthy)
+    await until(lambda: not served.gateway.fleet.clients["pico-0"].healthy)
     status, body = await served.chat(ask(model="pico"))
     assert (status, body["error"]["code"]) == (503, "no_worker")
-    await until(lambda: served.gateway.fleet.links["pico-0"].healthy, 100)
+    await until(lambda: served.gateway.fleet.clients["pico-0"].healthy, 100)
     assert (await served.chat(ask(model="pico")))[0] == 200

@@ -32,7 +32,7 @@ async def test_streams_of_a_lost_worker_end_with_an_error_event(tmp_path: Path) 
         lines = await stream
         assert json.loads(lines[-1])["error"]["code"] == "worker_lost"
         assert "[DONE]" not in lines
-        await until(lambda: served.gateway.fleet.links["nano-0"].healthy)
+        await until(lambda: served.gateway.fleet.clients["nano-0"].healthy)
         assert (await served.chat())[0] == 200
 
 
@@ -91,7 +91,7 @@ async def test_a_killed_local_worker_is_started_again(tmp_path: Path) -> None:
         async with served.http.get(f"{served.url}/readyz") as answer:
             assert answer.status == 503
             assert "nano-0" in (await answer.json())["missing"]
-        await until(lambda: served.gateway.fleet.links["nano-0"].healthy)
+        await until(lambda: served.gateway.fleet.clients["nano-0"].healthy)
         assert (await served.chat())[0] == 200
         async with served.http.get(f"{served.url}/readyz") as answer:
             assert answer.status == 200

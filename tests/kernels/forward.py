@@ -16,13 +16,14 @@ if shutil.which("nvidia-smi") is None:
 
 import torch
 
-from backends.engine import Engine
-from backends.kernel_runner import KernelRunner
-from backends.limits import Limits
-from backends.linear import LinearChooser
-from backends.llama import Llama
-from backends.model import open_model
-from backends.runner import ModelRunner, Runner
+from backends.engine.engine import Engine
+from backends.engine.request_limits import RequestLimits
+from backends.engine.work import Runner
+from backends.models.linear import LinearChooser
+from backends.models.llama import Llama
+from backends.models.loader import open_model
+from backends.runners.torch_runner import TorchRunner
+from backends.runners.triton_runner import TritonRunner
 from backends.wire import Sampling, Submit
 from tests.backends.fakes import Ticks
 from tests.backends.families import save
@@ -53,11 +54,11 @@ def said(directory: Path, device: str, kernels: bool, int8: bool) -> dict[int, s
     assert isinstance(served.model, Llama)
     runner: Runner
     if kernels:
-        runner = KernelRunner(served.model, kv, device=device, max_sequences=2)
+        runner = TritonRunner(served.model, kv, device=device, max_sequences=2)
         runner.warm_up(13)
     else:
-        runner = ModelRunner(served.model, kv, dtype=torch.float32, device=device)
-    of = Limits(
+        runner = TorchRunner(served.model, kv, dtype=torch.float32, device=device)
+    of = RequestLimits(
         max_context=served.max_positions,
         vocab_size=served.vocab_size,
         num_pages=PAGES,

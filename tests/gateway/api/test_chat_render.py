@@ -17,10 +17,10 @@ from gateway.api.chat_render import (
     render_error_event,
     usage,
 )
-from gateway.api.dialect import Choice
+from gateway.api.dialect import AnswerChoice
 from gateway.errors import BadRequest, NoWorker
+from gateway.parsers.events import Answer, CallArguments, CallStart, TextDelta
 from gateway.request import ToolCall
-from gateway.text.events import Answer, CallArguments, CallStart, TextDelta
 
 chat = pytest.importorskip("openai.types.chat")
 
@@ -42,7 +42,7 @@ def chunk(event: bytes) -> Any:
 
 
 def completion(*answers: Answer, logprobs: Any = None) -> Any:
-    choices = [Choice(answer, "stop", "", logprobs) for answer in answers]
+    choices = [AnswerChoice(answer, "stop", "", logprobs) for answer in answers]
     body = render_completion(id="chatcmpl-1", created=5, model="nano", choices=choices, usage=USAGE)
     return chat.ChatCompletion.model_validate(json.loads(body), strict=True)
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.accounting.ledger import MemoryLedger
 from gateway.api.chat import parse_chat
 from gateway.api.completions import CompletionsBody, parse_completion
 from gateway.api.json_schema import check_schema
@@ -20,9 +19,10 @@ from gateway.api.response_store import ResponseStore
 from gateway.api.responses import parse_response, read_body
 from gateway.api.responses_body import ResponsesBody
 from gateway.errors import BadRequest, NotFound
+from gateway.ledger.ledger import MemoryLedger
 from gateway.request import Message, Request
 from tests.gateway.api.test_chat_parse import json_values, places, replaced
-from tests.gateway.text.steady import STEADY
+from tests.gateway.text.volatile_text import STEADY
 
 SCHEMA = {
     "type": "object",

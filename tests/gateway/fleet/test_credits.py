@@ -26,23 +26,23 @@ def test_a_load_made_before_a_submit_arrived_does_not_give_its_seat_away_twice()
     credits.grant(load(1))
     credits.submit(1, 10)
     credits.grant(load(1))  # still says one seat: it has not seen the submit
-    assert not credits.has_room(10)
+    assert not credits.has_capacity(10)
     credits.grant(load(0, running=1))
-    assert not credits.has_room(10)
+    assert not credits.has_capacity(10)
     credits.finish(1)
     credits.grant(load(1))
-    assert credits.has_room(10)
+    assert credits.has_capacity(10)
 
 
 def test_an_idle_worker_takes_a_prompt_longer_than_its_credits_and_a_busy_one_does_not() -> None:
     credits = Credits()
     credits.grant(load(4, tokens=100))
-    assert credits.has_room(5000)
+    assert credits.has_capacity(5000)
     credits.submit(1, 5000)
-    assert not credits.has_room(1)
+    assert not credits.has_capacity(1)
     credits.grant(load(3, running=1, tokens=100))
-    assert credits.has_room(100)
-    assert not credits.has_room(101)
+    assert credits.has_capacity(100)
+    assert not credits.has_capacity(101)
 
 
 def test_nothing_may_be_submitted_after_the_link_was_lost() -> None:
@@ -50,7 +50,7 @@ def test_nothing_may_be_submitted_after_the_link_was_lost() -> None:
     credits.grant(load(4))
     credits.submit(1, 1)
     credits.forget()
-    assert not credits.has_room(1)
+    assert not credits.has_capacity(1)
     assert not credits.live
 
 
@@ -62,7 +62,7 @@ def test_a_worker_never_has_more_than_its_seats_however_frames_cross(moves: list
     running: list[int] = []
     for number, move in enumerate(moves):
         match move:
-            case "submit" if credits.has_room(1):
+            case "submit" if credits.has_capacity(1):
                 credits.submit(number, 1)
                 on_the_way.append(number)
             case "arrive" if on_the_way:
@@ -93,10 +93,10 @@ def test_a_busy_worker_takes_beyond_its_credits_what_it_reads_first() -> None:
     credits.grant(load(4, tokens=0))
     credits.submit(1, 500, priority=3)
     credits.grant(load(3, running=1, tokens=0))
-    assert credits.has_room(5000, priority=2)
-    assert not credits.has_room(1, priority=3)
-    credits.read(1)
-    assert not credits.has_room(1, priority=2), "nothing is to be read, so that nothing is gone before"
+    assert credits.has_capacity(5000, priority=2)
+    assert not credits.has_capacity(1, priority=3)
+    credits.prefilled(1)
+    assert not credits.has_capacity(1, priority=2), "nothing is to be read, so that nothing is gone before"
     credits.submit(2, 500, priority=2)
     credits.finish(2)
-    assert not credits.unread
+    assert not credits.prefilling

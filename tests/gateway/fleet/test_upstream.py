@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.accounting.rows import RequestRow
+from gateway.ledger.rows import RequestRow
 from tests.fake_upstream import WORDS, FakeUpstream, chunks, delta, status, stream, whole
 from tests.served import Served, ask, fake, serve, until
 

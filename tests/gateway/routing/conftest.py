@@ -8,7 +8,7 @@ import pytest
 from backends.zoo import curriculum
 from backends.zoo.instance import Instance, Side
 from gateway.request import Message, Tool
-from gateway.routing.outcome import Outcome
+from gateway.training.outcome import Outcome
 
 SMALL_IS_RIGHT = {1: 0.99, 2: 0.95, 3: 0.45, 4: 0.15}
 LARGE_IS_RIGHT = {1: 0.99, 2: 0.99, 3: 0.92, 4: 0.9}

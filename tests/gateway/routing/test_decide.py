@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import ContextTooLong, NoWorker, UnknownModel
 from gateway.routing.decide import decide, miss_probability
-from gateway.routing.decision import MAX_REJECTED, Decision, Question, WorkerView
+from gateway.routing.decision import MAX_REJECTED, Decision, RoutingRequest, WorkerView
 
 
 def view(worker: str, *, tier: str = "small", model: str | None = None, price: float = 1.0, **changes: object) -> WorkerView:
@@ -18,9 +18,7 @@ def view(worker: str, *, tier: str = "small", model: str | None = None, price: f
         healthy=True,
         max_context=4096,
         usd_per_s=price,
-        running=0,
         max_sequences=8,
-        queued_tokens=0,
         wait_s=0.0,
         overhead_s=0.001,
         prefill_s_per_token=0.0001,
@@ -30,8 +28,8 @@ def view(worker: str, *, tier: str = "small", model: str | None = None, price: f
     return msgspec.structs.replace(plain, **changes)
 
 
-def ask(fleet: list[WorkerView], **changes: object) -> Question:
-    plain = Question(
+def ask(fleet: list[WorkerView], **changes: object) -> RoutingRequest:
+    plain = RoutingRequest(
         asked="auto",
         candidates=("small", "large"),
         prompt_tokens={one.worker: 100 for one in fleet},
@@ -68,10 +66,10 @@ fleets = st.lists(views, min_size=1, max_size=12, unique_by=lambda one: one.work
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[list[WorkerView], Question]:
+def cases(draw: st.DrawFn) -> tuple[list[WorkerView], RoutingRequest]:
     fleet = draw(fleets)
     workers = [one.worker for one in fleet]
-    question = ask(
+    routing_request = ask(
         fleet,
         cached_tokens={worker: draw(st.integers(0, 120)) for worker in workers},
         quality={"small": draw(numbers), "large": 1.0},
@@ -85,21 +83,21 @@ def cases(draw: st.DrawFn) -> tuple[list[WorkerView], Question]:
         expected_remaining_turns=draw(st.floats(0, 10, allow_subnormal=False)),
         excluded_workers=tuple(draw(st.sets(st.sampled_from(workers), max_size=2))),
     )
-    return fleet, question
+    return fleet, routing_request
 
 
-def decided(fleet: list[WorkerView], question: Question) -> Decision:
+def decided(fleet: list[WorkerView], routing_request: RoutingRequest) -> Decision:
     try:
-        return decide(question, fleet, decision_id="d")
+        return decide(routing_request, fleet, decision_id="d")
     except (NoWorker, ContextTooLong):
         assume(False)
         raise
 
 
 @given(cases())
-def test_the_chosen_is_never_beaten_by_an_allowed_one(case: tuple[list[WorkerView], Question]) -> None:
-    fleet, question = case
-    decision = decided(fleet, question)
+def test_the_chosen_is_never_beaten_by_an_allowed_one(case: tuple[list[WorkerView], RoutingRequest]) -> None:
+    fleet, routing_request = case
+    decision = decided(fleet, routing_request)
     hard = {"not_allowed", "context_too_long", "not_healthy", "below_quality_bar", "locked_elsewhere"}
     for rejected in decision.rejected:
         if rejected.reason not in hard:
@@ -107,41 +105,43 @@ def test_the_chosen_is_never_beaten_by_an_allowed_one(case: tuple[list[WorkerVie
 
 
 @given(cases(), st.floats(0, 5))
-def test_a_further_worker_that_is_worse_changes_nothing(case: tuple[list[WorkerView], Question], worse: float) -> None:
-    fleet, question = case
-    chosen = decided(fleet, question).chosen
+def test_a_further_worker_that_is_worse_changes_nothing(case: tuple[list[WorkerView], RoutingRequest], worse: float) -> None:
+    fleet, routing_request = case
+    chosen = decided(fleet, routing_request).chosen
     original = next(one for one in fleet if one.worker == chosen.worker)
     other = msgspec.structs.replace(original, worker="~", wait_s=original.wait_s + worse, usd_per_s=original.usd_per_s + worse)
-    tokens = question.prompt_tokens | {"~": 100}
-    cached = question.cached_tokens | {"~": question.cached_tokens[chosen.worker]}
-    warm = question.warm_worker
+    tokens = routing_request.prompt_tokens | {"~": 100}
+    cached = routing_request.cached_tokens | {"~": routing_request.cached_tokens[chosen.worker]}
+    warm = routing_request.warm_worker
     assume(warm != chosen.worker or worse > 0)
-    question = msgspec.structs.replace(question, prompt_tokens=tokens, cached_tokens=cached)
-    assert decide(question, [other, *fleet], decision_id="d").chosen == chosen
+    routing_request = msgspec.structs.replace(routing_request, prompt_tokens=tokens, cached_tokens=cached)
+    assert decide(routing_request, [other, *fleet], decision_id="d").chosen == chosen
 
 
 @given(cases(), st.integers(0, 120))
-def test_more_cached_tokens_never_make_a_worker_less_attractive(case: tuple[list[WorkerView], Question], more: int) -> None:
-    fleet, question = case
-    chosen = decided(fleet, question).chosen
-    cached = question.cached_tokens | {chosen.worker: question.cached_tokens[chosen.worker] + more}
-    again = decided(fleet, msgspec.structs.replace(question, cached_tokens=cached)).chosen
+def test_more_cached_tokens_never_make_a_worker_less_attractive(
+    case: tuple[list[WorkerView], RoutingRequest], more: int
+) -> None:
+    fleet, routing_request = case
+    chosen = decided(fleet, routing_request).chosen
+    cached = routing_request.cached_tokens | {chosen.worker: routing_request.cached_tokens[chosen.worker] + more}
+    again = decided(fleet, msgspec.structs.replace(routing_request, cached_tokens=cached)).chosen
     assert again.worker == chosen.worker
     assert again.score_usd <= chosen.score_usd
 
 
 @given(cases(), st.randoms())
-def test_the_order_of_the_fleet_does_not_matter(case: tuple[list[WorkerView], Question], random: object) -> None:
-    fleet, question = case
-    first = decided(fleet, question)
+def test_the_order_of_the_fleet_does_not_matter(case: tuple[list[WorkerView], RoutingRequest], random: object) -> None:
+    fleet, routing_request = case
+    first = decided(fleet, routing_request)
     random.shuffle(fleet)  # type: ignore[attr-defined]
-    assert decided(fleet, question).chosen == first.chosen
+    assert decided(fleet, routing_request).chosen == first.chosen
 
 
 @given(cases())
-def test_every_worker_is_chosen_or_counted(case: tuple[list[WorkerView], Question]) -> None:
-    fleet, question = case
-    decision = decided(fleet, question)
+def test_every_worker_is_chosen_or_counted(case: tuple[list[WorkerView], RoutingRequest]) -> None:
+    fleet, routing_request = case
+    decision = decided(fleet, routing_request)
     assert sum(decision.rejected_by_reason.values()) == len(fleet) - 1
     assert len(decision.rejected) == min(MAX_REJECTED, len(fleet) - 1)
 
@@ -272,10 +272,9 @@ def test_a_prompt_longer_than_any_context_names_both_numbers() -> None:
         run([SMALL, LARGE], prompt_tokens={"s": 5000, "l": 5000})
 
 
-def test_nobody_up_is_retryable_and_unknown_is_not() -> None:
-    with pytest.raises(NoWorker) as caught:
+def test_no_worker_up_and_unknown_model_are_different_errors() -> None:
+    with pytest.raises(NoWorker):
         run([msgspec.structs.replace(SMALL, healthy=False)])
-    assert caught.value.retryable
     with pytest.raises(UnknownModel):
         run([SMALL], asked="huge")
     with pytest.raises(UnknownModel):
@@ -283,9 +282,9 @@ def test_nobody_up_is_retryable_and_unknown_is_not() -> None:
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9), st.none() | st.floats(0, 1e9))
-def test_being_later_never_lowers_the_chance_to_miss(a: float, b: float, promised: float | None) -> None:
+def test_being_later_never_lowers_the_chance_to_miss(a: float, b: float, slo_s: float | None) -> None:
     early, late = sorted([a, b])
-    assert 0 <= miss_probability(early, promised) <= miss_probability(late, promised) <= 1
+    assert 0 <= miss_probability(early, slo_s) <= miss_probability(late, slo_s) <= 1
 
 
 def test_the_chance_to_miss_is_half_where_prediction_equals_promise() -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.accounting.rows import RequestRow
+from gateway.ledger.rows import RequestRow
 from gateway.policy.schema import Escalate
 from gateway.request import Message, Request
 from gateway.routing.decide import decide
-from gateway.routing.decision import Option, Question
-from gateway.routing.escalation import Escalating, Escalation, Hold, Shares, log_odds, unsureness
-from gateway.routing.fit_escalation import fit_escalation
-from gateway.routing.outcome import Outcome, TrainingError
+from gateway.routing.decision import Option, RoutingRequest
+from gateway.routing.escalation import Escalating, Escalation, EscalationPlan, Shares, log_odds, unsureness
+from gateway.training.fit_escalation import fit_escalation
+from gateway.training.outcome import Outcome, TrainingError
 from tests.gateway.routing.test_decide import view
 from tests.served import Served, ask, fake, serve, until
 
@@ -45,8 +45,8 @@ def escalating(served: Served) -> None:
     def judge(request: Request) -> dict[str, float]:
         return {"small": 0.95, "large": 1.0}
 
-    served.gateway.pipeline.judge = judge
-    served.gateway.pipeline.escalations = {"small": FITTED}
+    served.gateway.pipeline.preparer.estimate_quality = judge
+    served.gateway.pipeline.preparer.escalations = {"small": FITTED}
     served.gateway.fleet.usd_per_s["nano-0"] *= 20
 
 
@@ -92,14 +92,14 @@ async def test_without_the_best_tier_the_doubtful_answer_stands(tmp_path: Path) 
         escalating(served)
         nano.drop_links()
         nano.num_hang_ups = 1000
-        await until(lambda: not served.gateway.fleet.links["nano-0"].healthy)
+        await until(lambda: not served.gateway.fleet.clients["nano-0"].healthy)
         status, answer = await served.chat(ask(max_tokens=8))
         assert status == 200
         assert answer["model"] == "pico"
 
 
 def test_the_chance_and_the_quality_after_follow_from_catch_and_alarm() -> None:
-    one = Hold(tokens=8, threshold=0.5, catch=0.8, alarm=0.1)
+    one = EscalationPlan(tokens=8, threshold=0.5, catch=0.8, alarm=0.1)
     assert one.chance(1.0) == pytest.approx(0.1)
     assert one.chance(0.0) == pytest.approx(0.8)
     assert one.quality_after(0.5) == pytest.approx(0.9)
@@ -111,7 +111,7 @@ def offered(prompt_tokens: int, *, mistake_cost: float, bar: float | None = None
         view(tier, tier=tier, model=tier, price=dear, max_context=8000, decode_device_s_per_token=0.001)
         for tier, dear in (("small", 1.0), ("large", 5.0))
     ]
-    question = Question(
+    routing_request = RoutingRequest(
         asked="auto",
         candidates=("small", "large"),
         prompt_tokens={"small": prompt_tokens, "large": prompt_tokens},
@@ -123,25 +123,25 @@ def offered(prompt_tokens: int, *, mistake_cost: float, bar: float | None = None
         mistake_cost=mistake_cost,
         escalations={"small": Escalating(fitted=FITTED, bar=bar)},
     )
-    found = decide(question, fleet, decision_id="d")
+    found = decide(routing_request, fleet, decision_id="d")
     return next(one for one in (found.chosen, *(other.option for other in found.rejected)) if one.tier == "small")
 
 
 def test_an_answer_begins_anew_sooner_where_the_best_tier_is_cheap() -> None:
     short, long = offered(20, mistake_cost=1.5), offered(400, mistake_cost=1.5)
-    assert short.anew_below > long.anew_below > 0.0
+    assert short.escalate_below > long.escalate_below > 0.0
     assert short.escalation_chance > long.escalation_chance
 
 
 def test_the_dearer_a_mistake_the_sooner_an_answer_begins_anew() -> None:
     cheap, dear = offered(200, mistake_cost=1.0), offered(200, mistake_cost=4.0)
-    assert cheap.anew_below < dear.anew_below
+    assert cheap.escalate_below < dear.escalate_below
     assert cheap.quality < dear.quality
 
 
 def test_an_answer_that_would_stand_however_unsure_it_is_is_not_held_back() -> None:
     one = offered(4000, mistake_cost=1.5)
-    assert (one.held_tokens, one.anew_below, one.escalation_chance) == (0, 0.0, 0.0)
+    assert (one.holdback_tokens, one.escalate_below, one.escalation_chance) == (0, 0.0, 0.0)
     assert one.quality == pytest.approx(0.9)
 
 
@@ -151,8 +151,8 @@ def test_the_bar_is_the_route_s_or_the_fitted_one_where_no_price_says(
 ) -> None:
     for tokens in (20, 4000):
         one = offered(tokens, mistake_cost=mistake_cost, bar=bar)
-        assert one.anew_below == FITTED.at(0.9, bar=told).threshold
-        assert one.held_tokens == FITTED.tokens
+        assert one.escalate_below == FITTED.at(0.9, bar=told).threshold
+        assert one.holdback_tokens == FITTED.tokens
 
 
 def rows(number: int = 100) -> list[Outcome]:
@@ -233,5 +233,5 @@ def test_the_threshold_is_where_the_chance_meets_the_bar(bar: float, least: floa
 
 
 def test_too_few_outcomes_with_confidence_are_refused() -> None:
-    with pytest.raises(TrainingError, match="50 or more"):
+    with pytest.raises(TrainingError, match="at least 50"):
         fit_escalation(rows(10), even, tier="small", top="large", keep=1.0, tokens=4)

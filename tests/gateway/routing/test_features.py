@@ -2,8 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.request import Message, Tool
+from gateway.routing.conversation_features import structure_names
 from gateway.routing.features import NUM_SCALARS, features
-from gateway.routing.shape import shape_names
 
 WEATHER = Tool(name="get_weather", parameters={"properties": {"city": {"type": "string"}}})
 messages = st.lists(
@@ -50,7 +50,7 @@ def test_what_carries_is_not_what_does_not() -> None:
 
 def test_a_tool_loop_shows() -> None:
     loop = [user("q"), Message(role="assistant"), Message(role="tool", content="7", tool_call_id="x")]
-    assert {b"last=tool", b"results=1", b"tools=1results=1"} <= set(shape_names(loop, [WEATHER]))
+    assert {b"last=tool", b"results=1", b"tools=1results=1"} <= set(structure_names(loop, [WEATHER]))
     assert features(loop, [WEATHER]) != features(loop[:1], [WEATHER])
 
 

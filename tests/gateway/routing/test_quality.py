@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.request import Message
-from gateway.routing.calibrate import auc, isotonic
-from gateway.routing.grade import grade
-from gateway.routing.outcome import Outcome, TrainingError, as_good
 from gateway.routing.quality import Artefact, ArtefactError, Hashed, QualityModel, interpolated, top_only
-from gateway.routing.train import train
+from gateway.training.calibrate import auc, isotonic
+from gateway.training.grade import grade
+from gateway.training.outcome import Outcome, TrainingError, as_good
+from gateway.training.train import train
 from tests.gateway.routing.conftest import Labelled
 
 TIERS = ("small", "large")
@@ -98,9 +98,9 @@ def test_a_tier_is_as_good_when_the_top_one_is_wrong_too() -> None:
 
 
 def test_what_cannot_be_trained_on_says_why(training_rows: list[Outcome]) -> None:
-    with pytest.raises(TrainingError, match="10 outcomes or more"):
+    with pytest.raises(TrainingError, match="at least 10 outcomes"):
         train(training_rows[:3], tiers=TIERS)
-    with pytest.raises(TrainingError, match="outcome 1 says nothing of medium"):
+    with pytest.raises(TrainingError, match="outcome 1 has no label of medium"):
         train(training_rows, tiers=("small", "medium", "large"))
     with pytest.raises(TrainingError, match="two tiers"):
         train(training_rows, tiers=("small",))

@@ -7,7 +7,7 @@ from msgspec import structs
 
 from gateway.errors import HeadwayError
 from gateway.routing.decide import decide
-from gateway.routing.decision import MAX_REJECTED, Decision, Question, WorkerView
+from gateway.routing.decision import MAX_REJECTED, Decision, RoutingRequest, WorkerView
 from gateway.routing.escalation import Escalating, Escalation, Shares
 from gateway.routing.shortlist import Short, Shortlist
 
@@ -40,9 +40,7 @@ def a_view(rng: random.Random, number: int, *, alike: bool) -> WorkerView:
         healthy=rng.random() > 0.1,
         max_context=rng.choice((2_000, 200_000)),
         usd_per_s=of({"small": 1.0, "large": 4.0, "huge": 9.0}[tier]),
-        running=0,
         max_sequences=8,
-        queued_tokens=0,
         wait_s=rng.choice((0.0, 0.0, rng.random())),
         overhead_s=of(0.001),
         prefill_s_per_token=of(1e-4),
@@ -51,14 +49,14 @@ def a_view(rng: random.Random, number: int, *, alike: bool) -> WorkerView:
     )
 
 
-def a_question(rng: random.Random, fleet: list[WorkerView]) -> Question:
+def a_question(rng: random.Random, fleet: list[WorkerView]) -> RoutingRequest:
     workers = [view.worker for view in fleet]
     made_for = workers if rng.random() < 0.5 else rng.sample(workers, rng.randint(1, len(workers)))
     tokens = {worker: rng.choice((100, 3_000)) for worker in made_for}
     if rng.random() < 0.5:
         tokens = dict.fromkeys(made_for, 1_500)
     escalating = Escalating(fitted=FITTED, tokens=rng.choice((None, 40)), bar=rng.choice((None, None, 0.5, 0.0)))
-    return Question(
+    return RoutingRequest(
         asked=rng.choice(("auto", "auto", "auto", "small", "nano")),
         candidates=rng.choice((("small", "large"), ("pico", "nano"), ("large",), ("small", "large", "huge"))),
         prompt_tokens=tokens,
@@ -80,9 +78,9 @@ def a_question(rng: random.Random, fleet: list[WorkerView]) -> Question:
     )
 
 
-def among(question: Question, short: Short) -> Decision | str:
+def among(routing_request: RoutingRequest, short: Short) -> Decision | str:
     try:
-        return decide(question, short.views, decision_id="d", whole=short.whole)
+        return decide(routing_request, short.views, decision_id="d", fleet_summary=short.fleet_summary)
     except HeadwayError as error:
         return str(error)
 
@@ -92,7 +90,7 @@ def test_a_short_list_gives_the_decision_of_the_whole_fleet(seed: int) -> None:
     rng = random.Random(seed)
     fleet = [a_view(rng, number, alike=seed % 2 == 0) for number in range(rng.choice((1, 5, 60)))]
     shortlist = Shortlist(fleet)
-    question: Question | None = None
+    routing_request: RoutingRequest | None = None
     for _ in range(5):
         changed = rng.randrange(len(fleet))
         old, new = fleet[changed], a_view(rng, changed, alike=False)
@@ -100,10 +98,10 @@ def test_a_short_list_gives_the_decision_of_the_whole_fleet(seed: int) -> None:
             new = structs.replace(new, model=old.model, tier=old.tier, healthy=old.healthy, max_context=old.max_context)
         fleet[changed] = new
         shortlist.put(fleet[changed])
-        before, question = question, a_question(rng, fleet)
+        before, routing_request = routing_request, a_question(rng, fleet)
         if before is not None and rng.random() < 0.5:
-            question = structs.replace(question, asked=before.asked, candidates=before.candidates)
-        wanted = among(question, Short(fleet, None))
-        short = shortlist.take(question)
-        assert among(question, short) == wanted
-        assert short.whole is None or len(short.views) <= MAX_REJECTED + 5
+            routing_request = structs.replace(routing_request, asked=before.asked, candidates=before.candidates)
+        wanted = among(routing_request, Short(fleet, None))
+        short = shortlist.take(routing_request)
+        assert among(routing_request, short) == wanted
+        assert short.fleet_summary is None or len(short.views) <= MAX_REJECTED + 5

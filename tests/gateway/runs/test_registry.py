@@ -4,7 +4,7 @@ import pytest
 
 from gateway.request import Message, ToolCall
 from gateway.runs.identity import Identity, mint_id
-from gateway.runs.registry import Chain, Run, Runs, in_tool_loop
+from gateway.runs.registry import Chain, Run, RunRegistry, in_tool_loop
 
 SECRET = b"k" * 16
 
@@ -17,11 +17,11 @@ def says(text: str) -> Message:
     return Message(role="assistant", content=text)
 
 
-def inferred(runs: Runs, *messages: Message, tenant: str = "t", random_id: str = "new") -> Identity:
+def inferred(runs: RunRegistry, *messages: Message, tenant: str = "t", random_id: str = "new") -> Identity:
     return runs.infer(messages, tenant=tenant, secret=SECRET, random_id=random_id)
 
 
-def began(runs: Runs, name: str, *messages: Message, answer: str = "yes", tenant: str = "t", now: float = 0.0) -> Chain:
+def began(runs: RunRegistry, name: str, *messages: Message, answer: str = "yes", tenant: str = "t", now: float = 0.0) -> Chain:
     """A new run of one answered turn."""
     _, chain = runs.touch(Identity(f"{tenant}:{name}", f"{tenant}:{name}", None, "new", False), tenant=tenant, now=now)
     runs.dispatched(chain, model="m", worker="w")
@@ -31,7 +31,7 @@ def began(runs: Runs, name: str, *messages: Message, answer: str = "yes", tenant
 
 
 def test_a_history_that_ends_in_our_answer_is_continued() -> None:
-    runs = Runs(10, 900)
+    runs = RunRegistry(10, 900)
     began(runs, "a", user("hi"))
     found = inferred(runs, user("hi"), says(" yes "), user("and then?"))
     assert (found.run, found.source) == ("t:a", "history")
@@ -41,14 +41,14 @@ def test_a_history_that_ends_in_our_answer_is_continued() -> None:
 
 
 def test_two_runs_that_look_alike_are_not_merged() -> None:
-    runs = Runs(10, 900)
+    runs = RunRegistry(10, 900)
     began(runs, "a", user("hi"))
     began(runs, "b", user("hi"))
     assert inferred(runs, user("hi"), says("yes"), user("go on")).source == "new"
 
 
 def test_of_two_alike_the_one_that_has_not_gone_on_is_meant() -> None:
-    runs = Runs(10, 900)
+    runs = RunRegistry(10, 900)
     a = began(runs, "a", user("hi"))
     runs.answered(a, (user("hi"), says("yes"), user("go on")), says("gone"), tenant="t")
     began(runs, "b", user("hi"))
@@ -56,14 +56,14 @@ def test_of_two_alike_the_one_that_has_not_gone_on_is_meant() -> None:
 
 
 def test_a_retry_of_an_older_turn_stays_in_its_run() -> None:
-    runs = Runs(10, 900)
+    runs = RunRegistry(10, 900)
     a = began(runs, "a", user("hi"))
     runs.answered(a, (user("hi"), says("yes"), user("go on")), says("gone"), tenant="t")
     assert inferred(runs, user("hi"), says("yes"), user("do something else")).run == "t:a"
 
 
 def test_minted_ids_make_tool_loops_exact() -> None:
-    runs = Runs(10, 900)
+    runs = RunRegistry(10, 900)
     for name in ("a", "b"):
         began(runs, name, user("hi"))
     call_id = mint_id(SECRET, "t:b", 0, tenant="t")
@@ -81,7 +81,7 @@ def test_tool_loops_end_with_the_users_turn() -> None:
 
 
 def test_sums_and_locks_are_kept() -> None:
-    runs = Runs(10, 900)
+    runs = RunRegistry(10, 900)
     chain = began(runs, "a", user("hi"))
     assert (chain.locked_model, chain.warm_worker, chain.turns) == ("m", "w", 1)
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_sums_and_locks_are_kept() -> None:
 
 
 def test_remaining_turns_are_learned() -> None:
-    runs = Runs(1000, 900)
+    runs = RunRegistry(1000, 900)
     first = began(runs, "first", user("q"))
     assert runs.expected_remaining_turns(first) == 0
     for number in range(50):
@@ -115,7 +115,7 @@ def test_remaining_turns_are_learned() -> None:
 
 
 def test_the_longest_idle_run_makes_room_and_idle_ones_expire() -> None:
-    runs = Runs(2, 900)
+    runs = RunRegistry(2, 900)
     for now, name in enumerate("abc"):
         began(runs, name, user(name), now=float(now))
     assert [run.public_id for run in runs.all()] == ["b", "c"]
@@ -127,7 +127,7 @@ def test_the_longest_idle_run_makes_room_and_idle_ones_expire() -> None:
 
 
 def test_a_random_walk_stays_bounded_and_whole() -> None:
-    rng, runs = random.Random(11), Runs(20, 50)
+    rng, runs = random.Random(11), RunRegistry(20, 50)
     opened: list[Run] = []
     for now in range(3000):
         name = f"t:{rng.randrange(60)}"
@@ -147,13 +147,13 @@ def test_a_random_walk_stays_bounded_and_whole() -> None:
             runs.check()
 
 
-def touched(runs: Runs, name: str, chain: str = "", *, now: float = 0.0) -> tuple[Run, Chain]:
+def touched(runs: RunRegistry, name: str, chain: str = "", *, now: float = 0.0) -> tuple[Run, Chain]:
     identity = Identity(f"t:{name}", f"t:{name}{chain}", None, "x-headway-run-id", False)
     return runs.touch(identity, tenant="t", now=now)
 
 
 def test_a_run_goes_on_while_it_has_a_request_open() -> None:
-    runs = Runs(2, 900)
+    runs = RunRegistry(2, 900)
     run, _ = touched(runs, "a")
     runs.opened(run)
     assert runs.expire(5000.0) == []
@@ -166,7 +166,7 @@ def test_a_run_goes_on_while_it_has_a_request_open() -> None:
 
 
 def test_a_final_run_ends_with_the_last_of_its_requests_and_keeps_its_chains() -> None:
-    runs = Runs(2, 900)
+    runs = RunRegistry(2, 900)
     run, _ = touched(runs, "a")
     touched(runs, "a", "#sub")
     for _ in range(2):
@@ -179,7 +179,7 @@ def test_a_final_run_ends_with_the_last_of_its_requests_and_keeps_its_chains() -
 
 
 def test_the_chain_that_was_used_last_is_not_the_one_that_makes_room() -> None:
-    runs = Runs(2, 900)
+    runs = RunRegistry(2, 900)
     _, main = touched(runs, "a")
     main.locked_model = "m"
     for number in range(600):
@@ -188,7 +188,7 @@ def test_the_chain_that_was_used_last_is_not_the_one_that_makes_room() -> None:
 
 
 def test_an_answer_to_a_chain_that_made_room_is_not_remembered() -> None:
-    runs = Runs(1, 900)
+    runs = RunRegistry(1, 900)
     _, gone = touched(runs, "a")
     touched(runs, "b")
     touched(runs, "a")
@@ -197,7 +197,7 @@ def test_an_answer_to_a_chain_that_made_room_is_not_remembered() -> None:
 
 
 def test_a_turn_that_is_tried_again_is_one_turn() -> None:
-    runs = Runs(1, 900)
+    runs = RunRegistry(1, 900)
     run, chain = touched(runs, "a")
     runs.dispatched(chain, model="m", worker="w")
     runs.dispatched(chain, model="m", worker="v", again=True)
@@ -205,12 +205,12 @@ def test_a_turn_that_is_tried_again_is_one_turn() -> None:
 
 
 def test_a_changed_answer_still_continues_its_chain_by_text_and_a_program_that_begins_alike_does_not() -> None:
-    runs = Runs(max_runs=10, idle_s=900.0)
+    runs = RunRegistry(max_runs=10, idle_s=900.0)
     system = Message(role="system", content="You are an agent. " * 50)
     first = (system, Message(role="user", content="Mend the first test."))
     identity = runs.infer(first, tenant="t", secret=b"s", random_id="one")
     _, chain = runs.touch(identity, tenant="t", now=0.0)
-    runs.sent(chain, first, tenant="t")
+    runs.record_prompt(chain, first, tenant="t")
     shortened = (*first, Message(role="assistant", content="not as we sent it"), Message(role="user", content="And now?"))
     found = runs.infer(shortened, tenant="t", secret=b"s", random_id="two")
     assert (found.chain, found.source) == (chain.name, "text")
@@ -221,10 +221,10 @@ def test_a_changed_answer_still_continues_its_chain_by_text_and_a_program_that_b
 
 
 def test_a_rewritten_history_is_known_by_its_opening_within_its_trace() -> None:
-    runs = Runs(10, 900.0)
+    runs = RunRegistry(10, 900.0)
     opening = (Message(role="system", content="be brief"), user("find the fault"))
     first = began(runs, "a", *opening)
-    runs.sent(first, opening, tenant="t", trace="one")
+    runs.record_prompt(first, opening, tenant="t", trace="one")
     rewritten = (*opening, says("(a summary of what I said)"), user("go on"))
 
     def found(trace: str, *messages: Message, tenant: str = "t") -> str:
@@ -236,16 +236,16 @@ def test_a_rewritten_history_is_known_by_its_opening_within_its_trace() -> None:
     assert found("one", opening[0], user("something else"), *rewritten[2:]) == "new"
     assert found("one", *opening) == "new"  # nothing says that it goes on: another try may begin alike
     second = began(runs, "b", *opening, answer="no")
-    runs.sent(second, opening, tenant="t", trace="one")
+    runs.record_prompt(second, opening, tenant="t", trace="one")
     assert found("one", *rewritten) == "new"  # either could be meant
     runs.check()
 
 
 def test_traces_are_bounded_and_die_with_their_chain() -> None:
-    runs = Runs(4, 900.0)
+    runs = RunRegistry(4, 900.0)
     for number in range(20):
         opening = (user(f"question {number}"),)
-        runs.sent(began(runs, str(number), *opening, now=float(number)), opening, tenant="t", trace="one")
+        runs.record_prompt(began(runs, str(number), *opening, now=float(number)), opening, tenant="t", trace="one")
         runs.check()
     runs.expire(10_000.0)
     gone = (user("question 19"), says("(other)"), user("more"))

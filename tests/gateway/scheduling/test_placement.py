@@ -1,10 +1,10 @@
 import random
 
-from gateway.scheduling.placement import BURST_S, Placement, Site
+from gateway.scheduling.placement import BURST_S, Candidate, Placement
 
 
-def site(worker: str, **changes: object) -> Site:
-    return Site(worker, 0.0, 0, 1_000_000, 0.0, 10_000.0)._replace(**changes)  # type: ignore[arg-type]
+def site(worker: str, **changes: object) -> Candidate:
+    return Candidate(worker, 0.0, 0, 1_000_000, 0.0, 10_000.0)._replace(**changes)  # type: ignore[arg-type]
 
 
 def test_a_run_stays_where_its_pages_are_while_waiting_costs_less_than_computing_them_anew() -> None:
@@ -28,11 +28,11 @@ def test_runs_that_begin_alike_go_together_while_the_burst_lasts_and_there_is_ro
     placement = Placement()
     sites = [site("a"), site("b", footprint_tokens=1000.0)]
     assert placement.choose(sites, 10_000, 0.0, prefix=b"same") == ("a", "roomiest")
-    placement.went("a", 0.0, prefix=b"same")
+    placement.record_placement("a", 0.0, prefix=b"same")
     fuller = [site("a", footprint_tokens=500_000.0), site("b")]
     assert placement.choose(fuller, 10_000, 1.0, prefix=b"same") == ("a", "burst")
     assert placement.choose(fuller, 10_000, 1.0, prefix=b"other") == ("b", "roomiest")
-    placement.went("a", BURST_S - 1, prefix=b"same")  # those that follow do not make it longer
+    placement.record_placement("a", BURST_S - 1, prefix=b"same")  # those that follow do not make it longer
     assert placement.choose(fuller, 10_000, 1.1 * BURST_S, prefix=b"same") == ("b", "roomiest")
     full = [site("a", footprint_tokens=999_000.0), site("b")]
     assert placement.choose(full, 10_000, 2.0, prefix=b"same") == ("b", "roomiest")
@@ -54,6 +54,6 @@ def test_a_random_walk_stays_bounded_and_always_chooses_a_site() -> None:
         chosen = placement.choose(sites, 50_000, step * 0.5, prefix=prefix)
         assert chosen.worker in {one.worker for one in sites}
         if prefix:
-            placement.went(chosen.worker, step * 0.5, prefix=prefix)
+            placement.record_placement(chosen.worker, step * 0.5, prefix=prefix)
         placement.check()
     assert len(placement) == 8

@@ -5,7 +5,7 @@ from gateway.scheduling.retention import LEAST, WAITS_COLD, WANTED, WITHIN_S, Re
 
 def test_the_longer_a_chain_pauses_the_less_its_pages_are_worth() -> None:
     retention = Retention()
-    retention.finished("a", 0.0, finish="tool_calls", tool="bash")
+    retention.turn_finished("a", 0.0, finish="tool_calls", tool="bash")
     scores = [retention.score("a", at) for at in (10.0, 40.0, 160.0, 640.0)]
     assert scores == sorted(scores, reverse=True)
     assert 0 < scores[-1] < 0.25 < 0.5 < scores[0]
@@ -13,21 +13,21 @@ def test_the_longer_a_chain_pauses_the_less_its_pages_are_worth() -> None:
 
 def test_what_waits_is_kept_only_if_it_goes_soon() -> None:
     retention = Retention()
-    retention.finished("a", 0.0, finish="tool_calls")
-    retention.arrived("a", 5.0)
+    retention.turn_finished("a", 0.0, finish="tool_calls")
+    retention.turn_arrived("a", 5.0)
     assert retention.score("a", 6.0, waits=True) == 1.0
     assert retention.score("a", 6.0, waits=True, resident=False) == WAITS_COLD
 
 
 def test_a_callers_wish_lifts_what_was_idle_for_long_and_nothing_above_what_is_likely_wanted() -> None:
     retention = Retention()
-    retention.finished("marked", 0.0, finish="stop", keep_s=300.0)
-    retention.finished("hour", 0.0, finish="stop", keep_s=3600.0)
-    retention.finished("plain", 0.0, finish="stop")
+    retention.turn_finished("marked", 0.0, finish="stop", keep_s=300.0)
+    retention.turn_finished("hour", 0.0, finish="stop", keep_s=3600.0)
+    retention.turn_finished("plain", 0.0, finish="stop")
     assert retention.score("marked", 1.0) == retention.score("plain", 1.0) > 0.3
     for number in range(400):  # nobody is seen to return after a minute
         for keep_s in (0.0, 300.0, 3600.0):
-            retention.finished(f"{number}", 0.0, finish="stop", keep_s=keep_s)
+            retention.turn_finished(f"{number}", 0.0, finish="stop", keep_s=keep_s)
             retention.ended(f"{number}")
     assert retention.score("plain", 250.0) < WANTED == retention.score("marked", 250.0)
     assert retention.score("marked", 301.0) < WANTED == retention.score("hour", 301.0)
@@ -37,12 +37,12 @@ def test_a_callers_wish_lifts_what_was_idle_for_long_and_nothing_above_what_is_l
 def test_what_is_learned_of_those_that_mark_their_prompts_is_said_of_no_others() -> None:
     retention = Retention()
     for number in range(300):
-        retention.finished(f"m{number}", 0.0, finish="stop", keep_s=300.0)
-        retention.arrived(f"m{number}", 5.0)
-        retention.finished(f"p{number}", 0.0, finish="stop")
+        retention.turn_finished(f"m{number}", 0.0, finish="stop", keep_s=300.0)
+        retention.turn_arrived(f"m{number}", 5.0)
+        retention.turn_finished(f"p{number}", 0.0, finish="stop")
         retention.ended(f"p{number}")
-    retention.finished("marked", 0.0, finish="stop", keep_s=300.0)
-    retention.finished("plain", 0.0, finish="stop")
+    retention.turn_finished("marked", 0.0, finish="stop", keep_s=300.0)
+    retention.turn_finished("plain", 0.0, finish="stop")
     assert retention.score("marked", 0.0) > 0.8 > 0.2 > retention.score("plain", 0.0)
 
 
@@ -55,9 +55,9 @@ def test_a_chain_that_pauses_long_is_let_go_sooner_the_next_time() -> None:
     for number in range(60):
         name, length = f"chain-{number}", 3.0 if number % 2 else 200.0
         for turn in range(5):
-            retention.finished(name, turn * 300.0, finish="tool_calls")
-            retention.arrived(name, turn * 300.0 + length)
-        retention.finished(name, 1500.0, finish="tool_calls")
+            retention.turn_finished(name, turn * 300.0, finish="tool_calls")
+            retention.turn_arrived(name, turn * 300.0 + length)
+        retention.turn_finished(name, 1500.0, finish="tool_calls")
     assert retention.score("chain-1", 1500.0) > 0.8
     assert retention.score("chain-2", 1500.0) < 0.5
 
@@ -65,10 +65,10 @@ def test_a_chain_that_pauses_long_is_let_go_sooner_the_next_time() -> None:
 def test_an_ended_chain_is_forgotten_and_counts_as_one_that_never_came_back() -> None:
     retention = Retention()
     for number in range(100):
-        retention.finished(f"{number}", 0.0, finish="stop")
+        retention.turn_finished(f"{number}", 0.0, finish="stop")
         retention.ended(f"{number}")
     assert len(retention) == 0
-    retention.finished("next", 0.0, finish="stop")
+    retention.turn_finished("next", 0.0, finish="stop")
     assert retention.score("next", 0.0) < 0.4
 
 
@@ -78,11 +78,11 @@ def test_a_random_walk_stays_bounded_with_scores_that_never_release() -> None:
         chain, now = f"{rng.randrange(40)}", float(step)
         match rng.randrange(4):
             case 0:
-                retention.arrived(chain, now)
+                retention.turn_arrived(chain, now)
             case 1:
                 retention.ended(chain)
             case _:
-                retention.finished(chain, now, finish=rng.choice(("stop", "tool_calls")), tool=rng.choice(("", "bash")))
+                retention.turn_finished(chain, now, finish=rng.choice(("stop", "tool_calls")), tool=rng.choice(("", "bash")))
         retention.check()
         assert 0 < retention.score(chain, now + rng.uniform(0, 1000)) <= 1
     assert 15 <= len(retention) <= 20
@@ -92,5 +92,5 @@ def test_the_horizon_is_half_of_what_a_worker_takes_to_fill_its_pages_anew() -> 
     assert horizon_s(10_000, 4_000.0) == 1.25
     assert horizon_s(10_000_000, 4_000.0) == WITHIN_S
     retention = Retention()
-    retention.finished("slow", 0.0, finish="stop")
+    retention.turn_finished("slow", 0.0, finish="stop")
     assert retention.score("slow", 1.0, within_s=1.25) < retention.score("slow", 1.0)

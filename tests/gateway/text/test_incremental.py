@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.request import Message, Tool
-from gateway.text.anchors import common_prefix
 from gateway.text.model_text import Encoded, ModelText
+from gateway.text.safe_splits import common_prefix
 from tests.gateway.text import conversations as some
 from tests.gateway.text.small_models import BUILDERS, files_of
-from tests.gateway.text.steady import STEADY
+from tests.gateway.text.volatile_text import STEADY
 
 NOW = datetime(2026, 1, 1)
 AWKWARD = (

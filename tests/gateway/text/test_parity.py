@@ -16,7 +16,7 @@ from gateway.request import Message, Tool, ToolCall
 from gateway.text.model_text import ModelText
 from tests.gateway.text import conversations as some
 from tests.gateway.text.small_models import BUILDERS, files_of
-from tests.gateway.text.steady import STEADY
+from tests.gateway.text.volatile_text import STEADY
 
 NANO = Path(__file__).parents[3] / "backends" / "zoo" / "nano"
 

@@ -1,0 +1,222 @@
+"""Grammars of answers as token masks, by xgrammar: compiled on a few threads, filled while the forward pass runs.
+
+xgrammar is loaded with the first grammar: a worker that never gets one starts without it.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from backends.engine.request_limits import Refusal
+from backends.engine.sequence import Matcher
+from backends.structured_output.json_pattern import with_patterns_spelled_out
+from backends.structured_output.length_limit import LengthLimiter, Pieces
+from backends.structured_output.schema_bounds import bounded, bounded_rules
+from backends.structured_output.structural_tag import ANY_OBJECT, structural_tag
+from backends.wire import FinishReason, Grammar
+
+if TYPE_CHECKING:
+    import xgrammar
+
+COMPILE_S = 10.0
+"""A schema of ordinary size takes milliseconds, with a vocabulary of 150,000 some tenths of a second."""
+CACHE_BYTES = 256 * 1024 * 1024
+SEPARATORS = (", ", ": ")
+CHARS_A_TOKEN = 3
+"""Of a schema's text. What a schema says is longer than the least that satisfies it."""
+
+
+class XgrammarMatcher:
+    """Where one sequence is in its grammar. `pieces` are the vocabulary, where the answer must come to its end in time."""
+
+    def __init__(
+        self, matcher: "xgrammar.GrammarMatcher", grammar: Grammar, *, vocab_size: int, pieces: Pieces | None = None
+    ) -> None:
+        self._matcher, self._grammar, self.vocab_size = matcher, grammar, vocab_size
+        self._pieces = pieces
+        self._length_limiter: LengthLimiter | None = None
+
+    def limit(self, room: int) -> None:
+        """The answer has this many tokens at most."""
+        if self._pieces is not None:
+            grammar = self._grammar
+            most = len(grammar.text) // CHARS_A_TOKEN
+            self._length_limiter = LengthLimiter(self._pieces, room=room, most=most, thinks=grammar.thinks != "no")
+
+    def settle(self, token: int) -> int:
+        """What is taken for a token that the mask allowed: itself, unless the answer could then not end within its limit."""
+        return token if self._length_limiter is None else self._length_limiter.settle(self._matcher, token)
+
+    def accept(self, token: int) -> FinishReason | None:
+        """Takes a token that the mask allowed. How the answer ended, if it is over: `length` if its limit ended it."""
+        accepted = self._matcher.accept_token(token)
+        assert accepted, f"token {token} was sampled against its mask"
+        if self._length_limiter is not None:
+            self._length_limiter.accepted(token)
+        if not self._matcher.is_terminated():
+            return None
+        return "length" if self.was_led and not self._grammar.fit else "stop"
+
+    @property
+    def was_led(self) -> bool:
+        """Whether its limit changed what was said, so that it could end."""
+        return self._length_limiter is not None and self._length_limiter.steered
+
+    def fill(self, masks: Tensor, row: int) -> None:
+        self._matcher.fill_next_token_bitmask(masks, row)
+
+
+class Masks(NamedTuple):
+    """One bit a token, int32 words, for some rows of a step's logits; they are being filled."""
+
+    bits: Tensor
+    rows: list[int]
+    filled: "Future[None]"
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """In place; waits for the filling."""
+        import xgrammar
+
+        self.filled.result()
+        xgrammar.apply_token_bitmask_inplace(logits, self.bits.to(logits.device), indices=self.rows)
+        return logits
+
+
+class MaskFiller:
+    """One thread beside the engine's: what it calls leaves the interpreter to others."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
+
+    def fill(self, matchers: Sequence[Matcher | None]) -> Masks | None:
+        """None where no row has a grammar."""
+        rows = [row for row, matcher in enumerate(matchers) if matcher is not None]
+        if not rows:
+            return None
+        words = max(-(-matcher.vocab_size // 32) for matcher in matchers if matcher is not None)
+        bits = torch.full((len(matchers), words), -1, dtype=torch.int32)
+
+        def fill() -> None:
+            for row in rows:
+                matcher = matchers[row]
+                assert matcher
+                matcher.fill(bits, row)
+
+        return Masks(bits, rows, self._thread.submit(fill))
+
+
+class Grammars:
+    """One model's. `timeout_s` bounds the wait for one grammar, not the thread that compiles it."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, vocab_size: int, eos_tokens: Sequence[int], timeout_s: float = COMPILE_S
+    ) -> None:
+        self._tokenizer, self._vocab_size, self._eos_tokens = tokenizer, vocab_size, list(eos_tokens)
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammars")
+        self._lock = threading.Lock()
+        self._compiler: Any = None
+        self._pieces: Pieces | None = None
+
+    def compile(self, grammar: Grammar, ready: Callable[[XgrammarMatcher | Refusal], None]) -> None:
+        """`ready` is called once, on another thread: with a matcher at its start, or why there is none."""
+        once = threading.Lock()
+
+        def answer(outcome: XgrammarMatcher | Refusal) -> None:
+            if once.acquire(blocking=False):
+                ready(outcome)
+
+        late = f"{grammar.param}: its grammar was not compiled within {self._timeout_s:g} s: make it smaller"
+        timer = threading.Timer(self._timeout_s, answer, [Refusal("bad_grammar", late, grammar.param)])
+        timer.daemon = True
+        timer.start()
+
+        def work() -> None:
+            outcome = self._matcher(grammar)
+            timer.cancel()
+            answer(outcome)
+
+        self._threads.submit(work)
+
+    def _matcher(self, grammar: Grammar) -> XgrammarMatcher | Refusal:
+        import xgrammar
+
+        try:
+            matcher = xgrammar.GrammarMatcher(self._compiled(grammar))
+            pieces = self._pieces if grammar.kind in ("json", "schema") else None
+            return XgrammarMatcher(matcher, grammar, vocab_size=self._vocab_size, pieces=pieces)
+        except (RuntimeError, ValueError, TypeError) as error:  # what the library raises for a grammar that it cannot take
+            return Refusal("bad_grammar", f"{grammar.param}: {_reason(error)}", grammar.param)
+
+    def _compiled(self, grammar: Grammar) -> "xgrammar.CompiledGrammar":
+        compiler = self._ready_compiler()
+        if grammar.thinks != "no" or grammar.kind == "calls":
+            return compiler.compile_grammar(_tagged_rules(structural_tag(grammar)))
+        if grammar.kind == "regex":
+            return compiler.compile_regex(grammar.text)
+        schema = bounded(json.loads(grammar.text)) if grammar.kind == "schema" else ANY_OBJECT
+        return compiler.compile_grammar(_rules(schema))
+
+    def _ready_compiler(self) -> "xgrammar.GrammarCompiler":
+        import xgrammar
+
+        with self._lock:
+            if self._compiler is None:
+                info = xgrammar.TokenizerInfo(
+                    _vocabulary(self._tokenizer),
+                    _vocabulary_type(self._tokenizer),
+                    vocab_size=self._vocab_size,
+                    stop_token_ids=self._eos_tokens,
+                )
+                self._pieces = Pieces(info.decoded_vocab)
+                self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES)
+            compiler: xgrammar.GrammarCompiler = self._compiler
+            return compiler
+
+
+def _rules(schema: Any) -> str:
+    """A JSON Schema as xgrammar's EBNF, with our bounds."""
+    import xgrammar
+
+    grammar = xgrammar.Grammar.from_json_schema(
+        json.dumps(schema), any_whitespace=False, separators=SEPARATORS, strict_mode=False
+    )
+    return with_patterns_spelled_out(bounded_rules(str(grammar)))
+
+
+def _tagged_rules(tag: Any) -> str:
+    import xgrammar
+
+    return with_patterns_spelled_out(bounded_rules(str(xgrammar.Grammar.from_structural_tag(json.dumps(tag)))))
+
+
+def _vocabulary(tokenizer: Tokenizer) -> list[str]:
+    """By id. Special tokens are no text: they are left empty, and a grammar never allows them."""
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    size = tokenizer.get_vocab_size()
+    return ["" if i in special else tokenizer.id_to_token(i) or "" for i in range(size)]
+
+
+def _vocabulary_type(tokenizer: Tokenizer) -> "xgrammar.VocabType":
+    """How the tokenizer writes bytes that are no text."""
+    import xgrammar
+
+    decoder = json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    if '"ByteLevel"' in decoder:
+        return xgrammar.VocabType.BYTE_LEVEL
+    return xgrammar.VocabType.BYTE_FALLBACK if '"ByteFallback"' in decoder else xgrammar.VocabType.RAW
+
+
+def _reason(error: Exception) -> str:
+    """The library's first line, without where in its source it was."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    _, source, said = lines[0].rpartition(".cc:")
+    return said.partition(": ")[2] if source else lines[0]

@@ -1,0 +1,91 @@
+"""Outcome labels of answered requests: matched to their request, stored, and read back for training."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.errors import BadRequest, NotFound
+from gateway.ledger.ledger import open_reader
+from gateway.ledger.rows import OutcomeRow
+from gateway.ledger.store import Values
+from gateway.training.outcome import Outcome, TrainingError
+from gateway.training.outcome_reader import joined, parse_outcome
+
+Read = Callable[[str, Values], list[dict[str, Any]]]
+_TRAINED = "SELECT body FROM outcomes WHERE length(body) > 0 ORDER BY at, rowid"
+
+
+class OutcomeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Quality of one answer: `right`, or a graded `score`. `decision` is the answer's `x-headway-decision-id`, `request` its
+    id. Training needs `messages` (and `tools`), as the ledger stores no text."""
+
+    decision: str = ""
+    request: str = ""
+    right: bool | None = None
+    score: float | None = None
+    messages: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] = []
+
+
+class LabelledRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer that a label was stored for."""
+
+    decision: str
+    model: str
+    tier: str
+    score: float
+    trainable: bool
+
+
+def parse_body(body: bytes) -> OutcomeBody:
+    """Decode and check a request body. Raises BadRequest."""
+    try:
+        parsed = msgspec.json.decode(body, type=OutcomeBody)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the outcome cannot be read: {error}") from error
+    if bool(parsed.decision) == bool(parsed.request):
+        raise BadRequest("name the answer: either a `decision` or a `request`", param="decision")
+    if (parsed.right is None) == (parsed.score is None):
+        raise BadRequest("grade the answer: either `right` or a `score`", param="right")
+    return parsed
+
+
+def label(read: Read, body: OutcomeBody, *, tenant: str | None, at: float) -> OutcomeRow:
+    """Return the row of one label. `tenant` None may label any tenant's answer. Blocks. Raises NotFound or BadRequest."""
+    by, name = ("decision", body.decision) if body.decision else ("request", body.request)
+    where, values = f"{by} = ? AND tier <> ''", [name]
+    if tenant is not None:
+        where, values = f"{where} AND tenant = ?", [name, tenant]
+    rows = read(f"SELECT decision, request, tenant, run, model, tier FROM requests WHERE {where} LIMIT 2", values)
+    if not rows:
+        raise NotFound(f'there is no {by} "{name}" in the ledger: it is not yours, or too old', param=by)
+    if len(rows) > 1:
+        raise BadRequest("the request has several answers: name the `decision` of one", param="request")
+    score = float(bool(body.right)) if body.score is None else body.score
+    outcome = _outcome(body, rows[0]["tier"], score) if body.messages else b""
+    return OutcomeRow(at=at, score=score, body=outcome, **rows[0])
+
+
+def _outcome(body: OutcomeBody, tier: str, score: float) -> bytes:
+    line = {"messages": body.messages, "tools": body.tools, "model": tier, "score": score}
+    try:
+        return msgspec.json.encode(parse_outcome(msgspec.json.encode(line)))
+    except (msgspec.ValidationError, TrainingError) as error:
+        raise BadRequest(f"messages: {error}", param="messages") from error
+
+
+def outcomes_of(ledger: Path) -> Iterator[Outcome]:
+    """Yield stored labels, joined by conversation with the last label of each tier. Raises TrainingError or OSError."""
+    if not ledger.exists():
+        raise FileNotFoundError(f"{ledger}: there is no such ledger")
+    try:
+        with closing(open_reader(ledger)) as connection:
+            rows = connection.execute(_TRAINED).fetchall()
+    except sqlite3.Error as error:
+        raise TrainingError(f"the ledger cannot be read: {error}") from error
+    decoder = msgspec.json.Decoder(Outcome)
+    yield from joined(decoder.decode(body) for (body,) in rows)

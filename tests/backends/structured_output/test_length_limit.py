@@ -1,0 +1,121 @@
+"""Near its limit an answer in JSON is led to an end that satisfies its schema; far from it nothing is changed."""
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from backends.structured_output.grammar import Grammars, MaskFiller, XgrammarMatcher
+from backends.structured_output.length_limit import Pieces
+from backends.wire import FinishReason, Grammar
+from benchmarks.schemas import schema_for
+from tests.backends.structured_output.test_grammar import EOS, TOKENIZER, VOCABULARY, compiled, grammars
+
+__all__ = ["grammars"]
+
+TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "additionalProperties": False}
+NODE = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "value": {"type": "string"},
+                "children": {"type": "array", "items": {"$ref": "#/$defs/node"}},
+                "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+                "note": {"type": "string"},
+            },
+            "required": ["value", "children", "next"],
+            "additionalProperties": False,
+        }
+    },
+    "$ref": "#/$defs/node",
+}
+
+
+def babbled(matcher: XgrammarMatcher, limit: int, rng: random.Random) -> tuple[FinishReason | None, str, int]:
+    """How an answer ends that takes any token that its masks allow, but the one that ends it, where there is another."""
+    matcher.limit(limit)
+    filler, tokens = MaskFiller(), list[int]()
+    while len(tokens) < limit:
+        masks = filler.fill([matcher])
+        assert masks
+        masks.filled.result()
+        words = masks.bits[0].tolist()
+        allowed = [token for token in range(VOCABULARY) if words[token // 32] >> (token % 32) & 1]
+        longer = [token for token in allowed if token != EOS]
+        settled = matcher.settle(rng.choice(longer or allowed))
+        assert settled in allowed
+        tokens.append(settled)
+        if (reason := matcher.accept(settled)) is not None:
+            return reason, TOKENIZER.decode(tokens), len(tokens)
+    return None, TOKENIZER.decode(tokens), len(tokens)
+
+
+def schema_matcher(grammars: Grammars, schema: Any, **more: Any) -> XgrammarMatcher:
+    matcher = compiled(grammars, Grammar(kind="schema", param="schema", text=json.dumps(schema), **more))
+    assert isinstance(matcher, XgrammarMatcher)
+    return matcher
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_said_the_answer_ends_within_its_limit_and_is_valid(grammars: Grammars, seed: int) -> None:
+    schema = schema_for(seed)
+    reason, text, _ = babbled(schema_matcher(grammars, schema), 400, random.Random(seed))
+    assert reason is not None
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    jsonschema.Draft202012Validator(schema, format_checker=checker).validate(json.loads(text))
+
+
+@pytest.mark.parametrize("limit", [40, 100, 300])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_nests_without_bound_ends_too(grammars: Grammars, limit: int, seed: int) -> None:
+    reason, text, _ = babbled(schema_matcher(grammars, NODE), limit, random.Random(seed))
+    assert reason == "length"
+    jsonschema.validate(json.loads(text), NODE)
+
+
+def test_an_answer_that_was_led_to_its_end_stopped_only_where_it_was_told_to_fit(grammars: Grammars) -> None:
+    for fit, told in ((False, "length"), (True, "stop")):
+        reason, text, count = babbled(schema_matcher(grammars, TEXT, fit=fit), 50, random.Random(1))
+        assert reason == told and json.loads(text).keys() == {"text"} and 40 <= count <= 50
+
+
+def test_json_mode_ends_too_also_behind_thoughts(grammars: Grammars) -> None:
+    for thinks in ("no", "inside"):
+        matcher = compiled(grammars, Grammar(kind="json", param="response_format", thinks=thinks))  # type: ignore[arg-type]
+        assert isinstance(matcher, XgrammarMatcher)
+        reason, text, _ = babbled(matcher, 60, random.Random(2))
+        assert reason is not None
+        assert isinstance(json.loads(text.rpartition("</think>")[2]), dict)
+
+
+def test_where_no_end_fits_nothing_is_changed(grammars: Grammars) -> None:
+    matcher = schema_matcher(grammars, NODE)
+    reason, _, count = babbled(matcher, 6, random.Random(3))
+    assert reason is None and count == 6
+
+
+def test_an_answer_that_ends_in_time_is_never_touched(grammars: Grammars) -> None:
+    text = '{"text": "a \\"quoted\\" {brace}"}'
+    matcher = schema_matcher(grammars, TEXT)
+    matcher.limit(80)
+    reason = None
+    for token in [*TOKENIZER.encode(text, add_special_tokens=False).ids, EOS]:
+        assert matcher.settle(token) == token
+        reason = matcher.accept(token)
+    assert reason == "stop"
+
+
+def test_calls_are_never_shortened(grammars: Grammars) -> None:
+    from tests.backends.structured_output.test_grammar import WEATHER
+
+    matcher = compiled(grammars, Grammar(kind="calls", param="tools", calls=(WEATHER,), required=True))
+    assert isinstance(matcher, XgrammarMatcher)
+    assert babbled(matcher, 60, random.Random(4))[0] is None
+
+
+def test_pieces_are_the_longest_that_fit() -> None:
+    pieces = Pieces([b"", b"a", b"ab", b"b", b"abb"])
+    assert pieces.tokens(b"abab") == [2, 2] and pieces.tokens(b"abb") == [4] and pieces.tokens(b"abc") is None
