@@ -19,7 +19,7 @@ HeadwayError
 └── WorkerLost            502   the worker died while the request ran
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class HeadwayError(Exception):
@@ -34,6 +34,14 @@ class HeadwayError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def without_frames(self) -> Self:
+        """Itself, fit to be kept: an error with its frames, or those of its causes, holds what holds it until a collection."""
+        error: BaseException | None = self
+        while error is not None:
+            error.__traceback__ = None
+            error = error.__cause__ or error.__context__
+        return self
 
 
 class BadRequest(HeadwayError):

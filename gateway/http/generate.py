@@ -79,7 +79,7 @@ class GenerateEndpoint:
             asked = await self._dialect.parse(body, tenant)
             actives = await self._pipeline.prepare(asked.request, context, tenant, id_prefix=self._dialect.id_prefix)
         except HeadwayError as error:
-            failure = error.with_traceback(None)  # breaks the cycle between error and frame, which would keep the request alive
+            failure = error.without_frames()  # breaks the cycle between error and frame, which would keep the request alive
         finally:
             if context.rate_limit_pass and not actives:
                 rates.leave(context.rate_limit_pass, time.monotonic())
@@ -98,7 +98,7 @@ class GenerateEndpoint:
         try:
             await (self._stream(asked, actives, response) if asked.request.stream else self._whole(asked, actives, response))
         except HeadwayError as error:
-            failure = error.with_traceback(None)
+            failure = error.without_frames()
         except asyncio.CancelledError:
             failure = ClientGone("the server cancelled the request")
             raise
