@@ -1,4 +1,5 @@
-"""Runs every benchmark in turn: `python -m benchmarks [--quick] [--data DIR]`. Ends non-zero if one failed to run."""
+"""Runs every benchmark in turn: `python -m benchmarks [--quick] [--data DIR]`. The exit status is non-zero if one did not
+complete."""
 
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def main() -> int:
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], check=False).returncode:
             failed.append(name)
     if failed:
-        progress(f"did not run to the end: {', '.join(failed)}")
+        progress(f"did not complete: {', '.join(failed)}")
     return bool(failed)
 
 

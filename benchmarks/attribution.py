@@ -1,24 +1,23 @@
 """Claim: a request is charged what it caused: the cost rule's shares are within 5 % of Shapley values, and nothing is lost.
 
-Method: the engine runs a seeded mix of prompts (8 to 2,700 tokens, three in ten with a shared prefix) on the shipped models,
-with up to six sequences at once that come and go, so that most steps decode at different contexts and some read a prompt beside
-it. After the warm-up one step in `every` is graded, whatever it does: the same forward pass is repeated, with the same pages,
-for every subset of the batch. That is what those sequences would have taken alone: where they run alone, the steps before were
-theirs too, so a pass is timed after others of the same subset for WARM_S, and finds in the caches what it would find there, not
-what some other subset left. All subsets are timed in ROUNDS rounds, each in an order of its own, so that a disturbance meets
-none of them alone; the time of one is the median. Shapley values of these times, exact, are the fair shares. The rule splits
-the time of the whole batch with the coefficients that it has fitted by then.
+Method: the engine runs a seeded mix of prompts (8 to 2,700 tokens, three in ten with a shared prefix) on the shipped models. Up
+to six sequences run at once, so that most steps decode at different contexts and some also prefill. After the warm-up one step
+in `every` is graded, whatever its work: the same forward pass is repeated, with the same pages, for every subset of the batch.
+That is the time of those sequences alone. Alone, their previous steps would be their own too, so each subset is timed after
+WARM_S of passes of the same subset, and its caches hold its own data. All subsets are timed in ROUNDS rounds, each in a
+different order, so that a disturbance does not affect a single subset; the time of a subset is the median. Exact Shapley values
+of these times are the fair shares. The rule splits the time of the whole batch with the coefficients fitted so far.
 
-Times are the thread's CPU time, as the engine has one thread here; `cpu_of_wall` is how much of the clock that was.
+Times are the thread's CPU time, as the engine has one thread here; `cpu_of_wall` is its share of wall time.
 
-Error: what each request was charged in all graded steps against its fair shares, sum of |difference| over the sum of times: a
-bill is per request. Beside it step by step, in which the noise of single measurements does not cancel. Noise floor: half the
-difference between the fair shares of the odd and of the even rounds, summed the same way, which has the spread of their mean;
-an error below it cannot be told from none. Baselines: by tokens computed, and by time in the batch (equal shares).
+Error: charges of each request over all graded steps against its fair shares, sum of |difference| over the sum of times, because
+a bill is per request. It is also reported step by step, where the noise of single measurements does not cancel. Noise floor:
+half the difference between the fair shares of odd and even rounds, summed the same way, which has the spread of their mean. An
+error below it cannot be distinguished from zero. Baselines: by tokens computed, and by time in the batch (equal shares).
 Conservation: requests' device-seconds and idle time against wall time.
 
-The fit's settings (backends/engine/step_cost_model.py) were chosen on a recording of pico under seed 7 (docs/log.md), which
-therefore may flatter them. Another `--seed` is other traffic.
+The fit's settings (backends/engine/step_cost_model.py) were chosen on a recording of pico under seed 7 (docs/log.md), which may
+bias the result in their favour. Another `--seed` is other traffic.
 """
 
 import math
@@ -40,26 +39,26 @@ from benchmarks.report import ROOT, Target, arguments, finish, progress, table
 
 MODELS = ("pico", "nano")
 MAX_SEQUENCES = 6
-"""2^6 subsets of a batch can all be timed."""
+"""Sequences of a batch, so that all 2^6 subsets can be timed."""
 ROUNDS = 6
-"""The odd and the even ones are two measurements."""
+"""Timed passes of each subset; the odd and the even ones are two measurements."""
 WARM_S = 0.005
-"""A row of 62 tokens on nano takes 203 us after four passes of its own, 469 us straight after longer ones, 165 us where all are
-short."""
+"""Seconds of passes before a measurement. A decode of 62 tokens on nano takes 203 us after four passes of its own, 469 us
+directly after longer ones, 165 us if all are short."""
 WARM_UP_STEPS = 500
-"""About as many as the fit remembers (step_cost.FORGET)."""
+"""Steps: about as many as the fit remembers (step_cost.FORGET)."""
 SEED = 7
-"""What the committed results were made with."""
+"""Seed of the committed results."""
 RULES = ("step model", "by tokens", "by time")
 NOISE = "noise floor"
 
 Subset = int
-"""Bit i: the batch's i-th sequence is in it."""
+"""A set of sequences. Bit i: the batch's i-th sequence is in it."""
 
 
 class Graded(NamedTuple):
-    """One step: whose it was, whether a prompt was read in it, its time, the fair shares, each rule's, and how far two
-    measurements of those are from their mean. Seconds."""
+    """One graded step: its owners, whether it had a prefill, its time, the fair shares, each rule's shares, and half the
+    difference of two measurements. Seconds."""
 
     requests: list[int]
     mixed: bool
@@ -70,7 +69,7 @@ class Graded(NamedTuple):
 
 
 class Clock:
-    """The thread's CPU time, less what grading took: to the engine that never happened, nor what others did to the machine."""
+    """The thread's CPU time without grading, so that the engine measures neither grading nor other processes."""
 
     def __init__(self) -> None:
         self.left_out_ns = 0
@@ -80,7 +79,7 @@ class Clock:
 
 
 class GradingRunner:
-    """The real runner; at times it also times subsets of the batch. A repeated pass writes the same to the same slots."""
+    """The real runner, which also times subsets of the batch. A repeated pass writes the same values to the same slots."""
 
     def __init__(self, runner: Runner, clock: Clock, every: int, rng: random.Random) -> None:
         self._runner, self._clock, self._every, self._rng = runner, clock, every, rng
@@ -116,7 +115,7 @@ class GradingRunner:
         return Graded(requests, mixed, whole, shapley(all_s), dict(zip(RULES, shares, strict=True)), apart)
 
     def _round(self, work: Sequence[Work]) -> list[float]:
-        """Seconds by subset."""
+        """Return seconds by subset."""
         found = [0.0] * 2 ** len(work)
         subsets = range(1, len(found))
         for subset in self._rng.sample(subsets, len(subsets)):
@@ -124,7 +123,7 @@ class GradingRunner:
         return found
 
     def _caused(self, work: Sequence[Work]) -> list[Caused]:
-        """As the engine tells the rule."""
+        """Return the work as the engine reports it to the rule."""
         assert self.engine
         return [caused_by(one, self.engine.limits.kv_bytes) for one in work]
 
@@ -145,7 +144,7 @@ def _medians(rounds: Sequence[list[float]]) -> list[float]:
 
 
 def shapley(worth: Sequence[float]) -> list[float]:
-    """Each player's mean contribution over all orders in which they can join; `worth` by subset. They sum to that of all."""
+    """Return each player's mean contribution over all orders of joining; `worth` is by subset. The sum is the worth of all."""
     players = len(worth).bit_length() - 1
     gained = [0.0] * players
     for subset, value in enumerate(worth):
@@ -158,7 +157,7 @@ def shapley(worth: Sequence[float]) -> list[float]:
 
 
 class Outcome(NamedTuple):
-    """Errors of every rule, and between two measurements of the fair shares; in all steps and in those that read a prompt."""
+    """Errors of every rule, and between two measurements of the fair shares; over all steps and over those with a prefill."""
 
     error: dict[str, float]
     error_by_step: dict[str, float]
@@ -213,7 +212,7 @@ def _step(step: Graded, place: int) -> Hashable:
 
 
 def _error(graded: Sequence[Graded], rule: str, whose: Callable[[Graded, int], Hashable]) -> float:
-    """Sum of |charged - fair| over whoever was charged, as a share of the time."""
+    """Return the sum of |charged - fair| by owner, as a share of the time."""
     off: dict[Hashable, float] = defaultdict(float)
     for step in graded:
         for place, apart in enumerate(step.apart_s):
@@ -222,7 +221,7 @@ def _error(graded: Sequence[Graded], rule: str, whose: Callable[[Graded, int], H
 
 
 def _drive(engine: Engine, runner: GradingRunner, requests: int, rng: random.Random) -> float:
-    """So many requests after the warm-up, until all have ended. Returns the device-seconds that they were charged."""
+    """Run this many requests after the warm-up, until all have ended. Returns the device-seconds charged to them."""
     vocabulary, longest = engine.limits.vocab_size, engine.limits.longest
     shared = [rng.randrange(3, vocabulary) for _ in range(longest // 8)]
     number, spent_s = 0, 0.0

@@ -1,8 +1,8 @@
-"""Claim: a request is classified in a small part of a millisecond, however long it is.
+"""Claim: classifying a request takes a small part of a millisecond, however long it is.
 
-Method: the shipped artefact, one thread, requests of one user message of English words with numbers and signs; each is timed
-alone from messages to quality by tier. A token is taken as 4.3 characters. Times are of this thread on the processor, so that
-others on the machine do not count; the rate is at 200 tokens.
+Method: the shipped artefact, one thread, requests of one user message of English words with numbers and signs. Each is timed
+alone, from messages to quality by tier. A token is taken as 4.3 characters. Times are the thread's CPU time, so that other
+processes do not count; the rate is at 200 tokens.
 """
 
 import random

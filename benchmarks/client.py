@@ -1,4 +1,4 @@
-"""One chat completion over HTTP, timed as a caller sees it."""
+"""Sends one chat completion over HTTP and times it as a client sees it."""
 
 import time
 from typing import Any, NamedTuple
@@ -8,7 +8,8 @@ import msgspec
 
 
 class Answer(NamedTuple):
-    """`ttft_s` runs from sending the request to the first chunk with content; `headway` is the gateway's usage object."""
+    """An answer. `ttft_s` is from sending the request to the first chunk with content; `headway` is the gateway's usage
+    object."""
 
     message: dict[str, Any]
     ttft_s: float
@@ -20,7 +21,7 @@ class Answer(NamedTuple):
 
 
 async def ask(http: aiohttp.ClientSession, url: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Answer:
-    """Streams one answer. Raises RuntimeError with the gateway's message on an error status or error event."""
+    """Stream one answer. Raises RuntimeError with the gateway's message on an error status or error event."""
     started = time.perf_counter()
     first = 0.0
     content: list[str] = []

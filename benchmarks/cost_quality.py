@@ -1,13 +1,14 @@
-"""Claim: `auto` answers as well as the large model for little more than the price of knowing beforehand what is hard.
+"""Claim: `auto` answers as well as the large model for little more than the cost of knowing in advance which questions are
+hard.
 
-Method: held-out lab instances, as many easy as hard, single turns (of tool runs the first call), all asked through HTTP of
-pico, of nano and of `auto`, each time of a fresh gateway so that no pass finds another's pages, and one at a time: what a
-request costs beside others depends on who they are, and the passes differ in that. Dollars are what the gateway charged. The
-cost ratio is to all-nano. Reference: the cheapest assignment that knows (skill, level) and keeps 98 % of nano's accuracy,
-found on the same outcomes by lifting the cells with the most dollars saved per answer lost to pico first. Oracle: pico where
-pico is right or nano is wrong too. Then every second question of `auto` that never escalates, and of `auto` with other
-quality bars. Random mixing asks nano with one chance for all questions: the straight line between all-pico and all-nano that
-the curve has to be above.
+Method: held-out lab instances, half easy and half hard, single turns (of tool runs the first call), are sent over HTTP to pico,
+to nano and to `auto`. Each pass has a fresh gateway, so that no pass finds another's pages. Requests are sent one at a time,
+because the cost of a request depends on the others in its batch, and the passes differ in those. Dollars are the gateway's
+charges. The cost ratio is to all-nano. Reference: the cheapest assignment by (skill, level) that keeps 98 % of nano's accuracy.
+It is found on the same outcomes by moving the cells with the most dollars saved per lost answer to pico first. Oracle: pico if
+pico is right or nano is wrong too. Then every second question is sent to `auto` without escalation, and to `auto` with other
+quality bars. Random mixing sends every question to nano with the same probability: the straight line between all-pico and
+all-nano, which the curve must exceed.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One instance asked of `small`, `large` and `auto`."""
+    """Results of one instance sent to `small`, `large` and `auto`."""
 
     cell: tuple[str, int]
     small: Outcome
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 class Point(NamedTuple):
-    """`over_mixing` is the accuracy above that of random mixing at the same dollars."""
+    """A point of the curve. `over_mixing` is the accuracy above that of random mixing at the same dollars."""
 
     accuracy: float
     cost_ratio: float
@@ -96,7 +97,7 @@ class Point(NamedTuple):
 
 
 def _curve(instances: list[Instance], rows: list[Row]) -> dict[str, Point]:
-    """By policy; `rows` are what the passes before it gave for the same questions."""
+    """Return the points by policy. `rows` are the earlier passes' results for the same questions."""
     variants = {f"bar {bar:g}": (r"quality_bar: [\d.]+", f"quality_bar: {bar:g}") for bar in BARS}
     variants["without escalation"] = (r"\n +escalate:.*", "")
     small, large = _mean(row.small.right for row in rows), _mean(row.large.right for row in rows)
@@ -144,7 +145,8 @@ async def _ask(http: aiohttp.ClientSession, url: str, instance: Instance, model:
 
 
 def _reference_usd(rows: list[Row]) -> float:
-    """Start with all on large; move cells to small while the answers kept allow it, best saving per loss first."""
+    """Return the reference cost. All cells start on large; cells move to small while enough answers are kept, best saving per
+    loss first."""
     cells: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in rows:
         cells[row.cell].append(row)

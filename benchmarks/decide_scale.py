@@ -1,18 +1,18 @@
-"""Claim to reach: deciding for a long chain in a large fleet takes 150 us at the median. This says what it takes now, by part.
+"""Claim to reach: deciding for a long chain in a large fleet takes 150 us at the median. It reports the current time, by part.
 
-Method: one core, 1,000 workers of two models, 20,000 live runs of 100,000 tokens; each turn 650 tokens more; random runs.
-Parts: `identity` finds the run by its header and keeps its books; `tokenize` encodes the text of the new part with nano's
-tokenizer; `names` hashes its pages; `residency` finds the workers that hold most of the prompt; `views` makes those anew of
-which something changed (three a turn); `shortlist` chooses whom to look at, `decide` among those; `queue` pushes and pops
-one behind 256 others. Outside the sum: `full_scan` is deciding among all, on every tenth turn, and must give the same;
-`tokenizer_alone` is the library's quickest call for the same text, the floor of whoever does not remember words. The text is
-prose of few words, soon all known; `tokenize_code` and `tokenizer_alone_code` are pieces of 2,600 characters of public agents'
-messages, each read for the first time.
-Turns come one behind the other; for `all_cold` the core reads and writes four megabytes of other memory between them. The
-question is put as the default policy puts it: with a price for a missed promise and one for a worse answer.
-Times are processor time of the process, as the machine may do other work. Verifying the old part, and the gateway's tables
-by worker (which prompt goes to which), are not inside. Memory is what registry, retention, keeper and the residency index
-hold of an idle run whose pages are on one worker; page names of chains' last prompts are bounded apart, by their text.
+Method: one core, 1,000 workers of two models, 20,000 live runs of 100,000 tokens; each turn adds 650 tokens; runs are random.
+Parts: `identity` finds the run by its header and updates the registry. `tokenize` encodes the new text with nano's tokenizer.
+`names` hashes its pages. `residency` finds the workers that hold most of the prompt. `views` rebuilds changed worker views
+(three a turn). `shortlist` selects candidates, `decide` chooses among them. `queue` pushes and pops one request behind 256
+others. Outside the sum: `full_scan` decides among all workers, on every tenth turn, and must give the same result.
+`tokenizer_alone` is the library's fastest call for the same text, the floor without a word cache. The text is prose of few
+words, all of them soon cached; `tokenize_code` and `tokenizer_alone_code` are pieces of 2,600 characters of public agents'
+messages, each tokenized for the first time. Turns follow each other directly; for `all_cold` the core reads and writes four
+megabytes of other memory between them. The request is as under the default policy, with a price for a missed SLO and one for a
+worse answer. Times are CPU time of the process, as the machine may do other work. Verifying the old part, and the gateway's
+tables by worker (which prompt goes to which), are not included. Memory is that of registry, retention, publisher and the
+residency index for an idle run whose pages are on one worker. Page hashes of chains' last prompts are bounded separately, by
+their text.
 """
 
 import gzip
@@ -48,10 +48,10 @@ from gateway.text.page_hashes import PageHashes
 PAGE, PROMPT, GROWTH = 16, 100_000, 650
 REAL_RUNS, WAITING = 64, 256
 BETWEEN_BYTES = 2 * 2**20
-"""Read and written between turns for `all_cold`: twice of what a core's own caches hold."""
+"""Bytes read and written between turns for `all_cold`: twice a core's own caches."""
 _NEXT = bytes((value + 1) % 256 for value in range(256))
 OUTSIDE = ("full_scan", "tokenizer_alone", "tokenize_code", "tokenizer_alone_code")
-"""Shown beside the sum."""
+"""Parts reported beside the sum."""
 TENANT = "benchmark"
 _CHARS_A_TOKEN = 4
 _PIECE_CHARS = 2_600
@@ -77,7 +77,7 @@ class Stopwatch:
 
 
 class World:
-    """What a gateway of this size knows."""
+    """State of a gateway of this size."""
 
     def __init__(self, num_workers: int, num_runs: int, num_real: int, rng: random.Random) -> None:
         self.rng = rng
@@ -126,7 +126,7 @@ class World:
         )
 
     def pause(self, number: int) -> None:
-        """A turn of this run comes and is answered."""
+        """Record a turn of this run and its answer."""
         identity = identify({"x-headway-run-id": f"run-{number}"}, (), tenant=TENANT)
         assert identity
         run, chain = self.runs.touch(identity, tenant=TENANT, now=0.0)
@@ -138,7 +138,7 @@ class World:
 
 
 def _learned(rng: random.Random) -> WorkerRates:
-    """No two workers are found equally fast."""
+    """Return random rates, so that no two workers have equal speed."""
     return WorkerRates(*(rate * rng.uniform(0.9, 1.1) for rate in COLD))
 
 
@@ -197,7 +197,7 @@ def _turn(world: World, text: ModelText, watch: Stopwatch, turn: int, new_text: 
     page_hashes, warm = world.names[number], world.warm(number)
     watch.time("identity", lambda: world.pause(number))
     ids = watch.time("tokenize", lambda: text.encode(new_text))
-    # The names of the old part are known: those of the new one go on from the last of them.
+    # The hashes of the old part are known; those of the new part continue from the last of them.
     world.prompt[4 * PAGE * len(page_hashes) :] = ids.tobytes()
     name = partial(PageHashes.of, world.prompt, page_size=PAGE, fingerprint="fingerprint", cache_salt=TENANT)
     named = watch.time("names", lambda: name(before=page_hashes, num_known=len(page_hashes)))
@@ -251,7 +251,7 @@ def _waiting(request: int, uncached: int) -> QueuedRequest:
 
 
 def _read_code(path: Path, text: ModelText, watch: Stopwatch, *, most: int) -> None:
-    """What each public message adds to the one before it in its session, a piece of each."""
+    """Encode a piece of the text that each public message adds to the previous one in its session."""
     if not path.exists():
         return
     sent: dict[str, str] = {}
@@ -266,12 +266,12 @@ def _read_code(path: Path, text: ModelText, watch: Stopwatch, *, most: int) -> N
 
 
 def alone(text: ModelText, new_text: str) -> list[int]:
-    """What the library `tokenizers` takes by itself, in its quickest call."""
+    """Tokenize with the fastest call of the library `tokenizers` alone."""
     return list(text.tokenizer.encode_batch_fast([new_text], add_special_tokens=False)[0].ids)
 
 
 def _new_text(text: ModelText, rng: random.Random) -> str:
-    """Sentences of at least GROWTH tokens, words with single spaces between them."""
+    """Return sentences of at least GROWTH tokens, words separated by single spaces."""
     said = sentence(rng)
     while len(said) < GROWTH * _CHARS_A_TOKEN:
         said += " " + sentence(rng)

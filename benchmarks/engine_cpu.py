@@ -1,9 +1,9 @@
 """Claim: on CPU the engine is as fast as llama.cpp alone, several times faster in a batch, and than transformers end to end.
 
 Method: one random 100M Llama for all, as safetensors and as GGUF. llama.cpp is built for this processor from the sdist of
-llama-cpp-python the first time (see `benchmarks/llama_cpp.py`); what its programs say they ran is checked. Contenders alternate
-within a round; medians of 5 rounds, two threads each. Needs a quiet machine. `--variant avx2` forces a build of our step;
-llama.cpp is always built for this very processor.
+llama-cpp-python on first use (see `benchmarks/llama_cpp.py`). The configurations that its programs report are checked.
+Contenders alternate within a round; medians of 5 rounds, two threads each. It needs a quiet machine. `--variant avx2` forces a
+build of our step; llama.cpp is always built for the present processor.
 """
 
 import argparse
@@ -29,11 +29,11 @@ VOCABULARY = 32_000
 WARM = 6
 """Prompts before the first round: the engine tries steps of each size on one thread and on all, three times each."""
 Measure = Callable[[], dict[str, float]]
-"""Tokens a second by name."""
+"""Returns tokens a second by name."""
 
 
 class Wanted(NamedTuple):
-    """Our figure over that of the best of `peers`, with builds for AVX-512 and with the others."""
+    """Our rate over that of the best of `peers`, with builds for AVX-512 and for others."""
 
     name: str
     ours: str
@@ -95,7 +95,8 @@ def measure(args: argparse.Namespace, directory: Path, peer: LlamaCpp) -> dict[s
 
 
 def ours(directory: Path, kind: str, args: argparse.Namespace) -> Measure:
-    """Activations and KV in bfloat16, as llama.cpp keeps KV in F16; matrices in bfloat16 or in W8A8. Loaded once, warm."""
+    """Return a measure of the loaded and warm engine. Activations and KV are bfloat16, as llama.cpp keeps KV in F16; matrices
+    are bfloat16 or W8A8."""
     rng, decode = random.Random(0), args.decode
     linear: LinearChoice = "bfloat16" if kind == "bf16" else "w8a8"
     rig = EngineRig(directory, kv_tokens=16_384, dtype="bfloat16", linear=linear, variant=args.variant)
@@ -121,12 +122,13 @@ def ours(directory: Path, kind: str, args: argparse.Namespace) -> Measure:
 
 
 def transformers_batching(directory: Path, decode: int) -> Measure:
-    """Its own continuous batching, in bfloat16, with the same prompts and number of tokens as ours."""
+    """Return a measure of transformers' own continuous batching, in bfloat16, with the same prompts and numbers of tokens as
+    ours."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     rng = random.Random(0)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
-    # An end token that no vocabulary has: every answer is as long as asked for.
+    # An end token outside of any vocabulary: every answer has the requested length.
     options = GenerationConfig(max_new_tokens=decode, do_sample=False, eos_token_id=-1, pad_token_id=0)
 
     def measured() -> dict[str, float]:
@@ -136,19 +138,19 @@ def transformers_batching(directory: Path, decode: int) -> Measure:
         spent_s = time.perf_counter() - start
         said = [len(answer.generated_tokens) for answer in answers.values()]
         if said != [decode] * BATCH:
-            raise RuntimeError(f"transformers' continuous batching answered with {said} tokens, {decode} each were asked for")
+            raise RuntimeError(f"transformers' continuous batching returned {said} tokens, expected {decode} each")
         return {"transformers end to end": sum(said) / spent_s}
 
     return measured
 
 
 def llama(peer: LlamaCpp, file: Path, kind: str, args: argparse.Namespace) -> dict[str, float]:
-    """llama-bench for a prompt and one sequence, llama-batched-bench for sixteen."""
+    """Run llama-bench for a prompt and one sequence, llama-batched-bench for sixteen."""
     figures = {}
     for row in peer.bench(file, prefill=PREFILL, decode=args.decode, threads=args.threads):
         said = f"{row['model_type']}, {row['n_threads']} threads, {row['backends']}, {row['model_n_params']:,} parameters"
         if kind not in row["model_type"] or (row["n_threads"], row["backends"]) != (args.threads, "CPU"):
-            raise RuntimeError(f"llama-bench ran {said}: asked for were {kind} and {args.threads} threads on CPU")
+            raise RuntimeError(f"llama-bench ran {said}, expected {kind} and {args.threads} threads on CPU")
         figures[f"{kind} prefill" if row["n_prompt"] else f"{kind} decode 1"] = float(row["avg_ts"])
     row = peer.batched(file, prompt=PROMPT, decode=args.decode, batch=BATCH, threads=args.threads)
     if (row["pl"], row["n_threads"]) != (BATCH, args.threads):

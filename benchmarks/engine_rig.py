@@ -1,4 +1,4 @@
-"""An engine in this process, driven by hand, and a random Llama of the size that engines are compared on."""
+"""An engine in this process, stepped explicitly, and a random Llama of the size on which engines are compared."""
 
 import json
 import random
@@ -47,14 +47,14 @@ LLAMA_100M = {
 
 
 class Silent:
-    """Text is not what is measured."""
+    """Detokenizer without output: text is not measured."""
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return ""
 
 
 class Answered(NamedTuple):
-    """Seconds from the submit."""
+    """Times of an answer, in seconds from the submit."""
 
     first_s: float
     all_s: float
@@ -78,7 +78,7 @@ class EngineRig:
         compiled: bool = True,
         variant: str = "auto",
     ) -> None:
-        """`variant`: which build of the compiled step, `auto` is this processor's best."""
+        """Load the engine. `variant` is the build of the compiled step; `auto` is this processor's best."""
         kind = DTYPES[dtype]
         library = open_library(variant=variant) if compiled else None
         self.variant = library.variant if library else "torch"
@@ -108,7 +108,7 @@ class EngineRig:
         self._numbered = 0
 
     def ask(self, prompts: Sequence[Sequence[int]], count: int, *, ignore_eos: bool = True) -> Answered:
-        """All at once, to the end of the last."""
+        """Submit all prompts at once and run until the last ends."""
         sampling = Sampling(max_tokens=count, ignore_eos=ignore_eos)
         start = time.perf_counter()
         before, ends = self._numbered, []
@@ -147,7 +147,7 @@ def _drafter(directory: Path, limits: RequestLimits, dtype: Dtype, library: Libr
 
 
 def random_llama(directory: Path) -> Path:
-    """The same weights every time, in bfloat16."""
+    """Write a model with the same bfloat16 weights on every call."""
     if (directory / "model.safetensors").is_file():
         return directory
     directory.mkdir(parents=True, exist_ok=True)

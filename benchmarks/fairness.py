@@ -1,10 +1,10 @@
 """Claim: a tenant that floods the gateway takes nothing from the others.
 
-Method: real workers with the shipped models, four tenants of equal weight, single questions with lengths as in azure2023_conv,
-everything queued and nothing refused for a promise. Capacity first: questions a second that 32 callers of one tenant get
-through. Then ash alone, Poisson at a tenth of the capacity; then the same questions at the same times again, while oak sends 20
-times as many. Last, all four at 0.5, 0.75, 1 and 2 times the capacity at once, twice and more of what each one's quarter is:
-Jain's index over the output tokens that each was given while all were sending, (sum x)^2 / (n sum x^2).
+Method: real workers with the shipped models, four tenants of equal weight, single questions with lengths as in azure2023_conv.
+Everything is queued and nothing is rejected for its SLO. Capacity comes first: questions a second that 32 clients of one tenant
+complete. Then ash alone, Poisson at a tenth of the capacity; then the same questions at the same times, while oak sends 20
+times as many. Last, all four at 0.5, 0.75, 1 and 2 times the capacity at once, at least twice the quarter of each. Jain's index
+over each tenant's output tokens while all were sending is (sum x)^2 / (n sum x^2).
 """
 
 import random
@@ -27,12 +27,12 @@ POLICY = ROOT / "benchmarks" / "fairness.yaml"
 TENANTS = ("ash", "birch", "cedar", "oak")
 SMALL_SHARE, TIMES = 0.1, 20
 SHARES = {"ash": 0.5, "birch": 0.75, "cedar": 1.0, "oak": 2.0}
-"""Of the capacity; each is at least twice a quarter."""
+"""Rates as shares of the capacity; each is at least twice a quarter."""
 _TIMEOUT_S = 900.0
 
 
 class Answered(NamedTuple):
-    """`at_s` is when it ended, after the start."""
+    """An ended request. `at_s` is its end in seconds after the start."""
 
     tenant: str
     seen: Response
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def jain(values: Sequence[float]) -> float:
-    """1 where all are equal, 1 / n where one has everything."""
+    """Return Jain's index: 1 if all are equal, 1 / n if one has everything."""
     squares = sum(value * value for value in values)
     return sum(values) ** 2 / (len(values) * squares) if squares else 0.0
 
@@ -96,7 +96,7 @@ async def _capacity(url: str, items: Sequence[Item], seconds: float) -> float:
 
 
 async def _send(url: str, items: Sequence[Item], rates: Mapping[str, float], seconds: float, name: str) -> list[Answered]:
-    """Each tenant's own arrivals at its rate, the same ones each time."""
+    """Send each tenant's own arrivals at its rate, the same ones each time."""
     plan: list[tuple[float, str, int]] = []
     for tenant, rate in rates.items():
         rng = random.Random(tenant)
@@ -106,7 +106,7 @@ async def _send(url: str, items: Sequence[Item], rates: Mapping[str, float], sec
     began, ended = time.perf_counter(), Counter[str]()
 
     async with AsyncExitStack() as stack:
-        # To each its own connections: no two tenants are one client, and none waits for another to be done with one.
+        # Each tenant has its own connections: tenants are separate clients, and none waits for another's connection.
         clients = {tenant: await stack.enter_async_context(open_session(_TIMEOUT_S)) for tenant in rates}
 
         async def send(number: int, due: float) -> Answered:
@@ -131,12 +131,12 @@ def _key(tenant: str) -> dict[str, str]:
 def _ttft(answers: Sequence[Answered], tenant: str, share: float) -> float:
     times = sorted(one.seen.first_s for one in answers if one.tenant == tenant and one.seen.ok and one.seen.first_s is not None)
     if not times:
-        raise RuntimeError(f"{tenant} got no answer at all")
+        raise RuntimeError(f"{tenant} got no answer")
     return percentile(times, share)
 
 
 def _given(answers: Sequence[Answered], seconds: float) -> dict[str, int]:
-    """Output tokens of answers that ended while all were sending, after a quarter of the time for the queue to fill."""
+    """Return output tokens of answers that ended while all were sending, after a quarter of the time for the queue to fill."""
     given = dict.fromkeys(TENANTS, 0)
     for one in answers:
         if 0.25 * seconds <= one.at_s < seconds:

@@ -1,6 +1,7 @@
 """Writes a Llama directory (bfloat16 safetensors) as GGUF in F16: `python gguf_file.py DIRECTORY FILE`.
 
-Run by the peer's interpreter, which has `gguf` and numpy and nothing of ours. Without a tokenizer: benchmarks send token ids.
+The peer's interpreter runs it, which has `gguf` and numpy but not this package. The file has no tokenizer: benchmarks send
+token ids.
 """
 
 import json
@@ -57,20 +58,21 @@ def write(directory: Path, file: Path) -> None:
 
 
 def tensors(file: Path) -> Iterator[tuple[str, Array]]:
-    """Names and float32 values. numpy has no bfloat16: its 16 bits are the upper half of a float32's."""
+    """Yield names and float32 values. numpy has no bfloat16: its 16 bits are the upper half of a float32's."""
     data = file.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
-    for name, told in json.loads(data[8:start]).items():
+    for name, described in json.loads(data[8:start]).items():
         if name == "__metadata__":
             continue
-        assert told["dtype"] == "BF16", f"{name} is {told['dtype']}"
-        begin, end = told["data_offsets"]
+        assert described["dtype"] == "BF16", f"{name} is {described['dtype']}"
+        begin, end = described["data_offsets"]
         halves = np.frombuffer(data[start + begin : start + end], dtype=np.uint16)
-        yield name, (halves.astype(np.uint32) << 16).view(np.float32).reshape(told["shape"])
+        yield name, (halves.astype(np.uint32) << 16).view(np.float32).reshape(described["shape"])
 
 
 def neighbours(weight: Array, heads: int) -> Array:
-    """llama.cpp turns neighbouring pairs of a head, Hugging Face element j with j + half of the head."""
+    """Permute for llama.cpp, which rotates neighbouring pairs of a head. Hugging Face pairs element j with j + half of the
+    head."""
     rows, width = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 

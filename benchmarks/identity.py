@@ -1,10 +1,10 @@
-"""Claim: with all ids withheld, a chain is found again by what comes back of it, and never merged with another run.
+"""Claim: with all ids withheld, a chain is recognised by its repeated content, and never merged with another run.
 
-Tool loops: held-out tool questions put to nano through the HTTP API, four at once; no id is sent but those of tool calls that
-the gateway minted itself. Text: calls of the public agent traces in order of time, their session ids hidden; `PromptTextIndex`
-says which chain each goes on with. Linked right: a call that begins with what its session sent before is put to a chain of
-that session, any other is called new. Wrong merge: put to a chain of another session. A call of which nothing was sent before
-(a dialogue's other side) can only be new; how many there are is told.
+Tool loops: held-out tool questions are sent to nano through the HTTP API, four at once. The only ids sent are those of tool
+calls that the gateway minted itself. Text: calls of the public agent traces in order of time, without their session ids;
+`PromptTextIndex` returns the chain that each continues. Linked right: a call that begins with content its session sent before
+is assigned to a chain of that session, any other is new. Wrong merge: assigned to a chain of another session. A call without
+earlier content (a dialogue's other side) can only be new; their number is reported.
 """
 
 import gzip
@@ -25,7 +25,7 @@ def main() -> None:
     by_workload: dict[str, list[dict[str, Any]]] = defaultdict(list)
     path = args.data / "traces" / "swe_agent_text.jsonl.gz"
     if not path.exists():
-        sys.exit(f"there is no trace at {path}: say with --data where the public traces are (docs/runs.md names their source)")
+        sys.exit(f"there is no trace at {path}: set --data to the folder of public traces (docs/runs.md names their source)")
     with gzip.open(path, "rt") as lines:
         for line in lines:
             call = json.loads(line)

@@ -1,4 +1,4 @@
-"""Tool loops through the real API, several at once; nothing says which run they are of but the ids of their tool calls."""
+"""Tool loops through the real API, several at once. Only the ids of their tool calls identify their run."""
 
 import asyncio
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ _AT_ONCE = 4
 
 
 class Loops(NamedTuple):
-    """`calls_back` are requests that brought a tool's result back; `linked` of them went on with the run of the call."""
+    """Counts. `calls_back` are requests with a tool's result; `linked` of them continued the run of the call."""
 
     loops: int
     calls_back: int
@@ -48,7 +48,7 @@ async def _all(url: str, instances: list[Instance]) -> list[list[str]]:
 
 
 async def _loop(http: aiohttp.ClientSession, url: str, instance: Instance) -> list[str]:
-    """The run that each request of one loop was put to. A call of the model is answered with the next result at hand."""
+    """Return the run to which each request of one loop was assigned. A call of the model gets the next available result."""
     start = next(i for i, message in enumerate(instance.messages) if message["role"] == "assistant")
     results = [message["content"] for message in instance.messages if message["role"] == "tool"]
     messages: list[dict[str, Any]] = list(instance.messages[:start])

@@ -1,8 +1,8 @@
 """Claim: with a device pool of a third of the working set, a host tier makes the first token come 3 times sooner.
 
-Method: conversations that take turns, on nano, each as long as a third of the model's context or more, so that each has left
-the pool when it comes back. The same turns with the host tier on and off; TTFT is from the submit, medians over all turns
-but the first of each. Both engines live in this process and alternate turn by turn.
+Method: alternating conversations on nano. Each is at least a third of the model's context, so that it has left the pool before
+its next turn. The same turns run with the host tier on and off. TTFT is from the submit; medians over all turns but the first
+of each conversation. Both engines run in this process and alternate turn by turn.
 """
 
 import random

@@ -1,6 +1,6 @@
-"""The peer llama.cpp: built once from the sdist of llama-cpp-python for this machine's processor, kept in a cache folder.
+"""Builds llama.cpp from the sdist of llama-cpp-python for this machine's processor, once, in a cache folder.
 
-`python -m benchmarks.llama_cpp` builds it by itself (it takes long) and says where it is.
+`python -m benchmarks.llama_cpp` only builds it (it takes long) and prints its path.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from benchmarks.report import ROOT, progress
 
 RELEASE = "0.3.36"
-"""Of llama-cpp-python on PyPI, whose sdist holds llama.cpp's source."""
+"""Release of llama-cpp-python on PyPI, whose sdist contains llama.cpp's source."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "headway" / "llama_cpp"
 TOOLS = ("llama-bench", "llama-batched-bench", "llama-quantize")
 OPTIONS = {
@@ -31,27 +31,28 @@ OPTIONS = {
 
 
 class LlamaCpp(NamedTuple):
-    """`programs` holds TOOLS, `python` has the `gguf` package of PyPI, `release` is that of llama-cpp-python."""
+    """An installed peer. `programs` holds TOOLS, `python` has the `gguf` package of PyPI, `release` is that of
+    llama-cpp-python."""
 
     programs: Path
     python: Path
     release: str = RELEASE
 
     def write(self, directory: Path) -> dict[str, Path]:
-        """The model in `directory` as F16 and Q8_0, by what llama-bench says of a file's type."""
+        """Write the model in `directory` as F16 and Q8_0. Keys are llama-bench's names of the file types."""
         full, small = directory / "f16.gguf", directory / "q8_0.gguf"
         _run([self.python, ROOT / "benchmarks" / "gguf_file.py", directory, full])
         _run([self.programs / "llama-quantize", full, small, "Q8_0"])
         return {"F16": full, "Q8_0": small}
 
     def bench(self, file: Path, *, prefill: int, decode: int, threads: int) -> list[dict[str, Any]]:
-        """llama-bench's rows: one of a prompt of `prefill` tokens, one of `decode` tokens of one sequence."""
+        """Return llama-bench's rows: one for a prompt of `prefill` tokens, one for `decode` tokens of one sequence."""
         sizes = ["-p", prefill, "-n", decode, "-t", threads, "-r", 1, "-o", "json"]
         rows: list[dict[str, Any]] = json.loads(_run([self.programs / "llama-bench", "-m", file, *sizes]))
         return rows
 
     def batched(self, file: Path, *, prompt: int, decode: int, batch: int, threads: int) -> dict[str, Any]:
-        """llama-batched-bench's row of `batch` sequences at once."""
+        """Return llama-batched-bench's row for `batch` sequences at once."""
         sizes = ["-npp", prompt, "-ntg", decode, "-npl", batch, "-t", threads, "-tb", threads, "-c", 4096]
         said = _run([self.programs / "llama-batched-bench", "-m", file, *sizes, "--output-format", "jsonl"])
         row: dict[str, Any] = json.loads([line for line in said.splitlines() if line.startswith("{")][-1])
@@ -59,7 +60,7 @@ class LlamaCpp(NamedTuple):
 
 
 def prepare(folder: Path = CACHE, *, jobs: int = 2) -> LlamaCpp:
-    """Built and installed unless it already is. Needs cmake, a C++ compiler and, the first time, PyPI."""
+    """Build and install it unless it exists. Needs cmake, a C++ compiler and, the first time, PyPI."""
     built = LlamaCpp(folder / f"build-{RELEASE}" / "bin", folder / "venv" / "bin" / "python")
     if not built.python.exists():
         progress(f"installing gguf into {folder / 'venv'}")
@@ -80,13 +81,13 @@ def _build(folder: Path, built: LlamaCpp, jobs: int) -> None:
             sdist.extractall(folder, filter="data")
     source, build = fetched / "vendor" / "llama.cpp", built.programs.parent
     _run(["cmake", "-S", source, "-B", build, *(f"-D{name}={value}" for name, value in OPTIONS.items())])
-    # Straight to the terminal: a build of half an hour that says nothing looks stuck.
+    # Output goes to the terminal: a silent build of half an hour looks stuck.
     command = ["cmake", "--build", build, "--target", *TOOLS, "-j", str(jobs)]
     subprocess.run([str(part) for part in command], stdout=sys.stderr, check=True)
 
 
 def _run(command: list[Any]) -> str:
-    """Its stdout. Raises RuntimeError with the end of its stderr where it fails."""
+    """Return stdout. Raises RuntimeError with the end of stderr on failure."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command[0]} ended with {done.returncode}: {(done.stderr or done.stdout)[-1000:]}")

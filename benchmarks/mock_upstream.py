@@ -1,6 +1,6 @@
-"""An OpenAI-compatible server that answers at once and always the same: what the peers of `overhead` are proxies for.
+"""An OpenAI-compatible server with an immediate, constant answer: the upstream of the proxies in `overhead`.
 
-`python -m benchmarks.mock_upstream PORT`. Hand-made HTTP on one asyncio protocol, so that it is never the bottleneck.
+`python -m benchmarks.mock_upstream PORT`. HTTP is written by hand on one asyncio protocol, so that it is never the bottleneck.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ def _event(delta: dict[str, str], finish: str | None) -> bytes:
 
 
 class _Server(asyncio.Protocol):
-    """Reads requests by their content-length and writes one of two canned answers."""
+    """Parses requests by their content-length and writes one of two canned answers."""
 
     whole, streamed = _completion(), _stream()
 

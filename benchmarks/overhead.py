@@ -1,9 +1,9 @@
 """Claim: one decision per request, with accounting, metrics and spans, costs a gateway process little.
 
-Method: `wrk` with 16 connections and one thread against one process at a time, short bodies, answers of 64 tokens, whole and
-streamed frame by frame. Headway: the default settings, answers from a fake worker on the real link. Peers, both in front of
-the same canned upstream: LiteLLM's proxy (own virtual environment, one worker, its documented production settings) and a
-do-nothing Litestar proxy on the same server. The contenders take turns within one run; medians of the rounds.
+Method: `wrk` with 16 connections and one thread against one process at a time. Bodies are short; answers have 64 tokens, whole
+and streamed frame by frame. Headway runs with default settings and gets answers from a fake worker on the real link. Two peers
+use the same canned upstream: LiteLLM's proxy (own virtual environment, one worker, its documented production settings) and a
+do-nothing Litestar proxy on the same server. The contenders alternate within one run; medians of the rounds.
 """
 
 import os
@@ -42,7 +42,7 @@ class Contender(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What one `wrk` run saw; `errors` are answers other than 2xx and broken connections."""
+    """Result of one `wrk` run. `errors` are answers other than 2xx and broken connections."""
 
     rps: float
     p50_ms: float
@@ -148,7 +148,7 @@ def _server(
 
 @contextmanager
 def _headway() -> Iterator[str]:
-    """The default policy's decision between two models, both fake, on workers reached by URL."""
+    """Serve the default policy's decision between two fake models, on workers reached by URL."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         zoo = ROOT / "backends" / "zoo"
         workers = []

@@ -1,12 +1,11 @@
-"""Claim: at two and three times the load that the machine carries, callers get what was promised or a fast, honest no.
+"""Claim: at two and three times the load that the machine carries, requests meet their SLO or get a fast 429.
 
 Method: real workers with the shipped models behind `headway serve`; single questions, agent runs of four turns and batch work,
-lengths and bursts as in azure2023_conv. First, behind the baseline: the time to the first token of every item alone, and the
-capacity, as items a second that 32 callers get through who ask again at once; generator and gateway share the machine's cores
-with the workers, so both are in it. Then levels of 0.5 to 3 times that, sent open loop, nobody trying again. A request's SLO is
-the larger of its class (200 ms, 400 ms to the first token; batch: an end within 60 s) and four times its own time alone.
-Goodput is answers that kept it and ended within the level, per second of it. Baseline: the same gateway, workers and promises,
-first come first served, nobody refused.
+lengths and bursts as in azure2023_conv. First, behind the baseline: TTFT of every item alone, and the capacity, as items a
+second that 32 closed-loop clients complete. Generator and gateway share the machine's cores with the workers, so the capacity
+includes them. Then levels of 0.5 to 3 times that, open loop, without retries. A request's SLO is the larger of its class (TTFT
+200 ms, 400 ms; batch: an end within 60 s) and four times its own time alone. Goodput is answers within their SLO that ended
+within the level, per second. Baseline: the same gateway, workers and SLOs, first come first served, without rejections.
 """
 
 import argparse
@@ -35,7 +34,7 @@ _TIMEOUT_S = 900.0
 
 
 class Setup(NamedTuple):
-    """`isolated_s` are each item's times to the first token alone, turn by turn; `capacity` is in items a second."""
+    """Measured before the levels. `isolated_s` is each item's TTFT alone, by turn; `capacity` is in items a second."""
 
     trace: list[Planned]
     items: list[Item]
@@ -44,7 +43,7 @@ class Setup(NamedTuple):
 
 
 class Level(NamedTuple):
-    """`goodput` is of what ended within it; the figures' own are of all that was sent."""
+    """A level's results. `goodput` counts answers that ended within it; the report's own counts all that were sent."""
 
     times: float
     goodput: float
@@ -74,7 +73,7 @@ def main() -> None:
 def _levels(text: str) -> tuple[float, ...]:
     levels = tuple(float(part) for part in text.split(","))
     if not levels or min(levels) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} are no multiples of the capacity")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of multiples of the capacity")
     return levels
 
 
@@ -110,7 +109,7 @@ async def _all(url: str, setup: Setup, times: Sequence[float], seconds: float) -
 
 
 async def _level(url: str, name: str, setup: Setup, times: float, seconds: float) -> Level:
-    """Sent at this multiple of the capacity for so long, and waited for until all have their end."""
+    """Send at this multiple of the capacity for `seconds`, and wait until all have ended."""
     plan = scaled(setup.trace, times * setup.capacity, seconds)
     rng = random.Random(f"{times}")
     indices = [rng.randrange(len(setup.items)) for _ in plan]
@@ -142,8 +141,10 @@ async def _progress(what: str, total: int, counts: Counter[str]) -> None:
 
 
 def judged(setup: Setup, times: float, played: Sequence[Played], seconds: float, until: float) -> Level:
-    """Every request is held to its own SLO; a run is abandoned when a turn after its first gets no answer. What ended after
-    `until` is no goodput of this level: what queued up while it lasted was answered when nothing came any more."""
+    """Compare every request with its own SLO. A run is abandoned if a turn after its first gets no answer.
+
+    Answers that end after `until` are not goodput of this level: requests queued during it complete when no more arrive.
+    """
     seen: dict[str, list[Response]] = {kind: [] for kind in CLASSES}
     kept: dict[str, list[bool]] = {kind: [] for kind in CLASSES}
     runs = abandoned = in_time = 0

@@ -1,4 +1,4 @@
-"""A do-nothing Litestar proxy on Granian: what a gateway costs that decides nothing. Arguments: PORT UPSTREAM."""
+"""A do-nothing Litestar proxy on Granian: the cost of a gateway without decisions. Arguments: PORT UPSTREAM."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from litestar import Litestar, Request, Response, get, post
 from litestar.response import Stream
 
 _upstream = os.environ.get("PASSTHROUGH_UPSTREAM", "")
-"""Granian starts the app in a process of its own, so the address travels in the environment."""
+"""Granian starts the app in a separate process, so an environment variable passes the address."""
 
 
 @post("/v1/chat/completions", status_code=200)

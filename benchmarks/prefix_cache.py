@@ -1,8 +1,8 @@
-"""Claim: what an agent chain has sent before costs it almost no time.
+"""Claim: the part of a prompt that an agent chain has sent before costs almost no time.
 
-Method: a chain of 20 turns that grows past 3,000 tokens on nano, through HTTP. Warm: the chain itself, turn after turn.
-Cold: each turn's same prompt with other words in front, so that no page of it is resident. Both streamed; TTFT as the caller
-sees it, median of three chains. The ceiling of the hit rate is every token that was sent or answered before in the chain.
+Method: a chain of 20 turns that grows past 3,000 tokens on nano, through HTTP. Warm: the chain itself, turn after turn. Cold:
+each turn's same prompt after a different beginning, so that no page of it is resident. Both are streamed; TTFT is the client's,
+median of three chains. The ceiling of the hit rate is every token that the chain sent or received before.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 class Turn:
-    """`reusable`: how many of the prompt's tokens were part of the turn before or its answer."""
+    """A turn. `reusable` is the number of prompt tokens that were in the previous turn or its answer."""
 
     def __init__(self, warm: Answer, cold: Answer, reusable: int) -> None:
         self.warm, self.cold, self.reusable = warm, cold, reusable
@@ -60,7 +60,7 @@ async def _chain(url: str, seed: int) -> list[Turn]:
             messages.append(
                 {"role": "user", "content": f"{_text(rng)} What is {rng.randrange(10, 90)} + {rng.randrange(1, 10)}?"}
             )
-            # The cold twin goes first so that its pages cannot push the chain's out between two warm turns.
+            # The cold twin goes first, so that its pages cannot evict the chain's between two warm turns.
             cold_messages = [
                 {"role": "system", "content": f"Cold {rng.randrange(10**6)}. " + messages[0]["content"]},
                 *messages[1:],

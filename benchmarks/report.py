@@ -1,4 +1,4 @@
-"""The contract of every benchmark: a table for people, then one JSON object as the last line of stdout."""
+"""Output of every benchmark: a table, then one JSON object as the last line of stdout."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ _PACKAGES = ("litestar", "uvicorn", "httptools", "msgspec", "aiohttp", "torch", 
 
 
 class Target(NamedTuple):
-    """One figure that an issue says to reach."""
+    """A figure with the value to reach."""
 
     name: str
     value: float
@@ -28,7 +28,7 @@ class Target(NamedTuple):
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """`--quick` and `--data`, which every benchmark takes."""
+    """Return a parser with `--quick` and `--data`, which every benchmark has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller run that shows the path, not the figures")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of public traces")
@@ -40,7 +40,7 @@ def progress(text: str) -> None:
 
 
 def finish(benchmark: str, results: Mapping[str, Any], targets: Sequence[Target]) -> None:
-    """Prints the targets as a table and everything as the last line."""
+    """Print the targets as a table and everything as JSON in the last line."""
     if targets:
         print(table(("target", "value", "wanted", "met"), [_row(t) for t in targets]))
     report = {
@@ -55,7 +55,7 @@ def finish(benchmark: str, results: Mapping[str, Any], targets: Sequence[Target]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns padded to their widest cell; numbers to the right."""
+    """Return columns padded to their widest cell, numbers right-aligned."""
     cells = [list(header), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
@@ -69,7 +69,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def machine() -> str:
-    """Processor, cores and memory in one line."""
+    """Return processor, cores and memory in one line."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

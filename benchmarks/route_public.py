@@ -1,11 +1,11 @@
 """Claim: trained on a set's own outcomes, the quality model routes better than chance and no worse than n-grams alone.
 
-Method: RouteLLM's public outcomes of a weak (Mixtral-8x7B) and a strong (GPT-4-1106) model. Rows are ordered by the
-estimate, the strong model takes the doubtful ones, at the 10 quantiles of the estimates. PGR is the part of the gap between
-weak and strong accuracy that is recovered; APGR its mean over the share of strong calls (trapezoid), CPT50 and CPT80 the least
-share that recovers 50 and 80 %. In-domain: 5 folds; cross-domain: trained on the other set. Intervals: 1,000 bootstrap samples
-of the rows. Peers: random, logistic regression on word unigrams and bigrams in the same folds, the oracle that knows both
-outcomes, and RouteLLM's published best on the full sets.
+Method: RouteLLM's public outcomes of a weak (Mixtral-8x7B) and a strong (GPT-4-1106) model. Rows are ordered by the estimate;
+the strong model takes the least certain ones, at the 10 quantiles of the estimates. PGR is the recovered part of the gap
+between weak and strong accuracy. APGR is its mean over the share of strong calls (trapezoid). CPT50 and CPT80 are the least
+shares that recover 50 and 80 %. In-domain: 5 folds; cross-domain: trained on the other set. Intervals: 1,000 bootstrap samples
+of the rows. Peers: random, logistic regression on word unigrams and bigrams in the same folds, the oracle with both outcomes,
+and RouteLLM's published best on the full sets.
 """
 
 import gzip
@@ -81,13 +81,13 @@ def main() -> None:
 
 
 def grade(score: Floats, rows: Sequence[_Row]) -> Metrics:
-    """A higher score goes to the strong model first."""
+    """Return the metrics of a score; a higher score goes to the strong model first."""
     gain = np.array([float(row.strong) - float(row.weak) for row in rows])[np.argsort(-score, kind="stable")]
     return _graded(gain)
 
 
 def _graded(gain: Floats) -> Metrics:
-    """`gain` is in the order in which rows go to the strong model."""
+    """Return the metrics. `gain` is in the order in which rows go to the strong model."""
     total = float(gain.sum())
     if total <= 0:
         return Metrics(0.5, 1.0, 1.0)
@@ -103,7 +103,7 @@ def _least(recovered: Floats, wanted: float) -> float:
 
 
 def _interval(score: Floats, rows: Sequence[_Row], samples: int) -> tuple[float, float, float]:
-    """2.5 and 97.5 % and the standard deviation of APGR over bootstrap samples."""
+    """Return the 2.5 and 97.5 % quantiles and the standard deviation of APGR over bootstrap samples."""
     rng = np.random.default_rng(1)
     gain = np.array([float(row.strong) - float(row.weak) for row in rows])
     found = []
@@ -114,7 +114,7 @@ def _interval(score: Floats, rows: Sequence[_Row], samples: int) -> tuple[float,
 
 
 def _in_folds(rows: Sequence[_Row], scorer: Scorer) -> Floats:
-    """Estimates of rows that were not trained on."""
+    """Return estimates of rows from models that were not trained on them."""
     folds = np.random.default_rng(0).permutation(len(rows)) % FOLDS
     score = np.zeros(len(rows))
     for fold in range(FOLDS):
@@ -132,7 +132,7 @@ def _ours(inside: Sequence[_Row], outside: Sequence[_Row]) -> Floats:
 
 
 def _ngrams(inside: Sequence[_Row], outside: Sequence[_Row]) -> Floats:
-    """Nothing but hashed unigrams and bigrams, each row of length one."""
+    """Return scores from hashed unigrams and bigrams only, each row normalised to length one."""
     both = Table([_bare(row) for row in (*inside, *outside)], bits=_BITS)
     known = np.arange(len(both)) < len(inside)
     labels = np.array([float(row.weak or not row.strong) for row in inside])

@@ -1,18 +1,18 @@
-"""Claim: on workers whose pages hold two fifths of what agents come back to, order, retention and placement by run finish 1.8
-times the runs a minute of FCFS + LRU on the same engine.
+"""Claim: on workers whose pages hold two fifths of the contexts to which agents return, order, retention and placement by run
+finish 1.8 times the runs a minute of FCFS + LRU on the same engine.
 
 Method: 24 agents on nano workers behind `headway serve`, closed loop: when a run ends, another begins. A run is one chain of
-twelve turns through the HTTP API that grows from a thousand tokens to three thousand, with words of its own from the first
-message on; each turn asks for at most 16 tokens, and between turns the agent pauses. Pauses are lognormal like those of public
-coding agents after a tool call (P50 9 s, P90 71 s, cut at 300 s), divided by `--faster`: nano reads its prompts in a tenth of
-the time of what they were measured on, and the twelve agents of a worker are to keep it as busy as twice as many, so by twenty.
-That was chosen after looking; docs/runs.md has the gain for other divisors.
-Nobody says when a run ends. The pool of all workers together holds the mean context of all agents divided by 2.5.
+twelve turns through the HTTP API that grows from a thousand tokens to three thousand, with its own words from the first message
+on. Each turn requests at most 16 tokens, and between turns the agent pauses. Pauses are lognormal like those of public coding
+agents after a tool call (P50 9 s, P90 71 s, cut at 300 s), divided by `--faster`. The divisor is twenty: nano prefills its
+prompts in a tenth of the time of the measured models, and the twelve agents of a worker must load it like twice as many. It was
+chosen after seeing results; docs/runs.md has the gain for other divisors. No request marks the end of a run. The pool of all
+workers together holds the mean context of all agents divided by 2.5.
 
-Both arms are the same gateway, workers and seeds; the baseline's policy says `scheduling: {order: arrival, retention: false,
-placement: false}`, so a worker keeps what was used last. Arms alternate; the first part of each is dropped. A request that ends
-other than with an answer fails the benchmark; what the answers say does not matter. A run that is not over at the end counts
-by the share of its turns that are done, in both arms.
+Both arms are the same gateway, workers and seeds. The baseline's policy has `scheduling: {order: arrival, retention: false,
+placement: false}`, so a worker keeps the most recently used pages. Arms alternate; the first part of each is dropped. A request
+without an answer fails the benchmark; the text of answers does not matter. An unfinished run counts by the share of its
+completed turns, in both arms.
 """
 
 import argparse
@@ -38,9 +38,9 @@ NANO = ROOT / "backends" / "zoo" / "nano"
 TURNS, FIRST_TOKENS, LAST_TOKENS, ANSWER_TOKENS = 12, 1_000, 3_000, 16
 _TOKENS_A_SENTENCE = 11
 PAUSE_P50_S, PAUSE_SIGMA, PAUSE_MAX_S = 9.0, 1.61, 300.0
-"""Sigma is ln(71 / 9) / 1.2816: from P50 and P90."""
+"""Pauses in seconds. Sigma is ln(71 / 9) / 1.2816: from P50 and P90."""
 DROPPED = 0.2
-"""Of the time of an arm: until the pool is full and runs are at different turns."""
+"""Dropped share of an arm's time: until the pool is full and runs are at different turns."""
 ARMS = {"fcfs_lru": "scheduling: {order: arrival, retention: false, placement: false}", "headway": ""}
 POLICY = """
 version: 1
@@ -56,7 +56,7 @@ limits: {{max_queue_s: 600}}
 
 
 class Load(NamedTuple):
-    """What all agents of an arm share; `began` is on the monotonic clock."""
+    """State shared by all agents of an arm. `began` is on the monotonic clock."""
 
     http: aiohttp.ClientSession
     url: str
@@ -67,7 +67,7 @@ class Load(NamedTuple):
 
 @dataclass(slots=True)
 class Seen:
-    """What came of one arm after the first part of it."""
+    """Results of one arm after its first part."""
 
     seconds: float = 0.0
     turns: int = 0
@@ -75,7 +75,7 @@ class Seen:
     cached_tokens: int = 0
     waits_s: list[float] = field(default_factory=list)
     runs_s: list[float] = field(default_factory=list)
-    """Of those that began after the first part, and ended."""
+    """Durations of runs that began after the first part, and ended."""
 
     @property
     def runs_per_minute(self) -> float:
@@ -115,7 +115,7 @@ def _arm(args: argparse.Namespace, arm: str, *, seed: int) -> Seen:
 
 
 def _pool(args: argparse.Namespace) -> int:
-    """Tokens of each worker's pages."""
+    """Return the tokens of each worker's pages."""
     mean = (FIRST_TOKENS + LAST_TOKENS) / 2
     return int(args.agents * mean / args.oversubscription / args.workers)
 

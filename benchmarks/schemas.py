@@ -1,4 +1,4 @@
-"""JSON Schemas as agents send them, generated from a seed: nested objects, lists, enums, bounds, formats, what may be null."""
+"""JSON Schemas like those of agents, generated from a seed: nested objects, lists, enums, bounds, formats, nullable fields."""
 
 import random
 from typing import Any
@@ -10,7 +10,7 @@ MAX_DEPTH = 3
 
 
 def schema_for(seed: int) -> Schema:
-    """The outermost is an object, as OpenAI's strict mode wants it."""
+    """Return a schema. The outermost type is an object, as OpenAI's strict mode requires."""
     return _object(random.Random(seed), 0)
 
 

@@ -1,4 +1,4 @@
-"""A gateway as users run it (`headway serve`), for the time of a benchmark."""
+"""Runs a gateway as users do (`headway serve`) for the duration of a benchmark."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ _START_S = 180.0
 
 
 def default_policy() -> str:
-    """The text of `policies/default.yaml`, with paths that hold from any folder."""
+    """Return the text of `policies/default.yaml` with absolute paths."""
     text = (ROOT / "policies" / "default.yaml").read_text().replace("../backends", str(ROOT / "backends"))
     return text.replace("router: quality.json", f"router: {ROOT / 'policies' / 'quality.json'}")
 
@@ -30,8 +30,10 @@ def gateway(
     *,
     command: Sequence[str] = (),
 ) -> Iterator[str]:
-    """The base URL of a ready gateway on a free loopback port; it and its workers are gone afterwards. `command` serves
-    something else than the policy."""
+    """Yield the base URL of a ready gateway on a free loopback port. It and its workers are stopped afterwards.
+
+    `command` runs another server in place of the policy.
+    """
     port = free_port()
     command = command or [sys.executable, "-m", "gateway.cli", "serve", "--policy", str(policy)]
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"HEADWAY_PORT": str(port)} | dict(environment)) as process:
@@ -48,7 +50,7 @@ def gateway(
 
 
 def wait_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
-    """Raises RuntimeError when the process ends first, or after three minutes."""
+    """Wait for readiness. Raises RuntimeError if the process ends first, or after three minutes."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:

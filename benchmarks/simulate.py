@@ -1,10 +1,10 @@
 """Claim: order, retention and placement by run do 2.4 to 3.5 times the turns of FCFS + LRU on a KV pool 2.9x too small.
 
 Method: real coding-agent sessions, virtual workers, a virtual clock, and the gateway's own queue, retention and placement. A
-worker prefills one prompt at a time and decodes each at one rate; a host tier is reloaded at its own. Closed loop: so many
-sessions at any time; open loop: sessions arrive at random. Means of the seeds; the first 20 minutes are dropped.
-Baselines: the dict in simulate_baselines.py, clairvoyant ones among them. `everything_fits` is the same with a pool for all.
-The machine's speed changes no figure. What is missing from the model is said in docs/runs.md.
+worker prefills one prompt at a time and decodes each at one rate; a host tier is reloaded at its own rate. Closed loop: a
+constant number of sessions; open loop: sessions arrive at random. Means over the seeds; the first 20 minutes are dropped.
+Baselines: the dict in simulate_baselines.py, which includes clairvoyant ones. `everything_fits` is the same with a pool for
+all. The machine's speed changes no figure. docs/runs.md lists what the model omits.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     args = _arguments().parse_args()
     path = args.data / "traces" / f"{args.trace}.jsonl.gz"
     if not path.exists():
-        sys.exit(f"there is no trace at {path}: say with --data where the public traces are (docs/runs.md names their source)")
+        sys.exit(f"there is no trace at {path}: set --data to the folder of public traces (docs/runs.md names their source)")
     sessions = load(path, max_context=args.max_context, max_think_s=args.max_think)
     if args.quick:
         args.hours, args.seeds = 1.5, args.seeds[:1]
@@ -74,7 +74,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _mean_of(name: str, sessions: Sequence[Session], args: argparse.Namespace, pool_tokens: int) -> dict[str, float]:
-    """Over the seeds; the longest wait is that of all of them."""
+    """Return the means over the seeds; the longest wait is the maximum over all."""
     seen = [_figures(_run(name, sessions, args, pool_tokens, seed), args) for seed in args.seeds]
     progress(
         f"{name}, pool of {pool_tokens:,}: " + ", ".join(f"{one['turns_per_min']:.1f}" for one in seen) + " turns a minute"
@@ -123,7 +123,7 @@ def _quantile(values: Sequence[float], share: float) -> float:
 
 
 def _targets(results: dict[str, Any], fits: dict[str, Any], args: argparse.Namespace) -> list[Target]:
-    """Those of case A and B; elsewhere only what must hold everywhere."""
+    """Return the targets of case A and B; for other arguments only those that must always hold."""
     if not fits:
         return []
     rate = {name: one["turns_per_min"] for name, one in results.items()}

@@ -1,6 +1,6 @@
-"""What Headway is compared with, each as three functions: which worker, which turn next, whose KV is worth least.
+"""Baselines of the simulator, each as three functions: which worker, which turn next, which KV to evict first.
 
-The belady ones know when every chain comes back; no server can.
+The belady ones know when every chain returns; no server can.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Place = Callable[[Pending, list[VirtualWorker]], VirtualWorker]
 
 
 class Rules(NamedTuple):
-    """`skips`: a turn that does not fit lets the next one by."""
+    """A baseline. `skips`: a turn that does not fit lets the next one pass."""
 
     order: Order
     value: Value
@@ -35,23 +35,23 @@ class Baseline:
         self._rules = rules
         self._chains: dict[int, Chain] = {}
 
-    def place(self, one: Pending, workers: list[VirtualWorker], now: float) -> int:
-        self._chains[one.chain.number] = one.chain
-        return self._rules.place(one, workers).number
+    def place(self, pending: Pending, workers: list[VirtualWorker], now: float) -> int:
+        self._chains[pending.chain.number] = pending.chain
+        return self._rules.place(pending, workers).number
 
     def choose(self, worker: VirtualWorker, now: float) -> Pending | None:
-        ordered = sorted(worker.waiting, key=lambda one: (*self._rules.order(one, worker, now), one.arrival))
+        ordered = sorted(worker.waiting, key=lambda pending: (*self._rules.order(pending, worker, now), pending.arrival))
         looked_at = ordered if self._rules.skips else ordered[:1]
-        return next((one for one in looked_at if worker.pool.fits(one.total)), None)
+        return next((pending for pending in looked_at if worker.pool.fits(pending.total)), None)
 
     def worth(self, worker: VirtualWorker) -> Worth:
         return lambda held, now: self._rules.value(held, self._chains[held.chain], now)
 
-    def started(self, one: Pending, uncached: int, now: float) -> None:
-        self._serve(one.chain, uncached, now)
+    def started(self, pending: Pending, uncached: int, now: float) -> None:
+        self._serve(pending.chain, uncached, now)
 
-    def finished(self, one: Pending, now: float) -> None:
-        self._serve(one.chain, one.turn.output, now)
+    def finished(self, pending: Pending, now: float) -> None:
+        self._serve(pending.chain, pending.turn.output, now)
 
     def _serve(self, chain: Chain, tokens: int, now: float) -> None:
         chain.attained += tokens
@@ -63,24 +63,24 @@ def _decayed(chain: Chain, now: float) -> float:
     return chain.decayed * float(2 ** (-(now - chain.decayed_at) / HALF_LIFE_S))
 
 
-def _fcfs(one: Pending, worker: VirtualWorker, now: float) -> tuple[float, ...]:
+def _fcfs(pending: Pending, worker: VirtualWorker, now: float) -> tuple[float, ...]:
     return ()
 
 
-def _run_fcfs(one: Pending, worker: VirtualWorker, now: float) -> tuple[float, ...]:
-    return (one.chain.started,)
+def _run_fcfs(pending: Pending, worker: VirtualWorker, now: float) -> tuple[float, ...]:
+    return (pending.chain.started,)
 
 
-def _las_decay(one: Pending, worker: VirtualWorker, now: float) -> tuple[float, ...]:
-    return (_decayed(one.chain, now),)
+def _las_decay(pending: Pending, worker: VirtualWorker, now: float) -> tuple[float, ...]:
+    return (_decayed(pending.chain, now),)
 
 
-def _lpm(one: Pending, worker: VirtualWorker, now: float) -> tuple[float, ...]:
-    return (-worker.resident(one),)
+def _lpm(pending: Pending, worker: VirtualWorker, now: float) -> tuple[float, ...]:
+    return (-worker.resident(pending),)
 
 
-def _resident_first(one: Pending, worker: VirtualWorker, now: float) -> tuple[float, ...]:
-    return (2 * worker.resident(one) < one.turn.prompt, one.chain.attained)
+def _resident_first(pending: Pending, worker: VirtualWorker, now: float) -> tuple[float, ...]:
+    return (2 * worker.resident(pending) < pending.turn.prompt, pending.chain.attained)
 
 
 def _lru(held: Held, chain: Chain, now: float) -> tuple[float, ...]:
@@ -88,26 +88,27 @@ def _lru(held: Held, chain: Chain, now: float) -> tuple[float, ...]:
 
 
 def _ttl(held: Held, chain: Chain, now: float) -> tuple[float, ...]:
-    """Kept so long after a tool call; of those kept the youngest run goes first, else the least recently used."""
+    """Evict what is older than a time after its tool call, least recently used first. Of the rest, the youngest run goes
+    first."""
     keeps = not held.tail and (chain.waits or (chain.calls_tool and now - held.used_at < TTL_S))
     return (1.0, -chain.started) if keeps else (0.0, held.used_at)
 
 
 def _belady(held: Held, chain: Chain, now: float) -> tuple[float, ...]:
-    """Wanted last goes first; what waits is wanted now, and a tail never."""
+    """Evict first what is needed last. A waiting turn's KV is needed now, a tail never."""
     return (float("-inf"),) if held.tail else (-chain.next_at,)
 
 
-def _least_loaded(one: Pending, workers: list[VirtualWorker]) -> VirtualWorker:
+def _least_loaded(pending: Pending, workers: list[VirtualWorker]) -> VirtualWorker:
     return min(workers, key=lambda worker: (len(worker.waiting) + worker.running, worker.number))
 
 
-def _sticky(one: Pending, workers: list[VirtualWorker]) -> VirtualWorker:
-    return workers[one.chain.worker] if one.chain.worker >= 0 else _least_loaded(one, workers)
+def _sticky(pending: Pending, workers: list[VirtualWorker]) -> VirtualWorker:
+    return workers[pending.chain.worker] if pending.chain.worker >= 0 else _least_loaded(pending, workers)
 
 
-def _longest_match(one: Pending, workers: list[VirtualWorker]) -> VirtualWorker:
-    return max(workers, key=lambda worker: (worker.resident(one), -len(worker.waiting) - worker.running, -worker.number))
+def _longest_match(pending: Pending, workers: list[VirtualWorker]) -> VirtualWorker:
+    return max(workers, key=lambda worker: (worker.resident(pending), -len(worker.waiting) - worker.running, -worker.number))
 
 
 RULES: dict[str, Rules] = {

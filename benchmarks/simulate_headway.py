@@ -25,15 +25,15 @@ class Headway:
         self._worths = [self._worth(number) for number in range(workers)]
         self._workers: list[VirtualWorker] = []
 
-    def place(self, one: Pending, workers: list[VirtualWorker], now: float) -> int:
+    def place(self, pending: Pending, workers: list[VirtualWorker], now: float) -> int:
         self._workers = workers
-        number, chain = next(self._numbers), one.chain
+        number, chain = next(self._numbers), pending.chain
         self._retention.turn_arrived(str(chain.number), now)
         worker = workers[0]
         if len(workers) > 1:
-            sites = [self._site(one, each, now) for each in workers]
-            worker = workers[int(self._placement.choose(sites, one.turn.prompt, now).worker)]
-        uncached = worker.uncached(one)
+            sites = [self._site(pending, each, now) for each in workers]
+            worker = workers[int(self._placement.choose(sites, pending.turn.prompt, now).worker)]
+        uncached = worker.uncached(pending)
         self._queues[worker.number].push(
             QueuedRequest(
                 request=number,
@@ -43,20 +43,20 @@ class Headway:
                 arrival=now,
                 deadline=float("inf"),
                 uncached_tokens=uncached,
-                resident=_is_resident(one, uncached),
+                resident=_is_resident(pending, uncached),
                 attained_s=chain.attained / self._rates.prefill,
             )
         )
-        self._pending[number] = self._waits[chain.number] = one
+        self._pending[number] = self._waits[chain.number] = pending
         return worker.number
 
-    def _site(self, one: Pending, worker: VirtualWorker, now: float) -> Candidate:
+    def _site(self, pending: Pending, worker: VirtualWorker, now: float) -> Candidate:
         queue = self._queues[worker.number]
         held = worker.pool.chains.values()
-        footprint = sum(each.tokens * self._score(each, worker, now) for each in held if each.chain != one.chain.number)
+        footprint = sum(each.tokens * self._score(each, worker, now) for each in held if each.chain != pending.chain.number)
         footprint += queue.uncached_tokens
-        resident = worker.resident(one)
-        waits = queue.uncached_tokens if 2 * resident < one.turn.prompt else 0
+        resident = worker.resident(pending)
+        waits = queue.uncached_tokens if 2 * resident < pending.turn.prompt else 0
         return Candidate(
             worker=str(worker.number),
             wait_s=waits / self._rates.prefill,
@@ -69,9 +69,9 @@ class Headway:
     def choose(self, worker: VirtualWorker, now: float) -> Pending | None:
         queue = self._queues[worker.number]
         for number in queue.requests():
-            one = self._pending[number]
-            uncached = worker.uncached(one)
-            queue.refresh(number, uncached_tokens=uncached, resident=_is_resident(one, uncached))
+            pending = self._pending[number]
+            uncached = worker.uncached(pending)
+            queue.refresh(number, uncached_tokens=uncached, resident=_is_resident(pending, uncached))
         item = queue.pop(lambda item: self._fits(item, worker), now=now, prefill_rate=self._rates.prefill)
         return self._pending.pop(item.request) if item else None
 
@@ -88,23 +88,23 @@ class Headway:
         if held.pinned:
             return 1.0
         within_s = horizon_s(worker.pool.capacity, self._rates.prefill)
-        one = self._waits.get(held.chain)
-        if one is None:
+        pending = self._waits.get(held.chain)
+        if pending is None:
             return self._retention.score(str(held.chain), now, within_s=within_s)
-        here = one.worker == worker.number
+        here = pending.worker == worker.number
         return self._retention.score(
-            str(held.chain), now, waits=True, resident=here and _is_resident(one, worker.uncached(one))
+            str(held.chain), now, waits=True, resident=here and _is_resident(pending, worker.uncached(pending))
         )
 
-    def started(self, one: Pending, uncached: int, now: float) -> None:
-        one.chain.attained += uncached
-        del self._waits[one.chain.number]
+    def started(self, pending: Pending, uncached: int, now: float) -> None:
+        pending.chain.attained += uncached
+        del self._waits[pending.chain.number]
 
-    def finished(self, one: Pending, now: float) -> None:
-        """Nobody says that a session is over: it shows by not coming back."""
-        one.chain.attained += one.turn.output
-        self._retention.turn_finished(str(one.chain.number), now, finish=one.turn.finish)
+    def finished(self, pending: Pending, now: float) -> None:
+        """No event marks the end of a session: it only stops returning."""
+        pending.chain.attained += pending.turn.output
+        self._retention.turn_finished(str(pending.chain.number), now, finish=pending.turn.finish)
 
 
-def _is_resident(one: Pending, uncached: int) -> bool:
-    return 2 * uncached <= one.turn.prompt
+def _is_resident(pending: Pending, uncached: int) -> bool:
+    return 2 * uncached <= pending.turn.prompt

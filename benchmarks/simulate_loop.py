@@ -1,4 +1,4 @@
-"""The virtual clock: chains of sessions, workers that prefill one prompt at a time and decode any number, and what came of it.
+"""The virtual clock: chains of sessions, workers that prefill one prompt at a time and decode any number, and the results.
 
 arrival ──▶ waiting ──choose──▶ prefill (serial: reload, uncached) ──▶ decode (at one rate) ──▶ pause ──▶ next arrival
 """
@@ -13,15 +13,15 @@ from benchmarks.simulate_pool import Tails, VirtualPool, Worth
 from benchmarks.simulate_trace import Session, Turn
 
 LOOK_AGAIN_S = 5.0
-"""A discipline that let a free worker wait is asked again this often."""
+"""Seconds after which a discipline that left a free worker idle is called again."""
 
 
 OLD_ENOUGH_S = 600.0
-"""A run that has not ended counts for fairness once it has lasted so long."""
+"""Seconds from which an unfinished run counts for fairness."""
 
 
 class Rates(NamedTuple):
-    """Tokens a second."""
+    """Rates in tokens a second."""
 
     prefill: float = 16_000.0
     decode: float = 60.0
@@ -30,7 +30,7 @@ class Rates(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Chain:
-    """One session as it runs. `attained` is uncached prefill and decode work so far; clairvoyants know `next_at`."""
+    """One running session. `attained` is uncached prefill and decode work so far; clairvoyant disciplines use `next_at`."""
 
     number: int
     session: Session
@@ -52,7 +52,7 @@ class Chain:
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A turn that waits, and then runs."""
+    """A turn that waits or runs."""
 
     chain: Chain
     turn: Turn
@@ -73,35 +73,35 @@ class VirtualWorker:
     running: int = 0
     waiting: list[Pending] = field(default_factory=list)
 
-    def resident(self, one: Pending) -> int:
-        """Tokens of its prompt on device or host."""
-        number, shared = one.chain.number, one.turn.shared
+    def resident(self, pending: Pending) -> int:
+        """Return the tokens of its prompt on device or host."""
+        number, shared = pending.chain.number, pending.turn.shared
         return max(self.pool.device_tokens(number, shared), self.pool.host_tokens(number, shared))
 
-    def uncached(self, one: Pending) -> int:
-        return one.turn.prompt - self.resident(one)
+    def uncached(self, pending: Pending) -> int:
+        return pending.turn.prompt - self.resident(pending)
 
 
 class Discipline(Protocol):
-    """What is compared: which worker a turn waits for, which turn goes next, and whose KV is worth keeping."""
+    """A contender: which worker a turn waits for, which turn is next, and which KV to keep."""
 
     keep_tails: Tails
     host_by_worth: bool
 
-    def place(self, one: Pending, workers: list[VirtualWorker], now: float) -> int: ...
+    def place(self, pending: Pending, workers: list[VirtualWorker], now: float) -> int: ...
 
     def choose(self, worker: VirtualWorker, now: float) -> Pending | None: ...
 
     def worth(self, worker: VirtualWorker) -> Worth: ...
 
-    def started(self, one: Pending, uncached: int, now: float) -> None: ...
+    def started(self, pending: Pending, uncached: int, now: float) -> None: ...
 
-    def finished(self, one: Pending, now: float) -> None: ...
+    def finished(self, pending: Pending, now: float) -> None: ...
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What was seen after the first part of the time, `from_s`, was dropped."""
+    """Measurements after the first part of the time, `from_s`, which is dropped."""
 
     turns: int = 0
     prompt_tokens: int = 0
@@ -134,14 +134,14 @@ class Simulation:
         self._closed = False
 
     def closed(self, num_sessions: int, rng: random.Random) -> Outcome:
-        """So many sessions at any time: when one ends, another begins."""
+        """Run a constant number of sessions: when one ends, another begins."""
         self._closed = True
         for _ in range(num_sessions):
             self._at(rng.uniform(0.0, 60.0), self._begin)
         return self._run()
 
     def open(self, sessions_per_hour: float, rng: random.Random) -> Outcome:
-        """Sessions begin at random, whatever becomes of those before."""
+        """Run sessions that arrive at random, independent of earlier ones."""
         at = rng.expovariate(sessions_per_hour / 3600)
         while at < self._until_s:
             self._at(at, self._begin)
@@ -155,15 +155,16 @@ class Simulation:
             event(at)
         for worker in self.workers:
             self.outcome.busy_s += worker.busy_s
-            for one in worker.waiting:
-                self._waited(self._until_s - one.arrival)
+            for pending in worker.waiting:
+                self._waited(self._until_s - pending.arrival)
         for chain in self.live.values():
             if self._until_s - chain.started >= OLD_ENOUGH_S:
                 self.outcome.speeds.append(self._speed(chain, self._until_s))
         return self.outcome
 
     def _speed(self, chain: Chain, now: float) -> float:
-        """The time its turns and pauses take on an empty worker that forgets nothing, to the time they took."""
+        """Return the ratio of its time on an empty worker with unlimited memory to its actual time, turns and pauses
+        included."""
         alone_s = sum(t.output / self.rates.decode + t.think_s for t in chain.session[: chain.turn])
         return alone_s / max(1e-9, now - chain.started)
 
@@ -183,57 +184,57 @@ class Simulation:
         self._arrive(chain, now)
 
     def _arrive(self, chain: Chain, now: float) -> None:
-        one = Pending(chain, chain.now_at, now)
+        pending = Pending(chain, chain.now_at, now)
         chain.waits, chain.next_at = True, now
-        one.worker = self.discipline.place(one, self.workers, now)
-        chosen = self.workers[one.worker]
-        chosen.waiting.append(one)
+        pending.worker = self.discipline.place(pending, self.workers, now)
+        chosen = self.workers[pending.worker]
+        chosen.waiting.append(pending)
         self._fill(chosen, now)
 
     def _fill(self, worker: VirtualWorker, now: float) -> None:
         while not worker.busy and worker.waiting:
-            one = self.discipline.choose(worker, now)
-            if one is None:
+            pending = self.discipline.choose(worker, now)
+            if pending is None:
                 return
-            self._start(one, worker, now)
+            self._start(pending, worker, now)
 
-    def _start(self, one: Pending, worker: VirtualWorker, now: float) -> None:
-        worker.waiting.remove(one)
-        chain, turn = one.chain, one.turn
+    def _start(self, pending: Pending, worker: VirtualWorker, now: float) -> None:
+        worker.waiting.remove(pending)
+        chain, turn = pending.chain, pending.turn
         chain.waits, chain.worker = False, worker.number
         worth = self.discipline.worth(worker)
-        on_device, reloaded = worker.pool.begin(chain.number, turn.shared, one.total, now, worth)
+        on_device, reloaded = worker.pool.begin(chain.number, turn.shared, pending.total, now, worth)
         uncached = turn.prompt - on_device - reloaded
-        self.discipline.started(one, uncached, now)
+        self.discipline.started(pending, uncached, now)
         if now >= self._from_s:
-            self._waited(now - one.arrival)
+            self._waited(now - pending.arrival)
             self.outcome.prompt_tokens += turn.prompt
             self.outcome.cached_tokens += on_device + reloaded
             self.outcome.shared_tokens += turn.shared
         seconds = uncached / self.rates.prefill + reloaded / self.rates.reload
         worker.busy, worker.busy_s = True, worker.busy_s + seconds
         worker.running += 1
-        self._at(now + seconds, lambda at: self._prefilled(one, worker, at))
+        self._at(now + seconds, lambda at: self._prefilled(pending, worker, at))
 
     def _waited(self, seconds: float) -> None:
         self.outcome.longest_wait_s = max(self.outcome.longest_wait_s, seconds)
         self.outcome.waits_s.append(seconds)
 
-    def _prefilled(self, one: Pending, worker: VirtualWorker, now: float) -> None:
+    def _prefilled(self, pending: Pending, worker: VirtualWorker, now: float) -> None:
         worker.busy = False
-        self._at(now + one.turn.output / self.rates.decode, lambda at: self._finished(one, worker, at))
+        self._at(now + pending.turn.output / self.rates.decode, lambda at: self._finished(pending, worker, at))
         self._fill(worker, now)
 
-    def _finished(self, one: Pending, worker: VirtualWorker, now: float) -> None:
-        chain = one.chain
+    def _finished(self, pending: Pending, worker: VirtualWorker, now: float) -> None:
+        chain = pending.chain
         worker.running -= 1
         chain.turn += 1
-        chain.calls_tool = one.turn.finish == "tool_use"
+        chain.calls_tool = pending.turn.finish == "tool_use"
         chain.over = chain.turn == len(chain.session)
         chain.next_at = float("inf") if chain.over else now + chain.now_at.think_s
         if now >= self._from_s:
             self.outcome.turns += 1
-        self.discipline.finished(one, now)
+        self.discipline.finished(pending, now)
         worker.pool.end(chain.number, now, self.discipline.worth(worker))
         if chain.over:
             self._ended(chain, now)

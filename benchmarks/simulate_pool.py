@@ -1,7 +1,7 @@
-"""A virtual worker's KV: how many leading tokens of each chain are on the device and on the host. No page is kept by name.
+"""A virtual worker's KV: the number of leading tokens of each chain on the device and on the host. Pages have no hashes.
 
 device   live chains + superseded tails + running = used <= capacity
-host     written through when a turn ends; the least recently used chain makes room, or the one that is worth least
+host     written through when a turn ends; the least recently used chain is evicted, or the one of least worth
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """Leading tokens of a chain, or with `tail` what its later turns no longer share. Whoever is pinned stays."""
+    """Leading tokens of a chain, or with `tail` those that its later turns no longer share. Pinned tokens stay."""
 
     chain: int
     tokens: int
@@ -21,11 +21,11 @@ class Held:
 
 
 Worth = Callable[[Held, float], tuple[float, ...]]
-"""Who is worth least goes first."""
+"""Order of eviction: the lowest value goes first."""
 
 
 Tails = Literal["all", "compacted"]
-"""What of a chain's superseded tokens stays until evicted: all, or only where the next turn shares less than half with it."""
+"""A chain's superseded tokens that stay until evicted: all, or only if the next turn shares less than half with it."""
 
 
 class VirtualPool:
@@ -46,11 +46,11 @@ class VirtualPool:
         return min(held.tokens, shared) if held else 0
 
     def fits(self, total: int) -> bool:
-        """Whether a turn of so many tokens would fit if all that is not pinned went."""
+        """Return whether a turn of this size would fit if everything unpinned were evicted."""
         return self.pinned + total <= self.capacity
 
     def begin(self, chain: int, shared: int, total: int, now: float, worth: Worth) -> tuple[int, int]:
-        """Pins room for a turn. Returns how many of its tokens were on the device, and how many came from the host."""
+        """Pin memory for a turn. Returns how many of its tokens were on the device, and how many came from the host."""
         on_device = self.device_tokens(chain, shared)
         reloaded = max(0, self.host_tokens(chain, shared) - on_device)
         held = self.chains.setdefault(chain, Held(chain, 0, now))

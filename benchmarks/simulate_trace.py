@@ -1,4 +1,4 @@
-"""Sessions of a trace as the simulator replays them: their main streams, cut at the first context that is too long."""
+"""Sessions of a trace for the simulator: their main streams, cut at the first context that is too long."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Turn(NamedTuple):
-    """`shared` prompt tokens are those of the turn before; `think_s` is the pause before this turn."""
+    """A turn. `shared` prompt tokens are those of the previous turn; `think_s` is the pause before this turn."""
 
     prompt: int
     shared: int
@@ -22,14 +22,14 @@ Session = tuple[Turn, ...]
 
 
 def load(path: Path, *, max_context: int, max_think_s: float) -> list[Session]:
-    """Raises FileNotFoundError."""
+    """Load the sessions. Raises FileNotFoundError."""
     with gzip.open(path, "rt") as lines:
         traced = [json.loads(line) for line in lines]
     sessions = []
-    for one in traced:
-        for stream in one["streams"]:
+    for session in traced:
+        for stream in session["streams"]:
             if stream["kind"] == "main":
-                turns = tuple(_turns(stream["req"], one["bs"], max_context, max_think_s))
+                turns = tuple(_turns(stream["req"], session["bs"], max_context, max_think_s))
                 if turns:
                     sessions.append(turns)
     return sessions
@@ -45,7 +45,7 @@ def _turns(requests: list[list[object]], block: int, max_context: int, max_think
 
 
 def endless(sessions: Sequence[Session], seed: int) -> Iterator[Session]:
-    """All of them in an order of the seed, again and again."""
+    """Yield all sessions in a seeded order, repeatedly."""
     rng = random.Random(seed)
     while True:
         order = list(sessions)

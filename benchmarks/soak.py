@@ -1,13 +1,12 @@
 """Claim: whatever dies, answers are right or honest errors, nothing leaks, and the books balance.
 
-Method: real workers with the shipped models, few pages, budgets on every request. 12 callers ask again as soon as they are
-answered: single questions, agent runs and long work, of which one in twelve leaves in the middle. Every few seconds a random
-worker is killed (SIGKILL); the last fifth of the time none. Every answer is greedy and held against what the same model said to
-the same messages beforehand, alone; where they part between two tokens within 0.05 of each other it is a tie, as in a batch
-sums are added up in another order. Runs are remembered for a minute and budgets of theirs for two, so that what is bounded is
-full when memory is watched. At the end, idle: free + cached pages = all pages, no budget holds anything, what budgets were
-charged is what the ledger says, and every request stands in the ledger once. RSS is the gateway's, fitted after the first
-fifth.
+Method: real workers with the shipped models, few pages, budgets on every request. 12 clients send their next request after each
+answer: single questions, agent runs and long work, of which one in twelve disconnects in the middle. Every few seconds a random
+worker is killed (SIGKILL), except in the last fifth of the time. Every answer is greedy and compared with the same model's
+earlier answer to the same messages, alone. A difference between two tokens within 0.05 of each other is a tie, because a batch
+sums in another order. Runs are remembered for a minute and their budgets for two, so that bounded structures are full when
+memory is measured. At the end, idle: free + cached pages = all pages, no budget has a reservation, budgets' charges equal the
+ledger's, and every request is in the ledger once. RSS is the gateway's, fitted after the first fifth.
 """
 
 import asyncio
@@ -37,7 +36,7 @@ CALLERS = 12
 KILL_EVERY_S = 20.0
 LEAVES = 1 / 12
 HONEST = frozenset({"worker_lost", "no_worker", "overloaded"})
-"""What a caller may be told when a worker died."""
+"""Errors that a client may get after a worker died."""
 TIE = 0.05
 CALM_SHARE = WARM_SHARE = 0.2
 _TIMEOUT_S, _IDLE_S = 300.0, 120.0
@@ -45,7 +44,7 @@ _SAMPLE_EVERY_S = 1.0
 
 
 class Wrong(NamedTuple):
-    """An answer that is not what was said before."""
+    """An answer that differs from the expected one."""
 
     item: int
     model: str
@@ -55,7 +54,8 @@ class Wrong(NamedTuple):
 
 
 class Soak:
-    """`expected` maps (item, model) to its answers, turn by turn. Each run has a name, by which the ledger's rows are told."""
+    """State of the run. `expected` maps (item, model) to its answers by turn. Each run has a name, which identifies its rows in
+    the ledger."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str, items: Sequence[Item], seconds: float) -> None:
         self.http, self.url, self.items, self.seconds = http, url, items, seconds
@@ -68,14 +68,14 @@ class Soak:
         self._began = 0.0
 
     async def learn(self) -> None:
-        """What each model says to each item, alone."""
+        """Record each model's answer to each item, alone."""
         for index in range(len(self.items)):
             for model in MODELS:
                 run = f"learn-{index}-{model}"
                 seen = await self._play(index, model, run)
-                if not all(one.ok for one in seen):
+                if not all(response.ok for response in seen):
                     raise RuntimeError(f"{model} did not answer a question alone: {seen[-1].status} {seen[-1].error}")
-                self.expected[index, model] = tuple(one.text for one in seen)
+                self.expected[index, model] = tuple(response.text for response in seen)
         progress(f"learned {len(self.expected)} answers")
 
     async def run(self) -> None:
@@ -121,19 +121,19 @@ class Soak:
         self.counts["left"] += 1
 
     def _judge(self, index: int, model: str, seen: Sequence[Response]) -> None:
-        for turn, one in enumerate(seen):
+        for turn, response in enumerate(seen):
             expected = self.expected[index, model][turn]
-            if one.ok and one.text == expected:
+            if response.ok and response.text == expected:
                 self.counts["right"] += 1
-            elif one.ok:
-                self.wrong.append(Wrong(index, model, turn, expected, one.text))
-                return  # its later turns follow from it
-            elif one.error in HONEST:
-                self.counts[one.error] += 1
-                if not expected.startswith(one.text):
-                    self.wrong.append(Wrong(index, model, turn, expected, one.text))
+            elif response.ok:
+                self.wrong.append(Wrong(index, model, turn, expected, response.text))
+                return  # later turns depend on it
+            elif response.error in HONEST:
+                self.counts[response.error] += 1
+                if not expected.startswith(response.text):
+                    self.wrong.append(Wrong(index, model, turn, expected, response.text))
             else:
-                self.counts[f"unexpected: {one.status} {one.error}"] += 1
+                self.counts[f"unexpected: {response.status} {response.error}"] += 1
 
     async def _kill(self) -> None:
         rng = random.Random(0)
@@ -152,7 +152,7 @@ class Soak:
             await asyncio.sleep(_SAMPLE_EVERY_S)
 
     async def idle(self) -> None:
-        """Until nothing runs anywhere and all workers are up. Raises TimeoutError."""
+        """Wait until nothing runs and all workers are up. Raises TimeoutError."""
         async with asyncio.timeout(_IDLE_S):
             while True:
                 metrics = await self.metrics()
@@ -169,11 +169,11 @@ class Soak:
         return {name: float(value) for name, value in re.findall(r"^([^#\s]\S*) (\S+)$", text, re.MULTILINE)}
 
     async def ties(self) -> int:
-        """Takes out of `wrong` what parts from what was expected between two tokens of almost the same chance."""
+        """Remove answers from `wrong` that diverge between two tokens of almost equal probability, and return their number."""
         wrong, self.wrong = self.wrong, []
-        for one in wrong:
-            if not await self._is_tie(one):
-                self.wrong.append(one)
+        for response in wrong:
+            if not await self._is_tie(response):
+                self.wrong.append(response)
         return len(wrong) - len(self.wrong)
 
     async def _is_tie(self, wrong: Wrong) -> bool:
@@ -229,7 +229,7 @@ async def _soak(url: str, items: Sequence[Item], seconds: float) -> tuple[Soak, 
 
 
 class Rows(NamedTuple):
-    """Of the ledger: by run, all tokens, and how many ids stand in it twice."""
+    """Rows of the ledger: counts by run, all tokens, and the number of duplicate ids."""
 
     by_run: dict[str, int]
     tokens: int
@@ -252,7 +252,7 @@ def _judged(
     soak: Soak, metrics: dict[str, float], rows: Rows, ties: int, minutes: float
 ) -> tuple[dict[str, Any], list[Target]]:
     used = [value for name, value in metrics.items() if name.startswith("headway_worker_pages{") and 'state="used"' in name]
-    # Who left may have gone before the gateway saw the request.
+    # Clients that disconnected may have left before the gateway saw the request.
     missing = sum(rows.by_run.get(run, 0) != count for run, count in soak.sent.items() if run not in soak.left)
     settled = metrics["headway_budget_settled_tokens_total"]
     unexpected = sum(count for name, count in soak.counts.items() if name.startswith("unexpected"))
@@ -290,7 +290,7 @@ def _judged(
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:
-    """Least squares."""
+    """Return the slope by least squares."""
     if len(points) < 2:
         return 0.0
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
@@ -299,15 +299,15 @@ def _slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def _gateway_pid() -> int:
-    """The one that this process started."""
+    """Return the id of the gateway that this process started."""
     return next(pid for pid in _children(os.getpid()) if "gateway.cli" in _command(pid))
 
 
 def _children(pid: int) -> list[int]:
-    found: list[int] = []
+    pids: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += map(int, task.read_text().split())
-    return found
+        pids += map(int, task.read_text().split())
+    return pids
 
 
 def _command(pid: int) -> str:

@@ -1,10 +1,10 @@
-"""Claim: guesses make an agent faster that works alone, and in a full batch, where they turn themselves off, cost nothing.
+"""Claim: speculation makes an agent faster that works alone; in a full batch it turns itself off and costs nothing.
 
-Method: nano goes on with held-out transcripts of the lab's tool-calling agents, greedily, from before each of their answers,
-and with questions of all skills. Without guesses, with lookup (in the prompt, and in what was answered before), with pico
-drafting, and with both, in turns, each round beginning with another; medians of the rounds. Batch 1 and batch 16. No round asks
-what another asked, as lookup would know the answers. The baseline is the same engine without guesses; lookup alone has targets,
-on the agents; of pico the measured ratio is told.
+Method: nano continues held-out transcripts of the lab's tool-calling agents, greedily, from before each of their answers, and
+questions of all skills. Four arms: without speculation, with lookup (in the prompt and earlier answers), with pico as the draft
+model, and with both. Arms alternate, each round beginning with another; medians of the rounds. Batch 1 and batch 16. No two
+rounds have the same prompts, as lookup would know the answers. The baseline is the same engine without speculation. Targets are
+for lookup alone, on the agents; for pico the measured ratio is reported.
 """
 
 import random
@@ -41,7 +41,7 @@ def main() -> None:
         asked = prompts(args.model, cells, count * rounds * len(BATCHES))
         for batch in BATCHES:
             speed: dict[str, list[float]] = {name: [] for name in rigs}
-            before = {name: _tallies(rig) for name, rig in rigs.items()}
+            tallies_before = {name: _tallies(rig) for name, rig in rigs.items()}
             for number in range(rounds):
                 some, asked = asked[:count], asked[count:]
                 names = list(rigs)
@@ -52,7 +52,7 @@ def main() -> None:
             found = results[f"{workload}, batch {batch}"] = dict[str, Any]()
             for name, rig in rigs.items():
                 now = _tallies(rig)
-                drafted, accepted = (sum(now[i].values()) - sum(before[name][i].values()) for i in (0, 1))
+                drafted, accepted = (sum(now[i].values()) - sum(tallies_before[name][i].values()) for i in (0, 1))
                 ratio, share = medians[name] / medians["off"], accepted / max(drafted, 1)
                 found[name] = {"tokens_per_s": medians[name], "ratio": ratio, "guessed": drafted, "accepted_share": share}
                 rows.append((workload, batch, name, medians[name], ratio, drafted, share))
@@ -65,29 +65,29 @@ def main() -> None:
 
 
 def _tallies(rig: EngineRig) -> tuple[dict[str, int], dict[str, int]]:
-    """Guessed and accepted tokens by source."""
+    """Return drafted and accepted tokens by source."""
     speculator = rig.engine.speculator
     tallies = {} if speculator is None else speculator.tallies
     return {k: v.drafted for k, v in tallies.items()}, {k: v.accepted for k, v in tallies.items()}
 
 
 def prompts(model: Path, cells: Sequence[tuple[str, int]], count: int) -> list[list[int]]:
-    """Transcripts up to an answer, of any turn."""
+    """Return transcripts up to an answer, of any turn."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     found: list[list[int]] = []
-    drawn = [one for cell in cells for one in held_out(*cell, -(-count // len(cells)), seed=5)]
+    drawn = [transcript for cell in cells for transcript in held_out(*cell, -(-count // len(cells)), seed=5)]
     random.Random(0).shuffle(drawn)
-    for one in drawn:
-        options = {"tools": one.tools or None, "add_generation_prompt": True, "tokenize": True, "return_dict": False}
-        turns = [i for i, message in enumerate(one.messages) if message["role"] == "assistant"]
-        found += [tokenizer.apply_chat_template(one.messages[:turn], **options) for turn in turns]
+    for transcript in drawn:
+        options = {"tools": transcript.tools or None, "add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        turns = [i for i, message in enumerate(transcript.messages) if message["role"] == "assistant"]
+        found += [tokenizer.apply_chat_template(transcript.messages[:turn], **options) for turn in turns]
     return found[:count]
 
 
 def _tokens_per_s(rig: EngineRig, asked: list[list[int]], batch: int) -> float:
-    """Decoding alone: prompts are resident after the first time, so it is asked twice and the second time counts."""
+    """Return the decode rate. Prompts are resident after the first pass, so only the second is timed."""
     tokens, spent_s = 0, 0.0
     for start in range(0, len(asked), batch):
         group = asked[start : start + batch]

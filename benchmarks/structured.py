@@ -1,11 +1,11 @@
-"""Claim: an answer that is held to a form costs almost no time, and always has that form.
+"""Claim: an answer with constrained output costs almost no time, and always has the required form.
 
 Speed: eight sequences at once on nano, one step after the other as the engine runs them, up to 192 tokens each and until one
-ends: free, held to a JSON Schema (a long list of records), and held with a limit so near that every token is looked at for
-whether the answer can still end; in turns, best of the rounds of each. Form: 200 generated schemas, asked for in words and
-held to strictly, to fit into 512 tokens (`fit`): how many end, how many of these only because they were led to an end near
-the limit, and whether each that ends satisfies `jsonschema`. At temperature 1 with a frequency penalty of 0.5: a small model
-asked for what it never saw fills an endless string with one word when greedy.
+ends. Three arms: free, constrained to a JSON Schema (a long list of records), and constrained with a limit so near that every
+token is checked for whether the answer can still end. They alternate, best of the rounds of each. Form: 200 generated schemas,
+requested in words and strictly constrained, to fit into 512 tokens (`fit`). Reported: how many end, how many of these only
+because they were closed near the limit, and whether each that ends satisfies `jsonschema`. Temperature is 1 with a frequency
+penalty of 0.5: a small model outside its training data fills an endless string with one word when greedy.
 """
 
 import json
@@ -70,7 +70,7 @@ class Bench:
         return outcomes[0]
 
     def run(self, prompts: Sequence[str], matchers: Sequence[XgrammarMatcher | None], sampling: Sampling) -> list[Ended]:
-        """One batch, from its first step to its last."""
+        """Run one batch, from its first step to its last."""
         engine = self.started.engine
         texts = [""] * len(prompts)
         reasons = [""] * len(prompts)
@@ -88,7 +88,7 @@ class Bench:
         return [Ended(reason, text) for reason, text in zip(reasons, texts, strict=True)]
 
     def tokens_per_s(self, prompts: Sequence[str], matchers: Sequence[XgrammarMatcher | None], sampling: Sampling) -> float:
-        """Of one batch, until the first of it ends."""
+        """Return the rate of one batch, until the first sequence ends."""
         engine, first, steps = self.started.engine, self._next, 0
         for prompt, matcher in zip(prompts, matchers, strict=True):
             engine.submit("bench", Submit(request=self._next, prompt=self._ids(prompt), sampling=sampling), matcher)
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def _speed(bench: Bench, rounds: int) -> tuple[float, float, float]:
-    """Tokens a second, free, held, and held near the limit. A first round of each warms up."""
+    """Return tokens a second: free, constrained, and constrained near the limit. A first round of each warms up."""
     rng = random.Random(0)
     prompts = [f"List records of {sentence(rng)}" for _ in range(BATCH)]
     best = [0.0, 0.0, 0.0]
@@ -153,7 +153,7 @@ def _speed(bench: Bench, rounds: int) -> tuple[float, float, float]:
 
 
 def _forms(bench: Bench, count: int) -> tuple[int, int, int, list[str]]:
-    """How many ended, how many of these were led there, how many are valid, and what is wrong with the others."""
+    """Return how many ended, how many of these were closed early, how many are valid, and the problems of the others."""
     ended = led = valid = 0
     failures: list[str] = []
     for start in range(0, count, BATCH):

@@ -1,14 +1,14 @@
-"""Claim: deciding at every user turn with what both tiers hold is cheaper than switching blindly, and not worse than staying.
+"""Claim: deciding at every user turn with both tiers' caches is cheaper than switching blindly, and not worse than staying.
 
-Method: a simulation of runs of 4 to 12 turns whose context grows, with one to three hard turns in the middle; the gateway's
-own `decide` and `KvIndex` choose the worker, at the rates that a gateway assumes of pico and nano before it has measured
-them. The small tier answers easy turns right at 97 % and hard ones at 25 %, the large one at 98 and 95 %. Of a turn one noisy
-number is seen (easy and hard overlap: AUC .93); the estimate of quality is the chance that follows from it, as calibrated as
-the gateway's are. A worker keeps a run's pages and loses them between two turns with a chance of 5 %. Dollars are of what is
-really computed. Peers, over the same runs and the same luck: blind (every turn as if nothing were held anywhere) and sticky
-(the first turn's model until a better one is chosen, then that), each at all prices of a mistake. Targets: against the more
-accurate peer at a price of 1, ours at the cheapest price that is no less accurate; and dollars at equal accuracy, as a mean
-over the accuracies that both reach. Interval: bootstrap over runs.
+Method: a simulation of runs of 4 to 12 turns whose context grows, with one to three hard turns in the middle. The gateway's own
+`decide` and `KvIndex` choose the worker, at the rates that a gateway assumes of pico and nano before measuring them. The small
+tier answers easy turns right at 97 % and hard ones at 25 %, the large one at 98 and 95 %. A turn is observed as one noisy
+number (easy and hard overlap: AUC .93). The quality estimate is the probability given that number, as calibrated as the
+gateway's. A worker keeps a run's pages and loses them between two turns with a probability of 5 %. Dollars are of the actual
+computation. Peers, over the same runs and the same luck: blind (every turn as if no pages were cached) and sticky (the first
+turn's model until a better one is chosen, then that), each at all prices of a mistake. Targets: against the more accurate peer
+at a price of 1, ours at the cheapest price that is no less accurate; and dollars at equal accuracy, as a mean over the
+accuracies that both reach. Interval: bootstrap over runs.
 """
 
 import math
@@ -39,7 +39,8 @@ _HARD_SHARE = 0.25
 
 
 class Turn(NamedTuple):
-    """`luck` decides who is right, the same for every policy; `lost` are workers that forgot the run since the last turn."""
+    """A turn. `luck` decides whether an answer is right, the same for every policy; `lost` are workers that dropped the run's
+    pages since the last turn."""
 
     prompt_tokens: int
     output_tokens: int
@@ -92,7 +93,7 @@ def main() -> None:
 
 
 def _at_equal_accuracy(ours: list[tuple[float, float]], peers: list[tuple[float, float]]) -> float:
-    """Mean ratio of dollars, both curves interpolated, over the accuracies that both reach."""
+    """Return the mean ratio of dollars, both curves interpolated, over the accuracies that both reach."""
     ours, peers = sorted(ours), sorted(peers)
     at = np.linspace(max(ours[0][0], peers[0][0]), min(ours[-1][0], peers[-1][0]), 20)
     mine = np.interp(at, [accuracy for accuracy, _ in ours], [usd for _, usd in ours])
@@ -116,10 +117,10 @@ def _run(rng: random.Random) -> list[Turn]:
 
 
 def _calibrated(seen: float) -> float:
-    """The chance that the small tier is as good as the large one, by Bayes."""
+    """Return the probability that the small tier is as good as the large one, by Bayes."""
     odds = {hard: math.exp(-0.5 * ((seen - middle) / _SEEN_DEVIATION) ** 2) for hard, middle in _SEEN.items()}
     hard = _HARD_SHARE * odds[True] / (_HARD_SHARE * odds[True] + (1 - _HARD_SHARE) * odds[False])
-    # Both answer by the same luck: worse only where it lies between the two chances.
+    # Both use the same luck: the small tier is worse only if luck lies between the two probabilities.
     worse = {kind: _RIGHT["large", kind] - _RIGHT["small", kind] for kind in (False, True)}
     return 1.0 - hard * worse[True] - (1.0 - hard) * worse[False]
 
@@ -192,7 +193,7 @@ def _accuracy(found: Sequence[Total]) -> float:
 
 
 def _interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """95 % of the ratio of sums."""
+    """Return the 95 % interval of the ratio of sums."""
     rng, table_ = np.random.default_rng(0), np.array(pairs)
     ratios = []
     for _ in range(1000):

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tracing_off POLICY`: a gateway that tells nobody anything, the "off" of benchmarks/tracing.py."""
+"""`python -m benchmarks.tracing_off POLICY`: a gateway without telemetry, the "off" of benchmarks/tracing.py."""
 
 import os
 import sys
@@ -13,8 +13,8 @@ from gateway.telemetry.record import RequestRecord
 from gateway.telemetry.tracing import NoSpans
 
 
-class Deaf:
-    """A ledger that keeps nothing."""
+class NoLedger:
+    """A ledger that stores nothing."""
 
     def record(self, row: object) -> bool:
         return True
@@ -35,7 +35,7 @@ def main() -> None:
     built = Gateway.__init__
 
     def build(self: Gateway, *arguments: object, **options: object) -> None:
-        built(self, *arguments, **{**options, "ledger": Deaf(), "spans": NoSpans()})  # type: ignore[arg-type]
+        built(self, *arguments, **{**options, "ledger": NoLedger(), "spans": NoSpans()})  # type: ignore[arg-type]
 
     Gateway.__init__ = build  # type: ignore[method-assign]
     run(load_policy(Path(sys.argv[1]), os.environ), read_settings(os.environ), os.environ)

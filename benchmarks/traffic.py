@@ -1,7 +1,7 @@
 """Mixed traffic for a live gateway: single questions, agent runs of several turns, and long batch work, lengths as in a trace.
 
-Every answer has a given length (`ignore_eos`), so that the same item is the same work each time; a number in front of each
-prompt keeps one from finding another's pages.
+Every answer has a given length (`ignore_eos`), so that the same item is the same work each time. A number at the start of each
+prompt keeps prompts from sharing pages.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from gateway.loadtest.client import Response, chat
 Kind = Literal["interactive", "agent", "batch"]
 KINDS: tuple[Kind, ...] = ("interactive", "agent", "batch")
 _SHARES = {"interactive": 0.7, "agent": 0.1, "batch": 0.2}
-"""Of what arrives; a run is one arrival and several requests."""
+"""Shares of arrivals; a run is one arrival and several requests."""
 TRACE = "azure2023_conv.csv.gz"
 TURNS, PAUSE_S = 4, 0.3
 CALLERS = 32
 _SHORTER = {"interactive": 4, "agent": 4, "batch": 2}
-"""The trace's lengths are for models that take more than ours."""
+"""Divisors of the trace's lengths, which are for models with longer contexts than ours."""
 _MAX_PROMPT, _MAX_OUTPUT = 1200, 96
 _TOKENS_A_SENTENCE = 10.5
 
 
 class Item(NamedTuple):
-    """What arrives at once: one text for each turn, the answers as long as said."""
+    """One arrival: a text for each turn, and the length of its answers."""
 
     kind: Kind
     texts: tuple[str, ...]
@@ -40,7 +40,7 @@ class Item(NamedTuple):
 
 
 class Played(NamedTuple):
-    """One item and what became of its turns; fewer than it has where one failed. `ended_at` is when, by `perf_counter`."""
+    """One item and the results of its turns; fewer than it has if one failed. `ended_at` is on `perf_counter`."""
 
     item: int
     seen: tuple[Response, ...]
@@ -48,12 +48,12 @@ class Played(NamedTuple):
 
 
 def trace_of(data: Path) -> list[Planned]:
-    """Raises OSError when the data is not there."""
+    """Read the trace. Raises OSError if the data is missing."""
     return read_trace(data / "traces" / TRACE)
 
 
 def pool(trace: Sequence[Planned], size: int, seed: int) -> list[Item]:
-    """So many items, each kind in its share."""
+    """Return `size` items, each class in its share."""
     rng = random.Random(seed)
     kinds = [kind for kind in KINDS for _ in range(max(1, round(_SHARES[kind] * size)))]
     rng.shuffle(kinds)
@@ -87,12 +87,14 @@ async def play(
     model: str = "auto",
     headers: Mapping[str, str] | None = None,
 ) -> Played:
-    """`name` and `number` make its prompts and its run unlike any other; `index` is kept. Without `with_slo` no class is asked
-    for. A run ends with its last turn, or with the first that fails."""
+    """Send one item. `name` and `number` make its prompts and its run unique; `index` is copied to the result.
+
+    Without `with_slo` no class is requested. A run ends with its last turn, or with the first that fails.
+    """
     messages: list[dict[str, Any]] = [{"role": "system", "content": f"Case {name} {number}."}]
-    said = {**(headers or {}), **({"x-headway-slo": item.kind} if with_slo else {})}
+    request_headers = {**(headers or {}), **({"x-headway-slo": item.kind} if with_slo else {})}
     if item.kind == "agent":
-        said.setdefault("x-headway-run-id", f"{name}-{number}")
+        request_headers.setdefault("x-headway-run-id", f"{name}-{number}")
     seen: list[Response] = []
     ended_at: list[float] = []
     for turn, text in enumerate(item.texts):
@@ -100,16 +102,16 @@ async def play(
             await asyncio.sleep(item.pause_s)
         messages.append({"role": "user", "content": text})
         if item.kind == "agent" and turn == len(item.texts) - 1:
-            said["x-headway-run-final"] = "true"
+            request_headers["x-headway-run-final"] = "true"
         body = {"model": model, "messages": messages, "max_tokens": item.output_tokens, "temperature": 0, "ignore_eos": True}
-        one = await chat(
-            http, f"{url}/v1/chat/completions", body, said, due=time.perf_counter() if turn or due is None else due
+        response = await chat(
+            http, f"{url}/v1/chat/completions", body, request_headers, due=time.perf_counter() if turn or due is None else due
         )
-        seen.append(one)
+        seen.append(response)
         ended_at.append(time.perf_counter())
-        if not one.ok:
+        if not response.ok:
             break
-        messages.append({"role": "assistant", "content": one.text})
+        messages.append({"role": "assistant", "content": response.text})
     return Played(index, tuple(seen), tuple(ended_at))
 
 
@@ -122,8 +124,10 @@ async def capacity(
     *,
     with_slo: bool = False,
 ) -> float:
-    """Items a second that CALLERS get through who ask again at once, for so long or until each has had one. The first fifth of
-    the time is not counted, in which the batches fill."""
+    """Return items a second that CALLERS closed-loop clients complete, over this time or until each has had one.
+
+    The first fifth of the time is not counted, while the batches fill.
+    """
     began = time.perf_counter()
     counts_from, until = began + 0.2 * seconds, began + seconds
     done: list[float] = []

@@ -1,4 +1,4 @@
-"""The composition root: everything that a gateway is made of, and the Litestar application in front of it."""
+"""Composition root of the gateway: all its parts, and the Litestar application in front of them."""
 
 import asyncio
 import contextlib
@@ -51,20 +51,20 @@ from gateway.telemetry.span_export import open_spans
 from gateway.telemetry.tracing import SpanWriter
 from gateway.text.prompt_encoder import PromptEncoder
 
-TIDY_EVERY_S = 5.0
-TOLD_A_TIDY = 10
-"""Workers are told what pages are worth so many times as often: small ones turn over within seconds."""
+CLEANUP_EVERY_S = 5.0
+REFRESHES_PER_CLEANUP = 10
+"""Retention updates per cleanup interval: a small worker's cache turns over within seconds."""
 DEVICE_ROWS_EVERY_S = 30.0
 KEYS_EVERY_S = 1.0
-"""How often the key store is asked for a change: a revoked key is refused that soon."""
-LAST_WORDS_S = 1.0
-"""What answers get to say that they were cut off: more only where a client does not read."""
+"""Polling interval of the key store: a revoked key is rejected within it."""
+FINAL_EVENTS_S = 1.0
+"""Time for cut-off answers to send their error event. It runs out only if a client does not read."""
 
 log = logging.getLogger("headway.app")
 
 
 class Gateway:
-    """Whoever makes it starts and stops it; `app` does both with its lifespan."""
+    """One gateway with all its parts. Its owner calls `start` and `stop`; `build_app` does so in the app's lifespan."""
 
     def __init__(
         self,
@@ -81,22 +81,12 @@ class Gateway:
         limits = policy.limits
         self.runs = RunRegistry(limits.max_runs, limits.run_idle_s)
         self.retention = RetentionPublisher(Retention(limits.max_runs), fleet.set_retention, fleet.horizon_s)
-        weights = {name: tenant.weight for name, tenant in policy.tenants.items()}
-        # In time to be served before its wait is given up.
-        cold_after_s = min(COLD_AFTER_S, 0.5 * limits.max_queue_s)
-        self.queue = RequestQueue(
-            limits.max_queued_requests,
-            weights,
-            cold_after_s=cold_after_s,
-            max_tokens=limits.max_queued_tokens,
-            max_bytes=limits.max_queued_bytes,
-        )
+        self.queue = _queue(policy)
         self.dispatcher = Dispatcher(fleet, self.queue, clock=time.monotonic)
         self.metrics = Metrics(self.gauges)
         self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)
         self.ledger = ledger or _ledger(settings)
-        lengths = OutputLengths()
-        capture = settings.capture_content
+        lengths, capture = OutputLengths(), settings.capture_content
         self.prompt_encoder = PromptEncoder(capture=capture)
         self.budgets = Budgets(policy.budgets)
         self.rates = RateLimiter()
@@ -121,17 +111,28 @@ class Gateway:
         self.open_responses = OpenResponses()
         self.body_budget = BodyBudget(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
         self.responses = ResponseStore(self.ledger, time.time)
+        endpoints = self._endpoints()
+        self.chat = endpoints["/v1/chat/completions"]
+        self.services = self._services(endpoints)
+        self._tasks: list[asyncio.Task[None]] = []
+        fleet.lost = self.runs.worker_lost
+
+    def _endpoints(self) -> dict[str, GenerateEndpoint]:
         dialects: dict[str, Dialect] = {
             "/v1/chat/completions": ChatDialect(),
             "/v1/completions": CompletionsDialect(),
             "/v1/responses": ResponsesDialect(self.responses),
             "/v1/messages": MessagesDialect(),
         }
-        endpoints = {route: self._endpoint(dialect, route) for route, dialect in dialects.items()}
-        self.chat = endpoints["/v1/chat/completions"]
-        self.services = Services(
+        return {
+            route: GenerateEndpoint(self.pipeline, self.keys, dialect, self.open_responses, self.body_budget, route=route)
+            for route, dialect in dialects.items()
+        }
+
+    def _services(self, endpoints: dict[str, GenerateEndpoint]) -> Services:
+        return Services(
             pipeline=self.pipeline,
-            fleet=fleet,
+            fleet=self.fleet,
             queue=self.queue,
             runs=self.runs,
             keys=self.keys,
@@ -143,21 +144,16 @@ class Gateway:
             responses=self.responses,
             endpoints=endpoints,
         )
-        self._tasks: list[asyncio.Task[None]] = []
-        fleet.lost = self.runs.worker_lost
-
-    def _endpoint(self, dialect: Dialect, route: str) -> GenerateEndpoint:
-        return GenerateEndpoint(self.pipeline, self.keys, dialect, self.open_responses, self.body_budget, route=route)
 
     def apply(self, policy: Policy) -> None:
-        """Another policy for the requests that come from now on; those under way end under theirs.
+        """Use another policy for new requests; requests in flight end under the old one.
 
-        Raises ArtefactError, and then nothing has changed. What workers run must be the same.
+        The parts in `reload.FIXED` must be unchanged. Raises ArtefactError or ValueError, and then changes nothing.
         """
         judge, escalations = _judge(policy)
         keys = Keys(policy, self._stored_keys)
         if not keys.required and self.keys.required:
-            raise ValueError("the policy has no API keys any more: that needs a restart")
+            raise ValueError("the policy no longer has API keys: removing the last one needs a restart")
         self.policy = policy
         self.fleet.take_policy(policy)
         self.pipeline.apply(policy, judge, escalations)
@@ -170,8 +166,8 @@ class Gateway:
         restore(self.budgets, self.policy, self.ledger.read, time.time())
         self.fleet.start()
         self.recorder.record_policy(self.policy, time.time())
-        self._tasks.append(asyncio.create_task(self._tidy(), name="tidy"))
-        if isinstance(self.ledger, SqliteLedger):  # nobody else can write into one in memory
+        self._tasks.append(asyncio.create_task(self._clean_up(), name="cleanup"))
+        if isinstance(self.ledger, SqliteLedger):  # no other process can write into a ledger in memory
             self._set_stored_keys(stored_keys(self.ledger.read))
             self._tasks.append(asyncio.create_task(self._follow_keys(), name="keys"))
 
@@ -184,7 +180,7 @@ class Gateway:
         self._set_keys(Keys(self.policy, stored))
 
     async def _follow_keys(self) -> None:
-        """What `headway keys` changes in the store while we run."""
+        """Poll the key store for changes made by `headway keys`."""
         changed = max((row.changed for row in self._stored_keys), default=0)
         while True:
             await asyncio.sleep(KEYS_EVERY_S)
@@ -193,18 +189,18 @@ class Gateway:
                     self._set_stored_keys(await asyncio.to_thread(stored_keys, self.ledger.read))
                     changed = now
             except sqlite3.Error as error:
-                log.error("the key store cannot be read, so that the keys are those of before: %s", error)
+                log.error("the key store cannot be read, the previous keys stay in force: %s", error)
 
     def _record_key_uses(self) -> None:
         for id, at in self.keys.take_uses().items():
             self.ledger.record(KeyUseRow(id=id, at=at))
 
-    async def _tidy(self) -> None:
-        """Runs that nobody came back to are over; the longer a chain pauses, the less its pages are worth."""
-        told_at = time.monotonic()
+    async def _clean_up(self) -> None:
+        """Publish retention scores, end idle runs, and record device time, key uses and live samples, for ever."""
+        recorded_at = time.monotonic()
         while True:
-            for _ in range(TOLD_A_TIDY):
-                await asyncio.sleep(TIDY_EVERY_S / TOLD_A_TIDY)
+            for _ in range(REFRESHES_PER_CLEANUP):
+                await asyncio.sleep(CLEANUP_EVERY_S / REFRESHES_PER_CLEANUP)
                 self.retention.refresh(time.monotonic())
             for run in self.runs.expire(time.monotonic()):
                 self.pipeline.forget(run)
@@ -213,12 +209,12 @@ class Gateway:
             self._record_key_uses()
             loads = {name: client.load for name, client in self.fleet.clients.items()}
             self.live_samples.sample(time.time(), loads, num_queued=len(self.queue), num_runs=len(self.runs))
-            if (now := time.monotonic()) >= told_at + DEVICE_ROWS_EVERY_S:
-                told_at = now
+            if (now := time.monotonic()) >= recorded_at + DEVICE_ROWS_EVERY_S:
+                recorded_at = now
                 self.record_device_time()
 
     def observe_devices(self) -> None:
-        """Takes in what the workers last said of their time."""
+        """Add the device time of the workers' last load reports."""
         for name, client in self.fleet.clients.items():
             if client.load:
                 self.device_times.observe(name, client.load)
@@ -228,19 +224,19 @@ class Gateway:
             self.ledger.record(row)
 
     async def drain(self, grace_s: float) -> None:
-        """Takes nothing new and lets running answers end for so long, then drops the links: each gets its error event and its
-        account."""
+        """Reject new requests and wait `grace_s` seconds for running answers. Then close the links: each remaining answer gets
+        an error event and is accounted."""
         self.pipeline.preparer.stopping = True
         await self._idle(grace_s)
         await self.fleet.disconnect()
-        await self._idle(LAST_WORDS_S)
+        await self._idle(FINAL_EVENTS_S)
 
     async def _idle(self, at_most_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.open_responses.idle.wait(), at_most_s)
 
     async def stop(self) -> None:
-        """Ends what still runs: its sequences are aborted with their links, and accounted."""
+        """Stop all parts. Running sequences end with their links and are accounted."""
         for task in self._tasks:
             task.cancel()
         self._record_key_uses()
@@ -254,7 +250,7 @@ class Gateway:
         self.ledger.close()
 
     def gauges(self) -> Iterable[Gauge]:
-        """Computed at each scrape."""
+        """Yield the gauges, computed at each scrape."""
         self.observe_devices()
         yield from request_gauges(self.dispatcher, self.runs, self.ledger, self.budgets, now=time.monotonic())
         yield from worker_gauges(self.fleet, self.device_times)
@@ -262,7 +258,7 @@ class Gateway:
 
 
 def build_app(gateway: Gateway) -> Litestar:
-    """Starts the gateway with its lifespan and stops it after the last request."""
+    """Return the application, which starts the gateway at startup and stops it after the last request."""
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -282,14 +278,28 @@ def build_app(gateway: Gateway) -> Litestar:
     )
 
 
+def _queue(policy: Policy) -> RequestQueue:
+    limits = policy.limits
+    return RequestQueue(
+        limits.max_queued_requests,
+        {name: tenant.weight for name, tenant in policy.tenants.items()},
+        # At half the longest wait, so that a cold request is served before it times out.
+        cold_after_s=min(COLD_AFTER_S, 0.5 * limits.max_queue_s),
+        max_tokens=limits.max_queued_tokens,
+        max_bytes=limits.max_queued_bytes,
+    )
+
+
 def _ledger(settings: Settings) -> Ledger:
     return SqliteLedger(settings.ledger, keep_days=settings.ledger_days) if settings.ledger else MemoryLedger()
 
 
 def _judge(policy: Policy) -> tuple[Judge, dict[str, Escalation]]:
-    """What estimates quality, and when each tier escalates. Without an artefact only the top tier is good enough."""
+    """Return the quality estimator and the escalation rule of each tier. Without an artefact only the top tier qualifies."""
     if policy.router and not Path(policy.router).exists():
-        log.warning("%s is missing: the best tier answers everything until `headway router train` has made it", policy.router)
+        log.warning(
+            "%s is missing: the best tier answers all requests until `headway router train` has written it", policy.router
+        )
     elif policy.router:
         model = QualityModel.load(Path(policy.router))
         return lambda request: model.judge(request.messages, request.tools), model.escalations()

@@ -1,4 +1,4 @@
-"""The `headway` command: what can be asked of it. Each command lives in gateway/commands and is imported when it is run."""
+"""Command line of `headway`. Each command is in gateway/commands and is imported when it is run."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ Command = Callable[[Namespace, Mapping[str, str]], int]
 
 
 def main(arguments: Sequence[str] | None = None, env: Mapping[str, str] | None = None) -> int:
-    """The exit status: 0 good, 1 something is wrong with what was given, 2 the command line is."""
+    """Run a command and return the exit status: 0 success, 1 invalid input or failure, 2 an invalid command line."""
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if not hasattr(parsed, "run"):
@@ -65,7 +65,7 @@ def _add_serve(commands: "_Commands[ArgumentParser]") -> None:
 
 
 def _add_demo(commands: "_Commands[ArgumentParser]") -> None:
-    demo = commands.add_parser("demo", help="serve, run a small agent, show what was decided and what it cost")
+    demo = commands.add_parser("demo", help="serve, run a small agent, and show its decisions and costs")
     _add_policy_option(demo)
     demo.add_argument("--exit", action="store_true", help="stop after the agent; exit status 0 only if every answer was right")
     demo.set_defaults(run="gateway.commands.demo:demo")
@@ -74,37 +74,37 @@ def _add_demo(commands: "_Commands[ArgumentParser]") -> None:
 def _add_explain(commands: "_Commands[ArgumentParser]") -> None:
     explain = commands.add_parser("explain", help="show which worker would answer a request, and why not the others")
     explain.add_argument("request", metavar="REQUEST.json", help="the body of a chat completion; - for standard input")
-    explain.add_argument("--url", help="a running gateway; by default the one at the policy's address, else nobody is asked")
+    explain.add_argument("--url", help="a running gateway; by default the one at the policy's address, if it runs")
     explain.add_argument("--json", action="store_true", help="print the decision as JSON")
     _add_policy_option(explain)
     explain.set_defaults(run="gateway.commands.explain:explain")
 
 
 def _add_cost(commands: "_Commands[ArgumentParser]") -> None:
-    cost = commands.add_parser("cost", help="show where the dollars went, from the ledger")
+    cost = commands.add_parser("cost", help="show costs from the ledger, by tenant, model, run or day")
     cost.add_argument("--by", choices=("tenant", "model", "run", "day"), default="model", help="default: %(default)s")
     cost.add_argument("--days", type=float, default=30.0, help="how far back; default: %(default)s")
-    cost.add_argument("--tenant", help="this tenant's alone")
+    cost.add_argument("--tenant", help="only this tenant's")
     cost.add_argument("--csv", action="store_true", help="FOCUS columns, for a cost tool")
     cost.add_argument("--ledger", metavar="FILE", help="default: HEADWAY_LEDGER")
     cost.set_defaults(run="gateway.commands.cost:cost")
 
 
 def _add_keys(commands: "_Commands[ArgumentParser]") -> None:
-    parts = commands.add_parser("keys", help="make, list and revoke API keys, also while a gateway runs").add_subparsers(
+    parts = commands.add_parser("keys", help="create, list and revoke API keys, also while a gateway runs").add_subparsers(
         metavar="COMMAND", required=True
     )
-    create = parts.add_parser("create", help="make a key, and print it this once")
-    create.add_argument("--tenant", required=True, metavar="NAME", help="whose it is: a tenant of the policy")
+    create = parts.add_parser("create", help="create a key and print it, this once")
+    create.add_argument("--tenant", required=True, metavar="NAME", help="the key's tenant, one of the policy")
     create.add_argument("--requests-per-minute", type=_count, metavar="N")
     create.add_argument("--tokens-per-minute", type=_count, metavar="N", help="of prompts and answers")
     create.add_argument("--concurrent-requests", type=_count, metavar="N")
     _add_policy_option(create)
     create.set_defaults(run="gateway.commands.keys:create_command")
-    shown = parts.add_parser("list", help="show every key: whose it is, how it begins, when it was last used, its limits")
+    shown = parts.add_parser("list", help="show every key: tenant, first characters, last use, limits")
     shown.set_defaults(run="gateway.commands.keys:list_command")
-    revoke = parts.add_parser("revoke", help="let nobody in with a key any more")
-    revoke.add_argument("key", metavar="ID", help="its id, or how it begins")
+    revoke = parts.add_parser("revoke", help="reject a key from now on")
+    revoke.add_argument("key", metavar="ID", help="its id or first characters")
     revoke.set_defaults(run="gateway.commands.keys:revoke_command")
     for part in (create, shown, revoke):
         part.add_argument("--ledger", metavar="FILE", help="the ledger that the gateway runs on; default: HEADWAY_LEDGER")
@@ -114,18 +114,16 @@ def _add_policy(commands: "_Commands[ArgumentParser]") -> None:
     parts = commands.add_parser("policy", help="check, compare and replay policy files").add_subparsers(
         metavar="COMMAND", required=True
     )
-    check = parts.add_parser("check", help="name every problem of a policy file, with its line")
+    check = parts.add_parser("check", help="show every problem of a policy file, with its line")
     check.add_argument("files", metavar="FILE", nargs="+")
     check.set_defaults(run="gateway.commands.policy:check")
-    diff = parts.add_parser("diff", help="show what differs between two policies, value by value")
+    diff = parts.add_parser("diff", help="show the values that differ between two policies")
     diff.add_argument("old", metavar="OLD")
     diff.add_argument("new", metavar="NEW")
     diff.set_defaults(run="gateway.commands.policy:diff")
     replay = parts.add_parser("replay", help="decide recorded traffic again under another policy")
     replay.add_argument("new", metavar="NEW")
-    replay.add_argument(
-        "--ledger", required=True, metavar="FILE", help="where a gateway with HEADWAY_LEDGER kept its decisions"
-    )
+    replay.add_argument("--ledger", required=True, metavar="FILE", help="the ledger of a gateway, with its decisions")
     _add_policy_option(replay)
     replay.set_defaults(run="gateway.commands.policy:replay_command")
     schema = parts.add_parser("schema", help="print the JSON Schema of policy files")
@@ -138,9 +136,9 @@ def _add_router(commands: "_Commands[ArgumentParser]") -> None:
     parts = commands.add_parser("router", help="train and grade the quality model").add_subparsers(
         metavar="COMMAND", required=True
     )
-    train = parts.add_parser("train", help="make an artefact from labelled outcomes")
+    train = parts.add_parser("train", help="write an artefact trained on labelled outcomes")
     train.add_argument("outcomes", metavar="OUTCOMES.jsonl", nargs="?")
-    train.add_argument("--ledger", metavar="FILE", help="also learn from the outcomes that were posted; needs --tiers")
+    train.add_argument("--ledger", metavar="FILE", help="also train on posted outcomes; needs --tiers")
     train.add_argument("--out", required=True, metavar="FILE", help="the artefact to write")
     train.add_argument("--tiers", help="from the cheapest to the best, by commas; by default as in the first line")
     train.set_defaults(run="gateway.commands.router:train_command")
@@ -148,7 +146,7 @@ def _add_router(commands: "_Commands[ArgumentParser]") -> None:
     grade.add_argument("outcomes", metavar="OUTCOMES.jsonl")
     grade.add_argument("--artefact", required=True, metavar="FILE")
     grade.set_defaults(run="gateway.commands.router:grade_command")
-    escalation = parts.add_parser("escalation", help="fit from outcomes with confidences when to begin anew on a better tier")
+    escalation = parts.add_parser("escalation", help="fit the escalation to a better tier from outcomes with confidences")
     escalation.add_argument("outcomes", metavar="OUTCOMES.jsonl")
     escalation.add_argument("--artefact", required=True, metavar="FILE", help="the artefact to write it into")
     escalation.add_argument("--tier", help="by default every tier but the top one")
@@ -158,9 +156,9 @@ def _add_router(commands: "_Commands[ArgumentParser]") -> None:
 
 
 def _add_evaluate(commands: "_Commands[ArgumentParser]") -> None:
-    evaluate = commands.add_parser("evaluate", help="measure what a quantization or another checkpoint costs in accuracy")
+    evaluate = commands.add_parser("evaluate", help="measure the accuracy loss of a quantization or another checkpoint")
     evaluate.add_argument("model", metavar="MODEL", help="a directory of a causal LM")
-    evaluate.add_argument("--against", required=True, metavar="MODEL", help="the model it stands in for")
+    evaluate.add_argument("--against", required=True, metavar="MODEL", help="the reference model")
     evaluate.add_argument("--linear", metavar="KERNEL", help="of the model's matrices: auto, float32, bfloat16, w8a8, int4")
     evaluate.add_argument("--kv-dtype", metavar="TYPE", help="auto or int8")
     evaluate.add_argument("--text", metavar="FILE", help="score this text instead of lab conversations")
@@ -179,7 +177,7 @@ def _add_bench(commands: "_Commands[ArgumentParser]") -> None:
     engine.add_argument("--batches", metavar="N,N", help="numbers of sequences; default: 1,4,16")
     engine.add_argument("--contexts", metavar="N,N", help="prompt tokens of each; default: 128,1024")
     engine.add_argument("--tokens", metavar="N", help="decode steps to time; default: 32")
-    engine.add_argument("--rounds", metavar="N", help="medians of so many; default: 3")
+    engine.add_argument("--rounds", metavar="N", help="rounds to take medians of; default: 3")
     engine.add_argument("--device", metavar="DEVICE", help="default: cpu")
     engine.add_argument("--threads", metavar="N", help="default: 1")
     engine.add_argument("--dtype", metavar="TYPE", help="of activations and KV: auto, float32, bfloat16")
@@ -211,8 +209,8 @@ def _add_load(commands: "_Commands[ArgumentParser]") -> None:
     load.add_argument("--prompt-tokens", type=_count, default=256, metavar="N", help="without a trace; default: %(default)s")
     load.add_argument("--output-tokens", type=_count, default=64, metavar="N", help="without a trace; default: %(default)s")
     load.add_argument("--max-prompt-tokens", type=_count, metavar="N", help="cut longer prompts of a trace")
-    load.add_argument("--slo-ttft-ms", type=_positive, metavar="MS", help="promise: the first token within")
-    load.add_argument("--slo-tpot-ms", type=_positive, metavar="MS", help="promise: every further token within, on the average")
+    load.add_argument("--slo-ttft-ms", type=_positive, metavar="MS", help="SLO: milliseconds to the first token")
+    load.add_argument("--slo-tpot-ms", type=_positive, metavar="MS", help="SLO: mean milliseconds per further token")
     load.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help="of one request; default: %(default)s")
     load.add_argument("--seed", type=int, default=0, metavar="N", help="of arrivals and texts; default: %(default)s")
     load.add_argument("--json", metavar="FILE", help="write the figures there too")

@@ -1,8 +1,8 @@
-"""Everything that can go wrong for a caller, as one tree. Class attributes carry the answer; messages say what to do.
+"""Errors reported to callers, as one tree. Class attributes hold status and code; messages say what to do.
 
 HeadwayError
-├── BadRequest            400   what was sent is wrong
-│   ├── UnsupportedParameter    would change the answer, and we cannot honour it
+├── BadRequest            400   the request is invalid
+│   ├── UnsupportedParameter    affects the answer, and is not supported
 │   ├── ContextTooLong
 │   └── PreviousResponseNotFound
 ├── Unauthorized          401
@@ -12,18 +12,18 @@ HeadwayError
 ├── MethodNotAllowed      405
 ├── BodyTooSlow           408
 ├── BodyTooLarge          413
-├── Overloaded            429   a promise cannot be kept: nothing was spent
+├── Overloaded            429   an SLO cannot be met: nothing was spent
 ├── OverBudget            429   a budget has too little left: nothing was spent
-├── RateLimited           429   a key or its tenant asks too fast: nothing was spent
-├── NoWorker              503   nobody can take it now
-└── WorkerLost            502   the worker died while it ran
+├── RateLimited           429   a rate limit of a key or tenant: nothing was spent
+├── NoWorker              503   no worker is available
+└── WorkerLost            502   the worker died while the request ran
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class HeadwayError(Exception):
-    """`param` names the request field at fault, as a path such as `messages[2].content`."""
+    """Base of all errors. `param` is the path of the invalid request field, such as `messages[2].content`."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -34,6 +34,14 @@ class HeadwayError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def without_frames(self) -> Self:
+        """Itself, fit to be kept: an error with its frames, or those of its causes, holds what holds it until a collection."""
+        error: BaseException | None = self
+        while error is not None:
+            error.__traceback__ = None
+            error = error.__cause__ or error.__context__
+        return self
 
 
 class BadRequest(HeadwayError):
@@ -89,13 +97,13 @@ class Overloaded(HeadwayError):
 
 
 class OverBudget(HeadwayError):
-    """Coming back sooner than `retry_after_s` is pointless; None says that no time helps."""
+    """A budget has too little left. A retry before `retry_after_s` fails; None means that the budget does not reset."""
 
     status, code, type = 429, "budget_exceeded", "insufficient_quota"
 
 
 class RateLimited(HeadwayError):
-    """Without `retry_after_s` no time helps: the request alone is more than the limit."""
+    """A rate limit is reached. Without `retry_after_s` the request alone exceeds the limit, so that no retry helps."""
 
     status, code, type = 429, "rate_limit_exceeded", "rate_limit_error"
 

@@ -1,4 +1,4 @@
-"""The one internal request that every API dialect is parsed into. Immutable; `dict` never travels except JSON schemas."""
+"""Internal request that every API dialect is parsed into. Immutable; only JSON schemas are plain dicts."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """`arguments` is the JSON text as sent; it need not parse."""
+    """One call of a tool. `arguments` is the JSON text as sent; it may be invalid."""
 
     id: str
     name: str
@@ -19,7 +19,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """Content parts are joined to text when parsed; `developer` becomes `system`."""
+    """One message. The dialects join content parts to one text and map `developer` to `system`."""
 
     role: Role
     content: str = ""
@@ -29,7 +29,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
-    """`strict`: its calls must satisfy `parameters`, which then are within what grammars can hold."""
+    """One tool definition. With `strict` its calls must satisfy `parameters`, which a grammar must be able to express."""
 
     name: str
     description: str = ""
@@ -38,7 +38,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallRule(msgspec.Struct, frozen=True, kw_only=True):
-    """Which calls may be written: `tools` only, at least one if `required`, several if `parallel`."""
+    """Constraint on tool calls: only `tools`, at least one if `required`, several if `parallel`."""
 
     param: str
     tools: tuple[Tool, ...]
@@ -47,13 +47,13 @@ class CallRule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """`model` is `auto`, a tier or a model name. `tools` are what the model is shown (empty under tool_choice `none`).
+    """One request. `model` is `auto`, a tier or a model name. `tools` are shown to the model (empty under tool_choice `none`).
 
-    `text` is a prompt that goes to the model as it stands: there are no messages then. `num_choices` answers are asked for.
-    `calls` holds the answer to a form that differs by model; a form that does not is in `sampling.grammar`.
+    `text` is a raw prompt, which replaces the messages. `num_choices` is the number of answers. `calls` constrains the answer
+    to a form that differs by model; a form common to all models is in `sampling.grammar`.
 
-    `normalized` says what `text.steady` took out or put in order. `keep_s` is for how long the caller wants its prefix kept.
-    `advisory` lists the fields that were accepted and change nothing; `hints` are body fields that identify runs.
+    `normalized` lists what `text.normalize` removed or reordered. `keep_s` is the seconds to keep the prefix cached. `advisory`
+    lists accepted fields without effect. `hints` are body fields that identify runs.
     """
 
     model: str
@@ -76,7 +76,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def served_tier(self) -> Literal["default", "flex", "priority"] | None:
-        """What an answer says of `service_tier`; None where nobody asked."""
+        """Return the `service_tier` of the response; None when the request has none."""
         return "default" if self.service_tier == "auto" else self.service_tier
 
     @property

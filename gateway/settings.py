@@ -1,4 +1,4 @@
-"""The settings of a process: one table, read once, passed down. What the gateway decides by is in the policy, not here."""
+"""Settings of a process: one table of environment variables, read once. Routing and limits are in the policy, not here."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -9,11 +9,11 @@ import msgspec
 
 
 class SettingsError(ValueError):
-    """Names the variable, its value, and what it may be."""
+    """A setting is invalid. The message names the variable, its value and the valid values."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """`host` and `port` None mean the policy's. `ledger` None keeps rows in memory only."""
+    """Settings of one gateway. `host` and `port` None mean the policy's. `ledger` None keeps rows in memory only."""
 
     host: str | None = None
     port: int | None = None
@@ -63,12 +63,13 @@ def _spans(text: str) -> str:
 
 
 def _otlp(text: str) -> str:
-    """To say where the receiver is means to use it."""
+    """Select OTLP: an endpoint alone is enough to turn it on."""
     return "otlp"
 
 
 def _sampler(text: str) -> float | None:
-    """A caller's decision is always kept, so that each sampler is its parent-based kind."""
+    """Return the sampler's share; None leaves it to the argument. The caller's sampled flag always wins, as with
+    `parentbased_`."""
     kind = text.removeprefix("parentbased_")
     if kind not in (known := {"always_on": 1.0, "always_off": 0.0, "traceidratio": None}):
         raise ValueError
@@ -106,12 +107,12 @@ TABLE: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "HEADWAY_LOG_LEVEL": ("log_level", _level, "DEBUG, INFO, WARNING or ERROR"),
     "HEADWAY_STOP_GRACE_S": ("stop_grace_s", _seconds, "seconds that running answers have to end at a stop"),
 }
-"""Variable: (field, how it is read, what it may be). A later one of the same field goes over an earlier; a reader's None says
-nothing of it."""
+"""Variable: (field, parser, valid values). A later variable overrides an earlier one of the same field. A parser's None leaves
+the field unchanged."""
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
-    """Raises SettingsError. An empty variable is one that is not given."""
+    """Parse the settings. An empty variable counts as not set. Raises SettingsError."""
     values: dict[str, Any] = {}
     for variable, (name, read, meaning) in TABLE.items():
         if text := env.get(variable, ""):

@@ -1,4 +1,4 @@
-"""Where a worker's time went, in whole nanoseconds: busy + idle is the time since the start, exactly."""
+"""Busy and idle time of a worker in whole nanoseconds. Their sum is exactly the time since the start."""
 
 
 class BusyMeter:
@@ -10,7 +10,7 @@ class BusyMeter:
         self.marked_ns = now_ns
 
     def busy_until(self, now_ns: int) -> int:
-        """Everything since the last mark was a step. Returns how long it was."""
+        """Count the time since the last mark as a step. Return it in nanoseconds."""
         spent = now_ns - self.marked_ns
         self.busy_ns += spent
         self.num_steps += 1
@@ -18,6 +18,6 @@ class BusyMeter:
         return spent
 
     def idle_until(self, now_ns: int) -> None:
-        """Everything since the last mark was waiting, or upkeep that no sequence caused."""
+        """Count the time since the last mark as idle: waiting, or upkeep that no sequence caused."""
         self.idle_ns += now_ns - self.marked_ns
         self.marked_ns = now_ns

@@ -1,6 +1,6 @@
-"""The engine: `plan -> run -> commit`. Single-threaded and synchronous; time and randomness come in as callables.
+"""The engine: `plan -> run -> commit`. Single-threaded and synchronous; clock and randomness are callables.
 
-Every submitted request gets exactly one `Finished`. When nothing runs or waits, free + cached pages are all pages.
+Every submitted request gets exactly one `Finished`. If no request runs or waits, free + cached pages are all pages.
 """
 
 import random
@@ -27,14 +27,14 @@ from backends.spec_decode.speculator import Speculator
 from backends.wire import Finished, FinishReason, Piece, Submit, TokenLogprob
 
 MAX_HELD_LOGPROBS = 64
-"""Silent tokens may go on for ever, and a frame is bounded: with 20 alternatives each these are 30 kB."""
+"""Logprobs after which a piece is sent even without text; 64 with 20 alternatives each are 30 kB of a frame."""
 
 Clock = Callable[[], int]
 
 
 @dataclass(slots=True)
 class Output:
-    """What happened since the last look, for each owner."""
+    """Pieces and ends since the last `take_output`, by owner."""
 
     pieces: dict[Hashable, list[Piece]] = field(default_factory=dict)
     finished: list[tuple[Hashable, Finished]] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Engine:
         lookup: bool = False,
         drafter: DraftModel | None = None,
     ) -> None:
-        """`lookup` and `drafter` are where guesses come from; without either it guesses nothing."""
+        """`lookup` and `drafter` are the sources of draft tokens; without either there is no speculation."""
         self.limits = limits
         self.pool = PagePool(limits.num_pages)
         self.index = PrefixIndex(self.pool, tier.scores if tier is not None else None)
@@ -78,7 +78,7 @@ class Engine:
         self.on_finished: Callable[[Finished], None] = lambda finished: None
         self.num_prompt_tokens = self.num_cached_tokens = self.num_output_tokens = 0
         self._runner, self._decoder = runner, decoder
-        self._break_off = runner.interrupt if isinstance(runner, Interruptible) else None
+        self._interrupt_run = runner.interrupt if isinstance(runner, Interruptible) else None
         self.clock_ns, self._rng = clock_ns, rng
         self._live: dict[tuple[Hashable, int], RequestSequence] = {}
         self._output = Output()
@@ -91,9 +91,9 @@ class Engine:
     def step(self) -> None:
         work, guessing_ns = self._plan(), 0
         if self.speculator is not None:
-            asked_ns = self.clock_ns()
+            drafting_started_ns = self.clock_ns()
             work = self.speculator.with_drafts(work)
-            guessing_ns = self.clock_ns() - asked_ns
+            guessing_ns = self.clock_ns() - drafting_started_ns
         self._wait_to_write(work)
         self.step_interrupt.begin(one.sequence.priority for one in work)
         try:
@@ -104,25 +104,27 @@ class Engine:
             self._commit(work, sampled, guessing_ns)
 
     def record_arrival(self, priority: int) -> None:
-        """A prompt is on its way to `submit`: what is under way may have to wait for it. On any thread."""
-        if self._break_off is not None and self.step_interrupt.should_interrupt(priority):
-            self._break_off()
+        """Interrupt the step under way if a prompt of this priority, on its way to `submit`, justifies it. Callable on any
+        thread.
+        """
+        if self._interrupt_run is not None and self.step_interrupt.should_interrupt(priority):
+            self._interrupt_run()
 
     def _plan(self) -> tuple[Work, ...]:
-        """What can run now. It waits for the host tier where nothing else can run."""
+        """Return the work that can run now. Wait for the host cache if nothing else can run."""
         tier = self.tier
         if tier is None:
             work = self.scheduler.plan()
-            assert work, "there is work that no plan reaches"
+            assert work, "there is work, but the plan is empty"
             return work
         self._loaded(tier.settle())
         while not (work := self.scheduler.plan()):
-            assert tier.is_copying, "there is work that no plan reaches"
+            assert tier.is_copying, "there is work, but the plan is empty"
             self._loaded(tier.settle(wait=True))
         return work
 
     def _wait_to_write(self, work: tuple[Work, ...]) -> None:
-        """Returns when the step writes over no copy."""
+        """Wait until the step writes to no page under a copy."""
         if self.tier is not None:
             size = self.limits.page_size
             written = (page for one in work for page in one.sequence.pages[one.start // size : (one.stop - 1) // size + 1])
@@ -136,7 +138,7 @@ class Engine:
         return (owner, request) in self._live
 
     def refusal(self, submit: Submit) -> Refusal | None:
-        """Why it cannot be taken now."""
+        """Return why the request cannot be accepted now, or None."""
         return refusal(submit, self.limits, waiting=len(self.scheduler.waiting))
 
     def refuse(self, owner: Hashable, request: int, refused: Refusal) -> None:
@@ -150,11 +152,11 @@ class Engine:
         self._output.finished.append((owner, end))
 
     def never_ran(self, owner: Hashable, request: int) -> None:
-        """Aborted before it was submitted."""
+        """Report a request that was aborted before its submission."""
         self._output.finished.append((owner, Finished(request=request, reason="abort")))
 
     def submit(self, owner: Hashable, submit: Submit, matcher: Matcher | None = None) -> None:
-        """`matcher` follows the submit's grammar, if it has one."""
+        """Start a request. `matcher` follows the grammar of the submit, if it has one."""
         refused = self.refusal(submit)
         if refused is not None:
             self.refuse(owner, submit.request, refused)
@@ -169,20 +171,20 @@ class Engine:
         self.scheduler.add(sequence)
 
     def abort(self, owner: Hashable, request: int) -> None:
-        """Of a request that is gone: nothing happens, its `Finished` is on its way."""
+        """Abort a request. For one that has ended nothing happens: its `Finished` is already reported."""
         sequence = self._live.get((owner, request))
         if sequence is not None:
             self._finish(sequence, "abort", self.clock_ns())
 
     def abandon(self, owner: Hashable) -> None:
-        """The owner is gone, and with it whoever would read."""
+        """Abort all requests of an owner that is gone, and drop its output."""
         for request in [request for who, request in self._live if who == owner]:
             self.abort(owner, request)
         self._output.pieces.pop(owner, None)
         self._output.finished = [(who, finished) for who, finished in self._output.finished if who != owner]
 
     def set_retention(self, chain: str, score: float) -> None:
-        """What the pages of a chain are worth, here and in the host tier; at 0 they may go now."""
+        """Set the retention score of a chain, here and in the host cache. At 0 its pages may be evicted now."""
         self.index.set_retention(chain, score)
         if self.tier is not None:
             self.tier.set_retention(chain, score)
@@ -223,7 +225,7 @@ class Engine:
         )
 
     def _commit(self, work: SequenceOf[Work], sampled: SequenceOf[SequenceOf[Sampled]], guessing_ns: int) -> None:
-        """The only place where sequences advance. Ends the step: its time is known and shared out before anyone finishes."""
+        """Advance the sequences: the only place that does. The step's time is split before any of them finishes."""
         started_ns, ended = self.busy_meter.marked_ns, []
         prefilling = [one.sequence.num_output == 0 for one in work]
         for one, tokens in zip(work, sampled, strict=True):
@@ -237,12 +239,15 @@ class Engine:
             self._finish(sequence, reason, now_ns, stop_text)
 
     def _charge(self, work: SequenceOf[Work], prefilling: list[bool], started_ns: int, now_ns: int, guessing_ns: int) -> None:
-        """Guessing is paid for like the rest of the step, but is no part of what the model's step costs."""
+        """Split the step's time among its sequences. Draft time is charged too, but is not part of the cost of the model's
+        step.
+        """
         spent_ns = self.busy_meter.busy_until(now_ns)
         self.step_interrupt.end(spent_ns)
         caused = [caused_by(one, self.limits.kv_bytes) for one in work]
         shares = self.step_cost.split(caused, spent_ns)
-        if lost_ns := self.step_interrupt.take_lost_ns():  # for whom it was broken off, or else who goes first
+        # Interrupted time is charged to the prefill that caused it, or else to the work of best priority.
+        if lost_ns := self.step_interrupt.take_lost_ns():
             first = min(range(len(work)), key=lambda i: (work[i].sequence.priority, work[i].length == 1))
             shares[first] += lost_ns
         self.step_cost.observe(caused, (spent_ns - guessing_ns) / 1e9)
@@ -262,7 +267,7 @@ class Engine:
         self.busy_meter.attributed_ns += sum(shares)
 
     def _gain_all(self, work: Work, tokens: SequenceOf[Sampled]) -> list[tuple[RequestSequence, FinishReason, str]]:
-        """The next token, and one more behind each draft that it agrees with: that draft's KV is then in place."""
+        """Append the next token, and one more after each draft that it agrees with: that draft's KV is then in place."""
         sequence, accepted, ended = work.sequence, 0, list[tuple[RequestSequence, FinishReason, str]]()
         for sampled, draft in zip_longest(tokens, work.drafts):
             ended = self._gain(sequence, sampled)
@@ -277,7 +282,7 @@ class Engine:
         return ended
 
     def _gain(self, sequence: RequestSequence, sampled: Sampled) -> list[tuple[RequestSequence, FinishReason, str]]:
-        """Appends a token. Returns how the sequence ends, if it does."""
+        """Append a token. Return how the sequence ends, or an empty list."""
         token = sampled.token
         sequence.tokens.append(token)
         pending = sequence.pending
@@ -314,7 +319,7 @@ class Engine:
         pending.text, pending.num_tokens, pending.logprobs, pending.confidence = "", 0, [], 1.0
 
     def _flush(self, sequence: RequestSequence) -> str:
-        """Sends what was held back. A stop string that only now is complete still counts."""
+        """Send withheld text. A stop string that is complete only now still counts."""
         passed = sequence.stops.feed(sequence.detokenizer.close())
         sequence.pending.text += passed.text if passed.stop else passed.text + sequence.stops.close()
         self._send(sequence)
@@ -340,7 +345,7 @@ class Engine:
 
 
 def caused_by(work: Work, kv_bytes: int) -> Caused:
-    """What the cost rule is told of one sequence's part of a step; `kv_bytes` are those of one token."""
+    """Return the input of the cost model for one sequence's part of a step. `kv_bytes` are those of one token."""
     return Caused(work.num_tokens, work.start + (work.num_tokens + 1) / 2, work.stop * kv_bytes, work.layout[1])
 
 

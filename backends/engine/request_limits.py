@@ -1,4 +1,4 @@
-"""What one worker takes, and why it refuses what it does not."""
+"""Limits of requests on one worker, and the refusals of requests beyond them."""
 
 from array import array
 from typing import NamedTuple
@@ -9,7 +9,7 @@ MAX_TOP_LOGPROBS = 20
 
 
 class RequestLimits(NamedTuple):
-    """`max_context` counts prompt and output tokens of one sequence; `kv_bytes` are those of one token."""
+    """`max_context` counts prompt and output tokens of one sequence. `kv_bytes` are the KV bytes of one token."""
 
     max_context: int
     vocab_size: int
@@ -23,12 +23,12 @@ class RequestLimits(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """Tokens that one sequence can ever have."""
+        """Return the largest number of tokens of one sequence."""
         return min(self.max_context, self.num_pages * self.page_size)
 
 
 class Refusal(NamedTuple):
-    """`param` is the request's field at fault, where one is."""
+    """`param` is the request field at fault, or empty."""
 
     code: str
     message: str
@@ -36,20 +36,23 @@ class Refusal(NamedTuple):
 
 
 def refusal(submit: Submit, limits: RequestLimits, *, waiting: int) -> Refusal | None:
-    """None when it can be taken. Up to `max_sequences` may wait, for what was under way when a Load was sent."""
+    """Return None if the request fits the limits.
+
+    Up to `max_sequences` may wait, to allow for requests that were in transit when a Load was sent.
+    """
     problem = _sampling_problem(submit.sampling)
     if problem:
         return Refusal("bad_sampling", problem)
-    strangers = [token for token, _ in submit.sampling.logit_bias if not 0 <= token < limits.vocab_size]
-    if strangers:
-        message = f"logit_bias: {strangers[0]} is outside of this model's vocabulary of {limits.vocab_size:,}"
+    out_of_range = [token for token, _ in submit.sampling.logit_bias if not 0 <= token < limits.vocab_size]
+    if out_of_range:
+        message = f"logit_bias: {out_of_range[0]} is outside of this model's vocabulary of {limits.vocab_size:,}"
         return Refusal("bad_sampling", message, "logit_bias")
     count, longest = len(submit.prompt) // 4, limits.longest
     if not count or len(submit.prompt) % 4:
         return Refusal("bad_prompt", f"a prompt is one or more uint32 token ids, this one has {len(submit.prompt)} bytes")
     if count >= longest:
-        room = f"{limits.num_pages} pages of {limits.page_size} and a context of {limits.max_context:,}"
-        return Refusal("too_long", f"prompt has {count:,} tokens, the worker takes {longest - 1:,} ({room})")
+        capacity = f"{limits.num_pages} pages of {limits.page_size} and a context of {limits.max_context:,}"
+        return Refusal("too_long", f"prompt has {count:,} tokens, the worker takes {longest - 1:,} ({capacity})")
     if max(array("I", submit.prompt)) >= limits.vocab_size:
         return Refusal("bad_prompt", f"the prompt has token ids outside of the vocabulary of {limits.vocab_size:,}")
     if waiting >= limits.max_sequences:

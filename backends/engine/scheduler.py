@@ -1,10 +1,10 @@
-"""Which sequences run in the next step, and on which pages. No clock, no torch.
+"""Choice of the sequences and pages of the next step. No clock, no torch.
 
-Planning moves pages; tokens move in `Engine.commit`. Every running sequence that only lacks its newest token is in every
-step, but that it stands still while prompts of better priority are read, for at most MAX_STILL steps in a row, so decoding
-never starves; the rest of a step is prompt chunks under a token budget. Room is made by preempting the
-worst: highest priority number, then least computed. A preempted sequence waits again under its old place and resumes from
-whatever of its pages is still resident.
+Planning allocates pages; `Engine._commit` appends tokens. Every running sequence that lacks only its newest token decodes in
+every step. Decodes of a worse priority pause while prompts of a better one prefill, for at most MAX_STILL steps in a row, so
+decoding never starves. The rest of a step is prefills under a token budget. Pages are freed by preemption of the worst
+sequence: highest priority number, then fewest computed tokens. A preempted sequence waits at its old position and resumes from
+those of its pages that are still resident.
 """
 
 import bisect
@@ -16,7 +16,9 @@ from backends.kv_cache.host_cache import Fresh, HostCache
 from backends.kv_cache.prefix_cache import PrefixIndex
 
 MAX_STILL = 4
-"""Rows together cost a step about as much with a chunk as without: standing still costs them time, and the worker nothing."""
+"""Consecutive steps in which decodes may pause. Decodes together cost a step about as much with a prefill as without, so a
+pause costs these sequences time and the worker nothing.
+"""
 
 
 def _turn(sequence: RequestSequence) -> tuple[int, int]:
@@ -47,7 +49,7 @@ class Scheduler:
 
     @property
     def backlog_tokens(self) -> int:
-        """Prompt tokens that are in and not yet computed, as if nothing of the waiting ones were resident."""
+        """Return the prompt tokens submitted and not yet computed, as if no page of a waiting sequence were resident."""
         running = sum(s.num_uncomputed for s in self.running if s.num_uncomputed > 1)
         return running + sum(len(s.tokens) for s in self.waiting)
 
@@ -55,7 +57,7 @@ class Scheduler:
         bisect.insort(self.waiting, sequence, key=_turn)
 
     def remove(self, sequence: RequestSequence) -> None:
-        """Finished or aborted, wherever it is."""
+        """Remove a finished or aborted sequence, running or waiting."""
         if sequence in self.running:
             self.running.remove(sequence)
             self._release(sequence)
@@ -63,20 +65,20 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def plan(self) -> tuple[Work, ...]:
-        """One-token work first, then chunks, best turn first."""
+        """Return the work of a step: decodes, then prefills, each in order of priority and arrival."""
         if self.waiting:
             self._displace(self.waiting[0])
         self.running.sort(key=_turn)
         urgent = self._plan_urgent()
-        ones = [Work(s, s.num_computed, 1) for s in self._grow_decodes(urgent)]
-        chunks = list(self._plan_prefills())
-        if not chunks and not ones and urgent is not None:  # what was urgent found no room
-            ones = [Work(s, s.num_computed, 1) for s in self._grow_decodes()]
-        ones += [work for work in chunks if work.length == 1]
-        return (*ones, *(work for work in chunks if work.length > 1))
+        decodes = [Work(s, s.num_computed, 1) for s in self._grow_decodes(urgent)]
+        prefills = list(self._plan_prefills())
+        if not prefills and not decodes and urgent is not None:  # the urgent prompt found no capacity
+            decodes = [Work(s, s.num_computed, 1) for s in self._grow_decodes()]
+        decodes += [work for work in prefills if work.length == 1]
+        return (*decodes, *(work for work in prefills if work.length > 1))
 
     def computed(self, sequence: RequestSequence, count: int) -> None:
-        """`count` more tokens have their KV in place: pages that became full are named and shared."""
+        """Record that `count` more tokens have their KV in place. Pages that became full are hashed and shared."""
         sequence.num_computed += count
         full = sequence.num_computed // self._page_size
         done = (sequence.num_computed - count) // self._page_size
@@ -88,7 +90,9 @@ class Scheduler:
             sequence.pages[i] = self._index.insert(sequence.page_hashes[i], parent, sequence.pages[i], sequence.chain)
 
     def can_allocate_drafts(self, work: Work, count: int) -> int:
-        """How many guesses the sequence may still say and free pages hold; it takes them. Nothing is evicted for a guess."""
+        """Allocate free pages for up to `count` draft tokens, within the sequence's limit. Return how many fit. Nothing is
+        evicted.
+        """
         sequence, size = work.sequence, self._page_size
         fits = (len(sequence.pages) + self._index.num_free) * size - work.stop
         count = max(0, min(count, fits, sequence.limit - len(sequence.tokens) - 1))
@@ -98,19 +102,19 @@ class Scheduler:
         return count
 
     def loaded(self, reload: Reload) -> None:
-        """The pages are there. Of a sequence that had to go meanwhile, nothing happens."""
+        """Record that the pages of a reload are in place. A sequence released in the meantime is ignored."""
         sequence = reload.sequence
         if sequence.reload is reload:
             sequence.reload = None
             self.computed(sequence, reload.count * self._page_size)
 
     def take_fresh(self) -> list[Fresh]:
-        """Pages that have become full since the last call, by name."""
+        """Return the pages that became full since the last call, with their hashes."""
         fresh, self._fresh = self._fresh, []
         return fresh
 
     def _plan_urgent(self) -> int | None:
-        """The priority of the first prompt to be read, where rows of a worse one stand still for it in this step."""
+        """Return the priority of the first prefill if decodes of a worse one pause for it in this step, else None."""
         prompts = [s for s in self.running if s.num_uncomputed > 1 and not s.reload][:1]
         prompts += self.waiting[: len(self.running) < self._max_sequences]
         first = min((s.priority for s in prompts), default=None)
@@ -122,22 +126,22 @@ class Scheduler:
         return first
 
     def _grow_decodes(self, worst: int | None = None) -> Iterator[RequestSequence]:
-        """Running sequences that lack one token, each with a slot for it; those up to `worst` priority, if one is given."""
+        """Yield running sequences that lack one token, each with a page for it; only up to priority `worst`, if set."""
         for sequence in list(self.running):
             if sequence.num_uncomputed != 1 or sequence.reload or sequence not in self.running:
                 continue
             if worst is not None and sequence.priority > worst:
                 continue
             if len(sequence.pages) * self._page_size == sequence.num_computed:
-                if not self._make_room(sequence):
+                if not self._free_page(sequence):
                     continue
                 sequence.pages += self._index.take(1)
         for sequence in list(self.running):
             if sequence.num_uncomputed == 1 and not sequence.reload and (worst is None or sequence.priority <= worst):
                 yield sequence
 
-    def _make_room(self, sequence: RequestSequence) -> bool:
-        """One page for a running sequence. False if it was the worst itself and had to go."""
+    def _free_page(self, sequence: RequestSequence) -> bool:
+        """Free one page for a running sequence. Return False if that sequence was the worst itself and is preempted."""
         while self._index.available == 0:
             victim = _worst(self.running)
             self._preempt(victim)
@@ -146,15 +150,17 @@ class Scheduler:
         return True
 
     def _plan_prefills(self) -> Iterator[Work]:
-        """In the order of turns, begun or waiting: a long prompt that was begun does not hold up what goes before it."""
+        """Yield prefills by priority and arrival, started or waiting. A long started prefill does not delay a prompt of better
+        priority.
+        """
         budget = self._prefill_tokens
         begun = [s for s in reversed(self.running) if s.num_uncomputed > 1 and not s.reload]
-        room = True
-        while budget and (begun or (self.waiting and room)):
-            if self.waiting and room and not (begun and _turn(begun[-1]) < _turn(self.waiting[0])):
+        has_capacity = True
+        while budget and (begun or (self.waiting and has_capacity)):
+            if self.waiting and has_capacity and not (begun and _turn(begun[-1]) < _turn(self.waiting[0])):
                 sequence = self.waiting[0]
-                room = self._admit(sequence)
-                if not room:
+                has_capacity = self._admit(sequence)
+                if not has_capacity:
                     continue
                 self.running.append(self.waiting.pop(0))
                 if sequence.reload:
@@ -166,10 +172,10 @@ class Scheduler:
             yield Work(sequence, sequence.num_computed, count)
 
     def _admit(self, sequence: RequestSequence) -> bool:
-        """Holds what is resident of it and takes pages for the rest. At least its last token is always computed."""
-        nameable = (len(sequence.tokens) - 1) // self._page_size
-        sequence.hash_pages(nameable, self._page_size)
-        matched = self._index.match(sequence.page_hashes[:nameable])
+        """Reference the resident pages of a sequence and take fresh ones for the rest. Its last token is always computed."""
+        num_hashable = (len(sequence.tokens) - 1) // self._page_size
+        sequence.hash_pages(num_hashable, self._page_size)
+        matched = self._index.match(sequence.page_hashes[:num_hashable])
         fresh = -(-len(sequence.tokens) // self._page_size) - len(matched)
         needed = fresh + self._index.cached_among(matched)
         if len(self.running) >= self._max_sequences or needed > self._index.available:
@@ -177,16 +183,16 @@ class Scheduler:
         self._index.hold(matched, sequence.chain)
         sequence.pages = [*matched, *self._index.take(fresh)]
         sequence.num_computed = len(matched) * self._page_size
-        coming = self._reload(sequence, len(matched), nameable)
+        num_loading = self._reload(sequence, len(matched), num_hashable)
         if sequence.num_cached is None:
-            sequence.num_cached = sequence.num_computed + coming * self._page_size
+            sequence.num_cached = sequence.num_computed + num_loading * self._page_size
         return True
 
-    def _reload(self, sequence: RequestSequence, first: int, nameable: int) -> int:
-        """Pages of the host tier that follow the resident ones are asked for. How many."""
+    def _reload(self, sequence: RequestSequence, first: int, num_hashable: int) -> int:
+        """Start to load the host cache's pages that follow the resident ones. Return their number."""
         if self._tier is None:
             return 0
-        count = self._tier.match(sequence.page_hashes[first:nameable])
+        count = self._tier.match(sequence.page_hashes[first:num_hashable])
         if count:
             there = slice(first, first + count)
             sequence.reload = reload = Reload(sequence, count)
@@ -194,7 +200,7 @@ class Scheduler:
         return count
 
     def _displace(self, sequence: RequestSequence) -> None:
-        """Preempts running sequences of lower priority if that lets a waiting one in."""
+        """Preempt running sequences of lower priority if that admits a waiting one."""
         lower = [s for s in self.running if s.priority > sequence.priority]
         needed = -(-len(sequence.tokens) // self._page_size)
         gained = sum(self._index.num_own(s.pages) for s in lower)

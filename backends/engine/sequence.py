@@ -1,8 +1,9 @@
-"""One request inside the engine. Only `Engine.commit` and its end change tokens; only the scheduler moves its pages.
+"""One request inside the engine. Only `Engine._commit` and the end of the request change tokens; only the scheduler moves
+pages.
 
 tokens   [ prompt ................ | output ... ]
 KV       [ computed ......... ) to come ........ ]
-pages    [ named: full, in the prefix index | own, being filled ]
+pages    [ hashed: full, in the prefix index | own, being filled ]
 """
 
 from array import array
@@ -18,30 +19,30 @@ from backends.wire import FinishReason, Sampling, TokenLogprob
 
 
 class Matcher(Protocol):
-    """Where one sequence is in its grammar, over a vocabulary of `vocab_size` tokens."""
+    """State of one sequence in its grammar, over a vocabulary of `vocab_size` tokens."""
 
     vocab_size: int
 
     def limit(self, room: int) -> None:
-        """The answer has this many tokens at most."""
+        """Bound the answer to `room` tokens."""
         ...
 
     def settle(self, token: int) -> int:
-        """The token to take for one that the mask allowed."""
+        """Return the token to take for one that the mask allowed."""
         ...
 
     def accept(self, token: int) -> FinishReason | None:
-        """Takes a token. How the answer ended, if it is over."""
+        """Accept a token. Return the finish reason if the answer is complete."""
         ...
 
     def fill(self, masks: Any, row: int) -> None:
-        """Writes the tokens that may come next into a row of a bit mask, int32 on the host."""
+        """Write the allowed next tokens into row `row` of a bit mask, int32 on the host."""
         ...
 
 
 @dataclass(slots=True)
 class PendingOutput:
-    """What was gained and not yet sent, because its text is incomplete or may begin a stop string."""
+    """Output not yet sent, because its text is incomplete or may begin a stop string."""
 
     text: str = ""
     num_tokens: int = 0
@@ -51,7 +52,7 @@ class PendingOutput:
 
 @dataclass(slots=True)
 class SequenceTimes:
-    """Times in nanoseconds of the worker's clock, and what the sequence caused."""
+    """Times of a sequence in nanoseconds of the worker's clock, and its device time and steps."""
 
     submitted_ns: int
     started_ns: int = 0
@@ -66,7 +67,7 @@ class SequenceTimes:
 class RequestSequence:
     """`limit` is the number of tokens, prompt included, at which it ends. Lower `(priority, arrival)` runs first.
 
-    While `reload` is set, pages behind the computed ones are on their way from the host tier, and it does not run.
+    While `reload` is set, pages after the computed ones are being loaded from the host cache, and the sequence does not run.
     """
 
     owner: Hashable
@@ -103,7 +104,7 @@ class RequestSequence:
         return len(self.tokens) - self.num_prompt
 
     def hash_pages(self, count: int, page_size: int) -> None:
-        """Extends `names` to the first `count` pages, whose tokens are known."""
+        """Extend `page_hashes` to the first `count` pages, whose tokens are known."""
         while len(self.page_hashes) < count:
             start = len(self.page_hashes) * page_size
             block = self.tokens[start : start + page_size]

@@ -1,14 +1,15 @@
-"""What a step costs and who caused it. Pure: no clock, integers of nanoseconds in and out.
+"""Cost of a step and its split among sequences. Pure: no clock, integer nanoseconds in and out.
 
     dt ~ a + g * groups + r * rows + k * chunks + b * chunk tokens + c * tokens * context + d * KV bytes + e * KV bytes²
 
-Design §8, but for the square: what does not fit into the processor's caches any more makes every byte dearer, so that all that
-is read together costs more than its parts (docs/log.md). A row is a sequence that computes one token, a chunk one that computes
-more: a row costs more than a token of a chunk, and a chunk something of its own. Rows of about one length are a group, whose
-attention is computed in one go (spans.py). What is there once, however many use it, is shared equally by those: `a`, which
-reading the weights is the most of, by all, and each `g` by its group; of the square each pays its own bytes times those of all;
-the rest is paid by who caused it. These are the Shapley values of the fitted model. The shares are scaled so that they sum to
-dt exactly.
+Design §8, plus the square: KV beyond the processor's caches makes every byte more expensive, so a step's KV costs more than the
+sum of its parts (docs/log.md). A row is a decode, a sequence that computes one token. A chunk is a prefill, one that computes
+more. A row costs more than a token of a chunk, and a chunk has a fixed cost. Rows of about one length are a group, whose
+attention is one pass (attention_layout.py).
+
+Shared costs are split equally: `a`, mostly memory traffic of the weights, among all sequences, and each `g` among its group. Of
+the square each sequence pays its own bytes times those of all. The rest is paid by the sequence that caused it. These are the
+Shapley values of the fitted model. The shares are scaled so that they sum to dt exactly.
 """
 
 from collections import Counter
@@ -18,23 +19,24 @@ from typing import NamedTuple
 Coefficients = tuple[float, float, float, float]
 
 FORGET = 0.998
-"""Weight of a step in the next one's fit: about the last 500 steps count."""
+"""Weight of a step in the next fit: about the last 500 steps count."""
 FORGET_CHUNKS = 0.98
-"""Of a step with a chunk: those are rare, and the last 50 count, however many others came between."""
+"""The same for steps with a chunk. These are rare: the last 50 count, whatever the number of steps between them."""
 DISTURBED = 0.05
-"""A step that is further off than this share of what the fit expects counts less, in proportion: times have a long tail, of
-whatever else the machine does, and squares would follow it (docs/log.md)."""
+"""Relative error against the fit above which a step's weight falls in proportion. Step times have a long tail from other
+activity of the machine, and least squares would follow it (docs/log.md).
+"""
 SETTLED = 64
-"""Steps before the fit may doubt one."""
+"""Steps before outliers lose weight."""
 SOLVE_EVERY = 16
-"""Steps between two solutions, which take a tenth of a millisecond."""
+"""Steps between two solutions; a solution takes 0.1 ms."""
 _SIZE = 8
 _PAIRS = [(i, j) for i in range(_SIZE) for j in range(i, _SIZE)]
 _KV_BYTES, _KV_SQUARES = _PAIRS.index((0, 6)), _PAIRS.index((6, 6))
 
 
 class Caused(NamedTuple):
-    """Of one sequence in one step: tokens computed, their mean context, and KV bytes read. Rows of one `group` share a pass."""
+    """Tokens computed, their mean context, and KV bytes read of one sequence in one step. Rows of one `group` share a pass."""
 
     tokens: int
     context: float
@@ -43,8 +45,9 @@ class Caused(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What was fitted, in seconds: of a step, a group of rows, a row, a chunk, a chunk's token, a token * its context, a byte
-    of KV beside as many others as there were lately."""
+    """Fitted seconds of a step, a group of rows, a row, a chunk, a chunk's token, a token * its context, and a byte of KV at
+    the recent KV size of a step.
+    """
 
     step: float
     group: float
@@ -59,11 +62,11 @@ Row = tuple[float, ...]
 
 
 class _Sums:
-    """Normal equations that forget."""
+    """Normal equations with exponential forgetting."""
 
     def __init__(self, forget: float) -> None:
         self.gram = [0.0] * len(_PAIRS)
-        """Of each pair of columns once."""
+        """The upper triangle of the matrix, row by row."""
         self.target = [0.0] * _SIZE
         self._forget = forget
 
@@ -75,7 +78,7 @@ class _Sums:
 
 
 class StepCostModel:
-    """Fits the coefficients (seconds), none negative. Steps with and without chunks are remembered apart."""
+    """Fits the coefficients (seconds), none negative. Steps with and without chunks have separate sums."""
 
     def __init__(self) -> None:
         self._plain, self._mixed = _Sums(FORGET), _Sums(FORGET_CHUNKS)
@@ -89,14 +92,15 @@ class StepCostModel:
 
     @property
     def coefficients(self) -> Coefficients:
-        """(a, b, c, d) of dt ~ a + b * tokens + c * tokens * context + d * KV bytes, for one decoding sequence beside the KV
-        that there was lately."""
+        """Return (a, b, c, d) of dt ~ a + b * tokens + c * tokens * context + d * KV bytes, for one decode at the recent KV
+        size.
+        """
         a, g, r, _, b, c, d = self.cost
         return a + g + max(0.0, r - b), b, c, d
 
     @property
     def _bytes_beside(self) -> float:
-        """Of KV in a step, as a byte of it saw it lately."""
+        """Return the recent KV bytes of a step, weighted by bytes."""
         gram = self._plain.gram
         return gram[_KV_SQUARES] / gram[_KV_BYTES] if gram[_KV_BYTES] > 0 else 0.0
 
@@ -109,7 +113,7 @@ class StepCostModel:
             self._fit = least_squares(_square(gram), target)
 
     def _weight(self, row: Row, dt_s: float) -> float:
-        """By relative errors, so that a few long prefills do not outweigh many short decodes."""
+        """Return the weight for relative errors, so that a few long prefills do not outweigh many short decodes."""
         weight = max(dt_s, 1e-6) ** -2
         expected_s = sum(value * x for value, x in zip(self._fit, row, strict=True))
         if self._seen < SETTLED or expected_s <= 0:
@@ -117,12 +121,12 @@ class StepCostModel:
         return weight * min(1.0, DISTURBED / max(abs(dt_s / expected_s - 1), 1e-9))
 
     def expected(self, caused: Sequence[Caused]) -> float:
-        """Seconds that the fit expects of a step of these."""
+        """Return the seconds that the fit predicts for a step of these."""
         total = _total(caused)
         return float(sum(value * x for value, x in zip(self._fit, total, strict=True)))
 
     def split(self, caused: Sequence[Caused], dt_ns: int) -> list[int]:
-        """Shares in nanoseconds, in the order given; they sum to `dt_ns` exactly."""
+        """Return shares in nanoseconds, in the given order; they sum to `dt_ns` exactly."""
         if len(caused) == 1:
             return [dt_ns]
         weights = self._weights(caused)
@@ -164,7 +168,7 @@ def _plus(left: list[float], right: list[float]) -> list[float]:
 
 
 def _total(caused: Sequence[Caused]) -> Row:
-    """One, groups, rows, chunks, chunk tokens, tokens * context, KV bytes and their square."""
+    """Return 1, groups, rows, chunks, chunk tokens, tokens * context, KV bytes and their square."""
     groups = set[int]()
     rows = chunks = tokens = kv_bytes = 0
     mixed = 0.0
@@ -182,9 +186,9 @@ def _total(caused: Sequence[Caused]) -> Row:
 
 
 def least_squares(gram: list[list[float]], target: list[float]) -> list[float]:
-    """Not negative: what comes out below zero is left out, the most negative first, and the rest solved again.
+    """Solve for coefficients that are not negative: drop the most negative one and solve the rest, until none is.
 
-    A little ridge, relative to each column, decides what the steps so far cannot tell apart.
+    A small ridge, relative to each column, settles columns that the steps so far do not distinguish.
     """
     kept = [i for i in range(len(target)) if gram[i][i] > 0]
     while kept:
@@ -193,11 +197,11 @@ def least_squares(gram: list[list[float]], target: list[float]) -> list[float]:
             [gram[i][j] * si * sj + (1e-6 if i == j else 0.0) for j, sj in zip(kept, scale, strict=True)] + [target[i] * si]
             for i, si in zip(kept, scale, strict=True)
         ]
-        found = _eliminate(system)
-        worst = min(range(len(kept)), key=found.__getitem__)
-        if found[worst] >= 0:
+        solution = _eliminate(system)
+        worst = min(range(len(kept)), key=solution.__getitem__)
+        if solution[worst] >= 0:
             fit = [0.0] * len(target)
-            for i, value, s in zip(kept, found, scale, strict=True):
+            for i, value, s in zip(kept, solution, scale, strict=True):
                 fit[i] = value * s
             return fit
         del kept[worst]
@@ -205,7 +209,7 @@ def least_squares(gram: list[list[float]], target: list[float]) -> list[float]:
 
 
 def _eliminate(system: list[list[float]]) -> list[float]:
-    """Gauss-Jordan on a symmetric positive matrix with its right side as the last column."""
+    """Solve by Gauss-Jordan elimination: a symmetric positive matrix with its right side as the last column."""
     size = len(system)
     for i in range(size):
         pivot = 1.0 / system[i][i]

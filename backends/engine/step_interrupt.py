@@ -1,17 +1,17 @@
-"""When the step under way is broken off, for a prompt that is to be read before what is in it. Pure.
+"""Decides when the step under way is interrupted for the prefill of a prompt with a better priority. Pure.
 
-What was computed of it is computed again, which the prompt that came pays for. So it takes at most SHARE of the time of steps.
+The interrupted work is computed again, and the new prompt is charged for it. Interrupted time is at most SHARE of step time.
 """
 
 from collections.abc import Iterable
 
 SHARE = 0.05
 MOST_NS = 50_000_000
-"""How much may be lost at once of what was saved up: some steps of a small model."""
+"""Most nanoseconds that may be saved up to be lost at once: some steps of a small model."""
 
 
 class StepInterrupt:
-    """`lost_ns` is time of steps that were broken off and nobody has paid for."""
+    """`lost_ns` is the time of interrupted steps that is not yet charged to a sequence."""
 
     def __init__(self) -> None:
         self.lost_ns = 0
@@ -19,12 +19,14 @@ class StepInterrupt:
         self._worst: int | None = None
 
     def begin(self, priorities: Iterable[int]) -> None:
-        """A step with sequences of these priorities."""
+        """Begin a step with sequences of these priorities."""
         self._worst = max(priorities, default=None)
 
     def should_interrupt(self, priority: int) -> bool:
-        """Whether a prompt of this priority is worth the step under way. On any thread: at worst the answer is of the step
-        before."""
+        """Return whether a prompt of this priority may interrupt the step under way.
+
+        May be called on any thread: at worst the answer is that of the previous step.
+        """
         worst = self._worst
         return worst is not None and priority < worst and self._spare_ns > 0
 

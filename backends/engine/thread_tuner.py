@@ -1,7 +1,7 @@
-"""On how many threads a step runs: one, or as many as there are. Pure.
+"""Chooses the number of threads of a step: one or all. Pure.
 
-Threads meet after each matrix. Short steps are over sooner on one, and where other programs want the processors, all wait for
-the one that has lost its own. So both are tried on steps of each size, and the faster of late is kept.
+Threads synchronize after each matrix. Short steps finish sooner on one thread. If other programs use the processors, all
+threads wait for the one that lost its own. So both are tried on steps of each size, and the recently faster one is kept.
 """
 
 from collections import deque
@@ -11,12 +11,12 @@ from statistics import median
 REMEMBERED = 7
 FIRST_TRIALS = 3
 TRY_EVERY, SELDOM = 32, 1024
-"""The other way is tried again after so many steps, and after twice as many each time that it has not become the faster one."""
+"""Steps between trials of the slower choice. The interval doubles from TRY_EVERY to SELDOM with each trial that it loses."""
 
 
 @dataclass(slots=True)
 class _Size:
-    """Of steps of about one size: times for a unit of work, on one thread and on all."""
+    """Recent times of steps of about one size, for a unit of work, on one thread and on all."""
 
     one: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     all: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -43,14 +43,14 @@ class _Size:
 
 
 class ThreadTuner:
-    """`most` is how many there are. What it remembers is bounded by the sizes that there are: powers of two."""
+    """`most` is the number of threads. Memory is bounded by the number of sizes: powers of two."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._sizes: dict[tuple[bool, int], _Size] = {}
 
     def choose(self, work: int, *, chunks: bool) -> int:
-        """For a step of so much work, in any unit; with or without `chunks` of prompts."""
+        """Return the number of threads for a step of `work` units, in any fixed unit. `chunks` is whether it has prefills."""
         return 1 if self.most == 1 or self._size(work, chunks).next_alone() else self.most
 
     def took(self, work: int, *, chunks: bool, threads: int, time: float) -> None:

@@ -1,4 +1,4 @@
-"""The work of a step as the engine hands it to a runner, and what comes back. No torch."""
+"""The work of a step as the engine gives it to a runner, and the results. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from backends.wire import Sampling
 
 
 class Work(NamedTuple):
-    """Compute `length` tokens of `sequence` from `start`; `samples` when they are its last.
+    """Compute `length` tokens of `sequence` from `start`. Work that includes the sequence's last token samples the next one.
 
-    `drafts` are computed behind them: guesses of the tokens to come, kept as far as they turn out right.
+    `drafts` are proposed next tokens, computed after these and kept up to the first that is wrong.
     """
 
     sequence: RequestSequence
@@ -33,20 +33,20 @@ class Work(NamedTuple):
 
     @property
     def layout(self) -> tuple[bool, int]:
-        """Sort key of a step: decodes of about the same length lie together and share a span."""
+        """Return the sort key of a step: decodes of about the same length are adjacent and share a span."""
         return self.num_tokens > 1, len(self.sequence.pages).bit_length()
 
 
 @dataclass(eq=False, slots=True)
 class Reload:
-    """`count` pages of `sequence` are on their way from the host tier."""
+    """`count` pages of `sequence` that are being loaded from the host cache."""
 
     sequence: RequestSequence
     count: int
 
 
 class SampleRequest(NamedTuple):
-    """How to choose one token: at `position` of its sequence. `said` are its output tokens, where penalties need them."""
+    """How to sample the token at `position` of a sequence. `output_tokens` are set if penalties need them."""
 
     sampling: Sampling
     seed: int
@@ -56,7 +56,7 @@ class SampleRequest(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """`logprob`, `top` (id, logprob) and `confidence` are of the model's own distribution, before temperature, if asked for."""
+    """`logprob`, `top` (id, logprob) and `confidence`, if requested, are of the model's distribution before temperature."""
 
     token: int
     logprob: float | None = None
@@ -65,19 +65,19 @@ class Sampled(NamedTuple):
 
 
 class StepInterrupted(Exception):
-    """The step was not finished, as something else is wanted sooner."""
+    """The step was interrupted for work of a better priority."""
 
 
 class Runner(Protocol):
     def run(self, work: Sequence[Work]) -> list[list[Sampled]]:
-        """For each piece of work in the order given: nothing, or a token for its last position and for each draft."""
+        """Return one list for each item of work, in order: empty, or a token for its last position and for each draft."""
         ...
 
 
 @runtime_checkable
 class Interruptible(Runner, Protocol):
-    """One whose `run` may raise StepInterrupted, and leaves no trace then."""
+    """A runner whose `run` may raise StepInterrupted and then leaves no trace."""
 
     def interrupt(self) -> None:
-        """Of the step under way, if there is one. On any thread."""
+        """Interrupt the step under way, if there is one. May be called on any thread."""
         ...

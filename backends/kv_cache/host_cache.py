@@ -1,9 +1,9 @@
-"""The host tier: full pages are written through to host memory as they are named, and come back from there asynchronously.
+"""Second-tier cache in host memory. Full pages are written through as they are hashed and are reloaded asynchronously.
 
     device page --save--> slot of the host --load--> a fresh device page
 
-Copies run one after the other in the order they were asked for, so they never race each other, only compute: a sequence
-whose pages are on their way does not run, and a step that writes to a page under a copy waits for it first.
+Copies run one at a time in request order, so they race only with compute. A sequence does not run while its pages are being
+loaded. A step that writes to a page under a copy waits for that copy first.
 """
 
 import heapq
@@ -25,7 +25,7 @@ class PendingCopy(Protocol):
 
 
 class Copier(Protocol):
-    """Copies in the order asked for. `page_s` is what a page took lately, 0 before the first."""
+    """Copies that run in request order. `page_s` is the recent time of one page in seconds, 0 before the first copy."""
 
     @property
     def page_s(self) -> float: ...
@@ -36,7 +36,7 @@ class Copier(Protocol):
 
 
 class Fresh(NamedTuple):
-    """A page of a chain that has become full, under its name."""
+    """A page of a chain that has become full, with its page hash."""
 
     name: bytes
     page: int
@@ -44,7 +44,7 @@ class Fresh(NamedTuple):
 
 
 class _Copy(NamedTuple, Generic[T]):
-    """`reader` waits for it; None for a save."""
+    """A copy under way. `reader` waits for a load and is None for a save."""
 
     pending: PendingCopy
     pages: frozenset[int]
@@ -59,15 +59,20 @@ class _HostPage:
 
 @dataclass(slots=True)
 class _Chain:
-    """The first of `names` goes first: what its last turn did not have, then from the last page of that back to the first."""
+    """Pages of one chain in order of eviction, first to last: pages that its last turn did not use, then that turn's pages from
+    the last to the first.
+    """
 
     page_hashes: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     used_at: int = 0
 
 
 class HostCache(Generic[T]):
-    """Which names lie in which slots. Room is made by the chain whose pages are worth least, among equals by the one that was
-    not used for the longest. What another chain has as well stays with that one. `scores` are shared with the index."""
+    """Page hashes and the host slots that hold them.
+
+    Eviction takes from the chain with the lowest score, and among equals from the least recently used one. A page that another
+    chain shares stays in the cache. `scores` are shared with the prefix index.
+    """
 
     def __init__(self, num_slots: int, copier: Copier) -> None:
         self.scores = RetentionScores()
@@ -84,15 +89,15 @@ class HostCache(Generic[T]):
 
     @property
     def page_s(self) -> float:
-        """Seconds that a page takes to come back."""
+        """Return the recent time to load one page, in seconds."""
         return self._copier.page_s
 
     def page_hashes(self) -> list[bytes]:
-        """Everything that is here."""
+        """Return all page hashes in the cache."""
         return list(self._kept)
 
     def take_changes(self) -> tuple[list[bytes], list[bytes]]:
-        """Names stored and removed since the last call; what did both in between is in neither."""
+        """Return hashes stored and removed since the last call, without those that were both."""
         return self._changes.take()
 
     @property
@@ -100,34 +105,36 @@ class HostCache(Generic[T]):
         return bool(self._copies)
 
     def match(self, page_hashes: Sequence[bytes]) -> int:
-        """How many of the first ones are here."""
+        """Return how many of the leading hashes are cached."""
         return next((i for i, name in enumerate(page_hashes) if name not in self._kept), len(page_hashes))
 
     def save(self, fresh: Sequence[Fresh]) -> None:
-        """Pages that have become full. One that is here already is its chain's from now on as well."""
+        """Store pages that have become full. A page that is already cached gains the chain."""
         new: dict[bytes, Fresh] = {}
-        for one in fresh:
-            if (kept := self._kept.get(one.name)) is not None:
-                self._join(one.name, kept, one.chain)
+        for page in fresh:
+            if (kept := self._kept.get(page.name)) is not None:
+                self._join(page.name, kept, page.chain)
             elif len(new) < self.num_slots:
-                new[one.name] = one
+                new[page.name] = page
         slots = [self._take() for _ in new]
-        for (name, one), slot in reversed(list(zip(new.items(), slots, strict=True))):
+        for (name, page), slot in reversed(list(zip(new.items(), slots, strict=True))):
             self._kept[name] = kept = _HostPage(slot)
-            self._join(name, kept, one.chain)
+            self._join(name, kept, page.chain)
             self._changes.note(name, stored=True)
         if new:
-            pages = [one.page for one in new.values()]
+            pages = [page.page for page in new.values()]
             self._copies.append(_Copy(self._copier.save(pages, slots), frozenset(pages), None))
 
     def load(self, page_hashes: Sequence[bytes], pages: Sequence[int], reader: T) -> None:
-        """Matched names into fresh pages. `settle` says when `reader` has them."""
+        """Copy matched pages into fresh device pages. `settle` returns `reader` when the copy is complete."""
         slots = [self._kept[name].slot for name in page_hashes]
         self.num_loaded += len(page_hashes)
         self._copies.append(_Copy(self._copier.load(slots, pages), frozenset(pages), reader))
 
     def touch(self, page_hashes: Sequence[bytes], chain: str) -> None:
-        """A turn of the chain used these. Pages are of no use without those before them, so they count as used before them."""
+        """Mark pages as used by a turn of the chain. A page is useless without its parents, so later pages count as used
+        earlier.
+        """
         for name in reversed(page_hashes):
             if (kept := self._kept.get(name)) is not None:
                 self._join(name, kept, chain)
@@ -138,7 +145,7 @@ class HostCache(Generic[T]):
             self._make_evictable(chain, state)
 
     def set_retention(self, chain: str, score: float) -> None:
-        """After the scores have it. At 0 nobody will come back: what only this chain has goes now."""
+        """Apply a score that `scores` already holds. At 0 the chain ends: pages of this chain alone are evicted now."""
         state = self._chains.get(chain)
         if state is None:
             return
@@ -149,7 +156,7 @@ class HostCache(Generic[T]):
             self._leave(chain)
 
     def settle(self, *, wait: bool = False) -> list[T]:
-        """Readers whose pages are there now. With `wait`, the oldest copy is waited for."""
+        """Return readers whose copies are complete. With `wait`, block until the oldest copy is complete."""
         ready = []
         while self._copies and (wait or self._copies[0].pending.done()):
             copy = self._copies.popleft()
@@ -160,7 +167,7 @@ class HostCache(Generic[T]):
         return ready
 
     def before_writing(self, pages: Iterable[int]) -> list[T]:
-        """Returns when no copy reads or writes these pages, with the readers that became ready meanwhile."""
+        """Wait until no copy reads or writes these pages. Return the readers that became ready meanwhile."""
         ready: list[T] = []
         if self._copies:
             written = set(pages)
@@ -174,7 +181,7 @@ class HostCache(Generic[T]):
         return self._free.pop()
 
     def _least(self) -> str:
-        """The queue may hold entries that time has overtaken: they are dropped, or queued again under their true place."""
+        """Return the chain to evict from. Outdated queue entries are dropped, or queued again at their current position."""
         while True:
             score, used_at, chain = heapq.heappop(self._queue)
             state = self._chains.get(chain)
@@ -186,7 +193,7 @@ class HostCache(Generic[T]):
                 return chain
 
     def _leave(self, chain: str) -> None:
-        """The chain gives up a page, which goes unless others have it too."""
+        """Remove the chain from its first page, and evict that page if no other chain has it."""
         state = self._chains[chain]
         name, _ = state.page_hashes.popitem(last=False)
         if not state.page_hashes:
@@ -221,12 +228,12 @@ class HostCache(Generic[T]):
     def _make_evictable(self, chain: str, state: _Chain) -> None:
         heapq.heappush(self._queue, (self.scores.get(chain), state.used_at, chain))
         if len(self._queue) > 4 * len(self._chains) + 64:
-            self._queue = [(self.scores.get(name), one.used_at, name) for name, one in self._chains.items()]
+            self._queue = [(self.scores.get(name), state.used_at, name) for name, state in self._chains.items()]
             heapq.heapify(self._queue)
 
     def check(self) -> None:
-        held = [*self._free, *(kept.slot for kept in self._kept.values())]
-        assert sorted(held) == list(range(self.num_slots)), "a slot is lost or held twice"
+        slots = [*self._free, *(kept.slot for kept in self._kept.values())]
+        assert sorted(slots) == list(range(self.num_slots)), "a slot is lost or used twice"
         pairs = {(name, chain) for name, kept in self._kept.items() for chain in kept.chains}
         assert pairs == {(name, chain) for chain, state in self._chains.items() for name in state.page_hashes}
         assert all(0 < len(kept.chains) <= MAX_CHAINS_PER_PAGE for kept in self._kept.values())

@@ -1,7 +1,7 @@
-"""The page pool: who uses which page of KV. No torch, no names: only counts.
+"""Reference counts of KV pages. No torch and no page hashes.
 
-A page is free, used (one or more sequences hold it) or cached (nobody holds it, its contents are worth keeping):
-free + used + cached = all, always.
+A page is free, used (referenced by one or more sequences) or cached (no reference, contents worth keeping). Always free + used
++ cached = all.
 """
 
 import heapq
@@ -24,13 +24,13 @@ class PagePool:
         return self.num_pages - self.num_free - self.num_cached
 
     def take(self) -> int:
-        """A free page, held once: the lowest, so that a sequence's pages tend to be neighbours."""
+        """Take the lowest free page with one reference. Low numbers first keep a sequence's pages close together."""
         page = heapq.heappop(self._free)
         self._holders[page] = 1
         return page
 
     def hold(self, page: int) -> None:
-        """One holder more, of a used or a cached page."""
+        """Add a reference to a used or a cached page."""
         assert self._holders[page] or self._cached[page], f"page {page} is free"
         if self._cached[page]:
             self._cached[page] = False
@@ -38,8 +38,8 @@ class PagePool:
         self._holders[page] += 1
 
     def give_back(self, page: int, *, keep: bool) -> bool:
-        """One holder less. True if it was the last: then the page is cached if `keep`, else free."""
-        assert self._holders[page], f"page {page} is held by nobody"
+        """Drop a reference. Return True if it was the last: the page is then cached if `keep`, else free."""
+        assert self._holders[page], f"page {page} has no reference"
         self._holders[page] -= 1
         if self._holders[page]:
             return False
@@ -51,7 +51,7 @@ class PagePool:
         return True
 
     def forget(self, page: int) -> None:
-        """Cached to free."""
+        """Turn a cached page into a free one."""
         assert self._cached[page], f"page {page} is not cached"
         self._cached[page] = False
         self.num_cached -= 1

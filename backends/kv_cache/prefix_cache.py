@@ -1,8 +1,8 @@
-"""The prefix index: which full pages are resident under which name, and which of them to give up first.
+"""Prefix index: the resident full pages by page hash, and the order of their eviction.
 
-Names are chained (`wire.page_hashes`), so equal names mean equal KV from the first token on, and the pages form trees.
-Whoever holds a page holds all before it: a page that nobody holds has only descendants that nobody holds, so every
-cached page can be evicted, leaves first, and free + cached is what can be taken.
+Page hashes are chained (`wire.page_hashes`): equal hashes mean equal KV from the first token on, and pages form trees. A
+sequence that references a page references all pages before it. All descendants of a page without a reference are therefore
+without one too. So every cached page can be evicted, leaves first, and free + cached pages can be taken.
 """
 
 import hashlib
@@ -16,25 +16,27 @@ from backends.wire import PAGE_HASH_BYTES, SHARED_SALT, page_key
 
 MAX_CHAINS_PER_PAGE = 4
 SUPERSEDED, LEFT_BEHIND = 0.05, -1
-"""Where a turn goes on with half of the turn before or more, what it did not take up counts by this part of the chain's
-score. Where it shares less nothing is said: side requests and sub-agents of a session may come under its name."""
+"""SUPERSEDED is the factor of the chain's score for pages that a new turn did not reuse. It applies if the new turn reuses at
+least half of the previous turn's pages. With less overlap the pages keep their full score: side requests and sub-agents of a
+session can use the same chain.
+"""
 
 
 class PageHasher:
-    """Names pages one after the other as `wire.page_hashes` does all at once; the first `num_shared` for everybody."""
+    """Hashes pages one at a time as `wire.page_hashes` does all at once. The first `num_shared` pages use the shared salt."""
 
     def __init__(self, fingerprint: str, cache_salt: str, num_shared: int = 0) -> None:
         self._key, self._shared_key = page_key(fingerprint, cache_salt), page_key(fingerprint, SHARED_SALT)
         self._num_shared = num_shared
 
     def extend(self, parent: bytes, tokens: bytes, page: int) -> bytes:
-        """The name of page number `page`, of `tokens` (uint32 little-endian), behind `parent` (empty: at the start)."""
+        """Return the hash of page number `page` with `tokens` (uint32 little-endian) after `parent` (empty at the start)."""
         key = self._shared_key if page < self._num_shared else self._key
         return hashlib.blake2b(parent + tokens, digest_size=PAGE_HASH_BYTES, key=key).digest()
 
 
 class CacheDelta:
-    """Names that were stored and removed since the last look."""
+    """Page hashes stored and removed since the last `take`."""
 
     def __init__(self) -> None:
         self._stored: dict[bytes, bool] = {}
@@ -46,7 +48,7 @@ class CacheDelta:
             self._stored[name] = stored
 
     def take(self) -> tuple[list[bytes], list[bytes]]:
-        """Names stored and removed; what did both in between is in neither."""
+        """Return hashes stored and removed, without those that were both."""
         stored = [name for name, is_stored in self._stored.items() if is_stored]
         removed = [name for name, is_stored in self._stored.items() if not is_stored]
         self._stored.clear()
@@ -60,12 +62,12 @@ class _Node:
     used_at: int
     num_children: int = 0
     chains: dict[str, int] = field(default_factory=dict)
-    """With the number of the last turn of each that had it."""
+    """For each chain, the number of its last turn that used the page."""
 
 
 @dataclass(slots=True)
 class _Turn:
-    """The last one of a chain."""
+    """The last turn of a chain."""
 
     number: int = 0
     num_pages: int = 0
@@ -73,34 +75,34 @@ class _Turn:
 
 class PrefixIndex:
     def __init__(self, pool: PagePool, scores: RetentionScores | None = None) -> None:
-        """`scores` may be shared with the host tier."""
+        """`scores` may be shared with the host cache."""
         self._pool = pool
         self._scores = RetentionScores() if scores is None else scores
         self._nodes: dict[bytes, _Node] = {}
         self._name_of: dict[int, bytes] = {}
         self._of_chain: dict[str, dict[bytes, None]] = {}
         self._turns: dict[str, _Turn] = {}
-        """Of the chains that have pages."""
+        """Last turns of the chains that have pages."""
         self._queue: list[tuple[float, int, bytes]] = []
         self._now = 0
         self._changes = CacheDelta()
 
     @property
     def available(self) -> int:
-        """Pages that `take` can give: free ones and, by evicting, all cached ones."""
+        """Return the number of pages that `take` can give: free pages and, by eviction, all cached ones."""
         return self._pool.num_free + self._pool.num_cached
 
     @property
     def num_free(self) -> int:
-        """Pages that `take` can give without evicting."""
+        """Return the number of pages that `take` can give without eviction."""
         return self._pool.num_free
 
     def page_hashes(self) -> list[bytes]:
-        """Everything resident, parents before children."""
+        """Return the hashes of all resident pages, parents before children."""
         return list(self._nodes)
 
     def match(self, page_hashes: Sequence[bytes]) -> list[int]:
-        """Pages of the longest resident prefix. Holds nothing."""
+        """Return the pages of the longest resident prefix, without taking a reference."""
         pages = []
         for name in page_hashes:
             node = self._nodes.get(name)
@@ -110,15 +112,15 @@ class PrefixIndex:
         return pages
 
     def cached_among(self, pages: Sequence[int]) -> int:
-        """How many of these would leave `available` when held."""
+        """Return how many of these pages would leave `available` if referenced."""
         return sum(self._pool.num_holders(page) == 0 for page in pages)
 
     def num_own(self, pages: Sequence[int]) -> int:
-        """How many of a sequence's pages would become available if it let go of them."""
+        """Return how many of a sequence's pages would become available if the sequence released them."""
         return sum(self._pool.num_holders(page) == 1 for page in pages)
 
     def hold(self, pages: Sequence[int], chain: str) -> None:
-        """Holds matched pages for a sequence of `chain`, which begins a turn of it."""
+        """Reference matched pages for a sequence of `chain`, and begin a new turn of the chain."""
         self._now += 1
         left = self._supersede(chain, pages)
         for page in pages:
@@ -131,15 +133,16 @@ class PrefixIndex:
             self._leave_behind(chain, left)
 
     def take(self, count: int) -> list[int]:
-        """Fresh pages, evicting as needed. Callers ask `available` first."""
-        assert count <= self.available, f"{count} pages asked for, {self.available} are available"
+        """Return fresh pages, with eviction as needed. Callers check `available` first."""
+        assert count <= self.available, f"{count} pages requested, {self.available} are available"
         while self._pool.num_free < count:
             self._evict_one()
         return [self._pool.take() for _ in range(count)]
 
     def insert(self, name: bytes, parent: bytes, page: int, chain: str) -> int:
-        """A held page has become full and computed. Returns the page to go on with: one that was resident under the same
-        name takes its place, and it is given back."""
+        """Index a used page that is full and computed. Return the page to continue with: a page resident under the same hash
+        replaces `page`, which is given back.
+        """
         there = self._nodes.get(name)
         if there is not None:
             if there.page != page:
@@ -156,7 +159,7 @@ class PrefixIndex:
         return page
 
     def give_back(self, pages: Sequence[int]) -> None:
-        """A sequence lets go of its pages, in order of its tokens; what is indexed stays cached."""
+        """Release the pages of a sequence, in order of its tokens. Indexed pages stay cached."""
         self._now += 1
         for page in reversed(pages):
             name = self._name_of.get(page)
@@ -169,24 +172,26 @@ class PrefixIndex:
                 self._make_evictable(name)
 
     def set_retention(self, chain: str, score: float) -> None:
-        """Pages of chains with lower scores go first; at 0 they go now, or when their last sequence ends."""
-        before = self._scores.put(chain, score)
-        if score >= before:  # a place in the queue that is too early is found out when it comes up
+        """Set the score of a chain. Pages of lower scores are evicted first. At 0 they are evicted now, or when their last
+        sequence ends.
+        """
+        previous = self._scores.put(chain, score)
+        if score >= previous:  # an entry that is too early in the queue is corrected when popped
             return
         for name in reversed(list(self._of_chain.get(chain, ()))):
             if name in self._nodes:
                 self._make_evictable(name)
 
     def revive(self, chain: str) -> None:
-        """A released chain has come back."""
+        """Restore the default score of a released chain that is in use again."""
         self._scores.revive(chain)
 
     def take_changes(self) -> tuple[list[bytes], list[bytes]]:
-        """Names stored and removed since the last call; what did both in between is in neither."""
+        """Return hashes stored and removed since the last call, without those that were both."""
         return self._changes.take()
 
     def _supersede(self, chain: str, pages: Sequence[int]) -> int | None:
-        """Returns the number of the turn before, where the new one goes on with it."""
+        """Begin a turn of the chain. Return the number of the previous turn if the new one continues it."""
         turn = self._turns.get(chain)
         if turn is None or not chain:
             return None
@@ -197,7 +202,7 @@ class PrefixIndex:
         return before if goes_on else None
 
     def _leave_behind(self, chain: str, before: int) -> None:
-        """Pages of turn `before` that the new one did not take up are worth less than the queue says."""
+        """Lower the score of the pages of turn `before` that the new turn did not reuse."""
         for name in reversed(list(self._of_chain[chain])):
             node = self._nodes.get(name)
             if node is not None and node.chains[chain] == before:
@@ -231,7 +236,7 @@ class PrefixIndex:
         return node.num_children == 0 and self._pool.num_holders(node.page) == 0
 
     def _make_evictable(self, name: bytes) -> None:
-        """Queues a page for eviction if it is a leaf that nobody holds; with score 0 it goes now, and its parent is next."""
+        """Queue a page for eviction if it is a leaf without a reference. At score 0 evict it now and go on with its parent."""
         while name:
             node = self._nodes[name]
             if not self._is_evictable(node):
@@ -250,7 +255,7 @@ class PrefixIndex:
         heapq.heapify(self._queue)
 
     def _evict_one(self) -> None:
-        """The queue may hold entries that time has overtaken: they are dropped, or queued again under their true score."""
+        """Evict one page. Outdated queue entries are dropped, or queued again with their current score."""
         while True:
             score, used_at, name = heapq.heappop(self._queue)
             node = self._nodes.get(name)
@@ -263,7 +268,7 @@ class PrefixIndex:
             return
 
     def _evict(self, name: bytes, node: _Node) -> bytes:
-        """Returns the parent, which may have become a leaf."""
+        """Evict a page. Return its parent, which may have become a leaf."""
         for chain in list(node.chains):
             self._leave(name, node, chain)
         del self._nodes[name], self._name_of[node.page]
@@ -282,7 +287,7 @@ class PrefixIndex:
             if node.parent:
                 children[node.parent] += 1
                 mine, parents = (self._pool.num_holders(n.page) for n in (node, self._nodes[node.parent]))
-                assert parents >= mine, "a page is held without the page before it"
+                assert parents >= mine, "a page is referenced without its parent"
         queued = {(used_at, name) for _, used_at, name in self._queue}
         for name, node in self._nodes.items():
             assert node.num_children == children[name]

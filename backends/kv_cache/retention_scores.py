@@ -1,4 +1,4 @@
-"""What gateways said that the pages of chains are worth. Bounded; of a chain that nobody spoke of pages are worth most."""
+"""Retention scores of chains, set by gateways. At most MAX_SCORES are stored; a chain without one has the highest score."""
 
 DEFAULT_SCORE = 1.0
 MAX_SCORES = 65_536
@@ -15,14 +15,14 @@ class RetentionScores:
         return self._of.get(chain, DEFAULT_SCORE)
 
     def put(self, chain: str, score: float) -> float:
-        """Returns the score before."""
-        before = self._of.pop(chain, DEFAULT_SCORE)
+        """Set the score of a chain and return its previous score."""
+        previous = self._of.pop(chain, DEFAULT_SCORE)
         self._of[chain] = score
         if len(self._of) > MAX_SCORES:
             del self._of[next(iter(self._of))]
-        return before
+        return previous
 
     def revive(self, chain: str) -> None:
-        """A released chain has come back."""
+        """Remove the score 0 of a released chain that is in use again."""
         if self._of.get(chain) == 0:
             del self._of[chain]

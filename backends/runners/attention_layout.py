@@ -1,6 +1,6 @@
-"""A step's tokens in the order in which they are computed, and what each stretch of them sees.
+"""Order of a step's tokens in computation, and the positions that each span attends to.
 
-Letters of a window w: a token at position p sees the positions from p - w + 1 to p; 0 is all up to p.
+With a window w, a token at position p attends to positions p - w + 1 to p. Window 0 means all positions up to p.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from backends.models.paged_kv import PagedKV
 
 
 class Layout:
-    """Makes the spans of every window that a model's layers use."""
+    """Builds the spans of every window that a model's layers use."""
 
     def __init__(self, kv: PagedKV, windows: Sequence[int], *, dtype: torch.dtype, device: str) -> None:
         self._size, self._windows, self._dtype, self._device = kv.page_size, tuple(dict.fromkeys(windows)), dtype, device
 
     def spans(self, work: Sequence[Work]) -> dict[int, Spans]:
-        """By window. `work` is sorted by `Work.layout`."""
+        """Return the spans by window. `work` is sorted by `Work.layout`."""
         groups = [(is_chunk, list(group)) for (is_chunk, _), group in groupby(work, key=lambda one: one.layout)]
         return {window: tuple(self._spans(groups, window)) for window in self._windows}
 
@@ -65,7 +65,7 @@ class Layout:
         return PrefillSpan(at, at + one.num_tokens, where, end, hide(hidden, self._dtype))
 
     def _where(self, work: Sequence[Work], skipped: Sequence[int], slots: int) -> slice | Tensor:
-        """How to read `slots` slots of each, from the page behind the skipped ones."""
+        """Return the index of `slots` slots of each sequence, from the page after the skipped ones."""
         width = -(-slots // self._size)
         pages = [one.sequence.pages[skip : skip + width] for one, skip in zip(work, skipped, strict=True)]
         if len(pages) == 1:

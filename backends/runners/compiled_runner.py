@@ -1,4 +1,4 @@
-"""Runs planned work by our compiled step (`kernels/cpu/step.cpp`): one call from token ids to logits."""
+"""Runner of the compiled step (`kernels/cpu/step.cpp`): one call from token ids to logits."""
 
 import ctypes
 import time
@@ -19,7 +19,7 @@ from backends.runners.torch_runner import asks_of
 from backends.structured_output.grammar import MaskFiller
 
 MOST_SHARED = 96
-"""Query heads to a KV head: COLUMNS of attention.h."""
+"""Most query heads to a KV head: COLUMNS of attention.h."""
 
 
 class _Layer(ctypes.Structure):
@@ -69,7 +69,7 @@ class _Step(ctypes.Structure):
 
 
 def step_problems(model: object) -> list[str]:
-    """Why the compiled step does not take a model; nothing where it does."""
+    """Return why the compiled step does not support a model, or an empty list."""
     if not isinstance(model, Llama):
         return ["it runs in transformers' modelling code"]
     model_config = model.model_config
@@ -88,7 +88,7 @@ def step_problems(model: object) -> list[str]:
 
 
 class CompiledRunner:
-    """`model` has no `step_problems`. A thread runs it at a time, on up to `threads` of them."""
+    """Runs a model without `step_problems`. One thread at a time calls it, and a step uses up to `threads` threads."""
 
     def __init__(self, library: Library, model: Llama, kv: PagedKV, *, threads: int) -> None:
         model_config = model.model_config
@@ -136,33 +136,35 @@ class CompiledRunner:
         self._calls.headway_runner_close(self._runner)
 
     def warm_up(self, tokens: int) -> None:
-        """A chunk of `tokens` and a single token, so that the first request does not pay for set-up. Writes into the first
-        pages, which nobody holds yet."""
+        """Run a prefill of `tokens` and one decode, so that the first request does not pay for set-up.
+
+        Writes to the first pages, which are still unused.
+        """
         pages = array("i", range(-(-tokens // self._kv.page_size)))
         for count in (tokens, 1):
             ids = array("I", bytes(4 * count))
             self._call(ids, array("i", [0]), array("i", [count]), array("i", [0]), pages, array("i", [0]))
 
     def interrupt(self) -> None:
-        """Of the step under way, if there is one: at the end of the layer that it is in. On any thread."""
+        """Interrupt the step under way, if there is one, at the end of its current layer. May be called on any thread."""
         self._stop.value = 1
 
     @torch.inference_mode()
     def run(self, work: SequenceOf[Work]) -> list[list[Sampled]]:
-        """Raises BrokenOff where it was, with nothing done but KV that is written again."""
+        """Raise StepInterrupted if interrupted. Its only effect is then KV that is written again."""
         requests = [request for one in work if one.samples for request in asks_of(one)]
         masks = self._masks.fill([request.matcher for request in requests])
         logits, best = self._forward(work)
-        found = iter(sample(logits, requests, masks, best) if requests else ())
-        return [[next(found) for _ in range(1 + len(one.drafts))] if one.samples else [] for one in work]
+        samples = iter(sample(logits, requests, masks, best) if requests else ())
+        return [[next(samples) for _ in range(1 + len(one.drafts))] if one.samples else [] for one in work]
 
     def all_logits(self, ids: SequenceOf[int], pages: list[int]) -> Tensor:
-        """Of every position of a sequence that is read at once, (len(ids), vocabulary). Its KV goes into `pages`."""
+        """Return logits of all positions of a sequence in one prefill, (len(ids), vocabulary). Its KV is written to `pages`."""
         every, none = array("i", range(len(ids))), array("i", [0])
         return self._call(array("I", ids), none, array("i", [len(ids)]), none, array("i", pages), every)[0].clone()
 
     def _forward(self, work: SequenceOf[Work]) -> tuple[Tensor, list[int]]:
-        """Logits (rows to sample, vocabulary), which hold until the next step, and the first of the largest of each."""
+        """Return logits (rows to sample, vocabulary), valid until the next step, and each row's argmax (first of equals)."""
         ids = array("I")
         starts, lengths, tables, pages, last = (array("i") for _ in range(5))
         for one in work:
@@ -204,7 +206,7 @@ class CompiledRunner:
         return self._logits[:count], best.tolist()
 
     def _work(self, starts: "array[int]", lengths: "array[int]") -> int:
-        """About how many products a layer has: of its matrices, and of attention over what each token sees."""
+        """Return about how many products a layer has: of its matrices, and of attention over all positions seen."""
         seen = sum(length * (start + length // 2) for start, length in zip(starts, lengths, strict=True))
         return sum(lengths) * self._token_work + seen * self._seen_work
 

@@ -1,6 +1,6 @@
-"""Our C++ for CPU steps, a library for each kind of processor: shipped in the wheel, or compiled once by the compiler here.
+"""Native library for CPU steps, one for each kind of processor: shipped in the wheel, or compiled once on this machine.
 
-Every variant gives the same integer sums. Without a library steps run on torch's operations, and the reason is reported.
+Every variant gives the same integer sums. Without a library torch operations run the steps, and the reason is logged.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from backends.config import Resolved, StepChoice
 
 SOURCE = Path(__file__).parents[2] / "kernels" / "cpu"
 SHIPPED = SOURCE / "lib"
-"""Where `make wheel` puts libraries. An installation from a checkout has none."""
+"""Folder of the libraries that `make wheel` builds. An installation from a checkout has none."""
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 COMPILERS = ("c++", "g++", "clang++")
 TIMEOUT_S = 120
 
 
 class NotCompiled(RuntimeError):
-    """Why there is no library."""
+    """No library is available; the message is the reason."""
 
 
 class Variant(NamedTuple):
-    """A build of the step. `needs` are flags of /proc/cpuinfo, `flags` the compiler's."""
+    """A build of the step. `needs` are flags of /proc/cpuinfo, `flags` those of the compiler."""
 
     name: str
     machine: str
@@ -50,13 +50,13 @@ VARIANTS = (
     Variant("neon-i8mm", "aarch64", frozenset({"asimddp", "i8mm"}), ("-march=armv8.2-a+dotprod+i8mm",)),
     Variant("neon", "aarch64", frozenset({"asimddp"}), ("-march=armv8.2-a+dotprod",)),
 )
-"""The best first. A processor that takes one takes those below it on the same machine."""
+"""Best first. A processor that supports one also supports those below it on the same machine."""
 NATIVE = Variant("native", platform.machine(), frozenset(), ("-march=native",))
-"""For this very processor. Never chosen by itself: its float sums are the same, its instructions are the compiler's choice."""
+"""For this exact processor; never chosen automatically. Float sums are the same, but the compiler chooses the instructions."""
 
 
 class Library(NamedTuple):
-    """`variant` is the name of its build, `why` what to log."""
+    """`variant` is the name of the build, `why` the reason to log."""
 
     calls: ctypes.CDLL
     variant: str
@@ -64,12 +64,12 @@ class Library(NamedTuple):
 
 
 def supported(flags: frozenset[str], machine: str) -> list[Variant]:
-    """Those that a processor with these flags runs, the best first."""
+    """Return the variants that a processor with these flags supports, best first."""
     return [variant for variant in VARIANTS if variant.machine == machine and variant.needs <= flags]
 
 
 def this_processor() -> frozenset[str]:
-    """Flags as Linux names them; Apple's processors have what the NEON variants need."""
+    """Return processor flags in Linux's names. Apple's processors have those that the NEON variants need."""
     path = Path("/proc/cpuinfo")
     if path.is_file():
         lines = path.read_text().splitlines()
@@ -79,7 +79,7 @@ def this_processor() -> frozenset[str]:
 
 
 def choose_variant(name: str = "auto") -> Variant:
-    """Raises NotCompiled where there is none for this processor, or not the one asked for."""
+    """Return the variant to use. Raise NotCompiled if this processor supports none, or not the requested one."""
     machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
     if name == NATIVE.name:
         return NATIVE
@@ -98,7 +98,7 @@ def choose_variant(name: str = "auto") -> Variant:
 
 
 def open_library(folder: Path | None = None, variant: str = "auto") -> Library:
-    """The library shipped with this package, else one from `folder`, else compiled into it. Raises NotCompiled."""
+    """Return the library shipped with this package, else one from `folder`, else one compiled into it. Raise NotCompiled."""
     chosen = choose_variant(variant)
     shipped = SHIPPED / f"step-{chosen.name}-{_source()}.so"
     if shipped.is_file():
@@ -109,7 +109,7 @@ def open_library(folder: Path | None = None, variant: str = "auto") -> Library:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            with (folder / "lock").open("w") as lock:  # several workers start at once, and one compiles
+            with (folder / "lock").open("w") as lock:  # several workers may start at once; one compiles
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not path.exists():
                     compile_step(compiler, chosen, path)
@@ -119,7 +119,7 @@ def open_library(folder: Path | None = None, variant: str = "auto") -> Library:
 
 
 def resolve_library(choice: StepChoice, *, device: str, variant: str = "auto") -> Resolved[Library | None]:
-    """Raises ValueError where the compiled step, or a variant of it, is asked for and cannot be had."""
+    """Return the library or None. Raise ValueError if the compiled step or a variant is requested and unavailable."""
     if choice == "torch" or device != "cpu":
         return Resolved(None, "asked for" if choice == "torch" else f"the compiled step is for CPUs, not for {device}")
     try:
@@ -132,7 +132,7 @@ def resolve_library(choice: StepChoice, *, device: str, variant: str = "auto") -
 
 
 def compile_step(compiler: str, variant: Variant, path: Path) -> None:
-    """Raises NotCompiled. `path` appears whole or not at all."""
+    """Compile a variant; `path` appears complete or not at all. Raise NotCompiled."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [compiler, *FLAGS, *variant.flags, "-o", str(made), str(SOURCE / "step.cpp")]
@@ -146,7 +146,7 @@ def compile_step(compiler: str, variant: Variant, path: Path) -> None:
 
 
 def build_all(folder: Path) -> Iterator[Path]:
-    """Compiles every variant of this machine's architecture into `folder`, for the wheel. Raises NotCompiled."""
+    """Compile every variant of this machine's architecture into `folder`, for the wheel. Raise NotCompiled."""
     compiler = _compiler()
     folder.mkdir(parents=True, exist_ok=True)
     machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
@@ -182,7 +182,7 @@ def _compiler() -> str:
 
 
 def _source() -> str:
-    """Names the source, so that a library of another one is never loaded."""
+    """Return a hash of the source, so that a library of another source is never loaded."""
     digest = hashlib.blake2b(repr(FLAGS).encode(), digest_size=6)
     for path in sorted(SOURCE.glob("*.[ch]*")):
         digest.update(path.read_bytes())

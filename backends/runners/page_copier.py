@@ -1,4 +1,4 @@
-"""Copies pages between a device's KV and host memory on a thread of its own; on a GPU in a stream of its own, pinned."""
+"""Copies pages between a device's KV and host memory on its own thread; on a GPU in its own stream, with pinned memory."""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from backends.models.paged_kv import PagedKV
 
 LEARNING = 0.1
-"""Weight of the last copy in what a page takes."""
+"""Weight of the last copy in the moving average of `page_s`."""
 
 
 class CopyFuture:
@@ -23,12 +23,12 @@ class CopyFuture:
         return self._future.done()
 
     def wait(self) -> None:
-        """Raises what the copy raised."""
+        """Wait for the copy. Raise its exception, if it failed."""
         self._future.result()
 
 
 class ThreadCopier:
-    """`page_s` is what a page took lately, in either direction."""
+    """`page_s` is the recent time of one page in seconds, in either direction."""
 
     def __init__(self, kv: PagedKV, num_slots: int) -> None:
         self._device = kv.stores()
@@ -51,7 +51,7 @@ class ThreadCopier:
         self._thread.shutdown()
 
     def _submit(self, sources: list[Tensor], targets: list[Tensor], read: Sequence[int], written: Sequence[int]) -> CopyFuture:
-        """On a GPU the copy waits for what was launched before it, and is done when its stream is."""
+        """Start a copy. On a GPU it waits for earlier launches and is complete when its stream is."""
         launched = None if self._stream is None else torch.cuda.current_stream().record_event()
 
         def run() -> None:
@@ -61,9 +61,9 @@ class ThreadCopier:
                 if launched is not None:
                     self._stream.wait_event(launched)
                 for source, target in zip(sources, targets, strict=True):
-                    found = source.index_select(1, torch.tensor(read, device=source.device))
-                    found = found.to(target.device, non_blocking=True)
-                    target.index_copy_(1, torch.tensor(written, device=target.device), found)
+                    rows = source.index_select(1, torch.tensor(read, device=source.device))
+                    rows = rows.to(target.device, non_blocking=True)
+                    target.index_copy_(1, torch.tensor(written, device=target.device), rows)
                 if self._stream is not None:
                     self._stream.synchronize()
             page_s = (time.perf_counter() - started) / len(read)

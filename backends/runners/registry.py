@@ -1,4 +1,4 @@
-"""Which code runs a model's steps on CPU: our compiled step where it takes the model, else torch's operations."""
+"""Choice of the runner of a model on CPU: the compiled step if it supports the model, else torch operations."""
 
 import torch
 
@@ -13,7 +13,7 @@ from backends.runners.torch_runner import TorchRunner
 def cpu_runner(
     model: CausalModel, kv: PagedKV, *, dtype: torch.dtype, library: Library | None = None, required: bool = False
 ) -> TorchRunner | CompiledRunner:
-    """On as many threads as torch has now. Raises ValueError where the compiled step is `required` and does not take it."""
+    """Return a runner with torch's current number of threads. Raise ValueError if a `required` compiled step lacks support."""
     problems = step_problems(model) if library is not None else []
     if required and problems:
         raise ValueError(f"--step compiled does not take this model: {'; '.join(problems)}")

@@ -1,4 +1,4 @@
-"""Chooses tokens from logits. The draw depends on (seed, position) alone, never on who else is in the batch."""
+"""Chooses tokens from logits. A draw depends on (seed, position) alone, never on the rest of the batch."""
 
 import hashlib
 from collections import Counter
@@ -12,7 +12,7 @@ from backends.structured_output.grammar import Masks
 
 
 def uniform(seed: int, position: int) -> float:
-    """In [0, 1), with 53 random bits."""
+    """Return a number in [0, 1) with 53 random bits."""
     digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
@@ -20,7 +20,9 @@ def uniform(seed: int, position: int) -> float:
 def sample(
     logits: Tensor, requests: Sequence[SampleRequest], masks: Masks | None = None, best: Sequence[int] | None = None
 ) -> list[Sampled]:
-    """`logits` (len(asks), vocabulary) float32, to one token each that `masks` allow. `best` is their argmax, if known."""
+    """Return a token that `masks` allow for each row of `logits` (len(requests), vocabulary), float32. `best` is their argmax,
+    if known.
+    """
     allowed = _adjusted(logits, requests)
     if masks is not None:
         allowed = masks.apply(allowed.clone() if allowed is logits else allowed)
@@ -42,14 +44,14 @@ def sample(
 
 
 def _adjusted(logits: Tensor, requests: Sequence[SampleRequest]) -> Tensor:
-    """With penalties and biases; the same tensor where nobody asked for any."""
+    """Return logits with penalties and biases, or the same tensor if no request has any."""
     adjusted = logits
-    for row, (sampling, _, _, said, _) in enumerate(requests):
-        if not (said or sampling.logit_bias):
+    for row, (sampling, _, _, output_tokens, _) in enumerate(requests):
+        if not (output_tokens or sampling.logit_bias):
             continue
         adjusted = logits.clone() if adjusted is logits else adjusted
         changes = dict(sampling.logit_bias)
-        for token, count in Counter(said).items():
+        for token, count in Counter(output_tokens).items():
             penalty = sampling.presence_penalty + sampling.frequency_penalty * count
             changes[token] = changes.get(token, 0.0) - penalty
         ids = torch.tensor(list(changes), device=logits.device)
@@ -58,9 +60,11 @@ def _adjusted(logits: Tensor, requests: Sequence[SampleRequest]) -> Tensor:
 
 
 def _draw(logits: Tensor, request: SampleRequest) -> int:
-    """Inverts the cumulative distribution of what top-k and top-p leave, most likely first (the first is always left)."""
+    """Sample by inversion of the cumulative distribution after top-k and top-p, most likely first. The first token always
+    remains.
+    """
     sampling = request.sampling
-    # Behind the best logit, which is then 0: however small the temperature, dividing makes no NaN of it.
+    # Relative to the best logit, which becomes 0: division by a small temperature then never yields NaN.
     probabilities = torch.softmax((logits.double() - logits.max()) / sampling.temperature, -1)
     ordered, ids = probabilities.sort(descending=True, stable=True)
     reached = ordered.cumsum(0)

@@ -1,4 +1,4 @@
-"""Turns planned work into one forward pass and its sampled tokens. Reads sequences, changes none."""
+"""Runs planned work as one forward pass of torch operations and samples its tokens. Does not change sequences."""
 
 from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple, cast
@@ -18,14 +18,14 @@ from backends.structured_output.grammar import MaskFiller
 
 
 class _Text(NamedTuple):
-    """What a layout asks of a sequence."""
+    """The fields of a sequence that a layout uses."""
 
     tokens: SequenceOf[int]
     pages: list[int]
 
 
 class TorchRunner:
-    """Work is laid out with one-token sequences first, those of about one length together, so that padding stays small."""
+    """Lays out decodes first, those of about one length together, which keeps padding small."""
 
     def __init__(self, model: CausalModel, kv: PagedKV, *, dtype: torch.dtype, device: str) -> None:
         self._model, self._kv, self._device = model, kv, device
@@ -34,9 +34,9 @@ class TorchRunner:
 
     @torch.inference_mode()
     def warm_up(self, tokens: int) -> None:
-        """Runs a chunk of `tokens` and a single token through the model, so that the first request does not pay for set-up.
+        """Run a prefill of `tokens` and one decode, so that the first request does not pay for set-up.
 
-        Writes into the first pages, which nobody holds yet.
+        Writes to the first pages, which are still unused.
         """
         every = torch.arange(tokens, device=self._device)
         one = every[:1]
@@ -54,14 +54,14 @@ class TorchRunner:
         logits = self._model.forward(self._batch(laid), self._kv)
         results: list[list[Sampled]] = [[] for _ in work]
         if logits is not None:
-            found = iter(sample(logits, requests, masks))
+            samples = iter(sample(logits, requests, masks))
             for i in sampling:
-                results[i] = [next(found) for _ in range(1 + len(work[i].drafts))]
+                results[i] = [next(samples) for _ in range(1 + len(work[i].drafts))]
         return results
 
     @torch.inference_mode()
     def all_logits(self, ids: SequenceOf[int], pages: list[int]) -> Tensor:
-        """Of every position of a sequence that is read at once, (len(ids), vocabulary). Its KV goes into `pages`."""
+        """Return logits of all positions of a sequence in one prefill, (len(ids), vocabulary). Its KV is written to `pages`."""
         every = self._tensor(list(range(len(ids))))
         text = _Text(ids, pages)
         spans = self._layout.spans([Work(cast(RequestSequence, text), 0, len(ids))])
@@ -98,10 +98,10 @@ class TorchRunner:
 
 
 def asks_of(work: Work) -> list[SampleRequest]:
-    """A draw depends on its position alone, so a draft that agrees with it changes nothing of the text."""
+    """Return the samples to draw. A draw depends on its position alone, so an accepted draft does not change the text."""
     sequence = work.sequence
     sampling, known = sequence.sampling, len(sequence.tokens)
     penalized = sampling.presence_penalty or sampling.frequency_penalty
-    said = sequence.tokens[sequence.num_prompt :] if penalized else ()
+    output_tokens = sequence.tokens[sequence.num_prompt :] if penalized else ()
     ahead = range(1 + len(work.drafts))
-    return [SampleRequest(sampling, sequence.seed, known + further, said, sequence.matcher) for further in ahead]
+    return [SampleRequest(sampling, sequence.seed, known + further, output_tokens, sequence.matcher) for further in ahead]

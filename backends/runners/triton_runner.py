@@ -1,7 +1,7 @@
-"""The native path on a GPU: our kernels between the matrix products, and decoding by captured graphs.
+"""Native models on a GPU: our kernels between the matrix products, and decodes by captured graphs.
 
-A graph holds for one number of rows and any lengths: it reads tokens, positions, slots and page tables from buffers that
-stay where they are. Rows that a step does not fill write to a page of their own, the last, which no sequence is given.
+A graph is for one number of rows and any lengths: it reads tokens, positions, slots and page tables from fixed buffers. Padding
+rows write to the last page, which is assigned to no sequence.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from kernels.rope_write import rope_write
 from kernels.silu_mul import silu_mul
 
 SPLITS = 8
-"""Parts of a context that decoding reads side by side: a row has only as many programs as the model has KV heads."""
+"""Parts of a context that a decode processes in parallel: a row has only as many programs as the model has KV heads."""
 
 
 class StepInputs(NamedTuple):
@@ -40,7 +40,7 @@ class StepInputs(NamedTuple):
 
 class TritonRunner:
     def __init__(self, model: Llama, kv: PagedKV, *, device: str, max_sequences: int) -> None:
-        """`kv` has one page more than sequences are given."""
+        """`kv` has one page more than sequences use."""
         self._model, self._kv, self._device = model, kv, device
         self._turns = torch.view_as_real(model.rotations[:, 0]).contiguous()
         self._pages, self._slots = list(kv.pages.unbind(0)), list(kv.pages.flatten(1, 2).unbind(0))
@@ -54,7 +54,7 @@ class TritonRunner:
 
     @torch.inference_mode()
     def warm_up(self, tokens: int) -> None:
-        """A chunk, and every decode graph. Writes to the first pages, which nobody holds yet."""
+        """Run a prefill and capture every decode graph. Writes to the first pages, which are still unused."""
         every = torch.arange(tokens, device=self._device)
         pages = -(-tokens // self._kv.page_size)
         one = self._ints([[tokens]])[0]
@@ -69,8 +69,8 @@ class TritonRunner:
         masks = self._masks.fill([request.matcher for request in requests])
         decodes = all(one.num_tokens == 1 for one in work)
         logits = self._run_decode(work) if decodes else self._forward(self._step(work), 1)
-        found = iter(sample(logits, requests, masks) if requests else ())
-        return [[next(found) for _ in range(1 + len(one.drafts))] if one.samples else [] for one in work]
+        samples = iter(sample(logits, requests, masks) if requests else ())
+        return [[next(samples) for _ in range(1 + len(one.drafts))] if one.samples else [] for one in work]
 
     def _run_decode(self, work: Sequence[Work]) -> Tensor:
         size = next(size for size in self._sizes if size >= len(work))
@@ -123,7 +123,7 @@ class TritonRunner:
         return [torch.tensor(row, dtype=torch.int32, device=self._device) for row in rows]
 
     def _forward(self, step: StepInputs, splits: int) -> Tensor:
-        """Logits of the last rows, in float32."""
+        """Return logits of the last rows, in float32."""
         model, model_config = self._model, self._model.model_config
         x = model.embedding[step.ids]
         heads = (len(step.ids), model_config.num_heads + 2 * model_config.num_kv_heads, model_config.head_dim)
@@ -160,7 +160,7 @@ class TritonRunner:
 
 
 class _Decode:
-    """One-token work of `size` rows: buffers, and on a GPU the graph that reads them."""
+    """Decodes of `size` rows: buffers, and on a GPU the graph that reads them."""
 
     def __init__(self, runner: TritonRunner, size: int, table_width: int, scratch: int, device: str) -> None:
         def longs() -> Tensor:
@@ -184,7 +184,7 @@ class _Decode:
         return self._logits
 
     def _capture(self, runner: TritonRunner) -> None:
-        """Once outside of the graph, so that kernels are compiled and libraries set up."""
+        """Capture the graph after one run outside of it, which compiles kernels and sets up libraries."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -196,6 +196,6 @@ class _Decode:
 
 
 def _sizes(most: int) -> list[int]:
-    """1, 2, 4, 8, then by eights: a step is padded to the next of them."""
+    """Return the padded batch sizes up to `most`: 1, 2, 4, 8, then multiples of 8."""
     sizes = [size for size in (1, 2, 4) if size < most]
     return [*sizes, *range(8, most + 8, 8)] if most > 4 else [*sizes, most]

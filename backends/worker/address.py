@@ -1,4 +1,4 @@
-"""Where a worker listens: `unix:///path` or `tcp://host:port`."""
+"""Listen addresses of a worker: `unix:///path` or `tcp://host:port`."""
 
 import ipaddress
 from pathlib import Path
@@ -9,7 +9,7 @@ from aiohttp import web
 
 
 class Address(NamedTuple):
-    """A Unix socket's path, or a TCP host and port (0: any free one)."""
+    """A Unix socket path, or a TCP host and port (0: any free one)."""
 
     path: str = ""
     host: str = ""
@@ -17,7 +17,9 @@ class Address(NamedTuple):
 
 
 def parse_address(listen: str, *, token: str | None) -> Address:
-    """Raises ValueError on what is neither, and on a TCP address that others can reach without a token."""
+    """Parse a listen address. Raise ValueError for other forms, and for a TCP address reachable from other hosts without a
+    token.
+    """
     parts = urlsplit(listen)
     if parts.scheme == "unix" and parts.path and not parts.netloc:
         return Address(path=parts.path)
@@ -29,7 +31,7 @@ def parse_address(listen: str, *, token: str | None) -> Address:
 
 
 async def open_site(runner: web.AppRunner, address: Address) -> str:
-    """Starts listening. Returns the address as a client needs it, with the port that was taken."""
+    """Start to listen. Return the address for clients, with the port that was assigned."""
     if address.path:
         _remove_stale(Path(address.path))
         await web.UnixSite(runner, address.path).start()
@@ -41,7 +43,7 @@ async def open_site(runner: web.AppRunner, address: Address) -> str:
 
 
 def _remove_stale(path: Path) -> None:
-    """A socket that an earlier worker left behind."""
+    """Remove a socket that an earlier worker left."""
     if path.is_socket():
         path.unlink()
 

@@ -1,4 +1,4 @@
-"""The files that a gateway needs to write prompts for a model, cut into frames."""
+"""The files that a gateway needs to render prompts for a model, cut into frames."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ NAMES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "conf
 
 
 def read_assets(directory: Path) -> dict[str, bytes]:
-    """Those that the model's directory has."""
+    """Return the asset files that the model's directory has."""
     return {name: (directory / name).read_bytes() for name in NAMES if (directory / name).is_file()}
 
 

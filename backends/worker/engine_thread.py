@@ -1,4 +1,4 @@
-"""The engine's thread. It sleeps while there is nothing to do; between steps it takes every command that has come."""
+"""The engine's thread. It sleeps while there is no work and takes all pending commands between steps."""
 
 import os
 import queue
@@ -13,13 +13,15 @@ from backends.wire import Sampling, Submit
 from backends.worker.link_handler import Command, Frame, LinkHandler, Outgoing
 
 IDLE_REPORT_S = 1.0
-"""An idle worker wakes this often to say how long it has been idle."""
+"""Seconds between the idle reports of an idle worker."""
 
 
 class EngineThread:
-    """`send` is called on the engine's thread with what goes out, `failed` once if a step raises: the engine is then gone.
+    """`send` is called on the engine's thread with outgoing frames. `failed` is called once if a step raises, and ends the
+    engine.
 
-    With `yields` the thread, which computes itself, keeps nobody waiting for the processor who has but a message to pass on."""
+    With `yields`, threads that wake briefly to pass on a message get the processor before this one.
+    """
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class EngineThread:
                 self._engine.record_arrival(priority)
 
     def stop(self) -> None:
-        """After the step that runs."""
+        """Stop after the step under way."""
         self._commands.put(None)
         self._thread.join()
 
@@ -61,7 +63,7 @@ class EngineThread:
             self._failed(error)
 
     def _serve(self) -> bool:
-        """One step, or one wait for commands. False when told to stop."""
+        """Run one step, or wait once for commands. Return False after a stop."""
         engine = self._engine
         if not self._take_commands(wait=not engine.has_work):
             return False
@@ -73,7 +75,9 @@ class EngineThread:
         return True
 
     def _take_commands(self, *, wait: bool) -> bool:
-        """All that have come; with `wait` it sleeps for the first. The time until then was idle."""
+        """Take all pending commands. With `wait`, sleep until the first one and count the time as idle. Return False after a
+        stop.
+        """
         while True:
             try:
                 command = self._commands.get(block=wait, timeout=IDLE_REPORT_S)
@@ -92,7 +96,8 @@ class EngineThread:
 
 
 def _yield_to_others() -> None:
-    """Of this thread and those that it starts: as large a share of the time as any, but who wakes up goes first. Under Linux
-    only. A first token came up to three times as late beside busy workers without it (docs/log.md)."""
+    """Set this thread and those it starts to SCHED_BATCH: an equal share of processor time, but threads that wake up run first.
+    Linux only. Without it a first token took up to three times as long beside busy workers (docs/log.md).
+    """
     if sys.platform == "linux":
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_BATCH, os.sched_param(0))

@@ -1,6 +1,6 @@
-"""What NVML says of one NVIDIA GPU. Talks to the driver's own library: nothing has to be installed, and may be missing.
+"""NVML readings of one NVIDIA GPU. Calls the driver's own library: there is nothing to install, and it may be missing.
 
-https://docs.nvidia.com/deploy/nvml-api: every function returns 0 when it worked.
+https://docs.nvidia.com/deploy/nvml-api: every function returns 0 on success.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ _LIBRARY = "libnvidia-ml.so.1"
 
 
 class GpuSample(NamedTuple):
-    """`busy_share` is the share of the last sample period in which a kernel ran; None is what this GPU does not say."""
+    """`busy_share` is the share of the last sample period in which a kernel ran. None: not reported by this GPU."""
 
     busy_share: float | None
     memory_used_bytes: int | None
@@ -47,7 +47,7 @@ class Gpu:
 
 
 def open_gpu(uuid: str) -> Gpu | None:
-    """The GPU of this UUID (`GPU-...`), as torch names it; None where there is no NVML, or no such GPU."""
+    """Return the GPU of this UUID (`GPU-...`, as torch formats it), or None without NVML or such a GPU."""
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError:

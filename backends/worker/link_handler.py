@@ -1,6 +1,6 @@
-"""Between links and the engine, on the engine's thread: frames in, frames out, credits, cache reports.
+"""Link messages to and from the engine, on the engine's thread: frames in, frames out, credits, cache reports.
 
-The engine's answers leave as encoded frames in the order of `wire.py`'s promises: text, cache changes, ends, then load.
+The engine's answers leave as encoded frames in the order that `wire.py` guarantees: text, cache changes, ends, then load.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from backends.wire import (
 )
 
 LOAD_EVERY_NS, IDLE_LOAD_EVERY_NS = 50_000_000, 900_000_000
-"""A busy and an idle worker report about this often; changes of what runs, waits or is granted are reported at once."""
+"""Time between reports of a busy and of an idle worker. Changes of running, waiting or credits are reported at once."""
 
 
 class Attach(NamedTuple):
@@ -42,7 +42,7 @@ class Frame(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """The grammar of a request that waited for it is ready, or will never be."""
+    """The grammar of a waiting request is compiled, or its compilation failed."""
 
     link: int
     request: int
@@ -62,7 +62,7 @@ class Outgoing(NamedTuple):
 
 
 class CacheUpdate(NamedTuple):
-    """Names of pages: of the device, then of the host tier."""
+    """Page hashes stored and removed, on the device and then in the host cache."""
 
     stored: list[bytes]
     removed: list[bytes]
@@ -72,7 +72,7 @@ class CacheUpdate(NamedTuple):
 
 @dataclass(slots=True)
 class _GatewayState:
-    """`cache_sequence` counts its Cache frames; `shown` is what its last Load said, without the times."""
+    """`cache_sequence` counts the link's Cache frames. `shown` is the content of its last Load, without times."""
 
     cache_sequence: int = 0
     shown: tuple[int, ...] = ()
@@ -80,7 +80,7 @@ class _GatewayState:
 
 
 class LinkHandler:
-    """`post` brings a command back to this thread, from any other."""
+    """`post` sends a command to this thread from any other."""
 
     def __init__(self, engine: Engine, grammars: Grammars | None = None, post: Post | None = None) -> None:
         self._engine, self._grammars, self._post = engine, grammars, post
@@ -88,7 +88,7 @@ class LinkHandler:
         self._compiling: dict[tuple[int, int], Submit] = {}
 
     def take(self, command: Command, now_ns: int) -> list[Outgoing]:
-        """Applies one command. Returns what must go out at once: the resync of a new link, or why one is closed."""
+        """Apply one command. Return what must be sent at once: the resync of a new link, or the reason to close one."""
         match command:
             case Attach(link):
                 reported = self.report(now_ns)
@@ -107,7 +107,7 @@ class LinkHandler:
                 assert_never(command)
 
     def report(self, now_ns: int) -> list[Outgoing]:
-        """Everything that happened since the last report, link by link."""
+        """Return everything since the last report, by link."""
         output = self._engine.take_output()
         changes = self._changes()
         outgoing = []
@@ -138,7 +138,7 @@ class LinkHandler:
         return []
 
     def _submit(self, link: int, submit: Submit) -> None:
-        """At once; with a grammar when that is compiled, which happens on other threads."""
+        """Submit at once, or after the request's grammar is compiled on another thread."""
         grammar = submit.sampling.grammar
         if grammar is None:
             self._engine.submit(link, submit)
@@ -153,7 +153,7 @@ class LinkHandler:
             self._grammars.compile(grammar, lambda outcome: post(Compiled(link, request, outcome)))
 
     def _compiled(self, link: int, request: int, outcome: Matcher | Refusal) -> None:
-        """Of a request that left meanwhile: nothing happens."""
+        """Submit a request whose grammar is compiled. One that was aborted in the meantime is ignored."""
         submit = self._compiling.pop((link, request), None)
         if submit is None:
             return
@@ -177,13 +177,13 @@ class LinkHandler:
         return CacheUpdate(*self._engine.index.take_changes(), host_stored, host_removed)
 
     def _resync(self, state: _GatewayState) -> list[Cache]:
-        """All that is resident, as of a report: nothing that it lists is reported again."""
+        """Return all resident pages as of a report. Later reports do not repeat them."""
         tier = self._engine.tier
         everything = CacheUpdate(self._engine.index.page_hashes(), [], tier.page_hashes() if tier else [], [])
         return _cache(state, everything, reset=True)
 
     def _load(self, state: _GatewayState, number: int, now_ns: int) -> list[Load]:
-        """One Load if it says something new."""
+        """Return a Load if its content changed or its time has come, else nothing."""
         load = self._state(number)
         shown = (load.running, load.waiting, load.credit_sequences, load.credit_tokens, load.free_pages, load.cached_pages)
         every_ns = LOAD_EVERY_NS if load.running else IDLE_LOAD_EVERY_NS
@@ -193,7 +193,7 @@ class LinkHandler:
         return [load]
 
     def _state(self, number: int) -> Load:
-        """What link `number` is told. Credits are shared: sequences in equal parts, the odd ones to the first links."""
+        """Return the Load of link `number`. Credit sequences are split equally, the remainder among the first links."""
         engine, links = self._engine, len(self._links)
         scheduler, pool, busy_meter = engine.scheduler, engine.pool, engine.busy_meter
         free = max(0, engine.limits.max_sequences - len(scheduler.running) - len(scheduler.waiting))
@@ -214,7 +214,7 @@ class LinkHandler:
 
 
 def _cache(state: _GatewayState, changes: CacheUpdate, *, reset: bool = False) -> list[Cache]:
-    """In as many frames as it takes; with `reset` at least one."""
+    """Return the changes in as many frames as needed; with `reset` at least one."""
     messages = []
     for start in range(0, max(int(reset), *map(len, changes)), CACHE_CHUNK_PAGES):
         stored, removed, host_stored, host_removed = (
@@ -234,5 +234,5 @@ def _cache(state: _GatewayState, changes: CacheUpdate, *, reset: bool = False) -
 
 
 def credit_tokens(backlog: int, limits: RequestLimits) -> int:
-    """Uncached prompt tokens that may still come: one step's worth waits, or one prompt of any length where none does."""
+    """Return uncached prompt tokens that may still arrive: one step's worth, or one prompt of any length if none waits."""
     return limits.longest if backlog == 0 else max(0, limits.prefill_tokens - backlog)

@@ -1,4 +1,4 @@
-"""How far loading has come: a line for every tenth of the layers, which a person and a supervisor's log can both read."""
+"""Progress of model loading: a line for every tenth of the layers, readable on a terminal and in a supervisor's log."""
 
 from collections.abc import Callable
 

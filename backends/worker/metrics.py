@@ -1,6 +1,6 @@
-"""A worker's metrics. Gauges and counters are read from the engine when asked for; what a request took is observed at its end.
+"""Metrics of a worker. Gauges and counters are read from the engine on scrape; a request is observed at its end.
 
-The `vllm:` twins, under present and past names, let existing boards work.
+The same metrics under vLLM's names, present and past, keep existing dashboards working.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ class WorkerMetrics(Collector):
             yield from self._device(self._gpu)
 
     def _twinned(self, engine: Engine) -> Iterator[_Family]:
-        """Counters that vLLM has as well, under all their names."""
+        """Return the counters that vLLM also has, under all of its names."""
         preemptions = engine.scheduler.num_preemptions
         prompt, cached, output = engine.num_prompt_tokens, engine.num_cached_tokens, engine.num_output_tokens
         for names, documentation, value in (
@@ -86,7 +86,7 @@ class WorkerMetrics(Collector):
 
 
 class Ends:
-    """Called with every `Finished` that ran, on the engine's thread: about ten microseconds a request, nothing a token."""
+    """Observes each `Finished` that ran, on the engine's thread: about 10 µs a request, nothing for a token."""
 
     def __init__(self, registry: CollectorRegistry, model: str) -> None:
         def bound(name: str, documentation: str, buckets: tuple[float, ...]) -> Callable[[float], None]:
@@ -138,7 +138,7 @@ def _all(observers: list[Callable[[float], None]], value: float) -> None:
 
 
 def registry_for(engine: Engine, model: str, gpu: Gpu | None = None, *, step: str = "") -> CollectorRegistry:
-    """Everything of one engine; from now on it tells of its ends here. `step` is the code that runs its steps."""
+    """Register the metrics of one engine and observe its ends from now on. `step` names the code that runs its steps."""
     registry = CollectorRegistry()
     labels = {"model": model, "step": step}
     Gauge("headway_worker_info", "1, with the code that runs its steps", labels, registry=registry).labels(**labels).set(1)

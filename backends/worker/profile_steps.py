@@ -1,5 +1,6 @@
-"""What a step costs, found out before anybody is served: a gateway that knows it need not try each worker to price it, and one
-that is thought dear and is not would never be tried again."""
+"""Measures step cost before the first request. A gateway then need not try each worker to price it. A worker wrongly priced too
+high would never be tried again.
+"""
 
 import random
 from array import array
@@ -15,13 +16,16 @@ PROMPTS = (8, 40, 150, 400, 900, 60, 250)
 BATCHES = (1, 1, 2, 4)
 OUTPUT = 12
 SETUP_S, MAX_S = 0.5, 2.0
-"""What pays for set-up is over by then. A large model on a slow machine is served after a few steps, of which it then knows
-little."""
+"""Seconds after which set-up costs are past, and seconds after which the profile ends. A large model on a slow machine then
+starts with few measured steps and a less exact cost.
+"""
 
 
 def profile_steps(step_cost: StepCostModel, runner: Runner, decoder: Decoder, limits: RequestLimits, *, clock_ns: Clock) -> int:
-    """Runs prompts of several lengths, alone and together, through an engine of its own on the same pages, which nobody holds
-    yet; `step_cost` learns from all but the first of them. Returns the number of steps."""
+    """Run prompts of several lengths, alone and together, through a temporary engine on the same, still unused pages.
+
+    `step_cost` learns from all but the first step. Return the number of steps.
+    """
     began_ns, rng, steps = clock_ns(), random.Random(0), 0
     engine = Engine(runner, decoder, limits, clock_ns=clock_ns, rng=rng)
     longest = max(1, min(limits.longest, limits.num_pages * limits.page_size // max(BATCHES)) - OUTPUT)

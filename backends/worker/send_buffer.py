@@ -1,5 +1,6 @@
-"""Frames for one gateway that are not sent yet. Bounded in bytes: steps of a small model are short, and what a gateway leaves
-unread while it stands still for some seconds must not cost it what runs here."""
+"""Unsent frames for one gateway, bounded in bytes. The bound must outlast a stall of some seconds in the gateway, in which a
+small model runs many short steps, without losing the requests that run here.
+"""
 
 import asyncio
 from collections import deque
@@ -7,17 +8,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_UNSENT_BYTES = 64 * 2**20
-"""A batch of 32 sequences writes about a kilobyte a step: minutes of steps."""
+"""Bytes of unsent frames. A batch of 32 sequences writes about a kilobyte a step, so this is minutes of steps."""
 
 
 class Close(NamedTuple):
-    """The last thing to be sent, with its reason."""
+    """The end of a stream of frames, with its reason."""
 
     reason: str
 
 
 class SendBuffer:
-    """Begins with a greeting, which may be of any size. One sender waits in `get`."""
+    """Starts with a greeting of any size. A single sender waits in `get`."""
 
     def __init__(self, greeting: Sequence[bytes] = (), max_bytes: int = MAX_UNSENT_BYTES) -> None:
         self._waiting: deque[bytes | Close] = deque(greeting)
@@ -26,7 +27,7 @@ class SendBuffer:
         self._max_bytes = self.num_bytes + max_bytes
 
     def put(self, frames: list[bytes]) -> bool:
-        """False when it is full: nothing is taken then."""
+        """Append frames. Return False, and append nothing, if the buffer is full."""
         size = sum(map(len, frames))
         if self.num_bytes + size > self._max_bytes:
             return False
@@ -36,7 +37,7 @@ class SendBuffer:
         return True
 
     def close(self, reason: str) -> None:
-        """After what is unsent."""
+        """Close after the unsent frames."""
         self._waiting.append(Close(reason))
         self._filled.set()
 

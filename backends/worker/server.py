@@ -1,6 +1,6 @@
-"""A worker's socket: `/link` for gateways, `/health` and `/metrics` for people and machines.
+"""Socket of a worker: `/link` for gateways, `/health` and `/metrics` for people and machines.
 
-A link that sends what is no message is closed with the reason, one that reads too slowly is cut; what it ran is aborted.
+A link that sends an invalid message is closed with the reason; one that receives too slowly is cut. Its requests are aborted.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class GatewayLink(NamedTuple):
     transport: asyncio.Transport | None
 
     def cut(self) -> None:
-        """The other side does not read, so no reason would reach it."""
+        """Abort the connection without a reason: the other side does not receive, so none would arrive."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -64,7 +64,7 @@ class Server:
                 link.send_buffer.close(close)
 
     def fail(self, error: BaseException) -> None:
-        """The engine is gone: every link is closed, and health says so."""
+        """Close every link and report the failure in health, after the engine has failed."""
         self._failure = f"{type(error).__name__}: {error}"
         for link in self.links.values():
             link.send_buffer.close("the engine failed")
@@ -104,7 +104,7 @@ class Server:
         return socket
 
     async def _receive(self, socket: web.WebSocketResponse, link: int) -> str:
-        """Until the link is closed. Returns the reason to close it, if the other side gave one."""
+        """Serve a link until it is closed. Return the reason to close it, if the other side gave one."""
         async for message in socket:
             if message.type != WSMsgType.BINARY:
                 return "frames are binary msgpack"
@@ -124,6 +124,6 @@ async def _send(socket: web.WebSocketResponse, send_buffer: SendBuffer) -> None:
 
 
 async def _close(socket: web.WebSocketResponse, reason: str) -> None:
-    """A close frame has room for 123 bytes of reason."""
+    """Close with a reason, cut to fit the 123 bytes of a close frame."""
     short = reason.encode()[:120].decode(errors="ignore").encode()
     await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=short)

@@ -1,4 +1,4 @@
-"""From settings to an engine: the worker's composition, without its socket."""
+"""Composition of a worker from its settings: model, KV pages, runner and engine, without the socket."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from tokenizers import Tokenizer
 
-from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Resolved, Settings, resolve_dtype, resolve_pages
+from backends.config import CPU_KV_BYTES, CUDA_KV_SHARE, DTYPE_BYTES, Dtype, Resolved, Settings, resolve_dtype, resolve_pages
 from backends.engine.engine import Engine
 from backends.engine.request_limits import RequestLimits
 from backends.engine.work import Reload
@@ -37,7 +37,7 @@ from backends.worker.profile_steps import profile_steps
 if TYPE_CHECKING:
     from backends.runners.triton_runner import TritonRunner
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Say = Callable[[str], None]
 
 
@@ -47,60 +47,35 @@ class Started(NamedTuple):
     grammars: Grammars
 
 
+class _Serving(NamedTuple):
+    """The opened model with what its engine and its `Hello` need to know of how it was opened."""
+
+    model: LoadedModel
+    dtype: Resolved[Dtype]
+    library: Resolved[Library | None]
+    chooser: LinearChooser
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype.value]
+
+
 def start_engine(settings: Settings, say: Say) -> Started:
-    """Raises UnsupportedCheckpoint or ValueError saying what is wrong with the model or the settings."""
+    """Build the engine of a worker and measure its first steps.
+
+    Raise UnsupportedCheckpoint or ValueError if something is wrong with the model or the settings.
+    """
     torch.set_num_threads(settings.threads)
     read_config(settings.model)
     tokenizer = read_tokenizer(settings.model)
-    dtype = resolve_dtype(settings.dtype, device=settings.device)
-    say(f"activations and KV in {dtype.value}: {dtype.why}")
-    torch_dtype, int8_kv = DTYPES[dtype.value], settings.kv_dtype == "int8"
-    library = resolve_library(settings.step, device=settings.device, variant=settings.variant)
-    chooser = LinearChooser(settings.linear, torch_dtype, settings.device, library.value)
-    bar = ProgressBar(say)
-    served = open_model(settings.model, chooser, dtype=torch_dtype, device=settings.device, progress=bar.show)
-    say(f"served by {'our own code' if served.path == 'native' else 'transformers modelling code over our pages'}")
-    for line in chooser.reasons():
-        say(line)
-    kv_bytes = served.kv_bytes(element_bytes=DTYPE_BYTES[dtype.value], int8=int8_kv)
-    draft = _open_draft(settings, tokenizer, served, torch_dtype, library.value, say)
-    draft_bytes = draft.kv_bytes(element_bytes=DTYPE_BYTES[dtype.value]) if draft else 0
-    num_pages = resolve_pages(
-        settings.kv_tokens,
-        page_size=settings.page_size,
-        max_context=served.max_positions,
-        max_sequences=settings.max_sequences,
-        bytes_per_token=kv_bytes + draft_bytes,
-        budget_bytes=_kv_budget(settings.device),
-    )
-    say(f"{num_pages.value} pages of {settings.page_size} tokens: {num_pages.why}")
-    kernels = dict(Counter(chooser.chosen_for_layers))
-    limits = RequestLimits(
-        max_context=served.max_positions,
-        vocab_size=served.vocab_size,
-        num_pages=num_pages.value,
-        page_size=settings.page_size,
-        max_sequences=settings.max_sequences,
-        prefill_tokens=settings.prefill_tokens,
-        eos_tokens=frozenset(served.eos_tokens),
-        kv_bytes=kv_bytes,
-        fingerprint=_fingerprint(served.fingerprint, dtype.value, chooser, int8_kv=int8_kv),
-    )
-    on_gpu = settings.device.startswith("cuda")
-    try:
-        kv = served.kv(
-            num_pages=limits.num_pages + on_gpu,  # the kernels' padding rows write to one page more
-            page_size=limits.page_size,
-            dtype=torch_dtype,
-            device=settings.device,
-            int8=int8_kv,
-        )
-    except (MemoryError, OSError, RuntimeError) as error:  # torch has no type of its own for it on a CPU
-        raise ValueError(
-            f"{limits.num_pages:,} pages do not fit into memory: ask for fewer with --kv-tokens or kv_tokens: {error}"
-        ) from error
-    runner = _runner(served.model, kv, settings, torch_dtype, library.value)
-    say(_whose_steps(runner, served.model, library))
+    serving = _open_served(settings, say)
+    library = serving.library.value
+    draft = _open_draft(settings, tokenizer, serving.model, serving.torch_dtype, library, say)
+    draft_bytes = draft.kv_bytes(element_bytes=DTYPE_BYTES[serving.dtype.value]) if draft else 0
+    limits = _limits(serving, settings, draft_bytes, say)
+    kv = _allocate_kv(serving, settings, limits)
+    runner = _runner(serving.model.model, kv, settings, serving.torch_dtype, library)
+    say(_step_reason(runner, serving.model.model, serving.library))
     runner.warm_up(min(limits.prefill_tokens, limits.longest))
     engine = Engine(
         runner,
@@ -110,12 +85,75 @@ def start_engine(settings: Settings, say: Say) -> Started:
         rng=random.Random(),
         tier=_host_tier(settings, kv),
         lookup=settings.speculate == "lookup",
-        drafter=_drafter(draft, settings, limits, torch_dtype, draft_bytes, library.value) if draft else None,
+        drafter=_drafter(draft, settings, limits, serving.torch_dtype, draft_bytes, library) if draft else None,
     )
     steps = profile_steps(engine.step_cost, runner, tokenizer, limits, clock_ns=time.perf_counter_ns)
     step_s, token_s, *_ = engine.step_cost.coefficients
     say(f"a step takes {1e6 * step_s:.0f} us and {1e6 * token_s:.1f} us a token, by {steps} steps of its own")
-    hello = Hello(
+    hello = _hello(serving, settings, limits, step=_step_of(runner, library))
+    grammars = Grammars(tokenizer, vocab_size=serving.model.vocab_size, eos_tokens=serving.model.eos_tokens)
+    return Started(engine, hello, grammars)
+
+
+def _open_served(settings: Settings, say: Say) -> _Serving:
+    """Open the served model with the type and the kernels that the settings or this machine choose, and report why."""
+    dtype = resolve_dtype(settings.dtype, device=settings.device)
+    say(f"activations and KV in {dtype.value}: {dtype.why}")
+    library = resolve_library(settings.step, device=settings.device, variant=settings.variant)
+    chooser = LinearChooser(settings.linear, DTYPES[dtype.value], settings.device, library.value)
+    progress = ProgressBar(say)
+    model = open_model(settings.model, chooser, dtype=DTYPES[dtype.value], device=settings.device, progress=progress.show)
+    say(f"served by {'our own code' if model.path == 'native' else 'transformers modelling code over our pages'}")
+    for line in chooser.reasons():
+        say(line)
+    return _Serving(model, dtype, library, chooser)
+
+
+def _limits(serving: _Serving, settings: Settings, draft_bytes: int, say: Say) -> RequestLimits:
+    """Return the limits of requests. `draft_bytes` are the draft model's bytes of KV of one token."""
+    served, int8_kv = serving.model, settings.kv_dtype == "int8"
+    kv_bytes = served.kv_bytes(element_bytes=DTYPE_BYTES[serving.dtype.value], int8=int8_kv)
+    num_pages = resolve_pages(
+        settings.kv_tokens,
+        page_size=settings.page_size,
+        max_context=served.max_positions,
+        max_sequences=settings.max_sequences,
+        bytes_per_token=kv_bytes + draft_bytes,
+        budget_bytes=_kv_budget(settings.device),
+    )
+    say(f"{num_pages.value} pages of {settings.page_size} tokens: {num_pages.why}")
+    return RequestLimits(
+        max_context=served.max_positions,
+        vocab_size=served.vocab_size,
+        num_pages=num_pages.value,
+        page_size=settings.page_size,
+        max_sequences=settings.max_sequences,
+        prefill_tokens=settings.prefill_tokens,
+        eos_tokens=frozenset(served.eos_tokens),
+        kv_bytes=kv_bytes,
+        fingerprint=_fingerprint(served.fingerprint, serving.dtype.value, serving.chooser, int8_kv=int8_kv),
+    )
+
+
+def _allocate_kv(serving: _Serving, settings: Settings, limits: RequestLimits) -> PagedKV:
+    """Return the model's KV pages. Raise ValueError if they do not fit into memory."""
+    on_gpu = settings.device.startswith("cuda")
+    try:
+        return serving.model.kv(
+            num_pages=limits.num_pages + on_gpu,  # padding rows of the GPU kernels write to one extra page
+            page_size=limits.page_size,
+            dtype=serving.torch_dtype,
+            device=settings.device,
+            int8=settings.kv_dtype == "int8",
+        )
+    except (MemoryError, OSError, RuntimeError) as error:  # torch has no exception type for exhausted CPU memory
+        raise ValueError(
+            f"{limits.num_pages:,} pages do not fit into memory: ask for fewer with --kv-tokens or kv_tokens: {error}"
+        ) from error
+
+
+def _hello(serving: _Serving, settings: Settings, limits: RequestLimits, *, step: str) -> Hello:
+    return Hello(
         protocol=PROTOCOL,
         model=settings.name,
         fingerprint=limits.fingerprint,
@@ -124,18 +162,16 @@ def start_engine(settings: Settings, say: Say) -> Started:
         page_size=limits.page_size,
         num_pages=limits.num_pages,
         max_sequences=limits.max_sequences,
-        eos_tokens=served.eos_tokens,
+        eos_tokens=serving.model.eos_tokens,
         kernels={
-            "linear": json.dumps(kernels),
-            "dtype": dtype.value,
-            "path": served.path,
-            "step": _step_of(runner, library.value),
+            "linear": json.dumps(dict(Counter(serving.chooser.chosen_for_layers))),
+            "dtype": serving.dtype.value,
+            "path": serving.model.path,
+            "step": step,
         },
         grammars=True,
         gpu=_gpu_uuid(settings.device),
     )
-    grammars = Grammars(tokenizer, vocab_size=served.vocab_size, eos_tokens=served.eos_tokens)
-    return Started(engine, hello, grammars)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
@@ -148,19 +184,19 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 def _open_draft(
     settings: Settings, tokenizer: Tokenizer, served: LoadedModel, dtype: torch.dtype, library: Library | None, say: Say
 ) -> LoadedModel | None:
-    """Raises ValueError where its tokens are not those of the model that it is to guess for."""
+    """Open the draft model, if one is set. Raise ValueError if its tokenizer differs from the served model's."""
     if settings.draft is None:
         return None
     read_config(settings.draft)
-    theirs = read_tokenizer(settings.draft)
+    draft_tokenizer = read_tokenizer(settings.draft)
     chooser = LinearChooser("auto", dtype, settings.device, library)
     draft = open_model(settings.draft, chooser, dtype=dtype, device=settings.device)
-    if theirs.get_vocab() != tokenizer.get_vocab() or draft.vocab_size != served.vocab_size:
+    if draft_tokenizer.get_vocab() != tokenizer.get_vocab() or draft.vocab_size != served.vocab_size:
         raise ValueError(
-            f"the draft {settings.draft} has {draft.vocab_size:,} tokens of its own and {settings.model} "
+            f"the draft {settings.draft} has {draft.vocab_size:,} tokens and {settings.model} "
             f"{served.vocab_size:,}: a draft must have the same tokenizer"
         )
-    say(f"{settings.draft.name} guesses tokens, where that saves time")
+    say(f"draft model {settings.draft.name} proposes tokens where that saves time")
     return draft
 
 
@@ -185,24 +221,24 @@ def _drafter(
 def _runner(
     model: CausalModel, kv: PagedKV, settings: Settings, dtype: torch.dtype, library: Library | None
 ) -> "TorchRunner | CompiledRunner | TritonRunner":
-    """The kernels need a GPU and the native path, everything else there runs on torch's operations."""
+    """Return the runner of a model. On a GPU, Triton kernels run native models and torch operations run all others."""
     if not settings.device.startswith("cuda"):
         return cpu_runner(model, kv, dtype=dtype, library=library, required=settings.step == "compiled")
     if isinstance(model, Llama):
-        from backends.runners.triton_runner import TritonRunner  # Triton is only there on Linux, and slow to import
+        from backends.runners.triton_runner import TritonRunner  # Triton exists on Linux only and is slow to import
 
         return TritonRunner(model, kv, device=settings.device, max_sequences=settings.max_sequences)
     return TorchRunner(model, kv, dtype=dtype, device=settings.device)
 
 
 def _step_of(runner: object, library: Library | None) -> str:
-    """The code that runs steps: a variant of the compiled step, `torch` or `triton`."""
+    """Return the name of the code that runs steps: a variant of the compiled step, `torch` or `triton`."""
     if isinstance(runner, CompiledRunner) and library is not None:
         return library.variant
     return "torch" if isinstance(runner, TorchRunner) else "triton"
 
 
-def _whose_steps(runner: object, model: CausalModel, library: Resolved[Library | None]) -> str:
+def _step_reason(runner: object, model: CausalModel, library: Resolved[Library | None]) -> str:
     problems = [] if library.value is None or isinstance(runner, CompiledRunner) else step_problems(model)
     return f"steps by {_step_of(runner, library.value)}: {'; '.join(problems) or library.why}"
 
@@ -213,7 +249,7 @@ def _host_tier(settings: Settings, kv: PagedKV) -> HostCache[Reload] | None:
 
 
 def _fingerprint(weights: str, dtype: str, chooser: LinearChooser, *, int8_kv: bool) -> str:
-    """Of what KV depends on: the weights, the types, and every kernel that does not compute with exactly the stored weights."""
+    """Return a hash of all that KV depends on: weights, types, and each kernel that does not use exactly the stored weights."""
     lossy = sorted({"w8a8", "int4"} & set(chooser.chosen_for_layers))
     return "-".join([weights, dtype, *lossy, *(["kv8"] if int8_kv else [])])
 

@@ -1,4 +1,4 @@
-"""One worker in this process: an engine on its thread behind a server on the running event loop. Whoever opens it closes it."""
+"""One worker in this process: an engine on its thread behind a server on the running event loop. Its opener closes it."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ from backends.worker.server import Server
 
 
 class Worker:
-    """`files` are the assets that gateways are sent. `failure` is set when a step raised: the worker is then of no use."""
+    """`files` are the assets sent to gateways. `failure` is set if a step raised: the worker can then serve no more."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Worker:
         self._runner = web.AppRunner(self._server.app(), access_log=None, shutdown_timeout=0.2)
 
     async def open(self, address: Address) -> str:
-        """Returns where it listens."""
+        """Start the worker. Return its listen address."""
         await self._runner.setup()
         where = await open_site(self._runner, address)
         self._engine_thread.start()

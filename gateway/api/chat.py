@@ -1,6 +1,6 @@
 """Parses the body of POST /v1/chat/completions into a Request.
 
-What would change the answer and is not supported is refused by name; what changes nothing is accepted and listed.
+An unsupported field that would change the answer is refused by name. One that changes nothing is accepted and listed.
 """
 
 from collections.abc import Mapping
@@ -27,52 +27,54 @@ NO_OPS: Mapping[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-"""Fields that would change the answer, and the values with which they do not."""
+"""Values with which each of these fields leaves the answer unchanged. Any other value would change it and is refused."""
 
 ADVISORY = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 
 DAY_S = 86_400.0
-"""What `prompt_cache_retention: 24h` asks for."""
+"""Seconds that `prompt_cache_retention: 24h` asks for."""
 
 _decoder = BodyDecoder(ChatBody)
 
 
 def parse_chat(body: bytes, *, max_tokens_default: int) -> Request:
-    """`max_tokens_default` holds where the client gives none. Without a temperature the answer is greedy (temperature 0).
+    """Parse a request body. `max_tokens_default` applies if the client sends no limit. Without a temperature decoding is greedy
+    (temperature 0).
 
     Raises BadRequest or UnsupportedParameter, with the path of the field at fault in `param`, and nothing else.
     """
-    given = _decoder.decode(body)
-    advisory = _accepted(given)
-    messages = read_messages(given.messages)
-    if any(message.name is not None for message in given.messages):
+    decoded = _decoder.decode(body)
+    advisory = _accepted(decoded)
+    messages = read_messages(decoded.messages)
+    if any(message.name is not None for message in decoded.messages):
         advisory += ("messages.name",)
-    max_tokens = _max_tokens(given)
-    offered = read_tools(given.tools) if given.tools else ()
-    tools, calls = rule_for(offered, given.tool_choice, parallel=given.parallel_tool_calls is not False)
+    max_tokens = _max_tokens(decoded)
+    offered = read_tools(decoded.tools) if decoded.tools else ()
+    tools, calls = rule_for(offered, decoded.tool_choice, parallel=decoded.parallel_tool_calls is not False)
     return Request(
-        model=given.model,
+        model=decoded.model,
         messages=messages,
         tools=tools,
-        sampling=_sampling(given, max_tokens or max_tokens_default),
+        sampling=_sampling(decoded, max_tokens or max_tokens_default),
         max_tokens_given=max_tokens is not None,
-        stream=bool(given.stream),
-        include_usage=_includes_usage(given),
+        stream=bool(decoded.stream),
+        include_usage=_includes_usage(decoded),
         advisory=advisory,
-        hints=run_hints(given),
-        keep_s=DAY_S if given.prompt_cache_retention == "24h" else 0.0,
-        num_choices=given.n or 1,
+        hints=run_hints(decoded),
+        keep_s=DAY_S if decoded.prompt_cache_retention == "24h" else 0.0,
+        num_choices=decoded.n or 1,
         calls=calls,
-        service_tier=given.service_tier,
-        reasoning_effort=given.reasoning_effort,
+        service_tier=decoded.service_tier,
+        reasoning_effort=decoded.reasoning_effort,
     )
 
 
-def _accepted(given: ChatBody) -> tuple[str, ...]:
-    """Names of the given fields that change nothing. Raises UnsupportedParameter for one that would."""
-    names = [name for name in ADVISORY if getattr(given, name) is not None]
+def _accepted(decoded: ChatBody) -> tuple[str, ...]:
+    """Return the names of the accepted fields that change nothing. Raises UnsupportedParameter for a field that would change
+    the answer."""
+    names = [name for name in ADVISORY if getattr(decoded, name) is not None]
     for name, harmless in NO_OPS.items():
-        value = getattr(given, name)
+        value = getattr(decoded, name)
         if value is None:
             continue
         if value not in harmless:
@@ -90,61 +92,64 @@ def _refusal(name: str, harmless: tuple[Any, ...]) -> str:
     return f"{name} is supported only as {allowed}: send that or leave it out"
 
 
-def _max_tokens(given: ChatBody) -> int | None:
-    old, new = given.max_tokens, given.max_completion_tokens
+def _max_tokens(decoded: ChatBody) -> int | None:
+    old, new = decoded.max_tokens, decoded.max_completion_tokens
     if old is not None and new is not None and old != new:
         message = f"max_tokens is {old:,} and max_completion_tokens {new:,}: send only max_completion_tokens"
         raise BadRequest(message, param="max_tokens")
     return old if new is None else new
 
 
-def _sampling(given: ChatBody, max_tokens: int) -> Sampling:
-    if given.top_logprobs is not None and not given.logprobs:
+def _sampling(decoded: ChatBody, max_tokens: int) -> Sampling:
+    if decoded.top_logprobs is not None and not decoded.logprobs:
         raise BadRequest("top_logprobs needs logprobs: send logprobs true with it", param="top_logprobs")
-    stop = given.stop or ()
+    stop = decoded.stop or ()
     return Sampling(
         max_tokens=max_tokens,
-        temperature=given.temperature or 0.0,
-        top_k=max(given.top_k or 0, 0),
-        top_p=1.0 if given.top_p is None else given.top_p,
-        seed=given.seed,
+        temperature=decoded.temperature or 0.0,
+        top_k=max(decoded.top_k or 0, 0),
+        top_p=1.0 if decoded.top_p is None else decoded.top_p,
+        seed=decoded.seed,
         stop=(stop,) if isinstance(stop, str) else stop,
-        top_logprobs=given.top_logprobs or 0 if given.logprobs else None,
-        ignore_eos=bool(given.ignore_eos),
-        presence_penalty=given.presence_penalty or 0.0,
-        frequency_penalty=given.frequency_penalty or 0.0,
-        logit_bias=read_logit_bias(given.logit_bias, model=given.model),
-        grammar=_grammar(given),
+        top_logprobs=decoded.top_logprobs or 0 if decoded.logprobs else None,
+        ignore_eos=bool(decoded.ignore_eos),
+        presence_penalty=decoded.presence_penalty or 0.0,
+        frequency_penalty=decoded.frequency_penalty or 0.0,
+        logit_bias=read_logit_bias(decoded.logit_bias, model=decoded.model),
+        grammar=_grammar(decoded),
     )
 
 
-def read_logit_bias(given: Mapping[str, float] | None, *, model: str) -> tuple[tuple[int, float], ...]:
-    """Ids are a model's own: among several models nobody could know what they mean."""
-    if not given:
+def read_logit_bias(biases: Mapping[str, float] | None, *, model: str) -> tuple[tuple[int, float], ...]:
+    """Return (token id, bias) pairs. A named model is required, because token ids differ between models."""
+    if not biases:
         return ()
     if model == AUTO:
         message = "logit_bias needs a model: token ids differ between models, so name one instead of auto"
         raise BadRequest(message, param="logit_bias")
-    for token in given:
+    for token in biases:
         if not (token.isascii() and token.isdigit() and len(token) < 10):
-            raise BadRequest(f"logit_bias: {token[:32]!r} is no token id", param="logit_bias")
-    return tuple((int(token), bias) for token, bias in given.items())
+            raise BadRequest(f"logit_bias: {token[:32]!r} is not a token id: use the decimal id as the key", param="logit_bias")
+    return tuple((int(token), bias) for token, bias in biases.items())
 
 
-def _grammar(given: ChatBody) -> Grammar | None:
-    format = given.response_format
+def _grammar(decoded: ChatBody) -> Grammar | None:
+    format = decoded.response_format
     if format is None:
         return None
     schema = format.json_schema.schema if format.json_schema else None
     grammar = read_format(format.type, schema, format.pattern, param="response_format", fit=bool(format.fit))
-    if grammar is not None and given.ignore_eos:
-        raise BadRequest("ignore_eos beside response_format: an answer of a form ends with it", param="ignore_eos")
+    if grammar is not None and decoded.ignore_eos:
+        raise BadRequest(
+            "ignore_eos beside response_format is not supported: leave one out",
+            param="ignore_eos",
+        )
     return grammar
 
 
-def _includes_usage(given: ChatBody) -> bool:
-    if given.stream_options is None:
+def _includes_usage(decoded: ChatBody) -> bool:
+    if decoded.stream_options is None:
         return False
-    if not given.stream:
+    if not decoded.stream:
         raise BadRequest("stream_options needs stream: send stream true with it", param="stream_options")
-    return bool(given.stream_options.include_usage)
+    return bool(decoded.stream_options.include_usage)

@@ -1,4 +1,4 @@
-"""What a chat completion answers, as OpenAI spells it: the structs that `chat_render` fills and encodes."""
+"""Structs of a chat completion's response in OpenAI's format. `chat_render` fills and encodes them."""
 
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ class Function(msgspec.Struct, frozen=True):
 
 
 class AnswerToolCall(msgspec.Struct, frozen=True):
-    """Whole in an answer; in a stream the first delta has id and name, the next only arguments."""
+    """A tool call. A whole answer has all fields; in a stream the first delta has id and name, later ones only arguments."""
 
     function: Function
     id: str | UnsetType = UNSET

@@ -1,4 +1,4 @@
-"""What a client may put into the body of a chat completion, as OpenAI spells it. Strict: an unknown field is an error.
+"""Fields of a chat completion's request body in OpenAI's format. Strict: an unknown field is an error.
 
 `X | None = None` throughout: null is the same as absent. Fields of type Any are known and refused (see `chat.NO_OPS`).
 """
@@ -11,9 +11,10 @@ from msgspec import Meta
 from gateway.request import ServiceTier
 
 MAX_STOP_CHARS = 512
-"""Stop strings travel with every submit and text is held back by their length: a bound of ours, OpenAI names none."""
+"""Characters of a stop string. The limit is ours: OpenAI names none. Every submit carries the stop strings, and output text is
+delayed by up to their length."""
 MAX_MESSAGES, MAX_TOOLS = 10_000, 1_000
-"""Every one takes a few microseconds of the event loop, whatever is in it."""
+"""Limits of list lengths. Each entry takes a few microseconds of the event loop, whatever its content."""
 
 Text = Annotated[str, Meta(min_length=1)]
 Label = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -49,7 +50,7 @@ class FunctionCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class AssistantCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`index` is what clients leave in that put calls together from a stream."""
+    """A tool call in the history. `index` is accepted because clients that assemble calls from a stream leave it in."""
 
     id: Label
     function: FunctionCall
@@ -99,7 +100,7 @@ class FunctionTool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class BodyTool(msgspec.Struct, frozen=True, kw_only=True):
-    """Unknown fields pass here, so that a tool of another type is refused for its type."""
+    """A tool definition. It accepts unknown fields, so that a tool of another type is refused for its type."""
 
     type: str
     function: FunctionTool | None = None
@@ -118,7 +119,7 @@ class JsonSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`regex` with its `pattern` is an extension, and so is `fit`."""
+    """An output format. `regex` with its `pattern`, and `fit`, are extensions."""
 
     type: str
     json_schema: JsonSchema | None = None
@@ -131,7 +132,7 @@ class ConversationId(msgspec.Struct, frozen=True):
 
 
 class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`top_k`, `ignore_eos` and the fields that identify runs are extensions."""
+    """A chat completion's request body. `top_k`, `ignore_eos` and the fields that identify runs are extensions."""
 
     model: Label
     messages: Annotated[tuple[BodyMessage, ...], Meta(max_length=MAX_MESSAGES)]

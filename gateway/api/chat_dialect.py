@@ -1,4 +1,4 @@
-"""Chat completions: the dialect that every framework speaks."""
+"""The dialect of OpenAI's chat completions, which every framework supports."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
-"""The messages and tools of a chat body, checked for what would go wrong silently, as the internal ones.
+"""Converts the messages and tools of a chat body and checks them for errors that would otherwise be silent.
 
-Tool results must follow the assistant message that called, one for each call and none else.
+Tool results must follow the assistant message with the calls: exactly one for each call.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Message, Role, Tool, ToolCall
 
 
-def read_messages(given: Sequence[BodyMessage]) -> tuple[Message, ...]:
-    """Raises BadRequest with the path of the message at fault."""
-    if not given:
+def read_messages(body_messages: Sequence[BodyMessage]) -> tuple[Message, ...]:
+    """Convert the messages. Raises BadRequest with the path of the message at fault."""
+    if not body_messages:
         raise BadRequest("messages is empty: send at least one message", param="messages")
     messages: list[Message] = []
     open_calls: set[str] = set()
-    for position, message in enumerate(given):
+    for position, message in enumerate(body_messages):
         if isinstance(message, ToolMessage):
             messages.append(_tool_result(message, open_calls, position))
             continue
@@ -38,7 +38,7 @@ def read_messages(given: Sequence[BodyMessage]) -> tuple[Message, ...]:
             role: Role = "user" if isinstance(message, UserMessage) else "system"
             messages.append(Message(role=role, content=_text(message.content)))
     if open_calls:
-        raise _unanswered(open_calls, len(given))
+        raise _unanswered(open_calls, len(body_messages))
     return tuple(messages)
 
 
@@ -91,20 +91,20 @@ def _calls(message: AssistantMessage, path: str) -> tuple[ToolCall, ...]:
             raise UnsupportedParameter(f"{param}: '{call.type[:64]}' is not supported: use function", param=param)
         if call.id in calls:
             param = f"{path}.tool_calls[{n}].id"
-            raise BadRequest(f"{param}: '{call.id}' is used twice: give each call an id of its own", param=param)
+            raise BadRequest(f"{param}: '{call.id}' is used twice: give each call its own id", param=param)
         calls[call.id] = ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
     return tuple(calls.values())
 
 
 def _text(content: str | Sequence[TextPart | RefusalPart]) -> str:
-    """Parts are joined by line breaks, as vLLM does: they are pieces that a client kept apart."""
+    """Return the text of the parts, joined by line breaks as vLLM does: the client sent them as separate pieces."""
     if isinstance(content, str):
         return content
     return "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
 
 
 def read_tools(given: Sequence[BodyTool]) -> tuple[Tool, ...]:
-    """Raises BadRequest with the path of the tool at fault."""
+    """Convert the tools. Raises BadRequest with the path of the tool at fault."""
     tools = OfferedTools()
     for n, entry in enumerate(given):
         function = entry.function

@@ -1,4 +1,4 @@
-"""Renders answers, stream chunks and errors in OpenAI's shape. Every chunk is one encode and one server-sent event."""
+"""Renders answers, stream chunks and errors in OpenAI's format. Every chunk is one encode and one server-sent event."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,23 +32,23 @@ from gateway.parsers.events import CallArguments, CallStart, Event, ReasoningDel
 
 DONE = b"data: [DONE]\n\n"
 WAITING = b": waiting\n\n"
-"""A comment, which clients skip: it keeps proxies from cutting a stream that has nothing to say yet."""
+"""An SSE comment, which clients skip. It keeps proxies from closing a stream that has no output yet."""
 
 LEAST_LOGPROB = -9999.0
-"""What OpenAI sends for a token that cannot be: JSON has no infinity."""
+"""OpenAI's value for an impossible token, because JSON has no infinity."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 def finish_reason(reason: FinishReason, num_calls: int) -> Finish:
-    """For answers that ended well; the other reasons are errors and have no such name."""
+    """Return the reason of an answer that ended normally. The other reasons are errors and have no OpenAI name."""
     if reason == "length":
         return "length"
     return "tool_calls" if num_calls else "stop"
 
 
 def usage(*, prompt_tokens: int, cached_tokens: int, completion_tokens: int, headway: Mapping[str, Any] | None = None) -> Usage:
-    """`headway` is what only we report, such as dollars and the decision's id."""
+    """Return the token usage. `headway` holds our extensions, such as dollars and the decision's id."""
     return Usage(
         prompt_tokens,
         completion_tokens,
@@ -67,7 +67,7 @@ def render_completion(
     usage: Usage,
     service_tier: str | None = None,
 ) -> bytes:
-    """The whole answer as JSON. `created` in seconds since 1970."""
+    """Return the whole answer as JSON. `created` is in seconds since 1970."""
     rendered = [_choice(index, choice) for index, choice in enumerate(choices)]
     return _encode(Completion(id, "chat.completion", created, model, rendered, usage, service_tier or UNSET))
 
@@ -87,17 +87,18 @@ def _choice(index: int, choice: AnswerChoice) -> Choice:
 
 
 def render_error(error: HeadwayError) -> bytes:
-    """The body of an error response."""
+    """Return the body of an error response."""
     return _encode(ErrorBody(Error(error.message, error.type, error.param, error.code)))
 
 
 def render_error_event(error: HeadwayError) -> bytes:
-    """The same inside a stream that has begun; nothing follows it."""
+    """Return the error as an event of a stream that has begun. It is the stream's last event."""
     return _event(render_error(error))
 
 
 class ChunkRenderer:
-    """One stream's chunks, each as the bytes of an event: `open`, then text and calls, then `finish`, `usage`, `DONE`."""
+    """Renders one stream's chunks, each as the bytes of an event: `open`, then text and calls, then `finish`, `usage`,
+    `DONE`."""
 
     def __init__(
         self, *, id: str, created: int, model: str, include_usage: bool, index: int = 0, service_tier: str | None = None
@@ -105,13 +106,13 @@ class ChunkRenderer:
         self._id, self._created, self._model, self._index = id, created, model, index
         self._service_tier = service_tier or UNSET
         self._usage: UnsetType | None = None if include_usage else UNSET
-        # Text chunks differ in one string: the rest is encoded once, around a content that no other field can hold.
+        # Text chunks differ in one string. Everything around it is encoded once and split at an empty content.
         blank = self._chunk(Delta(content="")).partition(b'"delta":{"content":""')
         self._before_text = blank[0] + b'"delta":{"content":'
         self._after_text = blank[2]
 
     def open(self) -> bytes:
-        """Says who speaks, before anything is said."""
+        """Return the first chunk, which names the role and has no text."""
         return self._chunk(Delta(role="assistant", content=""))
 
     def text(self, text: str) -> bytes:
@@ -135,7 +136,7 @@ class ChunkRenderer:
         return self._chunk(Delta(), finish=finish)
 
     def usage(self, usage: Usage) -> bytes:
-        """The last chunk, for clients that asked for usage. It has no choices."""
+        """Return the usage chunk, for clients that asked for usage. It comes last and has no choices."""
         return _event(
             _encode(Chunk(self._id, "chat.completion.chunk", self._created, self._model, [], usage, self._service_tier))
         )

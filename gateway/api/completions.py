@@ -1,4 +1,4 @@
-"""Completions: a text that goes to the model as it stands. The oldest dialect, for tools that never left it."""
+"""The dialect of OpenAI's legacy completions: the model gets the text unchanged, without a chat template."""
 
 import math
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ from gateway.parsers.events import Event, TextDelta
 from gateway.request import Message, Request
 
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's own."""
+"""OpenAI's default."""
 _encode = msgspec.json.Encoder().encode
 
 
 class CompletionsBody(RunFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`top_k`, `ignore_eos` and the fields that identify runs are extensions."""
+    """A completion's request body. `top_k`, `ignore_eos` and the fields that identify runs are extensions."""
 
     model: Label
     prompt: Text | tuple[Any, ...]
@@ -70,49 +70,51 @@ _decode = BodyDecoder(CompletionsBody).decode
 
 
 def parse_completion(body: bytes) -> Request:
-    """Raises BadRequest with the field at fault in `param`, and nothing else."""
-    given = _decode(body)
+    """Parse a request body. Raises BadRequest with the field at fault in `param`, and nothing else."""
+    decoded = _decode(body)
     for name, harmless in (("echo", False), ("best_of", 1), ("suffix", "")):
-        if getattr(given, name) not in (None, harmless):
+        if getattr(decoded, name) not in (None, harmless):
             raise UnsupportedParameter(f"{name} is not supported: leave it out", param=name)
-    prompt = _prompt(given)
-    stop = given.stop or ()
-    if given.stream_options is not None and not given.stream:
+    prompt = _prompt(decoded)
+    stop = decoded.stop or ()
+    if decoded.stream_options is not None and not decoded.stream:
         raise BadRequest("stream_options needs stream: send stream true with it", param="stream_options")
     return Request(
-        model=given.model,
+        model=decoded.model,
         messages=(Message(role="user", content=prompt),),
         text=prompt,
         sampling=Sampling(
-            max_tokens=given.max_tokens or DEFAULT_MAX_TOKENS,
-            temperature=given.temperature or 0.0,
-            top_k=max(given.top_k or 0, 0),
-            top_p=1.0 if given.top_p is None else given.top_p,
-            seed=given.seed,
+            max_tokens=decoded.max_tokens or DEFAULT_MAX_TOKENS,
+            temperature=decoded.temperature or 0.0,
+            top_k=max(decoded.top_k or 0, 0),
+            top_p=1.0 if decoded.top_p is None else decoded.top_p,
+            seed=decoded.seed,
             stop=(stop,) if isinstance(stop, str) else stop,
-            top_logprobs=given.logprobs,
-            ignore_eos=bool(given.ignore_eos),
-            presence_penalty=given.presence_penalty or 0.0,
-            frequency_penalty=given.frequency_penalty or 0.0,
-            logit_bias=read_logit_bias(given.logit_bias, model=given.model),
+            top_logprobs=decoded.logprobs,
+            ignore_eos=bool(decoded.ignore_eos),
+            presence_penalty=decoded.presence_penalty or 0.0,
+            frequency_penalty=decoded.frequency_penalty or 0.0,
+            logit_bias=read_logit_bias(decoded.logit_bias, model=decoded.model),
         ),
-        max_tokens_given=given.max_tokens is not None,
-        stream=bool(given.stream),
-        include_usage=bool(given.stream_options and given.stream_options.include_usage),
-        advisory=("user",) if given.user is not None else (),
-        hints=run_hints(given),
-        num_choices=given.n or 1,
+        max_tokens_given=decoded.max_tokens is not None,
+        stream=bool(decoded.stream),
+        include_usage=bool(decoded.stream_options and decoded.stream_options.include_usage),
+        advisory=("user",) if decoded.user is not None else (),
+        hints=run_hints(decoded),
+        num_choices=decoded.n or 1,
     )
 
 
-def _prompt(given: CompletionsBody) -> str:
-    if isinstance(given.prompt, str):
-        return given.prompt
-    match given.prompt:
+def _prompt(decoded: CompletionsBody) -> str:
+    if isinstance(decoded.prompt, str):
+        return decoded.prompt
+    match decoded.prompt:
         case (str(text),) if text:
             return text
         case (str(), *_):
-            raise UnsupportedParameter("prompt: several in one request are not supported: send one each", param="prompt")
+            raise UnsupportedParameter(
+                "prompt: several in one request are not supported: send one request for each", param="prompt"
+            )
         case _:
             raise UnsupportedParameter("prompt: token ids are not supported: send text", param="prompt")
 
@@ -141,7 +143,7 @@ class CompletionsWriter:
     def events(self, choice: int, events: Sequence[Event], logprobs: Sequence[TokenLogprob]) -> bytes:
         text = "".join(event.text for event in events if isinstance(event, TextDelta))
         scores = _logprobs(logprobs, self._offsets[choice]) if logprobs else None
-        self._offsets[choice] += sum(len(one.text) for one in logprobs)
+        self._offsets[choice] += sum(len(token.text) for token in logprobs)
         return self._event([{"text": text, "index": choice, "logprobs": scores, "finish_reason": None}])
 
     def end(self, choices: Sequence[AnswerChoice], spent: TokenUsage) -> bytes:

@@ -1,4 +1,4 @@
-"""Decodes a JSON body into a struct. Whatever is wrong with it becomes a BadRequest that names the place."""
+"""Decodes a JSON body into a struct. Every error becomes a BadRequest with the path of the field at fault."""
 
 import difflib
 import json
@@ -13,16 +13,16 @@ from gateway.policy.mismatch import Mismatch, find_mismatch, joined
 T = TypeVar("T", bound=msgspec.Struct)
 
 _MAX_QUOTED_CHARS = 300
-"""Of what a client sent, no more comes back to it in a message."""
+"""Characters of client input that an error message quotes."""
 _MAX_PLACED_CHARS = 1_000_000
-"""The place of a mistake in a longer text would hold up the event loop for longer than reading it has."""
+"""Longest text whose error is located: finding the place in a longer one holds up the event loop."""
 _outer = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _CONTENT_PART = re.compile(r"\Amessages\[\d+\]\.content\[\d+\]\.type\Z")
-_TOO_DEEP = "the body is nested too deep: flatten it"
+_TOO_DEEP = "the body is nested too deeply: flatten it"
 
 
 class BodyDecoder(Generic[T]):
-    """Made once for a struct type and shared; raises nothing but BadRequest."""
+    """Decoder of one struct type, made once and shared. Raises nothing but BadRequest."""
 
     def __init__(self, kind: type[T]) -> None:
         self._kind = kind
@@ -32,30 +32,34 @@ class BodyDecoder(Generic[T]):
 
     def decode(self, body: bytes) -> T:
         try:
-            given = self._decode(body)
+            decoded = self._decode(body)
         except msgspec.ValidationError as error:
             raise self._wrong_value(body) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(_not_json(body)) from error
         except RecursionError as error:
             raise BadRequest(_TOO_DEEP) from error
-        self._refuse_duplicates(body, given)
-        return given
+        self._refuse_duplicates(body, decoded)
+        return decoded
 
-    def _refuse_duplicates(self, body: bytes, given: T) -> None:
-        """A field given twice: the decoder takes the last one silently. Searching is fast; only a suspicion is looked into."""
+    def _refuse_duplicates(self, body: bytes, decoded: T) -> None:
+        """Raise BadRequest if the body has a field twice: the decoder silently takes the last one.
+
+        Counting quoted names is fast. Only a name that occurs more than once is examined further.
+        """
         suspected = [
-            (name, quoted) for name, quoted in self._quoted if getattr(given, name) is not None and body.count(quoted) > 1
+            (name, quoted) for name, quoted in self._quoted if getattr(decoded, name) is not None and body.count(quoted) > 1
         ]
         if not suspected and b"\\u00" not in body:
             return
         values = _outer.decode(body).values()
         if body.count(b"\\u00") > sum(bytes(value).count(b"\\u00") for value in values):
-            raise BadRequest("the names of fields must be written as they are, without escapes, each once")
+            raise BadRequest("write field names without escapes, each once")
         for name, quoted in suspected:
-            # What the values that were kept lack stood in front of one, or in a value that was not kept.
+            # An occurrence outside the kept values is either a duplicate's name or lies in the value of an overwritten
+            # duplicate.
             if body.count(quoted) > 1 + sum(bytes(value).count(quoted) for value in values):
-                raise BadRequest(f"`{name}` is given twice: send it once", param=name)
+                raise BadRequest(f"`{name}` occurs twice: send it once", param=name)
 
     def _wrong_value(self, body: bytes) -> BadRequest:
         try:
@@ -71,7 +75,7 @@ class BodyDecoder(Generic[T]):
 
 
 def refusal(mismatch: Mismatch, cure: str = "remove it") -> BadRequest:
-    """`cure` is for a field that is not known."""
+    """Return the error of a mismatch. `cure` says what to do about an unknown field."""
     path = mismatch.path[:_MAX_QUOTED_CHARS]
     if mismatch.unknown is not None:
         param = joined(path, mismatch.unknown[:_MAX_QUOTED_CHARS])
@@ -91,12 +95,15 @@ def _not_json(body: bytes) -> str:
     try:
         text = body.decode()
     except UnicodeDecodeError:
-        return "the body is not UTF-8: encode it so"
+        return "the body is not UTF-8: encode it as UTF-8"
     return f"the body is not valid JSON{_place(text)}"
 
 
 def _place(text: str) -> str:
-    """Where it stops being JSON, by the standard library's reader, which is looser: it takes NaN and half a surrogate pair."""
+    """Return the place at which the text stops being JSON.
+
+    The standard library's parser is looser: it accepts NaN and half of a surrogate pair.
+    """
     if len(text) > _MAX_PLACED_CHARS:
         return ""
     try:

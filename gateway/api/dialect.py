@@ -1,4 +1,4 @@
-"""What an API dialect is: it reads a body into a Request, and writes what was answered in its own words."""
+"""Interface of an API dialect: it parses a request body into a Request and renders the answer in its own format."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -10,8 +10,8 @@ from gateway.request import Request
 
 
 class ResponseStart(NamedTuple):
-    """What is known of an answer when its first frame is there. `created` in seconds since 1970; `cached_tokens` as
-    the decision expected them."""
+    """State of an answer at its first frame. `created` is in seconds since 1970. `cached_tokens` is the decision's
+    prediction."""
 
     id: str
     created: int
@@ -22,7 +22,7 @@ class ResponseStart(NamedTuple):
 
 
 class TokenUsage(NamedTuple):
-    """Tokens of all choices together; `headway` is what only we report, such as dollars and the decision's id."""
+    """Tokens of all choices together. `headway` holds our extensions, such as dollars and the decision's id."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -31,7 +31,7 @@ class TokenUsage(NamedTuple):
 
 
 class AnswerChoice(NamedTuple):
-    """One answer and how it ended. `logprobs` is None where none were asked for."""
+    """One answer and its finish reason. `logprobs` is None if the request asked for none."""
 
     answer: Answer
     reason: FinishReason
@@ -40,7 +40,7 @@ class AnswerChoice(NamedTuple):
 
 
 class Writer(Protocol):
-    """One answer on its way out. In a stream: `open`, any number of `events`, `end`; else only `whole`."""
+    """Renders one answer. A stream calls `open`, `events` any number of times, then `end`; otherwise only `whole` is called."""
 
     def open(self) -> bytes: ...
 
@@ -57,16 +57,16 @@ class ParsedRequest(NamedTuple):
 
 
 class Dialect(Protocol):
-    """`tenant` is whose state `parse` may refer to, and may have to wait for. It raises BadRequest and nothing else."""
+    """One API format. `parse` may wait for stored state of `tenant`. It raises BadRequest and nothing else."""
 
     id_prefix: str
 
     async def parse(self, body: bytes, tenant: str) -> ParsedRequest: ...
 
     def error(self, error: HeadwayError) -> bytes:
-        """The body of an error response."""
+        """Return the body of an error response."""
         ...
 
     def error_event(self, error: HeadwayError) -> bytes:
-        """The same inside a stream that has begun; nothing follows it."""
+        """Return the error as an event of a stream that has begun. It is the stream's last event."""
         ...

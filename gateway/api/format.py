@@ -1,4 +1,4 @@
-"""The form that an answer is asked to have, as a grammar: a JSON object, a JSON Schema, or a regular expression."""
+"""The requested output format as a grammar: a JSON object, a JSON Schema, or a regular expression."""
 
 from typing import Any
 
@@ -12,13 +12,14 @@ from gateway.errors import BadRequest, UnsupportedParameter
 def read_format(
     kind: str, schema: dict[str, Any] | None, pattern: str | None, *, param: str, fit: bool = False
 ) -> Grammar | None:
-    """None for plain text. `param` is the field that says so, under which `json_schema` has its schema. With `fit` an answer
-    that is led to its end by its limit is taken as one that ended.
+    """Return the grammar, or None for plain text. `param` is the path of the format field; the schema is at `json_schema` under
+    it.
 
-    Raises BadRequest with the place of what is missing or not supported.
+    With `fit`, an answer that was closed early to respect its token limit counts as complete. Raises BadRequest with the path
+    of a missing or unsupported field.
     """
     if fit and kind not in ("json_object", "json_schema"):
-        raise UnsupportedParameter(f"{param}.fit is for json_object and json_schema: leave it out", param=f"{param}.fit")
+        raise UnsupportedParameter(f"{param}.fit is only for json_object and json_schema: leave it out", param=f"{param}.fit")
     match kind:
         case "text":
             return None

@@ -1,6 +1,6 @@
-"""What of JSON Schema an answer can be held to. A keyword beyond that is refused by its name, never passed over.
+"""The subset of JSON Schema that constrained output supports. Any other keyword is refused by name, never ignored.
 
-Grammars cannot compare two values, count what is unique, or hold two schemas at once.
+Grammars cannot compare two values, check uniqueness, or apply two schemas at once.
 """
 
 import itertools
@@ -16,7 +16,7 @@ ANNOTATIONS = frozenset(
     {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "discriminator"}
     | {"$schema", "$id", "$comment", "$anchor", "$defs", "definitions"}
 )
-"""They say nothing about what is valid."""
+"""Keywords without effect on validity."""
 KEYWORDS = frozenset(
     {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "properties", "required", "additionalProperties"}
     | {"minProperties", "maxProperties", "items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength", "pattern"}
@@ -27,7 +27,7 @@ FORMATS = frozenset(
     | {"uri-template", "json-pointer", "relative-json-pointer"}
 )
 _ALONE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
-"""Where one of these stands, what stands beside it is not looked at."""
+"""Keywords that the grammar reads alone: it would ignore all others beside one of them."""
 _TYPES = frozenset({"string", "number", "integer", "boolean", "object", "array", "null"})
 _BY_TYPE: Mapping[str, frozenset[str]] = {
     "object": frozenset({"properties", "required", "additionalProperties", "minProperties", "maxProperties"}),
@@ -45,27 +45,27 @@ _NOT_TOGETHER = (
     ("properties", "maxProperties"),
 )
 _CLASS = re.compile(r"\\.|\[(?P<not>\^?)(?P<members>\]?(?:\\.|[^\]\\])*)\]", re.DOTALL)
-"""Or an escape, so that none begins at a bracket that is one of the text."""
+"""A character class or an escape. Matching escapes keeps an escaped bracket from starting a class."""
 _ESCAPED = re.compile(r"\\?[\"\x00-\x1f]|\\\\|\\[nrtfv0]|\\c[A-Za-z]|\\(?:x|u00)(?:[01][0-9A-Fa-f]|22|5[Cc])")
-"""Outside of classes: what an answer would have to write in two characters, and the grammar writes in one."""
+"""Outside of classes: characters that JSON writes as an escape, but the grammar would write as one character."""
 MAX_DEPTH = 100
 MAX_BYTES = 128 * 1024
-"""Of a schema as JSON: what is larger holds up others while it is looked through."""
+"""Bytes of a schema as JSON. Checking a larger one would block other requests."""
 MAX_OPTIONS = 64
-"""Of `oneOf`, where each is held against every other."""
+"""Options of `oneOf`. Each is compared with every other."""
 
 
 def check_schema(schema: Any, *, param: str) -> None:
-    """Raises UnsupportedParameter with the path and the keyword that an answer cannot be held to."""
+    """Raise UnsupportedParameter, with path and keyword, if output cannot be constrained by the schema."""
     try:
         if (size := len(msgspec.json.encode(schema))) > MAX_BYTES:
-            message = f"{param}: the schema has {size:,} bytes, {MAX_BYTES:,} are the most: make it smaller"
+            message = f"{param}: the schema has {size:,} bytes, at most {MAX_BYTES:,} are allowed: make it smaller"
             raise UnsupportedParameter(message, param=param)
         _Check(schema, param).run()
     except RecursionError as error:
-        raise UnsupportedParameter(f"{param}: the schema is nested too deep: flatten it", param=param) from error
-    except (TypeError, AttributeError, LookupError, ValueError) as error:  # a keyword's value is of a kind that it never is
-        raise UnsupportedParameter(f"{param}: this is no JSON Schema: {error}"[:500], param=param) from error
+        raise UnsupportedParameter(f"{param}: the schema is nested too deeply: flatten it", param=param) from error
+    except (TypeError, AttributeError, LookupError, ValueError) as error:  # a keyword's value has a wrong type
+        raise UnsupportedParameter(f"{param}: this is not a valid JSON Schema: {error}"[:500], param=param) from error
 
 
 class _Check:
@@ -101,19 +101,19 @@ class _Check:
         kinds = _kinds(schema)
         unknown = [kind for kind in kinds if kind not in _TYPES]
         if unknown:
-            raise self._refused(path, f"`type` {str(unknown[0])[:64]!r} is none of JSON Schema's")
+            raise self._refused(path, f"`type` {str(unknown[0])[:64]!r} is not a JSON Schema type")
         if "integer" in kinds:
             kinds = [*kinds, "number"]
         for kind, names in _BY_TYPE.items():
-            given = next((name for name in schema if name in names), None)
-            if given and not kinds:
-                raise self._refused(path, f"the keyword `{given}` needs a `type`: add it")
-            if given and kind not in kinds:
-                raise self._refused(path, f"the keyword `{given}` says nothing about its `type`: leave it out")
+            keyword = next((name for name in schema if name in names), None)
+            if keyword and not kinds:
+                raise self._refused(path, f"the keyword `{keyword}` needs a `type`: add it")
+            if keyword and kind not in kinds:
+                raise self._refused(path, f"the keyword `{keyword}` does not apply to its `type`: leave it out")
 
     def _check_values(self, schema: dict[str, Any], path: str) -> None:
         if (ref := schema.get("$ref")) is not None and not (isinstance(ref, str) and self._resolved(ref) is not None):
-            raise self._refused(path, f"`$ref` {str(ref)[:100]!r} is not in this schema: only local references are supported")
+            raise self._refused(path, f"`$ref` {str(ref)[:100]!r} is not in this schema: use a local reference")
         form = schema.get("format")
         if form is not None and form not in FORMATS:
             raise self._refused(path, f"the `format` {str(form)[:64]!r} is not supported: leave it out")
@@ -126,10 +126,10 @@ class _Check:
         if len(schema.get("allOf", ())) > 1:
             raise self._refused(path, "the keyword `allOf` with several schemas is not supported: merge them")
         if "oneOf" in schema and not self._disjoint(schema["oneOf"]):
-            problem = f"needs {MAX_OPTIONS} options at most, of different types or with a `const` that tells them apart"
+            problem = f"needs {MAX_OPTIONS} options at most, of different types or with a distinguishing `const`"
             raise self._refused(path, f"the keyword `oneOf` {problem}: use `anyOf`")
         if "enum" in schema and not (isinstance(schema["enum"], list) and schema["enum"]):
-            raise self._refused(path, "`enum` must be a list with a value at least")
+            raise self._refused(path, "`enum` must be a list with at least one value")
         self._check_required(schema, path)
 
     def _check_required(self, schema: dict[str, Any], path: str) -> None:
@@ -153,7 +153,7 @@ class _Check:
         return at
 
     def _disjoint(self, options: Any) -> bool:
-        """Whether no value can satisfy two of them, as far as types and constants tell."""
+        """Return whether types and constants prove that no value satisfies two of the options."""
         if not isinstance(options, list) or len(options) > MAX_OPTIONS:
             return False
         followed = [self._followed(option) for option in options]
@@ -171,12 +171,13 @@ class _Check:
 
 
 def _needs_escapes(pattern: str) -> bool:
-    """Whether a text that matches would have some in JSON: a class is passed where it has another member."""
+    """Return whether a matching text might need escapes in JSON. A class passes if it has at least one member that needs
+    none."""
 
-    def outside(found: "re.Match[str]") -> str:
-        if found["members"] is None:
-            return found[0]
-        return "" if found["not"] or _ESCAPED.sub("", found["members"]) else found["members"]
+    def outside(match: "re.Match[str]") -> str:
+        if match["members"] is None:
+            return match[0]
+        return "" if match["not"] or _ESCAPED.sub("", match["members"]) else match["members"]
 
     return _ESCAPED.search(_CLASS.sub(outside, pattern)) is not None
 
@@ -196,8 +197,8 @@ def _children(schema: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 
 
 def _kinds(schema: Mapping[str, Any]) -> list[Any]:
-    given = schema.get("type")
-    return given if isinstance(given, list) else [given] if given is not None else []
+    kind = schema.get("type")
+    return kind if isinstance(kind, list) else [kind] if kind is not None else []
 
 
 def _apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -221,7 +222,7 @@ def _constants(schema: Any) -> set[Hashable]:
 
 
 def _hashable(value: Any) -> Hashable:
-    """Equal for equal values."""
+    """Return a hashable form; equal values have equal forms."""
     if isinstance(value, dict):
         return "object", frozenset((name, _hashable(inner)) for name, inner in value.items())
     return ("array", *map(_hashable, value)) if isinstance(value, list) else value

@@ -35,76 +35,76 @@ _encode = msgspec.json.Encoder().encode
 
 
 def parse_messages(body: bytes) -> Request:
-    """Raises BadRequest with the path of the field at fault in `param`, and nothing else."""
-    given = _decode(body)
-    offered = _offered(given)
-    if given.service_tier not in (None, "auto", "standard_only"):
+    """Parse a request body. Raises BadRequest with the path of the field at fault in `param`, and nothing else."""
+    decoded = _decode(body)
+    offered = _offered(decoded)
+    if decoded.service_tier not in (None, "auto", "standard_only"):
         raise UnsupportedParameter("service_tier is supported only as auto or standard_only", param="service_tier")
     return Request(
-        model=given.model,
-        messages=_messages(given),
+        model=decoded.model,
+        messages=_messages(decoded),
         tools=offered.tools,
         sampling=Sampling(
-            max_tokens=given.max_tokens,
-            temperature=given.temperature or 0.0,
-            top_k=max(given.top_k or 0, 0),
-            top_p=1.0 if given.top_p is None else given.top_p,
-            stop=given.stop_sequences or (),
-            grammar=_grammar(given),
+            max_tokens=decoded.max_tokens,
+            temperature=decoded.temperature or 0.0,
+            top_k=max(decoded.top_k or 0, 0),
+            top_p=1.0 if decoded.top_p is None else decoded.top_p,
+            stop=decoded.stop_sequences or (),
+            grammar=_grammar(decoded),
         ),
         max_tokens_given=True,
-        stream=bool(given.stream),
+        stream=bool(decoded.stream),
         include_usage=True,
-        advisory=_accepted(given),
-        hints=run_hints(given),
-        keep_s=_keep_s(given),
+        advisory=_accepted(decoded),
+        hints=run_hints(decoded),
+        keep_s=_keep_s(decoded),
         calls=offered.calls,
-        reasoning_effort=_effort(given),
+        reasoning_effort=_effort(decoded),
         effort_param="thinking",
     )
 
 
 def parse_count(body: bytes) -> Request:
-    """Of `count_tokens`: only the prompt matters."""
-    given = _decode_count(body)
-    _accepted(given)
+    """Parse a body of `count_tokens`: only the prompt matters."""
+    decoded = _decode_count(body)
+    _accepted(decoded)
     return Request(
-        model=given.model,
-        messages=_messages(given),
-        tools=_offered(given).tools,
+        model=decoded.model,
+        messages=_messages(decoded),
+        tools=_offered(decoded).tools,
         sampling=Sampling(max_tokens=1),
-        reasoning_effort=_effort(given),
+        reasoning_effort=_effort(decoded),
         effort_param="thinking",
     )
 
 
-def _accepted(given: CountBody) -> tuple[str, ...]:
+def _accepted(decoded: CountBody) -> tuple[str, ...]:
     for name in REFUSED:
-        if getattr(given, name, None) is not None:
+        if getattr(decoded, name, None) is not None:
             raise UnsupportedParameter(f"{name} is not supported: leave it out", param=name)
-    return tuple(name for name in ADVISORY if getattr(given, name, None) is not None)
+    return tuple(name for name in ADVISORY if getattr(decoded, name, None) is not None)
 
 
-def _keep_s(given: MessagesBody) -> float:
-    """The longest that any mark of it says, wherever it stands; 0 without one."""
-    marks = [given.cache_control, *(tool.cache_control for tool in given.tools or ())]
-    marks += [block.cache_control for block in given.system or () if not isinstance(block, str)]
-    marks += [block.cache_control for turn in given.messages for block in turn.content if not isinstance(block, str)]
+def _keep_s(decoded: MessagesBody) -> float:
+    """Return the longest time of all cache marks, in seconds; 0 without a mark."""
+    marks = [decoded.cache_control, *(tool.cache_control for tool in decoded.tools or ())]
+    marks += [block.cache_control for block in decoded.system or () if not isinstance(block, str)]
+    marks += [block.cache_control for turn in decoded.messages for block in turn.content if not isinstance(block, str)]
     return max((mark.keep_s for mark in marks if mark is not None), default=0.0)
 
 
-def _effort(given: CountBody) -> str | None:
-    """`budget_tokens` is how far reasoning may go, which `max_tokens` bounds as well."""
-    effort = given.output_config.effort if given.output_config else None
-    if given.thinking is None:
+def _effort(decoded: CountBody) -> str | None:
+    """Return the reasoning effort. `budget_tokens` is ignored, because `max_tokens` limits reasoning too."""
+    effort = decoded.output_config.effort if decoded.output_config else None
+    if decoded.thinking is None:
         return EFFORTS[effort] if effort else None
-    if given.thinking.type == "disabled":
+    if decoded.thinking.type == "disabled":
         return "none"
     return EFFORTS[effort or "medium"]
 
 
-def _grammar(given: MessagesBody) -> Grammar | None:
-    format = given.output_config.format if given.output_config else None
+def _grammar(decoded: MessagesBody) -> Grammar | None:
+    format = decoded.output_config.format if decoded.output_config else None
     if format is None:
         return None
     if format.type != "json_schema":
@@ -113,9 +113,9 @@ def _grammar(given: MessagesBody) -> Grammar | None:
     return read_format("json_schema", format.schema, None, param="output_config.format", fit=bool(format.fit))
 
 
-def _offered(given: CountBody) -> Offered:
-    choice = given.tool_choice
-    tools = _tools(given.tools or ())
+def _offered(decoded: CountBody) -> Offered:
+    choice = decoded.tool_choice
+    tools = _tools(decoded.tools or ())
     if choice is None:
         return rule_for(tools, None, parallel=True)
     parallel = not choice.disable_parallel_tool_use
@@ -128,9 +128,9 @@ def _offered(given: CountBody) -> Offered:
             return rule_for(tools, kind, parallel=parallel)
 
 
-def _tools(given: Iterable[ClaudeTool]) -> tuple[Tool, ...]:
+def _tools(decoded: Iterable[ClaudeTool]) -> tuple[Tool, ...]:
     tools = OfferedTools()
-    for n, tool in enumerate(given):
+    for n, tool in enumerate(decoded):
         path = f"tools[{n}]"
         if tool.type not in (None, "custom"):
             raise refuse_kind(tool.type, "custom", path=path)
@@ -140,26 +140,26 @@ def _tools(given: Iterable[ClaudeTool]) -> tuple[Tool, ...]:
     return tools.all()
 
 
-def _messages(given: CountBody) -> tuple[Message, ...]:
-    if not given.messages:
+def _messages(decoded: CountBody) -> tuple[Message, ...]:
+    if not decoded.messages:
         raise BadRequest("messages is empty: send at least one message", param="messages")
     messages: list[Message] = []
-    if given.system:
-        messages.append(Message(role="system", content=_text(given.system)))
-    for n, turn in enumerate(given.messages):
+    if decoded.system:
+        messages.append(Message(role="system", content=_text(decoded.system)))
+    for n, turn in enumerate(decoded.messages):
         if isinstance(turn, UserTurn):
             messages += _user(turn)
         else:
             messages.append(_assistant(turn, n))
     check_call_order(messages, param="messages")
     if messages[-1].role == "assistant":
-        message = "the last message is the assistant's: an answer cannot be begun for it, end with a user's message"
-        raise UnsupportedParameter(f"messages[{len(given.messages) - 1}]: {message}", param="messages")
+        message = "the last message is the assistant's: prefilled answers are not supported, end with a user's message"
+        raise UnsupportedParameter(f"messages[{len(decoded.messages) - 1}]: {message}", param="messages")
     return tuple(messages)
 
 
 def _user(turn: UserTurn) -> Iterable[Message]:
-    """Results first, as Anthropic wants them; what the user says beside them is a message of its own."""
+    """Yield the tool results first, as Anthropic requires, then the user's text as a separate message."""
     if isinstance(turn.content, str):
         yield Message(role="user", content=turn.content)
         return

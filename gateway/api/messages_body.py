@@ -1,4 +1,4 @@
-"""What a client may put into the body of a message, as Anthropic spells it. Strict: an unknown field is an error."""
+"""Fields of a message's request body in Anthropic's format. Strict: an unknown field is an error."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from gateway.api.chat_body import MAX_MESSAGES, MAX_TOOLS, Count, FunctionName, 
 
 
 class CacheControl(msgspec.Struct, frozen=True, kw_only=True):
-    """Prefixes are cached anyway; it says for how long the caller may come back."""
+    """A cache mark. Prefixes are cached without it; its `ttl` limits how long after this request the next one may come."""
 
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
@@ -97,7 +97,7 @@ class OutputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class CountBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `count_tokens` takes: all that makes the prompt."""
+    """Body of `count_tokens`: all fields that determine the prompt."""
 
     model: Label
     messages: Annotated[tuple[UserTurn | AssistantTurn, ...], Meta(max_length=MAX_MESSAGES)]

@@ -1,4 +1,4 @@
-"""Anthropic's Messages: content comes as numbered blocks, each begun, filled and ended."""
+"""The dialect of Anthropic's Messages. Content comes as numbered blocks, each with a start, deltas and a stop event."""
 
 import json
 from collections.abc import Sequence
@@ -138,7 +138,7 @@ def _usage(spent: TokenUsage) -> Data:
 
 
 def _input(arguments: str) -> Any:
-    """Arguments that were cut off are no object: they are kept under a name of ours."""
+    """Return the parsed arguments. Truncated arguments are not an object and are returned as text under a key of ours."""
     try:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):

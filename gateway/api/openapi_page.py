@@ -1,4 +1,4 @@
-"""The OpenAPI document as one page of HTML: no script, nothing from elsewhere."""
+"""The OpenAPI document as one page of HTML, without scripts or external resources."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -31,7 +31,7 @@ def _operation(path: str, method: str, operation: Mapping[str, Any], schemas: Ma
         name = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
         yield from _fields(schemas[name])
     answers = operation["responses"]["200"]["content"]
-    yield f"<p>Answers {escape(', '.join(answers))}.</p></details>"
+    yield f"<p>Returns {escape(', '.join(answers))}.</p></details>"
 
 
 def _fields(schema: Mapping[str, Any]) -> Iterator[str]:
@@ -45,7 +45,7 @@ def _fields(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _kind(field: Mapping[str, Any]) -> str:
-    """A type in a word or two, with its bounds."""
+    """Return a short name of the type, with its bounds."""
     if "anyOf" in field:
         return " or ".join(dict.fromkeys(_kind(option) for option in field["anyOf"]))
     if "$ref" in field:

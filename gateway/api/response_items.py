@@ -1,4 +1,4 @@
-"""The items of a response's output: what each looks like, and the events that begin, fill and end it."""
+"""The output items of a response: the JSON of each, and the events that add, fill and complete it."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -59,7 +59,7 @@ class ReasoningOut:
 
 @dataclass(slots=True)
 class CallItem:
-    """`text` is its arguments."""
+    """A function call. `text` is its arguments."""
 
     id: str
     call_id: str

@@ -1,5 +1,8 @@
-"""Responses that clients may refer to: the conversation that each ends, and its body. The ledger keeps them, the newest are at
-hand in memory as well: a row is written a moment after it was recorded, and without a ledger file there are only these."""
+"""Stored responses that clients may refer to: the body, and the conversation up to it.
+
+The ledger keeps them. The newest are also in memory, because a row is written shortly after it is recorded. Without a ledger
+file only those in memory exist.
+"""
 
 import asyncio
 from collections import OrderedDict
@@ -21,7 +24,7 @@ _decode = msgspec.msgpack.Decoder(tuple[Message, ...]).decode
 
 
 class ResponseLog(Protocol):
-    """What it needs of a ledger."""
+    """The part of the ledger that the store uses."""
 
     def record(self, row: ResponseRow) -> bool: ...
 
@@ -29,7 +32,8 @@ class ResponseLog(Protocol):
 
 
 class Stored(NamedTuple):
-    """`messages` are the whole conversation, instructions left out; `body` is what the client got."""
+    """A stored response. `messages` is the whole conversation without instructions; `body` is the response sent to the
+    client."""
 
     messages: bytes
     body: bytes
@@ -42,7 +46,7 @@ GONE = Stored(b"", b"")
 
 
 class ResponseStore:
-    """`now` is Unix time."""
+    """Stored responses by tenant and id. `now` returns Unix time."""
 
     def __init__(
         self,
@@ -64,26 +68,26 @@ class ResponseStore:
         self._take(tenant, id, Stored(_encode(messages), body))
 
     async def get(self, tenant: str, id: str) -> Stored:
-        """Raises NotFound, also for another tenant's."""
+        """Return a stored response. Raises NotFound, also for one of another tenant."""
         stored = self._at_hand.get((tenant, id))
         if stored is None:
             rows = await asyncio.to_thread(self._ledger.read, _READ, (tenant, id))
             stored = Stored(**rows[0]) if rows else GONE
         if stored == GONE:
-            raise NotFound(f"there is no response {id[:100]!r}: it was not stored, is not yours, or made room for newer ones")
+            raise NotFound(f"there is no response {id[:100]!r}: it was not stored, belongs to another tenant, or was evicted")
         return stored
 
     async def delete(self, tenant: str, id: str) -> None:
-        """Raises NotFound."""
+        """Delete a stored response. Raises NotFound."""
         await self.get(tenant, id)
         self._take(tenant, id, GONE)
 
     def _take(self, tenant: str, id: str, stored: Stored) -> None:
         size = len(stored.messages) + len(stored.body)
         self._ledger.record(ResponseRow(tenant=tenant, id=id, at=self._now(), size=size, **stored._asdict()))
-        before = self._at_hand.pop((tenant, id), GONE)
+        replaced = self._at_hand.pop((tenant, id), GONE)
         self._at_hand[tenant, id] = stored
-        self._bytes += size - len(before.messages) - len(before.body)
+        self._bytes += size - len(replaced.messages) - len(replaced.body)
         while self._at_hand and (len(self._at_hand) > self._max_at_hand or self._bytes > self._max_bytes):
             oldest = self._at_hand.popitem(last=False)[1]
             self._bytes -= len(oldest.messages) + len(oldest.body)

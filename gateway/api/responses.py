@@ -1,4 +1,4 @@
-"""Parses the body of POST /v1/responses into a Request; a previous response puts its conversation in front."""
+"""Parses the body of POST /v1/responses into a Request. The conversation of a previous response is prepended."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -45,82 +45,85 @@ Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 
 class Parsed(NamedTuple):
-    """`said` is the conversation without instructions, which do not outlive their response."""
+    """A parsed body. `conversation` excludes instructions, which apply to one response only."""
 
     request: Request
-    given: ResponsesBody
-    said: tuple[Message, ...]
+    decoded: ResponsesBody
+    conversation: tuple[Message, ...]
 
 
 def read_body(body: bytes) -> ResponsesBody:
     return _decode(body)
 
 
-def parse_response(given: ResponsesBody, before: Sequence[Message], *, max_tokens_default: int) -> Parsed:
-    """Raises BadRequest with the path of the field at fault in `param`, and nothing else."""
-    advisory = _accepted(given)
-    said = (*before, *_input(given.input))
-    check_call_order(said, param="input")
-    messages = (Message(role="system", content=given.instructions), *said) if given.instructions else said
+def parse_response(decoded: ResponsesBody, previous: Sequence[Message], *, max_tokens_default: int) -> Parsed:
+    """Parse a decoded body. `previous` is the conversation to continue.
+
+    Raises BadRequest with the path of the field at fault in `param`, and nothing else.
+    """
+    advisory = _accepted(decoded)
+    conversation = (*previous, *_input(decoded.input))
+    check_call_order(conversation, param="input")
+    messages = (Message(role="system", content=decoded.instructions), *conversation) if decoded.instructions else conversation
     if not messages:
         raise BadRequest("input is empty: send text or items", param="input")
-    parallel = given.parallel_tool_calls is not False
-    tools, calls = rule_for(_tools(given.tools or ()), given.tool_choice, parallel=parallel)
+    parallel = decoded.parallel_tool_calls is not False
+    tools, calls = rule_for(_tools(decoded.tools or ()), decoded.tool_choice, parallel=parallel)
     request = Request(
-        model=given.model,
+        model=decoded.model,
         messages=messages,
         tools=tools,
-        sampling=_sampling(given, max_tokens_default),
-        max_tokens_given=given.max_output_tokens is not None,
-        stream=bool(given.stream),
+        sampling=_sampling(decoded, max_tokens_default),
+        max_tokens_given=decoded.max_output_tokens is not None,
+        stream=bool(decoded.stream),
         include_usage=True,
         advisory=advisory,
-        hints=run_hints(given),
-        keep_s=DAY_S if given.prompt_cache_retention == "24h" else 0.0,
+        hints=run_hints(decoded),
+        keep_s=DAY_S if decoded.prompt_cache_retention == "24h" else 0.0,
         calls=calls,
-        service_tier=given.service_tier,
-        reasoning_effort=given.reasoning.effort if given.reasoning else None,
+        service_tier=decoded.service_tier,
+        reasoning_effort=decoded.reasoning.effort if decoded.reasoning else None,
         effort_param="reasoning.effort",
     )
-    return Parsed(request, given, said)
+    return Parsed(request, decoded, conversation)
 
 
-def _accepted(given: ResponsesBody) -> tuple[str, ...]:
-    names = [name for name in ADVISORY if getattr(given, name) is not None]
+def _accepted(decoded: ResponsesBody) -> tuple[str, ...]:
+    names = [name for name in ADVISORY if getattr(decoded, name) is not None]
     for name, harmless in NO_OPS.items():
-        value = getattr(given, name)
+        value = getattr(decoded, name)
         if value is None:
             continue
         if value not in harmless:
             allowed = f" only as {' or '.join(map(str, harmless))}" if harmless else ""
             raise UnsupportedParameter(f"{name} is {'' if harmless else 'not '}supported{allowed}: leave it out", param=name)
         names.append(name)
-    for entry in given.include or ():
+    for entry in decoded.include or ():
         if entry not in INCLUDE:
             raise UnsupportedParameter(f"include: '{entry[:64]}' is not supported: leave it out", param="include")
-    if given.text and given.text.verbosity not in (None, "medium"):
+    if decoded.text and decoded.text.verbosity not in (None, "medium"):
         raise UnsupportedParameter("text.verbosity is supported only as medium: leave it out", param="text.verbosity")
     return tuple(names)
 
 
-def _sampling(given: ResponsesBody, max_tokens_default: int) -> Sampling:
-    wanted = LOGPROBS in (given.include or ()) or bool(given.top_logprobs)
-    format = given.text.format if given.text else None
+def _sampling(decoded: ResponsesBody, max_tokens_default: int) -> Sampling:
+    wanted = LOGPROBS in (decoded.include or ()) or bool(decoded.top_logprobs)
+    format = decoded.text.format if decoded.text else None
     grammar = (
         read_format(format.type, format.schema, format.pattern, param="text.format", fit=bool(format.fit)) if format else None
     )
     return Sampling(
-        max_tokens=given.max_output_tokens or max_tokens_default,
-        temperature=given.temperature or 0.0,
-        top_p=1.0 if given.top_p is None else given.top_p,
-        top_logprobs=given.top_logprobs or 0 if wanted else None,
+        max_tokens=decoded.max_output_tokens or max_tokens_default,
+        temperature=decoded.temperature or 0.0,
+        top_p=1.0 if decoded.top_p is None else decoded.top_p,
+        top_logprobs=decoded.top_logprobs or 0 if wanted else None,
         grammar=grammar,
     )
 
 
-def _tools(given: Sequence[ResponseTool]) -> tuple[Tool, ...]:
+def _tools(decoded: Sequence[ResponseTool]) -> tuple[Tool, ...]:
     tools = OfferedTools()
-    for n, tool in enumerate(given):
+    for n, tool in enumerate(decoded):
         if tool.type != "function":
             raise refuse_kind(tool.type, "function", path=f"tools[{n}]")
         if tool.name is None:
@@ -129,12 +132,12 @@ def _tools(given: Sequence[ResponseTool]) -> tuple[Tool, ...]:
     return tools.all()
 
 
-def _input(given: str | Sequence[dict[str, Any]]) -> tuple[Message, ...]:
-    """Reasoning, text and calls that follow each other are one message of the assistant."""
-    if isinstance(given, str):
-        return (Message(role="user", content=given),)
+def _input(decoded: str | Sequence[dict[str, Any]]) -> tuple[Message, ...]:
+    """Return the messages. Consecutive reasoning, text and calls form one assistant message."""
+    if isinstance(decoded, str):
+        return (Message(role="user", content=decoded),)
     messages: list[Message] = []
-    for n, item in enumerate(given):
+    for n, item in enumerate(decoded):
         message = _item(item, f"input[{n}]")
         last = messages[-1] if messages else None
         if message.role == "assistant" and last is not None and last.role == "assistant":
@@ -157,11 +160,11 @@ def _item(item: dict[str, Any], path: str) -> Message:
     kind = item.get("type", "message")
     match kind:
         case "message":
-            said = _convert(item, InputMessage, path)
-            if said.role not in ROLES:
-                message = f"{path}.role: '{said.role[:64]}': use user, assistant, system or developer"
+            input_message = _convert(item, InputMessage, path)
+            if input_message.role not in ROLES:
+                message = f"{path}.role: '{input_message.role[:64]}' is not supported: use user, assistant, system or developer"
                 raise BadRequest(message, param=f"{path}.role")
-            return Message(role=ROLES[said.role], content=_text(said.content, f"{path}.content"))
+            return Message(role=ROLES[input_message.role], content=_text(input_message.content, f"{path}.content"))
         case "function_call":
             call = _convert(item, FunctionCall, path)
             return Message(role="assistant", tool_calls=(ToolCall(id=call.call_id, name=call.name, arguments=call.arguments),))

@@ -1,4 +1,4 @@
-"""What a client may put into the body of a response, as OpenAI spells it. Strict: an unknown field is an error."""
+"""Fields of a response's request body in OpenAI's format. Strict: an unknown field is an error."""
 
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from gateway.request import ServiceTier
 
 
 class InputPart(msgspec.Struct, frozen=True, kw_only=True):
-    """`input_text`, `output_text` or `refusal`; what else a part has says nothing new."""
+    """A part: `input_text`, `output_text` or `refusal`. Its other fields add no information and are ignored."""
 
     type: str
     text: str | None = None
@@ -65,7 +65,7 @@ class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseTool(msgspec.Struct, frozen=True, kw_only=True):
-    """Unknown fields pass here, so that a tool of another type is refused for its type."""
+    """A tool definition. It accepts unknown fields, so that a tool of another type is refused for its type."""
 
     type: str
     name: FunctionName | None = None
@@ -100,7 +100,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ResponsesBody(RunFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`top_k`, `seed` and `stop` are not in this dialect."""
+    """A response's request body. `top_k`, `seed` and `stop` are not in this dialect."""
 
     model: Label
     input: str | Annotated[tuple[dict[str, Any], ...], Meta(max_length=MAX_MESSAGES)]

@@ -1,4 +1,5 @@
-"""OpenAI's Responses: output comes as items, each added, filled and done; a finished one can be continued by its id."""
+"""The dialect of OpenAI's Responses. Output comes as items, each added, filled and done. A finished response can be continued
+by its id."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,19 +29,19 @@ class ResponsesDialect:
         self._store = store
 
     async def parse(self, body: bytes, tenant: str) -> ParsedRequest:
-        given = read_body(body)
-        before: tuple[Message, ...] = ()
-        if given.previous_response_id is not None:
+        decoded = read_body(body)
+        previous: tuple[Message, ...] = ()
+        if decoded.previous_response_id is not None:
             try:
-                before = (await self._store.get(tenant, given.previous_response_id)).conversation()
+                previous = (await self._store.get(tenant, decoded.previous_response_id)).conversation()
             except NotFound as error:
                 message = f"previous_response_id: {error.message}"
                 raise PreviousResponseNotFound(message, param="previous_response_id") from error
-        parsed = parse_response(given, before, max_tokens_default=DEFAULT_MAX_TOKENS)
+        parsed = parse_response(decoded, previous, max_tokens_default=DEFAULT_MAX_TOKENS)
 
         def keep(id: str, answer: Answer, body: bytes) -> None:
-            if given.store is not False:
-                self._store.put(tenant, id, (*parsed.said, message_of(answer)), body)
+            if decoded.store is not False:
+                self._store.put(tenant, id, (*parsed.conversation, message_of(answer)), body)
 
         return ParsedRequest(parsed.request, lambda begun: ResponsesWriter(begun, parsed, keep))
 
@@ -53,7 +54,7 @@ class ResponsesDialect:
 
 
 class ResponsesWriter:
-    """`keep` is called once with what the client got at the end."""
+    """Renders one response. `keep` is called once, at the end, with the response sent to the client."""
 
     def __init__(self, begun: ResponseStart, parsed: Parsed, keep: Any) -> None:
         self._begun, self._parsed, self._keep = begun, parsed, keep
@@ -146,7 +147,7 @@ class ResponsesWriter:
         return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(data))
 
     def _body(self, status: str, spent: TokenUsage | None, choice: AnswerChoice | None = None) -> Data:
-        begun, given = self._begun, self._parsed.given
+        begun, decoded = self._begun, self._parsed.decoded
         output = [item.data() for item in self._items]
         if choice is not None and choice.logprobs is not None:
             texts = [item for item in output if item["type"] == "message"]
@@ -159,24 +160,24 @@ class ResponsesWriter:
             "status": status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "instructions": given.instructions,
-            "max_output_tokens": given.max_output_tokens,
+            "instructions": decoded.instructions,
+            "max_output_tokens": decoded.max_output_tokens,
             "model": begun.model,
             "output": output,
-            "parallel_tool_calls": given.parallel_tool_calls is not False,
-            "previous_response_id": given.previous_response_id,
-            "reasoning": given.reasoning or {"effort": None, "summary": None},
+            "parallel_tool_calls": decoded.parallel_tool_calls is not False,
+            "previous_response_id": decoded.previous_response_id,
+            "reasoning": decoded.reasoning or {"effort": None, "summary": None},
             "service_tier": begun.request.served_tier or "default",
-            "store": given.store is not False,
-            "temperature": given.temperature or 0.0,
-            "text": given.text or {"format": {"type": "text"}},
-            "tool_choice": given.tool_choice or "auto",
-            "tools": [{**msgspec.to_builtins(tool), "strict": bool(tool.strict)} for tool in given.tools or ()],
-            "top_p": 1.0 if given.top_p is None else given.top_p,
+            "store": decoded.store is not False,
+            "temperature": decoded.temperature or 0.0,
+            "text": decoded.text or {"format": {"type": "text"}},
+            "tool_choice": decoded.tool_choice or "auto",
+            "tools": [{**msgspec.to_builtins(tool), "strict": bool(tool.strict)} for tool in decoded.tools or ()],
+            "top_p": 1.0 if decoded.top_p is None else decoded.top_p,
             "truncation": "disabled",
             "usage": None if spent is None else _usage(spent),
-            "user": given.user,
-            "metadata": given.metadata or {},
+            "user": decoded.user,
+            "metadata": decoded.metadata or {},
         }
 
 

@@ -1,4 +1,4 @@
-"""Body fields by which a client may name the run that a request belongs to, the same in every dialect that has them."""
+"""Body fields that name the run of a request. They are the same in every dialect that has them."""
 
 from collections.abc import Mapping
 
@@ -11,20 +11,20 @@ RunHints = tuple[tuple[str, str], ...]
 
 
 class RunFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Extensions of whichever dialect does not have them itself; what they hold is checked by `runs.identity`."""
+    """Extensions for dialects without such fields of their own. `runs.identity` checks their values."""
 
     program_id: str | None = None
     session_id: str | None = None
     litellm_session_id: str | None = None
 
 
-def run_hints(given: msgspec.Struct) -> RunHints:
-    """What a body says of its run, unchecked, as (path, value); fields that the dialect has not are passed over."""
-    metadata = getattr(given, "metadata", None)
+def run_hints(decoded: msgspec.Struct) -> RunHints:
+    """Return the body's run fields as (path, value), unchecked. Fields that the dialect does not have are skipped."""
+    metadata = getattr(decoded, "metadata", None)
     hints = []
     for path in BODY_FIELDS:
         outer, _, inner = path.partition(".")
-        value = _inside(metadata, inner) if inner else getattr(given, outer, None)
+        value = _inside(metadata, inner) if inner else getattr(decoded, outer, None)
         if isinstance(value, ConversationId):
             value = value.id
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Which tools a model is shown, and which calls it may write, as `tool_choice` and its neighbours say."""
+"""Determines from `tool_choice` and related fields which tools the model sees and which calls it may write."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,14 +13,14 @@ PARAM = "tool_choice"
 
 
 class Offered(NamedTuple):
-    """`calls` is None where the model may write what it likes."""
+    """Tools that the model sees, and the rule for its calls. `calls` is None if output is unconstrained."""
 
     tools: tuple[Tool, ...]
     calls: CallRule | None
 
 
 def rule_for(tools: tuple[Tool, ...], choice: str | dict[str, Any] | None, *, parallel: bool) -> Offered:
-    """`choice` as chat completions spell it. Raises BadRequest with its place."""
+    """Return the tools and call rule. `choice` is in the format of chat completions. Raises BadRequest with its path."""
     match choice:
         case None | "auto":
             return Offered(tools, _free(tools, tools, parallel))
@@ -56,11 +56,14 @@ def _name(entry: Any) -> str:
         case {"function": {"name": str(name)}} | {"name": str(name)}:
             return name
         case _:
-            raise BadRequest(f"{PARAM}.tools: each needs the name of a function", param=f"{PARAM}.tools")
+            raise BadRequest(f"{PARAM}.tools: each entry needs the name of a function", param=f"{PARAM}.tools")
 
 
 def _free(shown: Sequence[Tool], tools: tuple[Tool, ...], parallel: bool) -> CallRule | None:
-    """Free text and calls: held to a form where a tool is strict, only some may be called, or only one at a time."""
+    """Return the rule for free text with optional calls.
+
+    Calls are constrained if a tool is strict, only some tools are allowed, or only one call at a time. Otherwise None.
+    """
     if any(tool.strict for tool in tools):
         return CallRule(param="tools", tools=tools, parallel=parallel)
     if tools and len(tools) < len(shown):
@@ -71,7 +74,7 @@ def _free(shown: Sequence[Tool], tools: tuple[Tool, ...], parallel: bool) -> Cal
 
 
 def _forced(tools: tuple[Tool, ...], parallel: bool) -> CallRule:
-    """At least one call. A schema is kept to where it can be, strict or not."""
+    """Return the rule for at least one call. Arguments follow the schema if it is supported, even if the tool is not strict."""
     if not tools:
         raise BadRequest("tool_choice asks for a call, but there are no tools: send tools", param=PARAM)
     return CallRule(param=PARAM, tools=tuple(map(_held, tools)), required=True, parallel=parallel)

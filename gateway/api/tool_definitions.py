@@ -1,4 +1,4 @@
-"""The tools of a request while they are read, whichever dialect spells them: what a tool must be to be offered."""
+"""Validates and collects the tool definitions of a request, for every dialect."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Tool
 
 MAX_TOOL_DEPTH = 100
-"""Levels of a parameter schema. Real ones have fewer than ten; much deeper ones would exhaust the stack later on."""
+"""Levels of a parameter schema. Real ones have fewer than ten; much deeper ones would overflow the stack later."""
 
 
 class OfferedTools:
-    """`add` raises BadRequest or UnsupportedParameter with the tool's place, `path`."""
+    """Tools collected so far. `add` raises BadRequest or UnsupportedParameter with the tool's path, `path`."""
 
     def __init__(self) -> None:
         self._tools: dict[str, Tool] = {}
@@ -26,9 +26,9 @@ class OfferedTools:
         path: str,
         schema: str = "parameters",
     ) -> None:
-        """`schema` is what the dialect calls the schema of the parameters."""
+        """Add a tool. `schema` is the dialect's name of the field with the parameter schema."""
         if name in self._tools:
-            raise BadRequest(f"{path}.name: '{name}' is used twice: give each tool a name of its own", param=f"{path}.name")
+            raise BadRequest(f"{path}.name: '{name}' is used twice: give each tool its own name", param=f"{path}.name")
         if parameters and _is_deeper(parameters, MAX_TOOL_DEPTH):
             message = f"{path}.{schema} is nested deeper than {MAX_TOOL_DEPTH} levels: flatten it"
             raise BadRequest(message, param=f"{path}.{schema}")
@@ -41,7 +41,7 @@ class OfferedTools:
 
 
 def _is_deeper(value: dict[str, Any], limit: int) -> bool:
-    """Level by level, so that the depth of what was sent costs no stack."""
+    """Return whether the value has more than `limit` levels. It proceeds by level, so that depth uses no stack."""
     level: list[Any] = [value]
     for _ in range(limit):
         level = [

@@ -1,4 +1,4 @@
-"""Tool results follow the message that called: one for each call, right after it, and none else."""
+"""Checks that tool results follow the message with the calls directly: exactly one for each call."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from gateway.request import Message
 
 
 def check_call_order(messages: Sequence[Message], *, param: str) -> None:
-    """Raises BadRequest that names the call at fault."""
+    """Raise BadRequest that names the call at fault."""
     unanswered: list[str] = []
     for message in messages:
         if message.role == "tool":
@@ -22,7 +22,7 @@ def check_call_order(messages: Sequence[Message], *, param: str) -> None:
         _check_answered(unanswered, param)
         unanswered = [call.id for call in message.tool_calls]
         if len(set(unanswered)) < len(unanswered):
-            raise BadRequest(f"{param}: two calls of one message have the same id", param=param)
+            raise BadRequest(f"{param}: two calls of one message have the same id: give each call its own id", param=param)
     _check_answered(unanswered, param)
 
 

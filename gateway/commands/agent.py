@@ -1,6 +1,6 @@
-"""The demonstration's agent: three runs with tools and questions, whose every answer is known.
+"""Agent of the demonstration: three runs with tools and questions, each with a known answer.
 
-It is a plain client: the official `openai` package against the gateway's address, nothing of ours in between.
+It is a plain client: the official `openai` package and the gateway's address.
 """
 
 import json
@@ -22,14 +22,14 @@ _WORLD: dict[str, tuple[str, dict[str, Any]]] = {
     "get_weather": ("city", _WEATHER),
     "get_price": ("item", _PRICES),
 }
-"""Each tool's one argument, and what it knows."""
+"""By tool: its one argument, and its data."""
 
 MAX_CALLS = 4
 
 
 @dataclass(slots=True)
 class Task:
-    """A question and its one right answer. `tools` names those on offer."""
+    """A question and its one right answer. `tools` names the available tools."""
 
     question: str
     answer: str
@@ -38,7 +38,7 @@ class Task:
 
 @dataclass(slots=True)
 class Run:
-    """One agent run: a system text and tasks that share a growing history."""
+    """One agent run: a system prompt and tasks that share a growing history."""
 
     name: str
     system: str
@@ -48,7 +48,7 @@ class Run:
 
 @dataclass(slots=True)
 class Turn:
-    """One request of a run as its caller saw it; `answer` is shown, `usage` is the gateway's own account."""
+    """One request of a run from the client's view. `answer` is displayed; `usage` is the gateway's usage object."""
 
     run: str
     asked: str
@@ -103,7 +103,7 @@ RUNS = (
 
 
 def play(client: openai.OpenAI, run: Run) -> Iterator[Turn]:
-    """Every turn as it happens; the last of a task says whether its answer was right."""
+    """Yield every turn as it ends. The last turn of a task has the verdict on its answer."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": run.system}]
     for task in run.tasks:
         messages.append({"role": "user", "content": task.question})
@@ -164,7 +164,7 @@ def _ask(
 
 
 def _call(function: dict[str, str]) -> str:
-    """A tool's answer as JSON; a wrong call is answered with what is wrong, as a careful tool does."""
+    """Return a tool's result as JSON. A wrong call gets an error message as its result."""
     argument, known = _WORLD.get(function["name"], ("", {}))
     try:
         value = json.loads(function["arguments"])[argument]

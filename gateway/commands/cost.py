@@ -1,4 +1,4 @@
-"""`headway cost`: where the dollars went, read from the ledger's file, also while a gateway writes to it."""
+"""`headway cost`: reports dollars from the ledger's file, also while a gateway writes to it."""
 
 import sqlite3
 import sys
@@ -20,7 +20,7 @@ _HEADER = ("requests", "prompt", "cached", "output", "device s", "$", "saved by 
 def cost(arguments: Namespace, env: Mapping[str, str]) -> int:
     file = arguments.ledger or env.get("HEADWAY_LEDGER", "")
     if not file:
-        print("headway: which ledger? Name it with --ledger FILE or HEADWAY_LEDGER", file=sys.stderr)
+        print("headway: no ledger: name it with --ledger FILE or HEADWAY_LEDGER", file=sys.stderr)
         return 1
     until = time.time()
     scope = Scope(arguments.tenant, until - 86_400 * arguments.days, until)
@@ -32,12 +32,12 @@ def cost(arguments: Namespace, env: Mapping[str, str]) -> int:
     if arguments.csv:
         write_focus(sys.stdout, lines, stood, scope, arguments.by)
     else:
-        print(_table(lines, stood, arguments.by) if lines else "nothing was charged in this time")
+        print(_table(lines, stood, arguments.by) if lines else "nothing was charged in this period")
     return 0
 
 
 def _read(file: Path, scope: Scope, by: By) -> tuple[list[Spending], list[Idle]]:
-    """Idle time is nobody's, so it is not read for one tenant."""
+    """Read spending and idle time. Idle time belongs to no tenant, so it is not read for a single one."""
     connection = open_reader(file)
     try:
 
@@ -58,7 +58,7 @@ def _table(lines: Sequence[Spending], stood: Sequence[Idle], by: By) -> str:
     text = columns(rows, right=frozenset(range(len(names), len(names) + len(_HEADER))))
     if not stood:
         return text
-    seconds, usd = sum(one.idle_s for one in stood), sum(one.idle_usd for one in stood)
+    seconds, usd = sum(idle.idle_s for idle in stood), sum(idle.idle_usd for idle in stood)
     return f"{text}\n\nidle: {seconds:,.1f} s of {len(stood)} workers, ${usd:.8f}"
 
 

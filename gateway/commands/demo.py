@@ -1,4 +1,4 @@
-"""`headway demo`: starts a gateway, runs an agent through it, shows the decisions and the dollars, keeps serving."""
+"""`headway demo`: starts a gateway, runs an agent through it, prints decisions and dollars, and keeps serving."""
 
 import signal
 import subprocess
@@ -19,7 +19,7 @@ _START_S = 300.0
 
 
 def demo(arguments: Namespace, env: Mapping[str, str]) -> int:
-    """0 if every answer was right (with --exit: at once; else after Ctrl-C)."""
+    """Run the demonstration. Returns 0 if every answer was right (with --exit: at once; else after Ctrl-C)."""
     try:
         import openai
     except ModuleNotFoundError:
@@ -50,7 +50,7 @@ def _wait_ready(url: str, server: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise RuntimeError("the gateway did not start: its message is above")
+            raise RuntimeError("the gateway did not start: see its message above")
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=5):
                 return

@@ -1,6 +1,7 @@
-"""`headway explain REQUEST.json`: the decision for a chat request, with the rejected options, without running it.
+"""`headway explain REQUEST.json`: prints the decision for a chat request, with the rejected options, without running it.
 
-Asks a running gateway; when none answers and none was named, decides here, with workers that are idle and have nothing cached.
+It asks a running gateway. If no address was given and no gateway responds, it decides locally, for idle workers with empty
+caches.
 """
 
 import sys
@@ -31,11 +32,11 @@ from gateway.text.normalize import normalized
 
 _TIMEOUT_S = 10.0
 _NO_TENANT = "nobody"
-"""The tenant that an offline decision is made for: one that lists no models, so may use all."""
+"""Tenant of an offline decision: not in the policy, so that it may use all models."""
 
 
 class Explained(msgspec.Struct, kw_only=True):
-    """What `POST /v1/headway/explain` answers; other fields are passed over."""
+    """Response of `POST /v1/headway/explain`; other fields are ignored."""
 
     decision: Decision
     normalized: tuple[str, ...] = ()
@@ -50,11 +51,11 @@ class _Failed(msgspec.Struct, kw_only=True):
 
 
 class _Rejected(Exception):
-    """The gateway answered, and said no; the message is its own."""
+    """The gateway answered with an error; the message is the gateway's."""
 
 
 class _Config(msgspec.Struct, kw_only=True):
-    """The part of a model's config.json that deciding needs."""
+    """The part of a model's config.json that a decision needs."""
 
     max_position_embeddings: int
 
@@ -82,11 +83,11 @@ def _decided(arguments: Namespace, body: bytes, env: Mapping[str, str]) -> tuple
     try:
         return ask(url, body, key), f"asked {url}"
     except OSError:
-        return decide_offline(policy, body), f"nobody answers at {url}: decided here, with idle workers that hold nothing"
+        return decide_offline(policy, body), f"no gateway at {url}: decided locally, for idle workers with empty caches"
 
 
 def ask(url: str, body: bytes, key: str) -> Explained:
-    """The decision of a running gateway. Raises OSError when nobody answers there."""
+    """Return the decision of a running gateway. Raises OSError if no server responds."""
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(f"{url.rstrip('/')}/v1/headway/explain", data=body, headers=headers)
     if request.type not in ("http", "https"):
@@ -98,7 +99,7 @@ def ask(url: str, body: bytes, key: str) -> Explained:
         with error:
             raise _Rejected(f"{url} answered {error.code}: {_message(error.read())}") from error
     except msgspec.DecodeError as error:
-        raise _Rejected(f"{url} is no Headway gateway of this version: {error}") from error
+        raise _Rejected(f"{url} is not a Headway gateway of this version: {error}") from error
 
 
 def _message(body: bytes) -> str:
@@ -109,7 +110,8 @@ def _message(body: bytes) -> str:
 
 
 def decide_offline(policy: Policy, body: bytes) -> Explained:
-    """As a gateway would that has just started. Needs the model directories. Raises HeadwayError, OSError or ValueError."""
+    """Return the decision of a gateway that has just started. Needs the model directories. Raises HeadwayError, OSError or
+    ValueError."""
     request = normalized(parse_chat(body, max_tokens_default=DEFAULT_MAX_TOKENS), policy.text)
     now = datetime.now(UTC)
     views = {name: _cold_view(policy, name) for name in policy.workers}

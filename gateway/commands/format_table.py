@@ -1,14 +1,14 @@
-"""Aligned columns of text, and a decision shown in them."""
+"""Formats aligned columns of text and decisions."""
 
 from collections.abc import Sequence
 
 from gateway.routing.decision import Decision, Option, PlacementReason
 
 _WHY: dict[PlacementReason, str] = {
-    "stays": "its pages are there",
-    "moves": "waiting for its pages costs more than computing them anew",
-    "burst": "a run that began alike went there",
-    "roomiest": "most is free there",
+    "stays": "its pages are cached there",
+    "moves": "waiting for its cached pages costs more than recomputing them",
+    "burst": "a run with the same beginning went there",
+    "roomiest": "it has the most free capacity",
 }
 _HEADER = (
     "",
@@ -29,7 +29,7 @@ _HEADER = (
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> str:
-    """Rows as wide as they need to be; the columns in `right` are set flush right."""
+    """Return rows with columns padded to their widest cell; those in `right` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
@@ -39,7 +39,7 @@ def columns(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset(
 
 
 def decision_text(decision: Decision) -> str:
-    """The chosen option first, then the rejected ones with the reason. Dollars are millionths."""
+    """Return the chosen option, then the rejected ones with the reason. Dollars are in millionths."""
     rows = [_HEADER, _row("=>", decision.chosen, decision.reason)]
     rows += [_row("", rejected.option, rejected.reason) for rejected in decision.rejected]
     lines = [

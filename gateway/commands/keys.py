@@ -1,4 +1,4 @@
-"""`headway keys create|list|revoke`: the key store beside a ledger, also while a gateway runs on it."""
+"""`headway keys create|list|revoke`: the key store beside a ledger. It also works while a gateway uses it."""
 
 import sqlite3
 import sys
@@ -21,7 +21,7 @@ _HEADER = ("id", "tenant", "begins", "created", "last used", "requests/min", "to
 
 
 def create_command(arguments: Namespace, env: Mapping[str, str]) -> int:
-    """The key on standard output, alone; what to know about it on standard error."""
+    """Create a key. Standard output has the key only; information about it goes to standard error."""
     try:
         tenants = load_policy(Path(arguments.policy), env).tenants
     except PolicyError as error:
@@ -65,9 +65,9 @@ def revoke_command(arguments: Namespace, env: Mapping[str, str]) -> int:
 
 
 def keys_text(rows: Sequence[KeyRow], used_at: Mapping[str, float]) -> str:
-    """A table, the oldest key first."""
+    """Return a table, the oldest key first."""
     if not rows:
-        return "there are no keys: `headway keys create --tenant NAME` makes one"
+        return "there are no keys: create one with `headway keys create --tenant NAME`"
     lines = [
         (
             *(row.id, row.tenant, f"{row.prefix}...", _day(row.created_at), _day(used_at.get(row.id, 0.0))),
@@ -83,7 +83,7 @@ def keys_text(rows: Sequence[KeyRow], used_at: Mapping[str, float]) -> str:
 def _with_store(arguments: Namespace, env: Mapping[str, str], work: Callable[[Store], str]) -> int:
     file = arguments.ledger or env.get("HEADWAY_LEDGER", "")
     if not file:
-        print("headway: which ledger? Name it with --ledger FILE or HEADWAY_LEDGER", file=sys.stderr)
+        print("headway: no ledger: name it with --ledger FILE or HEADWAY_LEDGER", file=sys.stderr)
         return 1
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)

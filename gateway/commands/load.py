@@ -1,4 +1,4 @@
-"""`headway load URL`: sends what a trace or a rate says to any OpenAI chat endpoint, and tells what became of it."""
+"""`headway load URL`: sends requests of a trace or at a rate to any OpenAI chat endpoint, and reports the results."""
 
 import asyncio
 import json
@@ -21,54 +21,54 @@ from gateway.loadtest.report import LatencySlo, LoadReport, Percentiles, load_re
 
 _WORDS = ("apple", "river", "stone", "green", "seven", "house", "light", "paper", "north", "table", "water", "music")
 _PROBES = (8, 264)
-"""Words in the two questions whose usage tells how many tokens the other side makes of a word."""
+"""Words of the two probe prompts. Their usage shows how many tokens the endpoint's tokenizer makes of a word."""
 _GUESS = (1.3, 8.0)
 _TELL_EVERY_S = 1.0
 
 
 class LoadError(Exception):
-    """Says what is wrong with what was asked for, or that nobody answers."""
+    """The arguments are invalid or the endpoint does not respond; the message has the reason."""
 
 
 def load(arguments: Namespace, env: Mapping[str, str]) -> int:
     try:
-        found = uvloop.run(_load(arguments, env))
+        report = uvloop.run(_load(arguments, env))
     except (LoadError, TraceError, OSError) as error:
         print(f"headway: {error}", file=sys.stderr)
         return 1
-    print(figures_text(found))
-    if found.sender_was_late:
+    print(figures_text(report))
+    if report.sender_was_late:
         print(
-            f"\nthe sender itself was late: {found.sender_lag_ms.p99:,.0f} ms at the 99th percentile. These are its figures as"
-            " much as the other side's: send less, or from another machine",
+            f"\nthe sender itself was late: {report.sender_lag_ms.p99:,.0f} ms at the 99th percentile. These figures include"
+            " the sender's delay: lower the rate, or send from another machine",
             file=sys.stderr,
         )
     if arguments.json:
         settings = {name: value for name, value in vars(arguments).items() if name not in ("run", "json")}
-        body = {"settings": settings, "figures": msgspec.to_builtins(found)}
+        body = {"settings": settings, "figures": msgspec.to_builtins(report)}
         Path(arguments.json).write_text(json.dumps(body, indent=1) + "\n")
     return 0
 
 
 def planned_for(arguments: Namespace) -> list[Planned]:
-    """The whole schedule. Raises LoadError, TraceError or OSError."""
+    """Return the whole schedule. Raises LoadError, TraceError or OSError."""
     if arguments.trace:
         trace = read_trace(Path(arguments.trace))
         if arguments.rate is None:
             return until(trace, arguments.duration)
         return scaled(trace, arguments.rate, arguments.duration)
     if arguments.rate is None:
-        raise LoadError("how many requests a second? Say --rate, or --trace with a file that has its own")
+        raise LoadError("no rate: set --rate, or --trace with a file that has its own")
     lengths = (arguments.prompt_tokens, arguments.output_tokens)
     rng = random.Random(arguments.seed)
     plan = list(steady(arguments.rate, arguments.duration, lengths, arrivals=arguments.arrivals, rng=rng))
     if not plan:
-        raise LoadError(f"{arguments.rate:g} requests a second for {arguments.duration:g} s are none: ask for more")
+        raise LoadError(f"{arguments.rate:g} requests a second for {arguments.duration:g} s are none: raise either")
     return plan
 
 
 def endpoint(url: str) -> str:
-    """A base URL with or without /v1, or the whole address of an endpoint."""
+    """Return the address of the chat endpoint. `url` is a base URL with or without /v1, or the whole address."""
     url = url.rstrip("/")
     if url.endswith("/chat/completions"):
         return url
@@ -78,7 +78,7 @@ def endpoint(url: str) -> str:
 async def _load(arguments: Namespace, env: Mapping[str, str]) -> LoadReport:
     plan = planned_for(arguments)
     longest = arguments.max_prompt_tokens
-    plan = [one._replace(prompt_tokens=min(one.prompt_tokens, longest)) for one in plan] if longest else plan
+    plan = [planned._replace(prompt_tokens=min(planned.prompt_tokens, longest)) for planned in plan] if longest else plan
     key = env.get("HEADWAY_API_KEY") or env.get("OPENAI_API_KEY") or ""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with open_session(arguments.timeout) as http:
@@ -86,11 +86,11 @@ async def _load(arguments: Namespace, env: Mapping[str, str]) -> LoadReport:
         await sender.measure_words()
         telling = asyncio.create_task(sender.tell())
         try:
-            seen = await open_loop([one.at_s for one in plan], sender.send)
+            seen = await open_loop([planned.at_s for planned in plan], sender.send)
         finally:
             telling.cancel()
     promise = LatencySlo(_seconds(arguments.slo_ttft_ms), _seconds(arguments.slo_tpot_ms))
-    return load_report(seen, [promise.is_met(one) for one in seen], arguments.duration)
+    return load_report(seen, [promise.is_met(planned) for planned in seen], arguments.duration)
 
 
 class _Sender:
@@ -109,23 +109,23 @@ class _Sender:
         self._began = time.perf_counter()
 
     async def measure_words(self) -> None:
-        """Two short answers, which also show that somebody is there. Raises LoadError."""
-        found = []
+        """Send two short requests, which also check the endpoint. Raises LoadError."""
+        report = []
         for words in _PROBES:
             seen = await chat(self._http, self._url, self._body(_words(random.Random(words), words), 1), self._headers)
             if not seen.ok:
-                raise LoadError(f"{self._url} gave no answer to a first question: {seen.error} (status {seen.status})")
-            found.append(seen.prompt_tokens)
-        if found[1] > found[0]:  # an endpoint that tells no usage says 0 twice
-            self._tokens_a_word = (found[1] - found[0]) / (_PROBES[1] - _PROBES[0])
-            self._tokens_around = found[0] - self._tokens_a_word * _PROBES[0]
+                raise LoadError(f"{self._url} did not answer a probe request: {seen.error} (status {seen.status})")
+            report.append(seen.prompt_tokens)
+        if report[1] > report[0]:  # an endpoint that reports no usage gives 0 twice
+            self._tokens_a_word = (report[1] - report[0]) / (_PROBES[1] - _PROBES[0])
+            self._tokens_around = report[0] - self._tokens_a_word * _PROBES[0]
 
     async def send(self, number: int, due: float) -> Response:
-        one = self._plan[number]
-        words = max(1, round((one.prompt_tokens - self._tokens_around) / self._tokens_a_word))
+        planned = self._plan[number]
+        words = max(1, round((planned.prompt_tokens - self._tokens_around) / self._tokens_a_word))
         rng = random.Random(f"{self._seed} {number}")
         self._sent += 1
-        seen = await chat(self._http, self._url, self._body(_words(rng, words), one.output_tokens), self._headers, due=due)
+        seen = await chat(self._http, self._url, self._body(_words(rng, words), planned.output_tokens), self._headers, due=due)
         self._ok, self._failed = self._ok + seen.ok, self._failed + (not seen.ok)
         return seen
 
@@ -148,7 +148,7 @@ class _Sender:
 
 
 def _words(rng: random.Random, count: int) -> str:
-    """Of which no two requests share a beginning, so that nothing is found in a cache."""
+    """Return random text. No two requests share a prefix, so that no prompt is cached."""
     return " ".join(rng.choices(_WORDS, k=count))
 
 
@@ -156,36 +156,36 @@ def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
-def figures_text(found: LoadReport) -> str:
-    """Tables for people."""
+def figures_text(report: LoadReport) -> str:
+    """Return the report as tables."""
     rows: list[Sequence[str]] = [("ms", "p50", "p90", "p99")]
     rows += [
-        (name, *_cells(one))
-        for name, one in (
-            ("TTFT", found.ttft_ms),
-            ("TPOT", found.tpot_ms),
-            ("E2E", found.e2e_ms),
-            ("sent late", found.sender_lag_ms),
+        (name, *_cells(percentiles))
+        for name, percentiles in (
+            ("TTFT", report.ttft_ms),
+            ("TPOT", report.tpot_ms),
+            ("E2E", report.e2e_ms),
+            ("sent late", report.sender_lag_ms),
         )
     ]
-    admitted = "-" if found.admitted_attainment is None else f"{found.admitted_attainment:.2%}"
+    admitted = "-" if report.admitted_attainment is None else f"{report.admitted_attainment:.2%}"
     lines = [
         columns(rows, right=frozenset((1, 2, 3))),
         "",
-        f"{found.requests:,} requests in {found.duration_s:g} s ({found.sent_per_s:.2f}/s), {found.ok:,} answered"
-        f" ({found.answered_per_s:.2f}/s)",
-        f"throughput {found.prompt_tokens_per_s:,.0f} prompt and {found.output_tokens_per_s:,.0f} output tokens/s",
-        f"goodput {found.goodput:.2f} requests/s; promises kept: {found.attainment:.2%} of all, {admitted} of those answered",
+        f"{report.requests:,} requests in {report.duration_s:g} s ({report.sent_per_s:.2f}/s), {report.ok:,} answered"
+        f" ({report.answered_per_s:.2f}/s)",
+        f"throughput {report.prompt_tokens_per_s:,.0f} prompt and {report.output_tokens_per_s:,.0f} output tokens/s",
+        f"goodput {report.goodput:.2f} requests/s; SLO met: {report.attainment:.2%} of all, {admitted} of those answered",
     ]
-    if found.refused:
+    if report.refused:
         rows = [("status", "error", "requests", "p50 ms", "p99 ms")]
         rows += [
-            (str(one.status or "-"), one.error, f"{one.requests:,}", f"{one.p50_ms:,.1f}", f"{one.p99_ms:,.1f}")
-            for one in found.refused
+            (str(group.status or "-"), group.error, f"{group.requests:,}", f"{group.p50_ms:,.1f}", f"{group.p99_ms:,.1f}")
+            for group in report.refused
         ]
         lines += ["", columns(rows, right=frozenset((0, 2, 3, 4)))]
     return "\n".join(lines)
 
 
-def _cells(one: Percentiles) -> tuple[str, ...]:
-    return tuple("-" if value is None else f"{value:,.1f}" for value in (one.p50, one.p90, one.p99))
+def _cells(percentiles: Percentiles) -> tuple[str, ...]:
+    return tuple("-" if value is None else f"{value:,.1f}" for value in (percentiles.p50, percentiles.p90, percentiles.p99))

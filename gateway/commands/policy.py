@@ -19,7 +19,7 @@ from gateway.routing.replay import Recorded, Replayed, Side, replay
 
 
 def check(arguments: Namespace, env: Mapping[str, str]) -> int:
-    """Every problem of every file on stderr; 1 if there is any."""
+    """Print every problem of every file to stderr. Returns 1 if there is any."""
     failed = False
     for file in arguments.files:
         try:
@@ -30,14 +30,14 @@ def check(arguments: Namespace, env: Mapping[str, str]) -> int:
             print(f"{error}\n{file}: {number} problem{'s' * (number != 1)}", file=sys.stderr)
             continue
         for path in missing_files(policy):
-            print(f"{file}: note: {path} is not there yet", file=sys.stderr)
+            print(f"{file}: note: {path} does not exist yet", file=sys.stderr)
         counts = [f"{len(getattr(policy, part))} {part}" for part in ("tiers", "models", "workers", "routes")]
-        print(f"{file}: good ({', '.join(counts)})")
+        print(f"{file}: valid ({', '.join(counts)})")
     return int(failed)
 
 
 def diff(arguments: Namespace, env: Mapping[str, str]) -> int:
-    """A line for each value that differs; 1 if there is any, as of `diff`; 2 when a file is wrong."""
+    """Print a line for each value that differs. Returns 1 if there is any, like `diff`, and 2 if a file is invalid."""
     try:
         old, new = (load_policy(Path(file), env) for file in (arguments.old, arguments.new))
     except PolicyError as error:
@@ -75,7 +75,7 @@ def reference(arguments: Namespace, env: Mapping[str, str]) -> int:
 
 
 def _recorded(ledger: Path) -> Iterator[Recorded]:
-    """In the order in which they were made."""
+    """Yield the recorded decisions in chronological order."""
     if not ledger.exists():
         raise FileNotFoundError(f"{ledger}: there is no such ledger")
     decoder = msgspec.json.Decoder(Decision)

@@ -1,5 +1,5 @@
-"""`headway router train OUTCOMES.jsonl --out FILE`, `grade OUTCOMES.jsonl --artefact FILE` and
-`escalation OUTCOMES.jsonl --artefact FILE`. What a line of outcomes holds is told in gateway/training/outcome_reader.py."""
+"""`headway router train OUTCOMES.jsonl --out FILE`, `grade OUTCOMES.jsonl --artefact FILE` and `escalation OUTCOMES.jsonl
+--artefact FILE`. gateway/training/outcome_reader.py describes the format of outcomes."""
 
 import shlex
 import sys
@@ -21,7 +21,7 @@ from gateway.training.train import train
 
 def train_command(arguments: Namespace, env: Mapping[str, str]) -> int:
     if not arguments.outcomes and not arguments.ledger:
-        print("nothing to learn from: name a file of outcomes, a --ledger, or both", file=sys.stderr)
+        print("no outcomes: name a file of outcomes, a --ledger, or both", file=sys.stderr)
         return 1
     try:
         rows = list(read_outcomes(Path(arguments.outcomes))) if arguments.outcomes else []
@@ -44,11 +44,11 @@ def train_command(arguments: Namespace, env: Mapping[str, str]) -> int:
 
 
 def _posted(ledger: str, tiers: Sequence[str]) -> list[Outcome]:
-    """Those that tell of every tier; the others cannot be compared. Raises TrainingError or OSError."""
+    """Return the outcomes that cover every tier; others cannot be compared. Raises TrainingError or OSError."""
     if not tiers:
-        raise TrainingError("say which tiers the outcomes are compared by: --tiers small,large")
+        raise TrainingError("no tiers: name the tiers to compare, such as --tiers small,large")
     posted = list(outcomes_of(Path(ledger)))
-    whole = [one for one in posted if all(tier in one.outcomes for tier in tiers)]
+    whole = [outcome for outcome in posted if all(tier in outcome.outcomes for tier in tiers)]
     print(f"{ledger}: {len(whole):,} of {len(posted):,} questions have an outcome for each tier", file=sys.stderr)
     return whole
 
@@ -60,13 +60,13 @@ def grade_command(arguments: Namespace, env: Mapping[str, str]) -> int:
     except (OSError, ArtefactError, TrainingError) as error:
         print(error, file=sys.stderr)
         return 1
-    for tier, found in grades.items():
-        print(_grade_text(tier, artefact, found))
+    for tier, grade_ in grades.items():
+        print(_grade_text(tier, artefact, grade_))
     return 0
 
 
 def escalation_command(arguments: Namespace, env: Mapping[str, str]) -> int:
-    """Writes the bar into the artefact, for every tier that the outcomes tell the confidence of."""
+    """Write the fitted bar into the artefact, for every tier whose confidence is in the outcomes."""
     path = Path(arguments.artefact)
     try:
         model = QualityModel.load(path)
@@ -75,14 +75,14 @@ def escalation_command(arguments: Namespace, env: Mapping[str, str]) -> int:
         tiers = dict(artefact.tiers)
         for tier in [arguments.tier] if arguments.tier else list(tiers):
             if tier not in tiers:
-                raise TrainingError(f"the artefact knows no tier {tier}, it has {', '.join(tiers)}")
+                raise TrainingError(f"the artefact has no tier {tier}: use one of {', '.join(tiers)}")
             estimate = _estimate_of(model, tier)
-            found = fit_escalation(rows, estimate, tier=tier, top=artefact.top, keep=arguments.keep, tokens=arguments.tokens)
-            tiers[tier] = msgspec.structs.replace(tiers[tier], escalation=found)
+            fitted = fit_escalation(rows, estimate, tier=tier, top=artefact.top, keep=arguments.keep, tokens=arguments.tokens)
+            tiers[tier] = msgspec.structs.replace(tiers[tier], escalation=fitted)
             print(
-                f"{tier}: escalate when the chance of a good answer is below {found.bar:.3f} after {found.tokens} tokens: "
-                f"{found.share:.1%} of {found.rows:,} rows, {found.catch:.1%} of the worse answers, {found.alarm:.1%} of the "
-                f"good ones; keeps {found.kept:.1%} of {artefact.top}'s accuracy"
+                f"{tier}: escalate if P(good answer) is below {fitted.bar:.3f} after {fitted.tokens} tokens: "
+                f"{fitted.share:.1%} of {fitted.rows:,} rows, {fitted.catch:.1%} of the worse answers, {fitted.alarm:.1%} of "
+                f"the good ones; keeps {fitted.kept:.1%} of {artefact.top}'s accuracy"
             )
     except (OSError, ArtefactError, TrainingError) as error:
         print(error, file=sys.stderr)
@@ -111,8 +111,8 @@ def _metrics_text(tier: str, top: str, metrics: Metrics, reliability: tuple[Reli
     )
 
 
-def _grade_text(tier: str, artefact: Artefact, found: Grade) -> str:
+def _grade_text(tier: str, artefact: Artefact, grade_: Grade) -> str:
     rows = [("bar", f"to {tier}", f"kept of {artefact.top}'s accuracy")]
-    rows += [(f"{bar.bar:.3f}", f"{bar.share:.1%}", f"{bar.kept:.1%}") for bar in found.bars]
+    rows += [(f"{bar.bar:.3f}", f"{bar.share:.1%}", f"{bar.kept:.1%}") for bar in grade_.bars]
     table = columns(rows, right=frozenset(range(3)))
-    return f"{_metrics_text(tier, artefact.top, found.metrics, found.reliability)}\n{table}\n"
+    return f"{_metrics_text(tier, artefact.top, grade_.metrics, grade_.reliability)}\n{table}\n"

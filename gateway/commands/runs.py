@@ -1,4 +1,4 @@
-"""`headway runs [ID]`: the live runs of a running gateway, and which field of a request said so."""
+"""`headway runs [ID]`: the live runs of a running gateway, and the request field that identified each."""
 
 import sys
 import urllib.error
@@ -18,7 +18,7 @@ _HEADER = ("run", "source", "turns", "chains", "prompt", "cached", "output", "de
 
 
 class _Run(msgspec.Struct, kw_only=True):
-    """The fields of `GET /v1/headway/runs` that are shown; others are passed over."""
+    """Displayed fields of `GET /v1/headway/runs`; others are ignored."""
 
     id: str
     source: str
@@ -50,9 +50,9 @@ def runs(arguments: Namespace, env: Mapping[str, str]) -> int:
     return 0
 
 
-def runs_text(found: list[_Run]) -> str:
-    """A table; dollars are millionths."""
-    if not found:
+def runs_text(runs: list[_Run]) -> str:
+    """Return a table. Dollars are in millionths."""
+    if not runs:
         return "no run is live"
     rows = [
         (
@@ -60,7 +60,7 @@ def runs_text(found: list[_Run]) -> str:
             *(f"{run.prompt_tokens:,}", f"{run.cached_tokens:,}", f"{run.output_tokens:,}"),
             *(f"{run.device_s:.3f}", f"{1e6 * run.cost_usd:,.1f}", f"{1e6 * run.saved_usd:,.1f}"),
         )
-        for run in found
+        for run in runs
     ]
     return columns([_HEADER, *rows], right=frozenset(range(2, len(_HEADER))))
 

@@ -1,4 +1,4 @@
-"""`headway serve`: the gateway and its local workers on a port, in one process with one event loop, until SIGINT or SIGTERM."""
+"""`headway serve`: runs the gateway and its local workers in one process with one event loop, until SIGINT or SIGTERM."""
 
 import asyncio
 import gc
@@ -27,13 +27,18 @@ from gateway.settings import Settings, SettingsError, read_settings
 
 LOOK_EVERY_S = 1.0
 _SWITCH_S = 0.0005
-"""How long another thread may keep the interpreter while the event loop wants it: each time that the loop reads or writes, the
-ledger's or the exporter's may take it, and Python's own 5 ms are ten requests."""
+"""Seconds for which another thread may hold the interpreter while the event loop waits for it.
+
+On each I/O of the loop the ledger's or exporter's thread may take the interpreter. Python's default of 5 ms is the time of ten
+requests.
+"""
 _GC_THRESHOLDS = (2_000, 2, 2_500)
-"""How many new objects make a young collection, and how many of those a middle one. What lives long here (runs, chains, pages)
-is in no cycle and goes when its last reference does, but each of these is walked by one collection of either kind: under load a
-microsecond each, so that those of a million stopped everything for a second (docs/log.md). A full one walks every live run, and
-is wanted hardly ever."""
+"""Garbage collector thresholds: new objects per young collection, young per middle, middle per full collection.
+
+Long-lived objects (runs, chains, pages) are in no cycle and are freed with their last reference. Yet each is visited once by a
+young and a middle collection, a microsecond each under load. A million of them stopped the process for a second (docs/log.md).
+A full collection visits every live run and is almost never needed.
+"""
 
 
 def serve(arguments: Namespace, env: Mapping[str, str]) -> int:
@@ -54,9 +59,9 @@ def run(
     command: Command = worker_command,
     path: Path | None = None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; follows the changes of the policy at `path`.
+    """Serve until SIGINT or SIGTERM and apply changes of the policy at `path`.
 
-    Raises KeylessBindError, and OSError when the port is taken.
+    Raises KeylessBindError, and OSError if the port is taken.
     """
     logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     host = settings.host or policy.listen.host
@@ -100,8 +105,7 @@ async def _serve(
 
 
 def _follow(gateway: Gateway, path: Path, env: Mapping[str, str], settings: Settings) -> "asyncio.Task[None]":
-    """Takes over what the policy's files become: looked at once a second, and at once on SIGHUP. The audit log stands beside
-    the ledger."""
+    """Apply changes of the policy's files: checked once a second, and at once on SIGHUP. The audit log is beside the ledger."""
     audit = AuditLog(settings.ledger.with_suffix(".policy.jsonl") if settings.ledger else None)
     reloader = Reloader(path, gateway.policy, env=env, apply=gateway.apply, audit=audit)
 
@@ -115,7 +119,7 @@ def _follow(gateway: Gateway, path: Path, env: Mapping[str, str], settings: Sett
 
 
 def _stop_or_leave(stopping: asyncio.Event) -> None:
-    """The second signal does not wait: our workers end as their stdin closes."""
+    """Exit at once on the second signal: local workers end when their stdin closes."""
     if stopping.is_set():
         os._exit(130)
     stopping.set()

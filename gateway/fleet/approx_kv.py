@@ -1,7 +1,7 @@
-"""What an upstream is expected to have cached of a chain, learned from `cached_tokens` in its usage. Pure and bounded.
+"""Estimate of the tokens that an upstream has cached of a chain. Pure and bounded.
 
-An upstream tells neither its pages nor their end: what is known is how long a chain's last prompt was, and which share of
-such prompts came back as cached. Until one did, nothing is expected.
+An upstream reports no cache events. The estimate is the length of the chain's last prompt times the share of such tokens that
+`cached_tokens` in the usage reported. It is 0 until an upstream has reported cached tokens.
 """
 
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 MAX_CHAINS = 20_000
 _FORGET = 0.9
-"""Weight that a turn keeps when the next one is seen: about the last ten count."""
+"""Decay of the share's sums at each turn: about the last ten turns count."""
 
 
 class _Seen(NamedTuple):
@@ -18,7 +18,7 @@ class _Seen(NamedTuple):
 
 
 class ApproxKvIndex:
-    """A prompt is expected to stay for `keep_s`."""
+    """Last prompt of up to `max_chains` chains. A prompt is assumed to stay cached for `keep_s` seconds."""
 
     def __init__(self, keep_s: float, max_chains: int = MAX_CHAINS) -> None:
         self._keep_s, self._max_chains = keep_s, max_chains
@@ -27,11 +27,11 @@ class ApproxKvIndex:
 
     @property
     def share(self) -> float:
-        """Of the tokens that may have been cached, those that were."""
+        """Return the share of possibly cached tokens that were cached, 0 to 1."""
         return min(1.0, self._cached / self._possible) if self._possible else 0.0
 
     def expect(self, chain: str, now: float) -> int:
-        """Leading tokens of the chain's next prompt."""
+        """Return how many leading tokens of the chain's next prompt are expected to be cached. `now` in seconds."""
         return int(self.share * self._possible_tokens(chain, now))
 
     def learn(self, chain: str, *, prompt_tokens: int, cached_tokens: int, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Whether an upstream is tried at all. Pure: the time is an argument.
+"""Circuit breaker of one upstream. Pure: the time is an argument.
 
 closed ── `failures` in a row ──▶ open ── `cooldown_s` ──▶ one probe ── succeeds ──▶ closed
                                    ▲──────────────── fails ────┘
@@ -9,7 +9,7 @@ BREAKER_STATES = ("closed", "open", "probing")
 
 class CircuitBreaker:
     def __init__(self, *, failures: int, cooldown_s: float) -> None:
-        self._most, self._cooldown_s = failures, cooldown_s
+        self._max_failures, self._cooldown_s = failures, cooldown_s
         self.failures = 0
         self._open_until: float | None = None
         self._probing = False
@@ -22,7 +22,7 @@ class CircuitBreaker:
         return self._open_until is None or (not self._probing and now >= self._open_until)
 
     def trying(self) -> None:
-        """A request goes out. While open, this is the probe."""
+        """Record that a request is sent. While the breaker is open, this request is the probe."""
         self._probing = self._open_until is not None
 
     def succeeded(self) -> None:
@@ -31,9 +31,9 @@ class CircuitBreaker:
     def failed(self, now: float) -> None:
         self.failures += 1
         self._probing = False
-        if self._open_until is not None or self.failures >= self._most:
+        if self._open_until is not None or self.failures >= self._max_failures:
             self._open_until = now + self._cooldown_s
 
     def gave_up(self) -> None:
-        """The caller left before anything was known: another may probe."""
+        """Record that the caller left before the outcome was known, so that another request may probe."""
         self._probing = False

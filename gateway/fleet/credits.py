@@ -1,7 +1,7 @@
-"""How much may still be submitted to one worker. Pure.
+"""Sequences and uncached tokens that may still be submitted to one worker. Pure.
 
-A `Load` does not know of submits that were on their way when it was made: they are those beyond the worker's own count of
-running and waiting, and the last in order.
+A `Load` does not include submits that were in flight when it was made. Their number is the live requests less the worker's
+running and waiting ones; they are the last submitted.
 """
 
 from collections import Counter
@@ -10,15 +10,15 @@ from backends.wire import Load
 
 
 class Credits:
-    """`live` maps each request submitted and not finished to its uncached prompt tokens, in order of submission; `taken` counts
-    them by tenant; `unread` are those without a first token, by priority, of which the lower are read first."""
+    """Credits of one worker. `live` maps unfinished requests to their uncached prompt tokens, in order of submission. `taken`
+    counts them by tenant. `prefilling` maps those without a first token to their priority; lower runs first."""
 
     def __init__(self) -> None:
         self.sequences = 0
         self.tokens = 0
         self.live: dict[int, int] = {}
         self.taken = Counter[str]()
-        self.unread: dict[int, int] = {}
+        self.prefilling: dict[int, int] = {}
         self._tenants: dict[int, str] = {}
         self._unseen: dict[int, int] = {}
 
@@ -28,28 +28,28 @@ class Credits:
 
     @property
     def tokens_in_flight(self) -> int:
-        """Uncached tokens submitted since the worker last reported."""
+        """Return the uncached tokens that the worker's last report does not include."""
         return sum(self._unseen.values())
 
     def has_capacity(self, uncached_tokens: int, priority: int = 0) -> bool:
-        """An idle worker takes a prompt of any length that fits its context; a busy one what its credits cover, or what it
-        would read before all that it has yet to read: that is bound no earlier than it runs."""
+        """Return whether a prompt may be submitted now. An idle worker accepts any length. A busy one accepts what its token
+        credits cover, or a prompt that it would prefill before its whole backlog: that costs no routing freedom."""
         if self.num_free < 1:
             return False
         if not self.live or uncached_tokens <= self.tokens - self.tokens_in_flight:
             return True
-        return priority < min(self.unread.values(), default=-1)
+        return priority < min(self.prefilling.values(), default=-1)
 
     def submit(self, request: int, uncached_tokens: int, tenant: str = "", priority: int = 0) -> None:
         self.live[request] = uncached_tokens
         self._tenants[request] = tenant
         self.taken[tenant] += 1
         self._unseen[request] = uncached_tokens
-        self.unread[request] = priority
+        self.prefilling[request] = priority
 
     def prefilled(self, request: int) -> None:
-        """Its first token came."""
-        self.unread.pop(request, None)
+        """Record that the request's first token arrived."""
+        self.prefilling.pop(request, None)
 
     def finish(self, request: int) -> None:
         if self.live.pop(request, None) is not None:
@@ -58,7 +58,7 @@ class Credits:
             if not self.taken[tenant]:
                 del self.taken[tenant]
         self._unseen.pop(request, None)
-        self.unread.pop(request, None)
+        self.prefilling.pop(request, None)
 
     def grant(self, load: Load) -> None:
         self.sequences = load.credit_sequences
@@ -70,7 +70,7 @@ class Credits:
         self._unseen = dict(list(self.live.items())[-num_unseen:])
 
     def forget(self) -> None:
-        """The link is gone: nothing may be submitted, nothing is live."""
+        """Reset after the connection is lost: no credits, nothing live."""
         self.sequences = self.tokens = 0
-        for waste in (self.live, self._unseen, self._tenants, self.taken, self.unread):
+        for waste in (self.live, self._unseen, self._tenants, self.taken, self.prefilling):
             waste.clear()

@@ -1,4 +1,4 @@
-"""All workers and upstreams as the rest of the gateway sees them: links, what they hold, what they are expected to take."""
+"""All workers and upstreams: their clients, cache indexes, latency predictors and prices."""
 
 import time
 from collections import Counter
@@ -23,13 +23,14 @@ from gateway.scheduling.latency_model import LOAD_IS_FRESH_S, LatencyPredictor, 
 from gateway.scheduling.retention import WITHIN_S, horizon_s
 
 MAX_PAGES = 2_000_000
-"""Names in the residency index: about half a GB when full."""
+"""Page hashes in each KV index: about half a GB when full."""
 UNKNOWN_CONTEXT = 2**31
-"""Of a worker that has not said hello: it must be refused as not healthy, not for its length."""
+"""Tokens assumed for a worker without a `Hello`: it must be rejected as unhealthy, not for its context length."""
 
 
 class Fleet:
-    """`changed` is called whenever a worker may have room again, came up, or was lost; `lost` with the worker's name."""
+    """Composition of all servers. `changed` is called when a worker may have capacity again, came up or was lost; `lost` with
+    the name of a lost worker."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Fleet:
         self.kv_index, self.host_kv_index = KvIndex(MAX_PAGES), KvIndex(MAX_PAGES)
         self.footprints = KvFootprints()
         self.queued_tokens: Counter[str] = Counter()
-        """Uncached tokens that wait in the gateway for a worker."""
+        """Uncached tokens queued in the gateway, by worker."""
         self.changed: Callable[[], None] = lambda: None
         self.lost: Callable[[str], None] = lambda worker: None
         self._clock = clock
@@ -62,7 +63,8 @@ class Fleet:
         }
         self.clients = {name: self._client(name) for name in policy.workers}
         self.upstreams = {
-            name: Upstream(name, one, changed=lambda: self.changed(), clock=clock) for name, one in policy.upstreams.items()
+            name: Upstream(name, upstream, changed=lambda: self.changed(), clock=clock)
+            for name, upstream in policy.upstreams.items()
         }
         self.predictors |= {name: upstream.predictor for name, upstream in self.upstreams.items()}
 
@@ -84,7 +86,7 @@ class Fleet:
             server.start()
 
     async def disconnect(self) -> None:
-        """Whatever runs anywhere ends, with an error."""
+        """Close all connections. Running requests end with an error."""
         for server in self.servers():
             await server.stop()
 
@@ -94,15 +96,15 @@ class Fleet:
         self._folder.close()
 
     def missing(self) -> dict[str, str]:
-        """Local workers that are not up, and why; remote ones only while nothing at all is up."""
-        found = {}
+        """Return local workers that are not up, with the reason; remote ones only while no server is up."""
+        problems = {}
         if not any(server.healthy for server in self.servers()):
-            found = {name: client.problem for name, client in self.clients.items()}
+            problems = {name: client.problem for name, client in self.clients.items()}
         for name, local in self.supervisor.workers.items():
             client = self.clients[name]
             if not client.healthy:
-                found[name] = local.problem or ("loading" if not local.ready else client.problem)
-        return found
+                problems[name] = local.problem or ("loading" if not local.ready else client.problem)
+        return problems
 
     def servers(self) -> list[WorkerClient | Upstream]:
         return [*self.clients.values(), *self.upstreams.values()]
@@ -116,24 +118,24 @@ class Fleet:
         return ByTime(self.predictors[name].rates, self.usd_per_s[name])
 
     def set_retention(self, worker: str, chain: str, score: float) -> None:
-        """What the pages of a chain are worth there; at 0 they may go now."""
+        """Set the retention score of a chain's pages on a worker; at 0 they may be evicted at once."""
         self.footprints.set_score(worker, chain, score)
         if worker in self.clients and self.policy.scheduling.retention:
             self.clients[worker].set_retention(chain, score)
 
     def horizon_s(self, worker: str) -> float:
-        """How soon a chain must come back to find its pages there."""
+        """Return the seconds within which a chain must return to find its pages still cached on this worker."""
         if not (capacity := self.capacity_tokens(worker) if worker in self.clients else 0):
             return WITHIN_S
         return horizon_s(capacity, 1.0 / self.predictors[worker].rates.prefill_s_per_token)
 
     def prefill_rate(self) -> float:
-        """Uncached prompt tokens a second, of all workers that are up."""
+        """Return the uncached prompt tokens a second of all healthy workers together."""
         up = (self.predictors[name].rates for name, client in self.clients.items() if client.healthy)
         return sum(1.0 / rates.prefill_s_per_token for rates in up)
 
     def queue(self, worker: str, tokens: int) -> None:
-        """So many uncached tokens more, or less, wait for this worker."""
+        """Add to the uncached tokens queued for this worker; `tokens` is negative when they leave the queue."""
         self.queued_tokens[worker] += tokens
         self.worker_views.touch(worker)
 
@@ -143,11 +145,12 @@ class Fleet:
         hello = self.clients[worker].hello
         if not hello or not page_hashes:
             return 0
-        there = self.kv_index.cached_tokens(worker, page_hashes, hello.page_size)
-        return there + self._reloadable(worker, page_hashes[there // hello.page_size :], hello.page_size)
+        resident = self.kv_index.cached_tokens(worker, page_hashes, hello.page_size)
+        return resident + self._reloadable(worker, page_hashes[resident // hello.page_size :], hello.page_size)
 
     def _reloadable(self, worker: str, page_hashes: Sequence[bytes], page_size: int) -> int:
-        """Tokens of the host tier that follow the resident ones, less what their reload takes."""
+        """Return the tokens in the host cache that follow the resident ones, less the tokens that their reload time could
+        prefill."""
         load = self.clients[worker].load
         if not load or not self.host_kv_index.num_pages(worker):
             return 0
@@ -156,8 +159,8 @@ class Fleet:
         return reload_credit(tokens, reload_s_per_token=load.reload_s_per_token, prefill_s_per_token=prefill)
 
     def repair(self, worker: str, page_hashes: Sequence[bytes], cached_tokens: int, *, since: int) -> None:
-        """With what a worker found of a prompt, on its device and then on its host, when it took it: nothing behind that was
-        on either, as of its cache frame `since`."""
+        """Correct both indexes with the cached tokens that a worker reported for a prompt. As of its cache frame `since`, no
+        later page of the prompt was on its device or host."""
         hello = self.clients[worker].hello
         if hello is None:
             return
@@ -165,12 +168,12 @@ class Fleet:
         self.host_kv_index.deny(worker, page_hashes[cached_tokens // hello.page_size :], since)
 
     def capacity_tokens(self, worker: str) -> int:
-        """Of its pages; 0 for one that never said hello."""
+        """Return the tokens that a worker's pages hold; 0 before its first `Hello`."""
         hello = self.clients[worker].hello
         return hello.num_pages * hello.page_size if hello else 0
 
     def holders(self, page_hashes: Sequence[bytes]) -> dict[str, int]:
-        """The workers that hold most of a prompt, on the device or on their host, and how many of its tokens."""
+        """Return the workers that hold most of a prompt, on device or host, with the number of its tokens."""
         pages = self.kv_index.holders(page_hashes)
         if len(self.host_kv_index):
             return {
@@ -181,18 +184,18 @@ class Fleet:
         return {worker: count * hello.page_size for worker, count, hello in hellos if hello}
 
     def take_policy(self, policy: Policy) -> None:
-        """After a reload, which changes no workers."""
+        """Replace the policy after a reload, which changes no workers."""
         self.policy = policy
         self.worker_views.touch_all()
 
     def candidates(self, routing_request: RoutingRequest) -> Short:
-        """Those among which to decide, as they are now: beside upstreams, whose views are made anew each time, all."""
+        """Return the candidates of a decision. With upstreams these are all servers, as an upstream's view is never cached."""
         if self.upstreams:
             return Short(self.views(), None)
         return self.worker_views.candidates(routing_request, self._clock())
 
     def views(self) -> list[WorkerView]:
-        """Of every worker and upstream."""
+        """Return the current view of every worker and upstream."""
         now = self._clock()
         return [*self.worker_views.views(now), *(upstream.view(now) for upstream in self.upstreams.values())]
 
@@ -212,7 +215,7 @@ class Fleet:
         )
 
     def top_worker(self) -> str | None:
-        """One that serves the best tier: what "all on the large tier" is priced by."""
+        """Return a server of the best tier, which the all-on-large counterfactual is priced by; None when there is none."""
         tiers = self.policy.tier_by_model()
         for tier in reversed(self.policy.tiers):
             for name, model in self.policy.model_by_server().items():
@@ -245,7 +248,7 @@ class Fleet:
 
 
 def _longest(hello: wire.Hello) -> int:
-    """Tokens that one sequence can ever have there."""
+    """Return the most tokens that one sequence can have on a worker."""
     return min(hello.max_context, hello.num_pages * hello.page_size)
 
 

@@ -1,6 +1,6 @@
-"""A private folder for the sockets of local workers, and the removal of those whose gateway was killed.
+"""Private directory for the sockets of local workers, and removal of directories whose gateway was killed.
 
-Whoever owns a folder holds a lock on a file in it, which the system lets go of when the process ends, however it ends.
+Each owner holds a file lock inside its directory. The system releases the lock when the process ends, however it ends.
 """
 
 import fcntl
@@ -14,11 +14,11 @@ PREFIX = "headway-sockets-"
 
 class SocketDirectory:
     def __init__(self, parent: Path | None = None) -> None:
-        """Readable by this user alone: whoever can open a worker's socket can use it."""
+        """Create a directory that only this user can enter, as opening a worker's socket is enough to use it."""
         parent = parent or Path(tempfile.gettempdir())
         _sweep(parent)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        # Under another name until it is locked: a folder with a lock that nobody holds is removed by the next gateway.
+        # The file gets its final name once it is locked: the next gateway removes directories with an unlocked `lock`.
         fresh = self.path / "lock.new"
         self._lock = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -38,7 +38,7 @@ def _sweep(parent: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # its gateway lives
+        except OSError:  # its gateway is running
             pass
         finally:
             os.close(lock)

@@ -1,6 +1,7 @@
-"""Local workers: started, watched, restarted with a capped backoff, and ended with the gateway, also when it is killed.
+"""Processes of local workers: started, watched, restarted with a capped backoff, and ended with the gateway.
 
-A worker's stdin is a pipe that we hold and never write to: when we die, however, it closes and the worker exits.
+The gateway holds the write end of each worker's stdin and never writes. It closes however the gateway ends, and the worker
+exits.
 """
 
 import asyncio
@@ -21,14 +22,14 @@ from gateway.policy.schema import Worker
 FIRST_BACKOFF_S = 0.25
 LAST_BACKOFF_S = 30.0
 STEADY_S = 30.0
-"""A worker that ran this long starts again at the first backoff."""
+"""Seconds of running after which the backoff is reset."""
 STOP_S = 5.0
 KEPT_LINES = 20
 
 log = logging.getLogger("headway.supervisor")
 
 Command = Callable[[str, Worker, Path, Path, int], Sequence[str]]
-"""(worker name, its policy with the directory of its draft, model directory, socket, threads) to an argument list."""
+"""Function of (worker name, its policy with `draft` as a directory, model directory, socket, threads) to an argument list."""
 
 
 def worker_command(name: str, worker: Worker, model: Path, socket: Path, threads: int) -> list[str]:
@@ -42,12 +43,13 @@ def worker_command(name: str, worker: Worker, model: Path, socket: Path, threads
 
 
 def _drafted(worker: Worker, model_paths: Mapping[str, Path]) -> Worker:
-    """Its `draft` as a directory."""
+    """Return the worker with its `draft` model replaced by that model's directory."""
     return structs.replace(worker, draft=str(model_paths[worker.draft])) if worker.draft else worker
 
 
 def assign_threads(workers: Mapping[str, Worker], cores: int) -> dict[str, int]:
-    """What the policy fixes is kept; the others share the remaining cores, and each has at least one."""
+    """Return threads by worker. Numbers in the policy are kept; the other workers share the remaining cores, at least one
+    each."""
     fixed = {name: worker.threads for name, worker in workers.items() if worker.threads is not None}
     free = [name for name in workers if name not in fixed]
     left = max(cores - sum(fixed.values()), len(free))
@@ -56,7 +58,7 @@ def assign_threads(workers: Mapping[str, Worker], cores: int) -> dict[str, int]:
 
 
 class LocalWorker:
-    """One process, started again whenever it ends. `problem` is for everybody to read, `last_lines` of its stderr are not."""
+    """One worker process, restarted whenever it ends. `problem` is public; `last_lines` of its stderr are for the log only."""
 
     def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], progress: Callable[[str], None]) -> None:
         self.name = name
@@ -87,15 +89,15 @@ class LocalWorker:
                 backoff = FIRST_BACKOFF_S
             self.restarts += 1
             self.problem = f"exited with {code}"
-            said = "".join(f"\n  {line}" for line in self.last_lines)
-            log.error("worker %s %s, starting it again in %.2g s; it said last:%s", self.name, self.problem, backoff, said)
+            lines = "".join(f"\n  {line}" for line in self.last_lines)
+            log.error("worker %s %s, restarting in %.2g s; last lines of stderr:%s", self.name, self.problem, backoff, lines)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, LAST_BACKOFF_S)
 
     async def _run_once(self) -> int:
         self.last_lines.clear()
         try:
-            # Its own session: Ctrl-C reaches the gateway alone, which then ends its workers in order.
+            # In its own session: Ctrl-C reaches only the gateway, which then stops its workers in order.
             process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=dict(self._env), start_new_session=True
             )
@@ -146,12 +148,12 @@ async def _end(process: Process) -> None:
 
 
 def worker_environment(env: Mapping[str, str], threads: int) -> dict[str, str]:
-    """Idle OpenMP threads must sleep: spinning ones take the cores of the other workers."""
+    """Return `env` with idle OpenMP threads set to sleep: spinning ones take the cores of the other workers."""
     return {**env, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Supervisor:
-    """All local workers of a policy. Sockets live in `folder`, which only we may enter (0700)."""
+    """All local workers of a policy. Their sockets are in `folder`, which must be private (0700)."""
 
     def __init__(
         self,
@@ -182,7 +184,7 @@ class Supervisor:
             worker.start()
 
     def kill(self, name: str) -> None:
-        """One that hangs, and would not end by being asked to; it is started again. Of a remote one: nothing happens."""
+        """Kill a hanging worker process, which is then restarted. Does nothing for a remote worker."""
         worker = self.workers.get(name)
         if worker and worker.process and worker.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""What one submitted sequence gives back: pieces, then exactly one `Finished`, also when the worker is lost."""
+"""Output of one submitted sequence: pieces, then exactly one `Finished`, also when the worker is lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -6,20 +6,20 @@ from collections.abc import AsyncIterator, Callable
 from backends.wire import Finished, Piece
 
 MAX_PIECES = 256
-"""A reader further behind than this gets its pieces joined; the text itself is bounded by the model's context."""
+"""Pieces kept separately; later ones are joined to the last. The text itself is bounded by the model's context."""
 
 
 WAKE_EVERY_S = 0.04
-"""A reader in the middle of an answer is woken at most so often: at a hundred steps a second and more each waking would cost
-the gateway more than the step cost the worker. The first piece and the end go out at once."""
+"""Least seconds between two wake-ups of a reader after the first piece. At a hundred steps a second, one wake-up a step would
+cost the gateway more than the step costs the worker. The first piece and the end wake it at once."""
 
 
 class TokenStream:
-    """`pieces` is what came and was not taken. Each callback runs once, before any reader wakes: `on_first` at the first piece,
-    `on_begun` when the answer may be let go, `on_finished` at the end.
+    """Output of one sequence. `pieces` have arrived and are not taken yet. Each callback runs once, before any reader wakes:
+    `on_first` at the first piece, `on_begun` when the answer may be released, `on_finished` at the end.
 
-    It has `begun` at its first piece, unless it is held back: then with the last of the tokens to wait for, at the first one
-    that is `doubtful`, or at a good end.
+    `begun` is set at the first piece. A stream that is held back begins after `tokens` tokens, at the first one below the
+    confidence threshold, or at a normal end.
     """
 
     __slots__ = (
@@ -52,7 +52,7 @@ class TokenStream:
         self.on_finished: Callable[[Finished], None] | None = None
         self.begun = False
         self.confidence = 1.0
-        """The least of the tokens that were held back."""
+        """Lowest confidence of the tokens held back."""
         self._held, self._threshold = 0, 0.0
         self._abort = abort
         self._loop = asyncio.get_running_loop()
@@ -62,7 +62,7 @@ class TokenStream:
         self._timer: asyncio.TimerHandle | None = None
 
     def hold_back(self, tokens: int, threshold: float) -> None:
-        """Before anything came: it begins with so many tokens, or with one whose confidence is below the threshold."""
+        """Begin only after `tokens` tokens, or at one with a confidence below `threshold`. Call before the first piece."""
         self._held, self._threshold = tokens, threshold
 
     @property
@@ -70,22 +70,23 @@ class TokenStream:
         return self.confidence < self._threshold
 
     def abort(self) -> None:
-        """Tells the worker to stop; the `Finished` that follows still counts what was spent."""
+        """Ask the worker to stop. The `Finished` that follows still counts the tokens and time spent."""
         if self.finished is None:
             self._abort(self.request)
 
     async def wait(self) -> None:
-        """Until there is a piece, or the end, or somebody calls `wake`."""
+        """Wait for a piece, the end, or a call of `wake`."""
         if not self.pieces and self.finished is None:
             await self._wait()
 
     async def wait_begun(self) -> None:
-        """Until it has begun, or the end, or somebody calls `wake`."""
+        """Wait until the answer has begun, its end, or a call of `wake`."""
         if not self.begun and self.finished is None:
             await self._wait()
 
     async def wait_end(self) -> None:
-        """Until the end, or the first doubt, or somebody calls `wake`; pieces pile up meanwhile and wake nobody."""
+        """Wait for the end, the first token below the threshold, or a call of `wake`. Other pieces collect without a
+        wake-up."""
         self._only_end = True
         if self.finished is None:
             await self._wait()
@@ -167,7 +168,7 @@ class TokenStream:
         self.finished = finished
         if not self.begun and self.pieces and finished.reason in ("stop", "length"):
             self._begin()
-        # Whoever listens holds this stream: what is dropped here goes at once, and needs no garbage collector.
+        # The listeners refer to this stream: dropping them here breaks the cycle without the garbage collector.
         on_finished, self.on_finished = self.on_finished, None
         self.on_first = self.on_begun = None
         if on_finished:

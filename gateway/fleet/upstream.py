@@ -1,6 +1,6 @@
-"""One OpenAI-compatible server, seen as a worker is: submits give streams, and every stream gets exactly one `Finished`.
+"""Client of one OpenAI-compatible server, with a worker's interface: every submit's stream gets exactly one `Finished`.
 
-Until something of an answer was given on, a try that failed is made again; after that the failure is the answer's end.
+A failed attempt is retried until the first event was passed on. A later failure ends the answer.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from gateway.text.prompt_encoder import Prompt
 
 GUESS = WorkerRates(overhead_s=0.5, prefill_s_per_token=5e-5, tpot_s=0.02, decode_device_s_per_token=0.02)
 FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
-"""A server that asks for a longer pause than the last is not waited for."""
+"""Seconds of backoff. A server that asks for a longer pause than the last is not retried."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 ENOUGH_TOKENS = 2**62
@@ -42,11 +42,11 @@ log = logging.getLogger("headway.upstream")
 
 
 class _RequestRejected(Exception):
-    """The server says that the request is wrong."""
+    """The server rejected the request as invalid."""
 
 
 class _Failed(Exception):
-    """The server cannot now; again after `retry_s`, or never where that is None."""
+    """The server failed. Retry after `retry_s` seconds; None means that a retry cannot help."""
 
     def __init__(self, message: str, retry_s: float | None) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class _Failed(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One submit. `begun` from the first event that was given on."""
+    """One submitted request. `begun` is set at the first event that is passed on."""
 
     stream: TokenStream
     body: bytes
@@ -73,7 +73,7 @@ class _Job:
 
 
 class Upstream:
-    """`changed` is called whenever it may have room again, or came up or went. Opened by `start`, closed by `stop`."""
+    """Client of one upstream. `changed` is called when its capacity or health may have changed."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Upstream:
 
     @property
     def num_running(self) -> int:
-        """Requests that are on their way there or back."""
+        """Return the number of requests in flight."""
         return len(self._jobs)
 
     def start(self) -> None:
@@ -130,7 +130,8 @@ class Upstream:
         return lacks(request)
 
     def prompt(self, request: Request, chain: str) -> Prompt:
-        """Its tokens are estimated; in the place of page names stands the chain, which is what residency is known by."""
+        """Return a prompt with estimated tokens. Its only page hash is the chain's name, which the cache estimate is kept
+        by."""
         return Prompt(b"", self.counts.count(num_chars(request)), [chain.encode()])
 
     def cached_tokens(self, chain: bytes) -> int:
@@ -150,7 +151,7 @@ class Upstream:
         return structs.replace(view, prices=self.policy.prices)
 
     def health(self) -> dict[str, Any]:
-        """As a worker's, with what only an upstream has. Its address is not for everybody."""
+        """Return a worker's health fields and those of an upstream. The address is left out: the report is public."""
         return {
             "name": self.name,
             "model": self.policy.model,
@@ -173,9 +174,9 @@ class Upstream:
     def submit(
         self, request: Request, sampling: Sampling, *, prompt_tokens: int, chain: str = "", traceparent: str = ""
     ) -> TokenStream:
-        """Raises WorkerLost when it is left alone."""
+        """Send a request. Raises WorkerLost while the circuit breaker is open or the client is stopped."""
         if not self.healthy:
-            raise WorkerLost(f"upstream {self.name} is left alone: {self.problem}")
+            raise WorkerLost(f"upstream {self.name} is unavailable: {self.problem}")
         self._next_request += 1
         number = self._next_request
         stream = TokenStream(self.name, number, self._abort)
@@ -183,7 +184,7 @@ class Upstream:
         chars = num_chars(request)
         job = self._jobs[number] = _Job(stream, body, chain, chars, prompt_tokens, traceparent, self._clock())
         self.credits.submit(number, prompt_tokens)
-        self.predictor.submitted(number, 0)  # what others ask it delays nobody
+        self.predictor.submitted(number, 0)  # other requests there delay none of ours
         self.breaker.trying()
         job.task = asyncio.create_task(self._serve(job), name=f"upstream {self.name}")
         job.task.add_done_callback(lambda task: self._finish(job, task))
@@ -195,14 +196,14 @@ class Upstream:
             job.task.cancel()
 
     def _finish(self, job: _Job, task: "asyncio.Task[Finished]") -> None:
-        """Whatever became of it: also when it was cancelled before it began."""
+        """Account and end a job, also one that was cancelled before it began."""
         if task.cancelled():
             self.breaker.gave_up()
             finished = self._finished(job, "abort") if job.aborted else self._lost(job, self.problem)
         elif error := task.exception():
-            log.error("upstream %s: a request broke", self.name, exc_info=error)
+            log.error("upstream %s: a request failed unexpectedly", self.name, exc_info=error)
             self.breaker.gave_up()
-            finished = self._lost(job, "something went wrong in the gateway")
+            finished = self._lost(job, "an internal error of the gateway, see its log")
         else:
             finished = task.result()
         number = job.stream.request
@@ -220,7 +221,7 @@ class Upstream:
             try:
                 answer = await self._try(job)
             except _RequestRejected as error:
-                self.breaker.succeeded()  # it is there, and says so
+                self.breaker.succeeded()  # a rejection shows that the server is up
                 too_long = "context length" in str(error) or "context_length" in str(error)
                 code = "too_long" if too_long else "refused"
                 return self._finished(job, "refused", error=f"{self.name}: {error}", error_code=code)
@@ -237,7 +238,7 @@ class Upstream:
                 self.breaker.succeeded()
                 self.problem = ""
                 return self._done(job, answer)
-        raise AssertionError("the last try ends it")
+        raise AssertionError("the last attempt returns")
 
     @property
     def breaker_is_closed(self) -> bool:
@@ -248,11 +249,12 @@ class Upstream:
         self.num_failures += 1
         self.breaker.failed(self._clock())
         if was_closed and not self.breaker_is_closed:
-            log.warning("upstream %s is left alone for %g s: %s", self.name, self.policy.cooldown_s, problem)
+            log.warning("upstream %s is not tried for %g s: %s", self.name, self.policy.cooldown_s, problem)
             self._changed()
 
     async def _try(self, job: _Job) -> UpstreamResponse:
-        """Raises _Refused or _Failed for what the server says, Malformed for what it says wrong, TimeoutError."""
+        """Make one attempt. Raises _RequestRejected or _Failed for an error status, Malformed for an invalid body,
+        TimeoutError."""
         assert self._session
         times, loop = self.policy.timeouts, asyncio.get_running_loop()
         url = self.policy.url.rstrip("/") + "/chat/completions"
@@ -264,7 +266,7 @@ class Upstream:
             if response.status != 200:
                 raise await _failure(response)
             job.answering = True
-            answer, lines, size, over = UpstreamResponse(), Lines(), 0, False
+            answer, lines, size, done = UpstreamResponse(), Lines(), 0, False
             streamed = response.content_type == "text/event-stream"
             whole: list[bytes] = []
             async for data in response.content.iter_any():
@@ -274,21 +276,21 @@ class Upstream:
                 if not streamed:
                     whole.append(data)
                     continue
-                for one in lines.feed(data):
-                    over = over or one == b"[DONE]"
-                    if not over:
-                        self._give(job, answer.take(one))
+                for line in lines.feed(data):
+                    done = done or line == b"[DONE]"
+                    if not done:
+                        self._pass_on(job, answer.take(line))
                 if job.begun:
                     until.reschedule(loop.time() + times.idle_s)
-                if over:
+                if done:
                     break
             if not streamed:
-                self._give(job, answer.take(b"".join(whole)))
+                self._pass_on(job, answer.take(b"".join(whole)))
         if answer.finish is None:
             raise Malformed("its answer was cut off")
         return answer
 
-    def _give(self, job: _Job, events: list[Event]) -> None:
+    def _pass_on(self, job: _Job, events: list[Event]) -> None:
         if not events:
             return
         if not job.begun:
@@ -315,7 +317,7 @@ class Upstream:
         return self._finished(job, "error", error=error, error_code="worker_lost")
 
     def _finished(self, job: _Job, reason: FinishReason, *, error: str = "", error_code: str = "") -> Finished:
-        """Where it did not say what it counted, our estimate; nothing for what it never began to answer."""
+        """Return the end of a job with our token estimates; 0 prompt tokens if the server never began to answer."""
         now = self._clock()
         first_at = now if job.first_at is None else job.first_at
         return Finished(
@@ -332,12 +334,12 @@ class Upstream:
 
 async def _failure(response: aiohttp.ClientResponse) -> Exception:
     status = response.status
-    said = error_text(await response.content.read(MAX_ERROR_BYTES))
+    message = error_text(await response.content.read(MAX_ERROR_BYTES))
     if status in (400, 413, 422):
-        return _RequestRejected(said)
-    if status in (401, 403):  # what it says may quote the key
-        return _Failed(f"status {status}: it does not take our key", None)
-    again = status in (408, 409, 425, 429) or status >= 500
+        return _RequestRejected(message)
+    if status in (401, 403):  # the body is left out: it may quote the key
+        return _Failed(f"status {status}: it does not accept our API key", None)
+    may_retry = status in (408, 409, 425, 429) or status >= 500
     after = response.headers.get("retry-after", "")
-    retry_s = (float(after) if after.isdecimal() else 0.0) if again else None
-    return _Failed(f"status {status}: {said}", retry_s)
+    retry_s = (float(after) if after.isdecimal() else 0.0) if may_retry else None
+    return _Failed(f"status {status}: {message}", retry_s)

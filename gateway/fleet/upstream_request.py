@@ -1,4 +1,4 @@
-"""A request as an OpenAI-compatible server takes it, and what such a server cannot be asked for."""
+"""Request body for an OpenAI-compatible server, and the parameters that such a server does not support."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from gateway.request import CallRule, Message, Request, Tool
 Data = dict[str, Any]
 _CHARS_PER_TOKEN = 4.0
 _MESSAGE_CHARS = 12
-"""Marks around a message, in characters."""
+"""Characters of the markup around a message."""
 
 
 def lacks(request: Request) -> str | None:
-    """The field that asks for what only our own workers can do; None when there is none."""
+    """Return the first field that only our own workers support; None when there is none."""
     sampling = request.sampling
     if request.text is not None:
         return "prompt"
@@ -31,7 +31,7 @@ def lacks(request: Request) -> str | None:
 
 
 def body_of(request: Request, model: str, sampling: Sampling) -> bytes:
-    """Always streamed: an answer that nobody streams is put together here. `sampling` is that of this choice."""
+    """Return the JSON request body. It always streams: the gateway joins an unstreamed answer. `sampling` is this choice's."""
     rule = request.calls
     tools = rule.tools if rule else request.tools
     body: Data = {
@@ -89,7 +89,7 @@ def _format(grammar: Grammar) -> Data:
 
 
 def num_chars(request: Request) -> int:
-    """Of what the server will read."""
+    """Return the characters that the server will tokenize."""
     chars = len(request.text or "")
     for message in request.messages:
         chars += _MESSAGE_CHARS + len(message.content)
@@ -100,7 +100,7 @@ def num_chars(request: Request) -> int:
 
 
 class TokenCounts:
-    """Tokens of a text at a server whose tokenizer we do not have: a forgetting mean of what its usage said."""
+    """Token estimate for an unknown tokenizer: a decaying mean of characters a token in the reported usage."""
 
     def __init__(self) -> None:
         self._chars, self._tokens = _CHARS_PER_TOKEN, 1.0

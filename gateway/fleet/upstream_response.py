@@ -1,5 +1,5 @@
-"""What an OpenAI-compatible server sends back, as events, an end and a usage. Strict where it matters: a stream that ends
-without a finish reason was cut."""
+"""Decoder of an OpenAI-compatible response into events, finish reason and usage. A stream without a finish reason was cut
+off."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ MAX_LINE_BYTES = 4 * 1024 * 1024
 
 
 class Malformed(Exception):
-    """It is no answer, or an error in the place of one."""
+    """The body is no valid response, or it is an error."""
 
 
 class _Function(msgspec.Struct):
@@ -43,7 +43,7 @@ class _PromptDetails(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """Where vendors differ, `cached` knows."""
+    """Usage in the fields of all vendors. `cached` combines their fields for cached tokens."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -54,8 +54,8 @@ class Usage(msgspec.Struct):
     @property
     def cached(self) -> int:
         details = self.prompt_tokens_details
-        said = (details.cached_tokens if details else None) or self.prompt_cache_hit_tokens or self.cached_tokens
-        return max(0, min(said, self.prompt_tokens))
+        reported = (details.cached_tokens if details else None) or self.prompt_cache_hit_tokens or self.cached_tokens
+        return max(0, min(reported, self.prompt_tokens))
 
 
 class _Chunk(msgspec.Struct):
@@ -65,7 +65,7 @@ class _Chunk(msgspec.Struct):
 
 
 class UpstreamResponse:
-    """Takes chunks in order. `finish` is the server's own word for the end."""
+    """Decoder of one response, fed with its chunks in order. `finish` is the finish reason as the server sent it."""
 
     def __init__(self) -> None:
         self.finish: str | None = None
@@ -75,11 +75,11 @@ class UpstreamResponse:
         self._num_calls = 0
 
     def take(self, data: bytes) -> list[Event]:
-        """Of one chunk, or of a whole answer. Raises Malformed."""
+        """Return the events of one chunk, or of a whole unstreamed response. Raises Malformed."""
         try:
             chunk = self._decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Malformed(f"it sent what is no chunk of an answer: {error}") from error
+            raise Malformed(f"it sent an invalid chunk: {error}") from error
         if chunk.error is not None and bytes(chunk.error) != b"null":
             raise Malformed(f"it sent an error: {error_text(data)}")
         self.usage = chunk.usage or self.usage
@@ -101,11 +101,11 @@ class UpstreamResponse:
         return events
 
     def _call(self, index: int, function: _Function) -> list[Event]:
-        """Calls come one after the other; a piece of one that was left already has no place to go."""
+        """Return the events of a piece of a tool call. Raises Malformed for arguments of a call that is not the open one."""
         events: list[Event] = []
         if index != self._open_call:
             if not function.name:
-                raise Malformed(f"it sent arguments of call {index}, which was not begun")
+                raise Malformed(f"it sent arguments of tool call {index} before its name")
             self._open_call, self._num_calls = index, self._num_calls + 1
             events.append(CallStart(self._num_calls - 1, "", function.name))
         if function.arguments:
@@ -114,7 +114,7 @@ class UpstreamResponse:
 
 
 class Lines:
-    """Server-sent events out of bytes, however they are cut: the data of each. Raises Malformed."""
+    """Incremental parser of server-sent events. Returns the data of each; raises Malformed for too long a line."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -127,7 +127,7 @@ class Lines:
 
 
 def error_text(body: bytes) -> str:
-    """What a server says went wrong, short."""
+    """Return the error message in a response body, at most 300 characters."""
     try:
         data: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):

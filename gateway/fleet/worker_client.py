@@ -1,7 +1,7 @@
-"""One worker's connection. Every submit gets exactly one `Finished`: the worker's, or ours when the link drops.
+"""Connection to one worker. Every submit gets exactly one `Finished`: the worker's, or ours when the link drops.
 
-It reconnects for ever. A worker that says nothing while it runs something is taken for dead. Reading never waits for a reader
-of a stream, so one slow client cannot hold up the others.
+The client reconnects for ever. A worker that sends nothing while requests run counts as dead. The reader never waits for a
+stream's consumer, so one slow client cannot delay the others.
 """
 
 import asyncio
@@ -23,31 +23,31 @@ FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 1.0
 HEARTBEAT_S = 30.0
 MAX_SILENCE_S = 120.0
-"""A busy worker reports every step; on a slow machine one step of a large model takes this long."""
+"""Seconds without a report after which a busy worker counts as dead. It reports every step, which can be slow on a CPU."""
 CLOSE_S = 2.0
 MAX_WAITING_SCORES = 1_000
 SCORES_WAIT_S = 0.02
-"""For something else to go with: a frame costs the gateway and the worker more than what a score says."""
+"""Seconds that scores wait for another message to share a frame with: a frame costs more than the scores in it."""
 MAX_ASSET_BYTES = 256 * 1024 * 1024
 MAX_TOKENS, MAX_SECONDS = 2**32, 1e9
-"""Of one request. More is no count and no time."""
+"""Bounds on the counts and times of one request. A larger value is invalid."""
 
 log = logging.getLogger("headway.link")
 
 
 class WorkerEvents(msgspec.Struct, frozen=True, kw_only=True):
-    """Plain calls from the reader, in frame order. `cache` answers whether the frame was in order: if not, we reconnect."""
+    """Callbacks of the reader, called in frame order. `cache` returns whether the frame was in order; if not, we reconnect."""
 
     cache: Callable[[str, wire.Cache], bool]
     load: Callable[[str, wire.Load], None]
     finished: Callable[[str, wire.Finished], None]
     state: Callable[[str], None]
     stalled: Callable[[str], None] = lambda worker: None
-    """It made no step for too long, and is about to be lost."""
+    """Called when the worker made no step for `max_silence_s`, before it is lost."""
 
 
 class WorkerClient:
-    """`url` is unix:///path, ws://host:port or wss://host:port. `problem` says why it is not healthy."""
+    """Client of one worker. `url` is unix:///path, ws://host:port or wss://host:port. `problem` is why it is not healthy."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class WorkerClient:
         traceparent: str = "",
         shared_tokens: int = 0,
     ) -> TokenStream:
-        """`prompt` is uint32 little-endian ids. Raises WorkerLost when there is no link."""
+        """Send a request. `prompt` is uint32 little-endian token ids. Raises WorkerLost when there is no link."""
         if not self.healthy:
             raise WorkerLost(f"worker {self.worker} is not connected: {self.problem}")
         if not self.streams:
@@ -127,7 +127,7 @@ class WorkerClient:
         return stream
 
     def set_retention(self, chain: str, score: float) -> None:
-        """What the pages of this chain are worth from now on; at 0 nobody will come back for them."""
+        """Send the retention score of a chain's pages; at 0 they may be evicted at once."""
         if self.healthy and len(self._outbox) < MAX_WAITING_SCORES:
             self._outbox.append(wire.SetRetention(chain, score))
             if self._scores_timer is None:
@@ -138,7 +138,7 @@ class WorkerClient:
             self._send(wire.Abort(request))
 
     def _send(self, message: wire.Down) -> None:
-        # Bounded: at most one Submit and one Abort a live sequence, which the credits bound, and few scores.
+        # Bounded: one Submit and one Abort for each live sequence, which the credits bound, and MAX_WAITING_SCORES.
         self._outbox.append(message)
         self._outgoing.set()
 
@@ -186,7 +186,7 @@ class WorkerClient:
                 await asyncio.gather(reader, *others, return_exceptions=True)
 
     async def _greet(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        """Assets, then `Hello`. Raises ValueError when the worker says something else."""
+        """Receive assets, then `Hello`. Raises ValueError for any other message."""
         parts: dict[str, bytearray] = {}
         size = 0
         while True:
@@ -201,8 +201,8 @@ class WorkerClient:
                         raise ValueError(f"assets of over {MAX_ASSET_BYTES:,} bytes")
                 case [wire.Hello() as hello]:
                     break
-                case others:
-                    raise ValueError(f"{', '.join(type(one).__name__ for one in others)} before Hello")
+                case messages:
+                    raise ValueError(f"{', '.join(type(message).__name__ for message in messages)} before Hello")
         if hello.protocol != wire.PROTOCOL:
             raise ValueError(f"the worker speaks protocol {hello.protocol}, this gateway {wire.PROTOCOL}: run the same version")
         files = {name: bytes(data) for name, data in parts.items()}
@@ -211,7 +211,7 @@ class WorkerClient:
         self.hello = hello
 
     async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        """What gathered while other tasks ran goes out together."""
+        """Send all messages collected since the last wake-up together."""
         while True:
             while self._outbox:
                 messages, self._outbox = self._outbox, []
@@ -227,7 +227,7 @@ class WorkerClient:
             self._scores_timer = None
 
     async def _watch(self) -> None:
-        """Raises TimeoutError when what runs there makes no step: the process may be alive, and its socket too."""
+        """Raise TimeoutError when running requests make no step, though the process and its socket may be alive."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._max_silence_s / 4)
@@ -239,7 +239,7 @@ class WorkerClient:
         loop = asyncio.get_running_loop()
         async for frame in socket:
             if frame.type is not aiohttp.WSMsgType.BINARY:
-                if isinstance(socket.exception(), TimeoutError):  # no answer to a ping: the whole process stands still
+                if isinstance(socket.exception(), TimeoutError):  # no pong: the whole process hangs
                     self._events.stalled(self.worker)
                 raise ValueError(f"a {frame.type.name} frame on the link: {socket.exception()}")
             self._heard_at = loop.time()
@@ -254,12 +254,12 @@ class WorkerClient:
                         self.credits.prefilled(piece.request)
                         stream.push(piece)
             case wire.Finished():
-                if not _can_be(message):
-                    raise ValueError(f"the end of request {message.request} has numbers that cannot be")
+                if not _is_plausible(message):
+                    raise ValueError(f"Finished of request {message.request} has counts or times out of range")
                 self._finish(message)
             case wire.Load():
                 if not all(map(_is_time, (message.busy_s, message.idle_s, message.attributed_s))):
-                    raise ValueError("a load with times that cannot be")
+                    raise ValueError("Load has times out of range")
                 first = self.load is None
                 self.load = message
                 self.credits.grant(message)
@@ -283,7 +283,7 @@ class WorkerClient:
             stream.end(finished)
 
     def _lost(self, problem: str) -> bool:
-        """Ends what ran on it; true when the worker had been up."""
+        """End all running requests with an error. Return whether the worker had been up."""
         was_healthy = self.healthy
         if was_healthy:
             log.warning("worker %s lost: %s", self.worker, problem)
@@ -293,15 +293,15 @@ class WorkerClient:
         self.credits.forget()
         streams, self.streams = self.streams, {}
         for stream in streams.values():
-            error = f"worker {self.worker} was lost while it ran: {problem}"
+            error = f"worker {self.worker} was lost while the request ran: {problem}"
             stream.end(wire.Finished(request=stream.request, reason="error", error=error, error_code="worker_lost"))
         if was_healthy:
             self._events.state(self.worker)
         return was_healthy
 
 
-def _can_be(finished: wire.Finished) -> bool:
-    """What is learned and charged from: one number that is none would stay in every mean."""
+def _is_plausible(finished: wire.Finished) -> bool:
+    """Return whether the counts and times are finite and in range: one NaN would stay in every mean learned from them."""
     counts = (finished.num_cached_tokens, finished.num_output_tokens, finished.num_steps)
     times = (finished.queue_s, finished.prefill_s, finished.decode_s, finished.device_s, finished.prefill_device_s)
     whole = min(counts) >= 0 and finished.num_cached_tokens <= finished.num_prompt_tokens <= MAX_TOKENS
@@ -309,12 +309,12 @@ def _can_be(finished: wire.Finished) -> bool:
 
 
 def _is_time(seconds: float) -> bool:
-    """Not of NaN, which compares with nothing. Differences of clocks may be a little below zero."""
+    """Return whether a time is in range; False for NaN. Clock differences may be slightly below zero."""
     return -0.001 < seconds < MAX_SECONDS
 
 
 def target_of(client: WorkerClient) -> Target | None:
-    """None for a worker that has never been up: nobody knows its tokenizer."""
+    """Return a worker's tokenizer and limits; None before it was first up."""
     if client.text is None or client.hello is None:
         return None
     return Target(client.worker, client.text, client.hello.fingerprint, client.hello.page_size, client.hello.max_context)

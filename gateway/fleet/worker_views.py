@@ -1,4 +1,4 @@
-"""How every worker stands, kept up to date: a view is made anew only when something about its worker changed."""
+"""Cached views of all workers. A view is rebuilt only when something about its worker changed."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,11 +6,11 @@ from gateway.routing.decision import RoutingRequest, WorkerView
 from gateway.routing.shortlist import Short, Shortlist
 
 FEW = 64
-"""Up to so many workers are all looked at: that takes less than choosing whom to look at."""
+"""Workers up to which every decision considers all: that is cheaper than keeping a shortlist."""
 
 
 class WorkerViews:
-    """`view` makes the view of a worker at a time. A report counts for `fresh_s`, after which the view is made without it."""
+    """Views of `workers`. `view` builds the view of a worker at a time. A load report is valid for `fresh_s` seconds."""
 
     def __init__(self, workers: Iterable[str], view: Callable[[str, float], WorkerView], fresh_s: float) -> None:
         self._workers = tuple(workers)
@@ -22,33 +22,32 @@ class WorkerViews:
         self._reports: dict[str, float] = {}
 
     def touch(self, worker: str) -> None:
-        """Its view is no longer right."""
+        """Mark a worker's view as outdated."""
         self._touched.add(worker)
 
     def touch_all(self) -> None:
-        """Also models and tiers may differ."""
+        """Mark all views as outdated, also their models and tiers."""
         self._touched.update(self._workers)
         self._shortlist = None
 
     def loaded(self, worker: str, now: float) -> None:
-        """It reported; reports are told in order of time."""
+        """Record the time of a worker's load report. Times must not decrease."""
         self._reports.pop(worker, None)
         self._reports[worker] = now
 
     def candidates(self, routing_request: RoutingRequest, now: float) -> Short:
-        """Those among which deciding gives what it would give among all."""
+        """Return a subset of the views in which the decision is the same as among all."""
         self.refresh(now)
         if self._shortlist is None:
             return Short([self._views[worker] for worker in self._workers], None)
         return self._shortlist.take(routing_request)
 
     def views(self, now: float) -> list[WorkerView]:
-        """All of them."""
         self.refresh(now)
         return [self._views[worker] for worker in self._workers]
 
     def refresh(self, now: float) -> None:
-        """Takes in what changed."""
+        """Rebuild the views that are outdated or whose report has expired."""
         while self._reports and now - self._reports[oldest := next(iter(self._reports))] > self._fresh_s:
             del self._reports[oldest]
             self._touched.add(oldest)

@@ -1,6 +1,6 @@
-"""Who pays: an API key resolves to one tenant.
+"""Authentication: an API key resolves to one tenant.
 
-Of keys only hashes are kept and compared, under a secret of the process, so that neither memory nor timing shows them.
+Only hashes of keys are kept and compared, under a secret of the process, so that neither memory nor timing reveals a key.
 """
 
 import hashlib
@@ -23,25 +23,28 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Caller(NamedTuple):
-    """`key_id` names the key in the ledger and is "" where none is needed."""
+    """Tenant of a request. `key_id` names the key in the ledger; it is "" if no key is required."""
 
     tenant: str
     key_id: str = ""
     in_store: bool = False
     limited: tuple[LimitedParty, ...] = ()
-    """Whose limits its requests count towards: the key's, and its tenant's."""
+    """Parties whose rate limits apply: the key and its tenant."""
 
 
 class KeylessBindError(ValueError):
-    """The policy has no keys and would listen where others can reach it."""
+    """The policy has no keys and the address is not loopback."""
 
 
 class Keys:
-    """Those of the policy and of the key store. Where there is none everybody is the development tenant, which must listen on
-    loopback only; a store all of whose keys were revoked lets nobody in."""
+    """API keys of the policy and the key store.
+
+    Without any key every request belongs to the development tenant, and the address must be loopback. If all keys of a store
+    were revoked, no request is admitted.
+    """
 
     def __init__(self, policy: Policy, stored: Iterable[KeyRow] = (), *, clock: Callable[[], float] = time.time) -> None:
-        """`stored` keys of tenants that the policy does not have let nobody in. `clock` is Unix time."""
+        """Stored keys of tenants that are not in the policy are ignored. `clock` returns Unix time."""
         self._secret = secrets.token_bytes(32)
         self._clock = clock
         self._used_at: dict[str, float] = {}
@@ -61,26 +64,26 @@ class Keys:
                 self._add(row.digest, Caller(row.tenant, row.id, True, limited))
 
     def tenant_of(self, headers: Headers) -> str:
-        """Raises Unauthorized."""
+        """Return the tenant of a request. Raises Unauthorized."""
         return self.caller_of(headers).tenant
 
     def caller_of(self, headers: Headers) -> Caller:
-        """`Authorization: Bearer KEY` or `x-api-key: KEY`. Raises Unauthorized."""
+        """Return the caller from `Authorization: Bearer KEY` or `x-api-key: KEY`. Raises Unauthorized."""
         if not self.required:
             return Caller(DEVELOPMENT_TENANT)
         key = _key_in(headers)
         if not key:
             raise Unauthorized("no API key: send one as `Authorization: Bearer KEY`")
-        # The lookup is by a hash under a secret of this process: its timing says nothing about any key.
+        # The lookup uses a hash under a secret of this process, so its timing reveals nothing about any key.
         caller = self._callers.get(self._place(_sha256(key))) if len(key) <= MAX_KEY_BYTES else None
         if caller is None:
-            raise Unauthorized("this API key is not known, or was revoked: ask for another")
+            raise Unauthorized("this API key is unknown or was revoked: send a valid key")
         if caller.in_store:
             self._used_at[caller.key_id] = self._clock()
         return caller
 
     def take_uses(self) -> dict[str, float]:
-        """Keys of the store that were used since this was last asked, and when (Unix time)."""
+        """Return the stored keys used since the last call, with the time of use (Unix time)."""
         uses, self._used_at = self._used_at, {}
         return uses
 
@@ -96,17 +99,17 @@ def _limited(kind: str, name: str, limits: RateLimits) -> tuple[LimitedParty, ..
 
 
 def key_id_of(key: bytes) -> str:
-    """The same in every process, so that what a key spent is found again."""
+    """Return the ledger's id of a key. It is the same in every process, so that its costs can be summed."""
     return hashlib.blake2b(key, digest_size=6, person=b"headway-key-id").hexdigest()
 
 
 def check_bind(policy: Policy, host: str) -> None:
-    """Raises KeylessBindError."""
+    """Raise KeylessBindError if the policy has no keys and `host` is not loopback."""
     if not requires_key(policy) and not is_loopback(host):
         raise KeylessBindError(
             f"the policy has no API keys, so the gateway only listens on loopback, not on {host}: "
-            "add `tenants: {NAME: {keys: [${SOME_VARIABLE}]}}` to the policy, set `listen: {require_key: true}` to let in the "
-            "key store's alone, or listen on 127.0.0.1"
+            "add `tenants: {NAME: {keys: [${SOME_VARIABLE}]}}` to the policy, set `listen: {require_key: true}` to admit only "
+            "keys of the key store, or listen on 127.0.0.1"
         )
 
 
@@ -125,7 +128,7 @@ def _key_in(headers: Headers) -> bytes:
 
 
 class CurrentKeys:
-    """The keys in force, which change while requests are served: by a policy reload, or by `headway keys`."""
+    """The keys in force. A policy reload and `headway keys` replace them while requests are served."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys

@@ -11,8 +11,11 @@ from gateway.routing.decision import Decision
 
 
 class Explained(msgspec.Struct, frozen=True, kw_only=True):
-    """`advisory` lists the fields that were accepted and change nothing, `normalized` what was taken out of the prompt or put
-    in order so that it begins as the one before; `run_source` the field that named the run."""
+    """Response of explain.
+
+    `advisory` lists accepted fields that change nothing. `normalized` lists what was removed or reordered so that the prompt
+    shares a longer prefix. `run_source` is the field that named the run.
+    """
 
     decision: Decision
     run_id: str
@@ -23,7 +26,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
 
 def explain_handler(services: Services) -> Posted:
     async def explain(headers: Headers, read: Read) -> Explained:
-        """The decision that a chat request would get, without running it."""
+        """Return the decision that a chat request would get, without running it."""
         caller = services.keys.caller_of(headers)
         with admitted(services, caller):
             request = parse_chat(await read(), max_tokens_default=DEFAULT_MAX_TOKENS)
@@ -38,4 +41,4 @@ def explain_handler(services: Services) -> Posted:
             normalized=request.normalized,
         )
 
-    return posted(services, explain, other_method="ask with POST and the body of a chat completion")
+    return posted(services, explain, other_method="use POST with the body of a chat completion")

@@ -1,4 +1,4 @@
-"""`POST /v1/headway/outcomes`: how good an answer was, put beside it in the ledger."""
+"""`POST /v1/headway/outcomes`: stores a label of an answer's quality in the ledger."""
 
 import asyncio
 import time
@@ -10,7 +10,8 @@ from gateway.ledger.outcomes import LabelledRequest, OutcomeBody, label, parse_b
 from gateway.ledger.rows import OutcomeRow
 
 WRITTEN_AFTER_S = 0.5
-"""A row waits a moment for others before it is written: whoever labels at once is not too early."""
+"""Seconds to wait before looking again for the request's row: the ledger writes rows in batches, so a prompt label may come
+first."""
 
 
 def feedback_handler(services: Services) -> Posted:
@@ -20,10 +21,10 @@ def feedback_handler(services: Services) -> Posted:
         everybody = not services.keys.required or (known is not None and known.operator)
         row = await _row(services, parse_body(await read()), None if everybody else tenant)
         if not services.ledger.record(row):
-            raise Overloaded("the ledger has no room for it now: try again", retry_after_s=1.0)
+            raise Overloaded("the ledger's queue is full: try again", retry_after_s=1.0)
         return LabelledRequest(decision=row.decision, model=row.model, tier=row.tier, score=row.score, trainable=bool(row.body))
 
-    return posted(services, labelled, other_method="send an outcome with POST")
+    return posted(services, labelled, other_method="use POST to send an outcome")
 
 
 async def _row(services: Services, body: OutcomeBody, tenant: str | None) -> OutcomeRow:

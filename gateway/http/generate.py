@@ -1,5 +1,8 @@
-"""A request of any dialect as a plain ASGI handler, so that it alone receives and sends: it sees a client leave in both modes,
-and the first frame is there before the response begins."""
+"""POST handler of generating endpoints, for every dialect.
+
+It is a plain ASGI handler, so that it alone receives and sends. It detects a disconnect in both modes, and starts a response
+only when its first frame exists.
+"""
 
 import asyncio
 import logging
@@ -24,7 +27,7 @@ log = logging.getLogger("headway.answer")
 
 
 class OpenResponses:
-    """How many answers are being written; `idle` is set while none is."""
+    """Number of responses being written. `idle` is set while there is none."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -66,7 +69,7 @@ class GenerateEndpoint:
         failure: HeadwayError | None = None
         try:
             if scope["method"] != "POST":
-                raise MethodNotAllowed("ask with POST")
+                raise MethodNotAllowed("use POST")
             caller = self._keys.caller_of(headers)
             tenant, context.key_id, context.limited = caller.tenant, caller.key_id, caller.limited
             if caller.limited:
@@ -76,7 +79,7 @@ class GenerateEndpoint:
             asked = await self._dialect.parse(body, tenant)
             actives = await self._pipeline.prepare(asked.request, context, tenant, id_prefix=self._dialect.id_prefix)
         except HeadwayError as error:
-            failure = error.with_traceback(None)  # or it and this frame hold each other, and all of the request
+            failure = error.without_frames()  # breaks the cycle between error and frame, which would keep the request alive
         finally:
             if context.rate_limit_pass and not actives:
                 rates.leave(context.rate_limit_pass, time.monotonic())
@@ -95,14 +98,14 @@ class GenerateEndpoint:
         try:
             await (self._stream(asked, actives, response) if asked.request.stream else self._whole(asked, actives, response))
         except HeadwayError as error:
-            failure = error.with_traceback(None)
+            failure = error.without_frames()
         except asyncio.CancelledError:
-            failure = ClientGone("the server dropped the request")
+            failure = ClientGone("the server cancelled the request")
             raise
         except Exception:
-            # One of the two places that catch everything: the caller is told, and the sequence ends.
+            # One of the two places that catch everything: the client gets an error and the sequence ends.
             log.exception("answering %s failed", actives[0].id)
-            failure = HeadwayError("something went wrong in the gateway: its log says what")
+            failure = HeadwayError("internal error in the gateway: see its log")
         finally:
             watcher.cancel()
             for active in actives:
@@ -125,7 +128,7 @@ class GenerateEndpoint:
         assert stream
         while stream.finished is None:
             if active.gone:
-                raise ClientGone("the client left")
+                raise ClientGone("the client disconnected")
             await stream.wait_end()
         _check_end(active)
         parser = self._output_parser(active)
@@ -159,7 +162,7 @@ class GenerateEndpoint:
                 await response.write(b"".join(out), more=True)
                 out = []
             if actives[0].gone:
-                raise ClientGone("the client left")
+                raise ClientGone("the client disconnected")
             await _any(open_pens)
         for pen in pens:
             if pen.stream.finished and pen.stream.finished.reason not in ("stop", "length"):
@@ -172,7 +175,7 @@ class GenerateEndpoint:
         await response.write(b"".join(out) + writer.end(choices, _spent(actives)), more=False)
 
     async def _start(self, actives: Sequence[ActiveRequest]) -> None:
-        """All of them; when one cannot, none."""
+        """Start all choices; if one fails, cancel the others."""
         if len(actives) == 1:
             await self._pipeline.start(actives[0])
             return
@@ -201,7 +204,7 @@ class GenerateEndpoint:
 
 
 class _ChoiceWriter:
-    """One choice of a stream: what came of it and was not written yet. `over` when its last piece is taken."""
+    """Writes one choice of a stream. `over` is set once its last piece is taken."""
 
     def __init__(self, number: int, active: ActiveRequest, parser: OutputParser, writer: Writer) -> None:
         assert active.stream
@@ -226,7 +229,7 @@ class _ChoiceWriter:
 
 
 async def _any(pens: Sequence[_ChoiceWriter]) -> None:
-    """Until one of them has something."""
+    """Wait until one of the streams has output."""
     if len(pens) == 1:
         await pens[0].stream.wait()
         return
@@ -246,10 +249,10 @@ async def _watch(receive: Receive, actives: Sequence[ActiveRequest]) -> None:
 
 
 def _check_end(active: ActiveRequest) -> None:
-    """Raises what the caller should see when a stream ended in no answer."""
+    """Raise the error for the client if a stream ended without an answer."""
     assert active.stream and active.stream.finished
     if active.gone:
-        raise ClientGone("the client left")
+        raise ClientGone("the client disconnected")
     if active.stream.finished.reason not in ("stop", "length"):
         raise failure_of(active.stream.finished)
 
@@ -268,7 +271,7 @@ def _begun(active: ActiveRequest) -> ResponseStart:
 
 
 def _saying(send: Send, headers: Callable[[], Headers]) -> Send:
-    """Adds headers to the response, whichever it becomes."""
+    """Return a `send` that adds headers to the response, whether answer or error."""
 
     async def sends(message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -279,13 +282,13 @@ def _saying(send: Send, headers: Callable[[], Headers]) -> Send:
 
 
 def _early_headers(active: ActiveRequest) -> Headers:
-    """Of a stream that still waits: the choice may change, so only what holds is said."""
+    """Return the headers of a stream that still waits: those that a changed decision does not affect."""
     run = public_id(active.identity.run).encode("latin-1", "replace")
     return [(b"x-headway-decision-id", active.pending.decision_id.encode()), (b"x-headway-run-id", run)]
 
 
 def _spent(actives: Sequence[ActiveRequest]) -> TokenUsage:
-    """The prompt counts once, as its choices share it; dollars and device time are of all."""
+    """Return the usage of all choices. The shared prompt counts once; dollars and device time are sums."""
     first = actives[0]
     finished, decision = first.finished, first.pending.decision
     assert finished and decision

@@ -1,4 +1,4 @@
-"""What is asked for with POST and answered at once, without a model: method, body and errors are the same for each."""
+"""POST routes that need no generation: common handling of method, body and errors."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,12 +18,13 @@ from gateway.http.services import Services
 Headers = list[tuple[bytes, bytes]]
 Read = Callable[[], Awaitable[bytes]]
 Answer = Callable[[Headers, Read], Awaitable[Any]]
-"""Who asks is found out before the body is read."""
+"""The endpoint's function. It authenticates before it reads the body."""
 Posted = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def posted(services: Services, answer: Answer, *, other_method: str, dialect: Dialect = OPENAI) -> Posted:
-    """`other_method` is said where it is not POST; what `answer` raises is told in the words of the dialect."""
+    """Return an ASGI handler. `other_method` is the error message for other methods. Errors of `answer` are rendered by
+    `dialect`."""
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         headers = list(scope["headers"])
@@ -43,7 +44,7 @@ def posted(services: Services, answer: Answer, *, other_method: str, dialect: Di
 
 @contextmanager
 def admitted(services: Services, caller: Caller) -> Iterator[None]:
-    """What reads a prompt is work as well, and counts as a request. Raises RateLimited."""
+    """Count a request that tokenizes a prompt towards the caller's rate limits. Raises RateLimited."""
     rate_limit_pass = services.rate_limits.enter(caller.limited, time.monotonic())
     try:
         yield

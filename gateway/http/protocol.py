@@ -1,7 +1,7 @@
-"""One client's connection: uvicorn's HTTP/1.1 over httptools, with bounds on what it leaves open.
+"""Protocol of one client connection: uvicorn's HTTP/1.1 over httptools, with limits on head, idle time and pipelining.
 
-It lives in the event loop's own thread: a request is there with its body in the round in which it comes, where a server with
-threads of its own hands over one and then the other (docs/log.md, "HTTP in a thread of its own").
+It runs in the event loop's own thread, so that a request and its body arrive in the same iteration. A server with its own
+threads would hand them over separately (docs/log.md, "HTTP in a thread of its own").
 """
 
 import asyncio
@@ -16,23 +16,29 @@ from gateway.errors import BadRequest, HeadersTooLarge, HeadwayError, NoWorker, 
 from gateway.http.response import error_answer
 
 MAX_HEAD_BYTES = 65_536
-"""The request line and all headers; and as much of what frames a body, without any of it."""
+"""Bytes of the request line and all headers. Also the limit of body framing (chunk headers, trailers) without body bytes."""
 MAX_HEAD_S = 75
-"""From the opening of a connection, or its last answer, until the next request has all its headers: longer than the clients and
-proxies in front of us keep theirs (60 s), so that none is closed with a request on its way."""
+"""Seconds from opening a connection, or from its last response, until the next request has all its headers.
+
+Clients and proxies keep idle connections for 60 s. A longer limit here avoids closing one with a request in transit.
+"""
 MAX_REST_BYTES = 100_000_000
-"""Of a body that goes on after its answer was given."""
+"""Bytes of a body that continues after its response was sent."""
 MAX_PIPELINED = 16
-"""Requests that wait on a connection for the answer before theirs."""
+"""Requests that wait on a connection for the response of an earlier one."""
 BUSY_RETRY_S = 1.0
 LINGER_S = 1.0
-"""A refused client may still be sending: closed at once, the connection would be reset before it has read why."""
+"""Seconds a connection stays open after a refusal. If it closed while the client is sending, a reset would discard the error
+response."""
 _UPGRADING = (b"upgrade", b"http2-settings")
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """At most `max_connections` are open; who comes after that is told so. `timeout_keep_alive` of the configuration is how
-    long a head may take: from the opening of a connection too, and no byte of it gives it more time."""
+    """Connection with limits. More than `max_connections` open ones are answered with an error.
+
+    `timeout_keep_alive` of the configuration limits the time until a head is complete, also from the opening of a connection.
+    Received bytes do not extend it.
+    """
 
     def __init__(
         self,
@@ -72,11 +78,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._without_upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
-            self._refuse(BadRequest("this is no HTTP/1.1: the first line, a header or the framing of the body is wrong"))
+            self._refuse(BadRequest("not valid HTTP/1.1: the first line, a header or the framing of the body is wrong"))
             return
         if self._is_over:
             return
-        # Of a read in which a head began or a body went on, what is idle is not known; the next read says.
+        # If a head began or a body continued in this read, its framing bytes are unknown; counting restarts with the next read.
         self._idle_bytes = 0 if self._began or self._has_body else self._idle_bytes + len(data)
         if self._idle_bytes > MAX_HEAD_BYTES:
             self._refuse(_head_too_large())
@@ -86,7 +92,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_in_head = self._began = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._is_in_head:  # and no trailer, which is nobody's header
+        if self._is_in_head:  # ignores trailers
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -98,11 +104,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if len(self.url) + sum([len(name) + len(value) for name, value in self.headers]) > MAX_HEAD_BYTES:
             self._refuse(_head_too_large())
         elif version not in ("1.0", "1.1"):
-            self._refuse(BadRequest(f"this is HTTP/{version}: ask with HTTP/1.1"))
+            self._refuse(BadRequest(f"HTTP/{version} is not supported: use HTTP/1.1"))
         elif self.parser.should_upgrade():
-            self._upgrades = True  # read again without, see _without_upgrade
+            self._upgrades = True  # parsed again without the offer, see _without_upgrade
         elif len(self.pipeline) >= MAX_PIPELINED:
-            self._refuse(Overloaded("too many requests wait for this connection's answers", retry_after_s=BUSY_RETRY_S))
+            self._refuse(Overloaded("too many requests are pipelined: wait for responses", retry_after_s=BUSY_RETRY_S))
         else:
             self._begin(knows_chunks=version != "1.0")
 
@@ -110,9 +116,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         expects = self.expect_100_continue = self.expect_100_continue and knows_chunks
         super().on_headers_complete()
         self.cycle.transport = _OutputBuffer(self.transport, self.loop, knows_chunks=knows_chunks)  # type: ignore[assignment]
-        if expects:  # answered early, its client may send the body or not: what comes then is not known
+        if expects:  # after an early response the client may or may not send the body, so the next bytes are ambiguous
             self.cycle.keep_alive = False
-        # Else who leaves is not seen while a request waits; how many may is bounded.
+        # Keep reading to detect a disconnect while a request waits. MAX_PIPELINED limits the requests.
         self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
@@ -142,7 +148,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _open(self) -> list[RequestResponseCycle]:
-        """Requests without a whole answer."""
+        """Return the requests without a complete response."""
         begun = [self._running] if self._running else []
         return [cycle for cycle in (*begun, *[cycle for cycle, _ in self.pipeline]) if not cycle.response_complete]
 
@@ -153,19 +159,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.pipeline.clear()
 
     def _without_upgrade(self, rest: bytes) -> None:
-        """A client may offer another protocol and send its request all the same (Java's does with HTTP/2). The parser takes
-        what follows for that protocol, so it reads the request once more, without the offer."""
+        """Parse the request again without its upgrade offer.
+
+        A client may offer another protocol and still send its request (Java's does with HTTP/2). The parser treats what follows
+        as that protocol.
+        """
         self._upgrades = False
         if self._is_over:
             return
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         if method == b"CONNECT":
-            self._refuse(BadRequest("this is no proxy: CONNECT is not known"))
+            self._refuse(BadRequest("CONNECT is not supported: this is not a proxy"))
             return
         lines = [b"%b %b HTTP/%b\r\n" % (method, self.url, version)]
         for name, value in self.headers:
             if name == b"connection":
-                value = b", ".join(token for one in value.split(b",") if (token := one.strip()).lower() not in _UPGRADING)
+                value = b", ".join(token for part in value.split(b",") if (token := part.strip()).lower() not in _UPGRADING)
             if name not in _UPGRADING and value:
                 lines.append(b"%b: %b\r\n" % (name, value))
         self.parser = httptools.HttpRequestParser(self)
@@ -173,8 +182,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.data_received(b"".join([*lines, b"\r\n", rest]))
 
     def _refuse(self, error: HeadwayError, *, linger_s: float = LINGER_S) -> None:
-        """Nothing more is read: where one request ends and the next begins is not known. An answer that is being written breaks
-        off instead."""
+        """Send an error and close. Nothing more is read, because the next request's start is unknown. A response being written
+        is cut off instead."""
         if self._is_over:
             return
         running = self._running
@@ -203,8 +212,11 @@ def _head_too_large() -> HeadersTooLarge:
 
 
 class _OutputBuffer:
-    """Where an answer's head and what follows at once go out together: each write is a system call here and wakes a client
-    there. HTTP/1.0 knows no chunks: there such a body ends with its connection."""
+    """Transport that sends a response's head and first body bytes in one write: each write is a system call and wakes the
+    client.
+
+    HTTP/1.0 has no chunked encoding, so such a body ends with its connection.
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, *, knows_chunks: bool) -> None:
         self._transport, self._loop = transport, loop

@@ -1,6 +1,7 @@
-"""What the dashboard reads, as JSON under /v1/headway: the ledger's reports for whoever the key belongs to.
+"""Reports of the ledger as JSON under /v1/headway, for the dashboard.
 
-An operator sees everybody (without keys everybody is one); any other tenant sees its own runs and dollars.
+An operator sees all tenants; any other tenant sees its own runs and dollars. Without keys the development tenant is the
+operator.
 """
 
 import asyncio
@@ -43,22 +44,22 @@ class Caller(NamedTuple):
 
 
 class _Reader:
-    """Every reading starts here: who asks, and the ledger off the event loop."""
+    """Common part of all reports: authenticates, and reads the ledger off the event loop."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
 
     def caller(self, request: AnyRequest) -> Caller:
-        """Raises Unauthorized."""
+        """Return the caller. Raises Unauthorized."""
         tenant = self.services.keys.tenant_of(request.scope["headers"])
         known = self.services.policy.tenants.get(tenant)
         return Caller(tenant, not self.services.keys.required or (known is not None and known.operator))
 
     def operator(self, request: AnyRequest) -> Caller:
-        """Raises Unauthorized or Forbidden."""
+        """Return the caller if it is an operator. Raises Unauthorized or Forbidden."""
         caller = self.caller(request)
         if not caller.operator:
-            raise Forbidden(f"tenant {caller.tenant} is no operator: `tenants: {{NAME: {{operator: true}}}}` in the policy")
+            raise Forbidden(f"tenant {caller.tenant} is no operator: set `tenants: {{NAME: {{operator: true}}}}` in the policy")
         return caller
 
     async def read(self, report: Callable[[Read], Got]) -> Got:
@@ -75,14 +76,14 @@ def _about(reader: _Reader) -> list[HTTPRouteHandler]:
 
     @get("/v1/headway/whoami", sync_to_thread=False)
     def whoami(request: AnyRequest) -> dict[str, Any]:
-        """Who the key is, and what it may see."""
+        """Return the tenant of the key, and what it may see."""
         caller = reader.caller(request)
         keys = services.keys.required
         return {"tenant": caller.tenant, "operator": caller.operator, "keys": keys, "version": _version()}
 
     @get("/v1/headway/live", sync_to_thread=False)
     def live(request: AnyRequest) -> Response[bytes]:
-        """The last minutes of the fleet, in samples."""
+        """Return the samples of the last minutes."""
         reader.caller(request)
         return _json(
             {
@@ -95,7 +96,7 @@ def _about(reader: _Reader) -> list[HTTPRouteHandler]:
 
     @get("/v1/headway/policy")
     async def policy(request: AnyRequest) -> Response[bytes]:
-        """The policy in force and those before it; only an operator sees it."""
+        """Return the policy in force and earlier ones. Operators only."""
         reader.operator(request)
         changes = await reader.read(history.policies)
         return _json({"policies": changes})
@@ -106,33 +107,35 @@ def _about(reader: _Reader) -> list[HTTPRouteHandler]:
 def _runs(reader: _Reader) -> list[HTTPRouteHandler]:
     @get("/v1/headway/history")
     async def past_runs(request: AnyRequest) -> Response[bytes]:
-        """The last runs, live ones marked."""
+        """Return the last runs, live ones marked."""
         scope = reader.caller(request).scope(_hours(request))
-        found = await reader.read(lambda read: history.runs(read, scope, limit=MAX_RUNS))
-        live = {(run.tenant, run.public_id) for run in reader.services.runs.all()} if found else set()
-        marked = [msgspec.structs.replace(run, live=(run.tenant, run.run) in live) for run in found]
+        past = await reader.read(lambda read: history.runs(read, scope, limit=MAX_RUNS))
+        live = {(run.tenant, run.public_id) for run in reader.services.runs.all()} if past else set()
+        marked = [msgspec.structs.replace(run, live=(run.tenant, run.run) in live) for run in past]
         return _json({"runs": marked, "limit": MAX_RUNS})
 
     # One route for both, as ids may contain slashes.
     @get("/v1/headway/runs/{run_id:path}")
     async def run(request: AnyRequest, run_id: FromPath[str]) -> Response[bytes]:
-        """What a live run of this tenant has cost so far, and what its last turns found in the cache; under `/turns` every
-        request of a run in the ledger, for an operator also of `?tenant=NAME`."""
+        """Return the cost so far and the cache reports of the last turns of a live run of this tenant.
+
+        Under `/turns`, return every request of a run in the ledger; an operator may select `?tenant=NAME`.
+        """
         caller, name = reader.caller(request), run_id.removeprefix("/")
         if name.endswith("/turns"):
             return await _turns(reader, caller, name.removesuffix("/turns"), request.query_params.get("tenant", caller.tenant))
-        found = reader.services.runs.get(f"{caller.tenant}:{name}")
-        if found is None:
-            raise NotFoundException(f'there is no run "{name}": it is not yours, or it has ended')
-        cache = {public_id(name): list(chain.reports) for name, chain in found.chains.items()}
-        return _json(run_report(found) | {"cache": cache})
+        live_run = reader.services.runs.get(f"{caller.tenant}:{name}")
+        if live_run is None:
+            raise NotFoundException(f'there is no run "{name}": it belongs to another tenant, or has ended')
+        cache = {public_id(name): list(chain.reports) for name, chain in live_run.chains.items()}
+        return _json(run_report(live_run) | {"cache": cache})
 
     @get("/v1/headway/decisions/{name:str}")
     async def decision(request: AnyRequest, name: FromPath[str]) -> Response[bytes]:
         caller = reader.caller(request)
         body = await reader.read(lambda read: history.decision(read, None if caller.operator else caller.tenant, name))
         if body is None:
-            raise NotFoundException(f'the ledger has no decision "{name}": it is not yours, or too old')
+            raise NotFoundException(f'the ledger has no decision "{name}": it belongs to another tenant, or is too old')
         return Response(body, media_type="application/json")
 
     return [past_runs, run, decision]
@@ -142,7 +145,7 @@ async def _turns(reader: _Reader, caller: Caller, name: str, tenant: str) -> Res
     tenant = tenant if caller.operator else caller.tenant
     turns = await reader.read(lambda read: history.turns(read, tenant, name))
     if not turns:
-        raise NotFoundException(f'the ledger has no run "{name}" of {tenant}: it is not yours, or too old')
+        raise NotFoundException(f'the ledger has no run "{name}" of {tenant}: it belongs to another tenant, or is too old')
     return _json({"run": name, "tenant": tenant, "turns": turns})
 
 
@@ -165,7 +168,7 @@ def run_report(run: Run) -> dict[str, Any]:
 def _sums(reader: _Reader) -> list[HTTPRouteHandler]:
     @get("/v1/headway/costs")
     async def costs(request: AnyRequest) -> Response[bytes]:
-        """Dollars `?by=tenant|model|run|day` and over time; what stood idle only for an operator."""
+        """Return dollars `?by=tenant|model|run|day` and over time. Idle cost is for operators only."""
         caller = reader.caller(request)
         by = request.query_params.get("by", "model")
         if by not in spending.BYS:
@@ -186,13 +189,13 @@ def _sums(reader: _Reader) -> list[HTTPRouteHandler]:
 
     @get("/v1/headway/summary")
     async def overview(request: AnyRequest) -> Response[bytes]:
-        """What runs cost, attainment by SLO class, notable requests."""
+        """Return cost of runs, attainment by SLO class and notable requests."""
         scope = reader.caller(request).scope(_hours(request))
         return _json(await reader.read(lambda read: summary(read, scope)))
 
     @get("/v1/headway/slo")
     async def slo(request: AnyRequest) -> Response[bytes]:
-        """Attainment and burn by class, percentiles over time, refusals by reason."""
+        """Return attainment and burn rate by class, percentiles over time and rejections by reason."""
         scope = reader.caller(request).scope(_hours(request))
 
         def report(read: Read) -> dict[str, Any]:

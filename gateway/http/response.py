@@ -1,4 +1,4 @@
-"""One response on its way out: headers once, then a body, or events, or an error in whichever form is still possible."""
+"""Writes one response: headers once, then a body or events, or an error in the form that is still possible."""
 
 import asyncio
 import math
@@ -13,23 +13,24 @@ from gateway.pipeline.active_request import ActiveRequest
 from gateway.runs.identity import public_id
 
 FIRST_COMMENT_S = 10.0
-"""A stream that has waited this long gets its 200 and a comment, so that proxies do not cut it; then again at each interval."""
+"""Seconds before a waiting stream gets its 200 and a comment, so that proxies do not close it. Also the interval of further
+comments."""
 
 MAX_RETRY_S = 60.0
-"""The official clients wait no longer than this before they try again."""
+"""Seconds. The official clients ignore a longer `retry-after` and retry earlier."""
 
 OPENAI = ChatDialect()
 Headers = list[tuple[bytes, bytes]]
 
 
 def error_answer(error: HeadwayError, dialect: Dialect = OPENAI) -> tuple[int, bytes, Headers]:
-    """In the words of a dialect."""
+    """Return status, body and headers of an error response. The dialect renders the body."""
     headers: Headers = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
         headers.append((b"retry-after-ms", b"%d" % math.ceil(1000 * error.retry_after_s)))
     if error.status == 429:
-        # Clients that know it do not come back sooner than it helps.
+        # Clients that know this header then do not retry before it can succeed.
         soon = error.retry_after_s is not None and error.retry_after_s <= MAX_RETRY_S
         headers.append((b"x-should-retry", b"true" if soon else b"false"))
     if error.status == 401:
@@ -45,11 +46,11 @@ async def send_error(send: Send, error: HeadwayError, dialect: Dialect = OPENAI)
 
 
 def decision_headers(active: ActiveRequest) -> Headers:
-    """What is known when the first frame is there."""
+    """Return the headers that describe the decision."""
     decision = active.pending.decision
     assert decision
     chosen = decision.chosen
-    said = {
+    values = {
         "decision-id": decision.id,
         "model": chosen.model,
         "tier": chosen.tier,
@@ -57,11 +58,11 @@ def decision_headers(active: ActiveRequest) -> Headers:
         "reason": decision.reason,
         "run-id": public_id(active.identity.run),
     }
-    return [(f"x-headway-{name}".encode(), value.encode("latin-1", "replace")) for name, value in said.items()]
+    return [(f"x-headway-{name}".encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
 
 
 class ResponseWriter:
-    """`opened` is true from the first byte on: from then an error can only be an event."""
+    """Writer of one response. `opened` is true from the first byte on; then an error can only be an event."""
 
     def __init__(self, send: Send, dialect: Dialect = OPENAI) -> None:
         self.opened = False
@@ -88,7 +89,7 @@ class ResponseWriter:
 
 
 class Comments:
-    """Keeps a waiting stream's connection alive; costs one timer until then."""
+    """Keeps a waiting stream's connection alive. It costs one timer until the first comment."""
 
     def __init__(self, response: ResponseWriter, headers: Callable[[], Headers], every_s: float = FIRST_COMMENT_S) -> None:
         self._response, self._headers, self._every_s = response, headers, every_s
@@ -105,7 +106,7 @@ class Comments:
             await asyncio.sleep(self._every_s)
 
     async def stop(self) -> None:
-        """Nothing of it is in the middle of a write afterwards."""
+        """Stop; on return no write is in progress."""
         self._timer.cancel()
         if self._task:
             self._task.cancel()

@@ -1,4 +1,4 @@
-"""Every route but the chat itself, and the one shape of every error, the framework's included."""
+"""Routes other than generation, and the one format of every error, the framework's included."""
 
 import logging
 from importlib import metadata
@@ -56,7 +56,7 @@ def _health(services: Services) -> list[HTTPRouteHandler]:
 
     @get("/readyz", media_type=MediaType.JSON, sync_to_thread=False)
     def readyz() -> Response[dict[str, Any]]:
-        """503 until every local worker is up, and while the gateway stops."""
+        """Return 503 until every local worker is up, and while the gateway stops."""
         missing = {"gateway": "stopping"} if services.pipeline.preparer.stopping else services.fleet.missing()
         body = {"status": "not ready", "missing": missing} if missing else {"status": "ready"}
         return Response(body, status_code=503 if missing else 200)
@@ -86,7 +86,7 @@ def _document() -> list[HTTPRouteHandler]:
 def _readings(services: Services) -> list[HTTPRouteHandler]:
     @get("/v1/models", sync_to_thread=False)
     def models(request: AnyRequest) -> dict[str, Any]:
-        """`auto`, the tiers and the models that this key may ask for."""
+        """Return `auto`, the tiers and the models that this key may request."""
         tenant = services.keys.tenant_of(request.scope["headers"])
         names = [AUTO, *services.policy.tiers, *services.policy.tier_by_model()]
         allowed = [name for name in names if name == AUTO or may_use(services.policy, tenant=tenant, name=name)]
@@ -102,7 +102,7 @@ def _readings(services: Services) -> list[HTTPRouteHandler]:
 
     @get("/v1/headway/runs", sync_to_thread=False)
     def runs(request: AnyRequest) -> dict[str, Any]:
-        """This tenant's live runs, the one seen last first: what was understood, and from which field."""
+        """Return this tenant's live runs, last seen first, with the field that identified each."""
         tenant = services.keys.tenant_of(request.scope["headers"])
         return {"runs": [run_report(run) for run in services.runs.recent(tenant, MAX_RUNS_LISTED)]}
 
@@ -118,10 +118,10 @@ def _readings(services: Services) -> list[HTTPRouteHandler]:
 def _responses(services: Services) -> list[HTTPRouteHandler]:
     @get("/v1/responses/{response_id:str}", media_type=MediaType.JSON)
     async def stored(request: AnyRequest, response_id: FromPath[str]) -> Response[bytes]:
-        """A response that was stored, as it was answered."""
+        """Return a stored response as it was sent."""
         tenant = services.keys.tenant_of(request.scope["headers"])
-        found = await services.responses.get(tenant, response_id)
-        return Response(found.body, media_type=MediaType.JSON)
+        response = await services.responses.get(tenant, response_id)
+        return Response(response.body, media_type=MediaType.JSON)
 
     @delete("/v1/responses/{response_id:str}", status_code=200)
     async def forget(request: AnyRequest, response_id: FromPath[str]) -> dict[str, Any]:
@@ -134,12 +134,12 @@ def _responses(services: Services) -> list[HTTPRouteHandler]:
 
 def _count_tokens(services: Services) -> Posted:
     async def count_tokens(headers: Headers, read: Read) -> dict[str, int]:
-        """Prompt tokens of a message, without running it."""
+        """Return the prompt tokens of a message, without running it."""
         caller = services.keys.caller_of(headers)
         with admitted(services, caller):
             return {"input_tokens": await services.pipeline.preparer.count(parse_count(await read()), caller.tenant)}
 
-    return posted(services, count_tokens, other_method="ask with POST and the body of a message", dialect=MessagesDialect())
+    return posted(services, count_tokens, other_method="use POST with the body of a message", dialect=MessagesDialect())
 
 
 def _model(services: Services, name: str) -> dict[str, Any]:
@@ -178,7 +178,8 @@ def _headway_error(request: AnyRequest, error: HeadwayError) -> Response[bytes]:
 
 
 class _FrameworkError(HeadwayError):
-    """An instance's own answer over the class's: the framework's errors are many."""
+    """An error of the framework. The instance's attributes replace those of the class, because the framework has many
+    errors."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -190,13 +191,13 @@ class _FrameworkError(HeadwayError):
 def _framework_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     message = error.detail
     if error.status_code == 404 and message == "Not Found":
-        message = f"there is nothing at {request.url.path}"
+        message = f"there is no endpoint at {request.url.path}"
     elif error.status_code == 405:
-        message = f"{request.url.path} does not take {request.method}"
+        message = f"{request.url.path} does not support {request.method}"
     return _headway_error(request, _FrameworkError(message, error.status_code))
 
 
 def _our_error(request: AnyRequest, error: Exception) -> Response[bytes]:
-    """One of the two places that catch everything: what the caller sees says nothing of our insides."""
+    """Handle any other exception: one of the two places that catch everything. The response reveals no internals."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _headway_error(request, HeadwayError("something went wrong in the gateway: its log says what"))
+    return _headway_error(request, HeadwayError("internal error in the gateway: see its log"))

@@ -14,21 +14,24 @@ from litestar import Litestar
 from gateway.http.protocol import MAX_HEAD_S, BoundedHttpProtocol
 
 LAST_ANSWERS_S = 2
-"""For what is still being written when everything has ended."""
+"""Seconds to finish writing responses after all requests have ended."""
 BACKLOG, MAX_CONNECTIONS, KEPT_FILES = 4096, 65_536, 512
-"""Connections that the kernel holds, that are open, and files for all else. Whoever waits has to wait in our own queue, which
-is bounded and fair: the kernel's knows no tenants, and who finds it full tries again after 1, 3, 7, 15, 31 seconds."""
+"""Connections in the kernel's queue, open connections, and file descriptors for everything else.
+
+Requests must wait in our own queue, which is bounded and fair. The kernel's does not distinguish tenants, and when it is full
+clients retry after 1, 3, 7, 15, 31 seconds.
+"""
 
 
 def _max_connections() -> int:
-    """As many as there may be files, and as many files as this process may ask for."""
+    """Raise the limit of open files as far as allowed, and return the number of connections that it permits."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, hard - KEPT_FILES))
 
 
 class Server(uvicorn.Server):
-    """Signals are its owner's."""
+    """uvicorn server without signal handlers: its owner handles signals."""
 
     def stop(self) -> None:
         self.should_exit = True
@@ -59,11 +62,11 @@ def make_server(app: Litestar, host: str, port: int) -> Server:
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """On each address of `host` that this machine has. Raises OSError when the port is taken."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    """Return sockets that listen on each local address of `host`. Raises OSError if the port is taken."""
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets, missing = list[socket.socket](), OSError(errno.EADDRNOTAVAIL, f"this machine has no address {host}")
     with ExitStack() as opened:
-        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in addresses):
             try:
                 sockets.append(opened.enter_context(socket.create_server(address, family=family, backlog=BACKLOG)))
             except OSError as error:

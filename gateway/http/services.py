@@ -1,4 +1,4 @@
-"""The parts of a gateway that its endpoints use. Made once by the app; nothing here is replaced afterwards."""
+"""The parts of a gateway that its endpoints use. The app makes them once; none is replaced afterwards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from gateway.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`endpoints` are those that generate, by path."""
+    """Shared parts. `endpoints` are the generating ones, by path."""
 
     pipeline: Pipeline
     fleet: Fleet
@@ -37,5 +37,5 @@ class Services:
 
     @property
     def policy(self) -> Policy:
-        """The one in force."""
+        """The policy in force."""
         return self.pipeline.policy

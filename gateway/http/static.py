@@ -1,4 +1,4 @@
-"""The embedded dashboard: the files of dashboards/web as they are, under a policy that lets a page talk to us alone."""
+"""Serves the embedded dashboard: the files of dashboards/web, under a content policy that restricts pages to this origin."""
 
 import hashlib
 from pathlib import Path
@@ -34,7 +34,7 @@ AnyRequest = Request[Any, Any, Any]
 
 
 class File:
-    """One file, read once; `etag` lets a browser keep what has not changed."""
+    """One file, read once. `etag` lets browsers cache it."""
 
     def __init__(self, path: Path) -> None:
         self.body = path.read_bytes()
@@ -43,7 +43,7 @@ class File:
 
 
 def read_files(folder: Path) -> dict[str, File]:
-    """By address below /dashboard; only these are ever served, whatever a path says."""
+    """Return the files by path below /dashboard. No others are ever served, whatever the request path."""
     return {
         path.relative_to(folder).as_posix(): File(path)
         for path in sorted(folder.rglob("*"))
@@ -70,10 +70,10 @@ def dashboard_handlers(folder: Path = WEB) -> list[HTTPRouteHandler]:
 
 
 def _answer(files: dict[str, File], name: str, request: AnyRequest) -> Response[bytes]:
-    found = files.get(name)
-    if found is None:
+    file = files.get(name)
+    if file is None:
         raise NotFoundException(f"the dashboard has no {name!r}")
-    headers = {**HEADERS, "etag": found.etag}
-    if request.headers.get("if-none-match") == found.etag:
+    headers = {**HEADERS, "etag": file.etag}
+    if request.headers.get("if-none-match") == file.etag:
         return Response(b"", status_code=304, headers=headers)
-    return Response(found.body, media_type=found.type, headers=headers)
+    return Response(file.body, media_type=file.type, headers=headers)

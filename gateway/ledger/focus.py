@@ -1,6 +1,6 @@
-"""Charges in the columns of FOCUS 1.2, the FinOps Foundation's billing format, so that any cost tool can read them.
+"""Export of charges in FOCUS 1.2, the FinOps Foundation's billing format (https://focus.finops.org), for any cost tool.
 
-https://focus.finops.org: own columns start with `x_`. A line without a request is idle or unattributed device time.
+Our own columns start with `x_`. A line without a request is idle or unattributed device time.
 """
 
 import csv
@@ -46,11 +46,11 @@ _RESOURCE: dict[By, str] = {"tenant": "", "model": "Model", "run": "Agent run", 
 
 
 def write_focus(out: IO[str], lines: Sequence[Spending], idle: Sequence[Idle], scope: Scope, by: By) -> None:
-    """What was charged, by key, then what was not: the sum of `BilledCost` is the price of the devices' time."""
+    """Write charges by key, then idle and unattributed time. The sum of `BilledCost` is the price of the devices' time."""
     writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(_charged(line, scope, by) for line in lines)
-    writer.writerows(row for one in idle for row in _not_charged(one, scope))
+    writer.writerows(row for worker in idle for row in _not_charged(worker, scope))
 
 
 def _charged(line: Spending, scope: Scope, by: By) -> dict[str, object]:
@@ -74,11 +74,11 @@ def _charged(line: Spending, scope: Scope, by: By) -> dict[str, object]:
     }
 
 
-def _not_charged(one: Idle, scope: Scope) -> Iterable[dict[str, object]]:
-    worker = {"ResourceId": one.worker, "ResourceName": one.worker, "ResourceType": "Worker"}
-    idle = _row(one.idle_usd, one.idle_s, scope.since, scope.until, scope)
-    yield idle | worker | {"ChargeDescription": "Idle device time"}
-    rest = _row(one.unattributed_usd, 0.0, scope.since, scope.until, scope)
+def _not_charged(idle: Idle, scope: Scope) -> Iterable[dict[str, object]]:
+    worker = {"ResourceId": idle.worker, "ResourceName": idle.worker, "ResourceType": "Worker"}
+    idle_row = _row(idle.idle_usd, idle.idle_s, scope.since, scope.until, scope)
+    yield idle_row | worker | {"ChargeDescription": "Idle device time"}
+    rest = _row(idle.unattributed_usd, 0.0, scope.since, scope.until, scope)
     yield rest | worker | {"ChargeDescription": "Busy device time of no request in the ledger"}
 
 

@@ -1,4 +1,4 @@
-"""What happened: runs, the turns of one run, one decision, the policies that were in force."""
+"""Ledger queries: runs, the turns of one run, one decision, the policies that were in force."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _TURN = ", ".join(RequestRow.__struct_fields__)
 
 
 class RunLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One run as far as it lies in the scope. `models` and `reasons` are joined by commas."""
+    """Sums of one run within the scope. `models` and `reasons` are joined by commas."""
 
     run: str
     tenant: str
@@ -41,7 +41,7 @@ class PolicyChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def runs(read: Read, scope: Scope, *, limit: int = 200) -> list[RunLine]:
-    """Last seen first."""
+    """Return at most `limit` runs, the last seen first."""
     where, values = scope.where()
     rows = read(
         "SELECT run, tenant, min(at) AS first_at, max(at + total_s) AS last_at, count(*) AS turns,"
@@ -58,13 +58,13 @@ def runs(read: Read, scope: Scope, *, limit: int = 200) -> list[RunLine]:
 
 
 def turns(read: Read, tenant: str, run: str, *, limit: int = 2000) -> list[RequestRow]:
-    """Every request of a run in order of arrival."""
+    """Return the requests of a run in order of arrival, at most `limit`."""
     rows = read(f"SELECT {_TURN} FROM requests WHERE tenant = ? AND run = ? ORDER BY at LIMIT ?", (tenant, run, limit))
     return msgspec.convert(rows, list[RequestRow], strict=False)
 
 
 def decision(read: Read, tenant: str | None, name: str) -> bytes | None:
-    """The Decision as JSON; None when there is none, or none of this tenant's."""
+    """Return the Decision as JSON; None when there is none, or it belongs to another tenant."""
     mine = "" if tenant is None else " AND EXISTS (SELECT 1 FROM requests WHERE decision = id AND tenant = ?)"
     rows = read(f"SELECT body FROM decisions WHERE id = ?{mine}", (name,) if tenant is None else (name, tenant))
     body: bytes | None = rows[0]["body"] if rows else None
@@ -72,6 +72,6 @@ def decision(read: Read, tenant: str | None, name: str) -> bytes | None:
 
 
 def policies(read: Read, *, limit: int = 20) -> list[PolicyChange]:
-    """The one in force first."""
+    """Return at most `limit` policies, the one in force first."""
     rows: list[dict[str, Any]] = read("SELECT at, digest, body FROM policies ORDER BY at DESC LIMIT ?", (limit,))
     return [PolicyChange(at=row["at"], digest=row["digest"], body=msgspec.Raw(row["body"])) for row in rows]

@@ -1,5 +1,5 @@
-"""Every request, decision and run, kept. Writing never blocks the caller: rows go through a bounded buffer to one thread,
-which is woken once a batch, and what does not fit is counted, not waited for."""
+"""Record of every request, decision and run. Writing never blocks the caller: rows go through a bounded buffer to one thread,
+which is woken once a batch. Rows that do not fit are dropped and counted."""
 
 import sqlite3
 import threading
@@ -20,22 +20,22 @@ _DAY_S = 86_400.0
 
 
 class Ledger(Protocol):
-    """Another database has these three to offer, and to translate what queries have of SQLite's own SQL: `?`, `rowid`,
-    `group_concat`, `strftime`, and casts to INTEGER that cut off."""
+    """Interface of a ledger. Another database must also translate SQLite's dialect in the queries: `?`, `rowid`,
+    `group_concat`, `strftime`, and truncating casts to INTEGER."""
 
     def record(self, row: Row | Rows) -> bool:
-        """False when the buffer is full and the row was dropped. Never blocks."""
+        """Queue a row. Return False when the buffer is full and the row was dropped. Never blocks."""
 
     def read(self, query: str, values: Values = ()) -> list[dict[str, Any]]:
-        """Rows by column name, of what was written so far. Blocks: call it in a thread."""
+        """Return rows by column name, of the rows written so far. Blocks: call it in a thread."""
 
     def close(self) -> None:
-        """Returns when everything recorded is kept."""
+        """Write all recorded rows, then close."""
 
 
 class MemoryLedger:
-    """Keeps the last rows in memory; for tests, and for a gateway that is told to keep nothing. Tables are made of them
-    when somebody reads, and again when most of what they hold is no longer kept."""
+    """Ledger of the last rows in memory, for tests and for a gateway without a ledger file. Tables are filled at a read. They
+    are rebuilt when over half of their rows may have been dropped."""
 
     def __init__(self, max_rows: int = 10_000) -> None:
         self.rows: deque[Row] = deque(maxlen=max_rows)
@@ -45,9 +45,9 @@ class MemoryLedger:
         self._reading = threading.Lock()
 
     def record(self, row: Row | Rows) -> bool:
-        for one in _made(row):
-            if not isinstance(one, HoldRow | ResponseRow):  # those are for the next process, which will find nothing here
-                self.rows.append(one)
+        for built in _built(row):
+            if not isinstance(built, HoldRow | ResponseRow):  # both serve only a next process, which cannot read this one
+                self.rows.append(built)
                 self._num_recorded += 1
         return True
 
@@ -72,13 +72,13 @@ class MemoryLedger:
 
 
 class SqliteLedger:
-    """One SQLite file in WAL mode, so that others can read while we write. Rows older than `keep_days` go.
+    """Ledger in one SQLite file in WAL mode, so that others can read while we write. Rows older than `keep_days` are deleted.
 
-    `dropped` counts rows that did not fit or could not be written; `error` is the last reason of the latter.
+    `dropped` counts rows that did not fit or could not be written; `error` is the last write error.
     """
 
     def __init__(self, path: Path, *, max_buffered_rows: int = MAX_BUFFERED_ROWS, keep_days: float | None = None) -> None:
-        """Raises sqlite3.Error or OSError when the file cannot be made or is of another version."""
+        """Open or create the file. Raises sqlite3.Error or OSError, also for a file of a later version."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.dropped = 0
         self.error = ""
@@ -115,7 +115,7 @@ class SqliteLedger:
         self._store.close()
 
     def _write(self) -> None:
-        """Each batch is what came within a moment of its first row."""
+        """Write batches until closed. A batch collects the rows within _BATCH_WAIT_S of its first one."""
         closing = False
         while not closing:
             self._some.wait(_FORGET_EVERY_S)
@@ -127,13 +127,13 @@ class SqliteLedger:
 
     def _insert(self, batch: list[Row | Rows]) -> None:
         try:
-            self._store.insert([row for one in batch for row in _made(one)])
-        except (sqlite3.Error, ValueError, TypeError) as error:  # the latter: what cannot be written must not end this thread
+            self._store.insert([row for recorded in batch for row in _built(recorded)])
+        except (sqlite3.Error, ValueError, TypeError) as error:  # a bad value must not end this thread
             self.dropped += len(batch)
             self.error = str(error)
 
     def _forget(self, now: float) -> None:
-        """One slice; the next follows with the next batch while there is more."""
+        """Delete one slice of old rows; the next slice follows with the next batch."""
         if self._keep_s is None or now < self._forget_at:
             return
         try:
@@ -143,10 +143,10 @@ class SqliteLedger:
         self._forget_at = now if more else now + _FORGET_EVERY_S
 
 
-def _made(row: Row | Rows) -> Sequence[Row]:
+def _built(row: Row | Rows) -> Sequence[Row]:
     return (row,) if isinstance(row, Row) else row.rows()
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """A second look at a ledger that may be written to meanwhile. Raises sqlite3.Error when there is none."""
+    """Open a read-only connection to a ledger that another process may write. Raises sqlite3.Error when there is none."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, isolation_level=None)

@@ -1,4 +1,4 @@
-"""Labels that came back for what was decided: found by their request, kept, and read again to train on."""
+"""Outcome labels of answered requests: matched to their request, stored, and read back for training."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -20,8 +20,8 @@ _TRAINED = "SELECT body FROM outcomes WHERE length(body) > 0 ORDER BY at, rowid"
 
 
 class OutcomeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How good one answer was: `right`, or a `score` where there is more than right and wrong. `decision` is the answer's
-    `x-headway-decision-id`, `request` its id. Only with `messages` (and `tools`) can it be trained on: no text is kept else."""
+    """Quality of one answer: `right`, or a graded `score`. `decision` is the answer's `x-headway-decision-id`, `request` its
+    id. Training needs `messages` (and `tools`), as the ledger stores no text."""
 
     decision: str = ""
     request: str = ""
@@ -32,7 +32,7 @@ class OutcomeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class LabelledRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What the label was put on."""
+    """The answer that a label was stored for."""
 
     decision: str
     model: str
@@ -42,32 +42,32 @@ class LabelledRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_body(body: bytes) -> OutcomeBody:
-    """Raises BadRequest."""
+    """Decode and check a request body. Raises BadRequest."""
     try:
         parsed = msgspec.json.decode(body, type=OutcomeBody)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the outcome cannot be read: {error}") from error
     if bool(parsed.decision) == bool(parsed.request):
-        raise BadRequest("name what was answered: either a `decision` or a `request`", param="decision")
+        raise BadRequest("name the answer: either a `decision` or a `request`", param="decision")
     if (parsed.right is None) == (parsed.score is None):
-        raise BadRequest("say how good it was: either `right` or a `score`", param="right")
+        raise BadRequest("grade the answer: either `right` or a `score`", param="right")
     return parsed
 
 
 def label(read: Read, body: OutcomeBody, *, tenant: str | None, at: float) -> OutcomeRow:
-    """The row of one label; `tenant` None may label everybody's. Blocks. Raises NotFound or BadRequest."""
+    """Return the row of one label. `tenant` None may label any tenant's answer. Blocks. Raises NotFound or BadRequest."""
     by, name = ("decision", body.decision) if body.decision else ("request", body.request)
     where, values = f"{by} = ? AND tier <> ''", [name]
     if tenant is not None:
         where, values = f"{where} AND tenant = ?", [name, tenant]
-    found = read(f"SELECT decision, request, tenant, run, model, tier FROM requests WHERE {where} LIMIT 2", values)
-    if not found:
+    rows = read(f"SELECT decision, request, tenant, run, model, tier FROM requests WHERE {where} LIMIT 2", values)
+    if not rows:
         raise NotFound(f'there is no {by} "{name}" in the ledger: it is not yours, or too old', param=by)
-    if len(found) > 1:
+    if len(rows) > 1:
         raise BadRequest("the request has several answers: name the `decision` of one", param="request")
     score = float(bool(body.right)) if body.score is None else body.score
-    outcome = _outcome(body, found[0]["tier"], score) if body.messages else b""
-    return OutcomeRow(at=at, score=score, body=outcome, **found[0])
+    outcome = _outcome(body, rows[0]["tier"], score) if body.messages else b""
+    return OutcomeRow(at=at, score=score, body=outcome, **rows[0])
 
 
 def _outcome(body: OutcomeBody, tier: str, score: float) -> bytes:
@@ -79,7 +79,7 @@ def _outcome(body: OutcomeBody, tier: str, score: float) -> bytes:
 
 
 def outcomes_of(ledger: Path) -> Iterator[Outcome]:
-    """Labels of the same question are put together, the last of each tier holds. Raises TrainingError or OSError."""
+    """Yield stored labels, joined by conversation with the last label of each tier. Raises TrainingError or OSError."""
     if not ledger.exists():
         raise FileNotFoundError(f"{ledger}: there is no such ledger")
     try:

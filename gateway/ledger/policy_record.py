@@ -1,4 +1,4 @@
-"""A policy as it may be kept and shown: without keys and tokens, and without the paths of this machine."""
+"""Policy in a form that may be stored and shown: without keys, tokens and local paths."""
 
 import hashlib
 from pathlib import Path
@@ -16,7 +16,7 @@ def policy_row(policy: Policy, at: float) -> PolicyRow:
 
 
 def shown(policy: Policy) -> dict[str, Any]:
-    """Plain data of a policy file."""
+    """Return the policy as plain data, with secrets and local paths replaced."""
     plain: dict[str, Any] = msgspec.to_builtins(policy)
     for tenant in plain["tenants"].values():
         tenant["keys"] = [f"({len(tenant['keys'])} not shown)"] if tenant["keys"] else []
@@ -24,7 +24,7 @@ def shown(policy: Policy) -> dict[str, Any]:
         key["hash"] = "(not shown)"
     for worker in plain["workers"].values():
         worker["token"] = "(not shown)" if worker["token"] else None
-        # A socket's place says how this machine is laid out, a host's address is what an operator looks for.
+        # A socket path reveals the layout of this machine. A host's address is kept: operators need it.
         if (worker["url"] or "").startswith("unix://"):
             worker["url"] = f"unix://.../{Path(worker['url']).name}"
     for upstream in plain["upstreams"].values():

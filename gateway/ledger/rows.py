@@ -1,4 +1,4 @@
-"""What the ledger keeps, one struct a table. New fields go to the end with a default, and into a migration (store.py)."""
+"""Rows of the ledger, one struct a table. A new field needs a default, the last place and a migration (store.py)."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,16 +7,16 @@ import msgspec
 
 
 class Rows(Protocol):
-    """Rows that are yet to be made."""
+    """Rows that are built later, in the ledger's thread."""
 
     def rows(self) -> "Sequence[Row]": ...
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True, tag="requests"):
-    """One request, also one that was turned away: then without model, worker and decision, and with nothing spent.
+    """One request. A rejected one has no model, worker and decision, and spent nothing.
 
-    `at` is Unix time; `status` a finish reason or an error code; `run` as the client knows it; `slo_met` means something
-    only where `slo_counted`: what the caller got wrong breaks no promise. `key_id` names the key and is not it.
+    `at` is Unix time; `status` a finish reason or an error code; `run` the id as the client knows it. `slo_met` is valid only
+    if `slo_counted`: caller errors do not count against the SLO. `key_id` is the key's name, not the key.
     """
 
     decision: str
@@ -57,7 +57,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True, tag="requests"):
 
 
 class DecisionRow(msgspec.Struct, frozen=True, kw_only=True, tag="decisions"):
-    """`body` is the Decision as JSON."""
+    """One decision. `body` is the Decision as JSON."""
 
     id: str
     at: float
@@ -65,7 +65,7 @@ class DecisionRow(msgspec.Struct, frozen=True, kw_only=True, tag="decisions"):
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True, tag="runs"):
-    """The sums of a run that has ended; a later row of the same run replaces it."""
+    """Sums of an ended run. A later row of the same run replaces it."""
 
     run: str
     tenant: str
@@ -83,7 +83,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True, tag="runs"):
 
 
 class DeviceRow(msgspec.Struct, frozen=True, kw_only=True, tag="device_time"):
-    """A worker's time since its last row, and its dollars: charged + unattributed + idle is the price of that time."""
+    """A worker's time since its last row, in seconds and dollars: charged + unattributed + idle is the price of that time."""
 
     at: float
     worker: str
@@ -96,7 +96,7 @@ class DeviceRow(msgspec.Struct, frozen=True, kw_only=True, tag="device_time"):
 
 
 class PolicyRow(msgspec.Struct, frozen=True, kw_only=True, tag="policies"):
-    """A policy that was put in force. `body` is JSON without secrets, `digest` names it."""
+    """A policy that was put in force. `body` is JSON without secrets, `digest` its hash."""
 
     at: float
     digest: str
@@ -104,7 +104,7 @@ class PolicyRow(msgspec.Struct, frozen=True, kw_only=True, tag="policies"):
 
 
 class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True, tag="outcomes"):
-    """How good one answer was, as somebody said afterwards. `body` is the Outcome as JSON, empty where no text came along."""
+    """Quality label of one answer. `body` is the Outcome as JSON, empty if the label came without text."""
 
     at: float
     tenant: str
@@ -118,8 +118,8 @@ class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True, tag="outcomes"):
 
 
 class KeyRow(msgspec.Struct, frozen=True, kw_only=True, tag="api_keys"):
-    """An API key in the key store: `digest` is its SHA-256, `prefix` how it begins, so that people can tell keys apart. A limit
-    of 0 is none, and so is a time of 0; `changed` counts the store's changes up to this key's last one."""
+    """An API key in the key store. `digest` is its SHA-256, `prefix` its first characters, to tell keys apart. A limit or time
+    of 0 means none. `changed` is the number of the store's change that last wrote this key."""
 
     id: str
     tenant: str
@@ -134,15 +134,15 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True, tag="api_keys"):
 
 
 class KeyUseRow(msgspec.Struct, frozen=True, kw_only=True, tag="key_uses"):
-    """When a key of the store was last used; a later row replaces it."""
+    """Last use of a stored key, as Unix time. A later row replaces it."""
 
     id: str
     at: float
 
 
 class HoldRow(msgspec.Struct, frozen=True, kw_only=True, tag="holds"):
-    """The most that a request under way may take of its budgets. It goes when the request's row comes; one that a start finds
-    was in flight when a gateway was killed."""
+    """Budget reservation of a request in flight. It is deleted when the request's row is inserted. A row found at startup was
+    in flight when a gateway was killed."""
 
     request: str
     at: float
@@ -156,8 +156,8 @@ class HoldRow(msgspec.Struct, frozen=True, kw_only=True, tag="holds"):
 
 
 class ResponseRow(msgspec.Struct, frozen=True, kw_only=True, tag="responses"):
-    """A stored response: `messages` are the conversation that it ends, `body` what the client got, `size` the bytes of both.
-    One without a body deletes the one of its id."""
+    """A stored response. `messages` are the conversation that it ends, `body` the response as sent, `size` the bytes of both.
+    A row without a body deletes the stored one."""
 
     tenant: str
     id: str

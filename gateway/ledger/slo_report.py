@@ -1,15 +1,15 @@
-"""What became of the promises: attainment and burn by SLO class, times to first token, and who was refused and why."""
+"""SLO report: attainment and burn rate by class, times to first token, and rejections by reason."""
 
 import msgspec
 
 from gateway.ledger.scope import Read, Scope
 
 OBJECTIVE = 0.99
-"""The share of requests that should keep their promise. Burn is how many times too fast the other hundredth is used up."""
+"""Share of requests that should meet their SLO. The burn rate is the share of misses over the allowed hundredth."""
 
 
 class SloAttainment(msgspec.Struct, frozen=True, kw_only=True):
-    """One class. Rejected and aborted requests count as broken; what the caller got wrong does not count."""
+    """One SLO class. Rejected and aborted requests count as missed; caller errors do not count."""
 
     slo: str
     counted: int
@@ -22,7 +22,7 @@ class SloAttainment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SloPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One class in one step of a series."""
+    """One SLO class in one step of a series, which starts at Unix time `at`."""
 
     at: int
     slo: str
@@ -34,7 +34,7 @@ class SloPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RejectionCount(msgspec.Struct, frozen=True, kw_only=True):
-    """`outcome` is rejected, failed or aborted; `status` the error code."""
+    """Requests that failed in one way. `outcome` is rejected, failed or aborted; `status` the error code."""
 
     outcome: str
     http_status: int
@@ -50,17 +50,17 @@ _PERCENTILES = ", ".join(
 
 
 def attainment(read: Read, scope: Scope) -> list[SloAttainment]:
-    """By class; those with most requests first."""
+    """Return attainment by class, the class with most requests first."""
     rows = read(f"{_ranked(scope, 'slo')} GROUP BY slo HAVING sum(slo_counted) > 0 ORDER BY counted DESC", scope.where()[1])
-    return [_judged(msgspec.convert(row, SloAttainment)) for row in rows]
+    return [_with_burn(msgspec.convert(row, SloAttainment)) for row in rows]
 
 
-def _judged(line: SloAttainment) -> SloAttainment:
+def _with_burn(line: SloAttainment) -> SloAttainment:
     return msgspec.structs.replace(line, attainment=line.met / line.counted, burn=burn(line.met, line.counted))
 
 
 def burn(met: int, counted: int) -> float:
-    """How many times too fast the allowance of broken promises is used up."""
+    """Return the burn rate: the share of misses over the share that OBJECTIVE allows."""
     return (1.0 - met / counted) / (1.0 - OBJECTIVE)
 
 
@@ -72,7 +72,7 @@ def attainment_over_time(read: Read, scope: Scope) -> list[SloPoint]:
 
 
 def _ranked(scope: Scope, *groups: str) -> str:
-    """Answered requests are ranked by their time to the first token within each group: nearest-rank percentiles."""
+    """Return a query that ranks answered requests by TTFT within each group, for nearest-rank percentiles."""
     where, _ = scope.where()
     bucket = groups[1] if len(groups) > 1 else "0"
     part = f"PARTITION BY slo, {bucket}, outcome = 'ok'"
@@ -85,7 +85,7 @@ def _ranked(scope: Scope, *groups: str) -> str:
 
 
 def rejections(read: Read, scope: Scope) -> list[RejectionCount]:
-    """By reason, the most frequent first."""
+    """Return counts by reason, the most frequent first."""
     where, values = scope.where()
     rows = read(
         "SELECT outcome, http_status, status, count(*) AS requests, max(at) AS last_at FROM requests"

@@ -1,4 +1,4 @@
-"""Where the dollars went: sums of the ledger by tenant, model, run or day, what stood idle, and both over time."""
+"""Cost reports: sums of the ledger by tenant, model, run or day, idle time, and both over time."""
 
 from typing import Literal, get_args
 
@@ -18,7 +18,7 @@ _KEYS: dict[By, str] = {
 
 
 class Spending(msgspec.Struct, frozen=True, kw_only=True):
-    """What the requests of one key were charged, and beside it what they would have cost otherwise (cost.py)."""
+    """Sums of the requests of one group key: dollars charged, saved, and on the large tier alone (cost.py)."""
 
     key: str
     tenant: str
@@ -35,7 +35,7 @@ class Spending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Idle(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker's time and its dollars; charged + unattributed + idle is the price of the time that was reported."""
+    """A worker's seconds and dollars; charged + unattributed + idle is the price of the reported time."""
 
     worker: str
     model: str
@@ -47,7 +47,7 @@ class Idle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpendPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Dollars of one step of a series, which starts at `at`."""
+    """Dollars of one step of a series, which starts at Unix time `at`."""
 
     at: int
     usd: float = 0.0
@@ -57,7 +57,7 @@ class SpendPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def spending(read: Read, scope: Scope, by: By, *, limit: int = 1000) -> list[Spending]:
-    """Dearest first, days in order. Runs of different tenants are different, whatever they are called."""
+    """Return sums by key, the most expensive first, days in order. Runs of the same id in two tenants are kept apart."""
     where, values = scope.where()
     group = "tenant, key" if by == "run" else "key"
     order = "key" if by == "day" else "usd DESC, key"
@@ -83,7 +83,7 @@ def idle(read: Read, scope: Scope) -> list[Idle]:
 
 
 def spending_over_time(read: Read, scope: Scope, *, with_idle: bool) -> list[SpendPoint]:
-    """Every step of the scope that has anything, in order."""
+    """Return every step of the scope that has rows, in order."""
     step, (where, values) = scope.step_s, scope.where()
     parts = [
         f"SELECT CAST(at / {step} AS INTEGER) * {step} AS start, usd, saved_usd, all_large_usd, 0.0 AS idle_usd"

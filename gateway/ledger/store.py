@@ -1,4 +1,4 @@
-"""The ledger's tables in one SQLite connection: made and migrated, filled, read, and cleared of what is too old."""
+"""Tables of the ledger in one SQLite connection: migration, inserts, reads, and deletion of old rows."""
 
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -92,7 +92,7 @@ CREATE TABLE responses (
 CREATE INDEX responses_by_time ON responses (at, tenant, size);
 """
 MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7)
-"""What brings a file from each version to the next; a file's `user_version` is how many of them it has seen."""
+"""Scripts from each version to the next. A file's `user_version` is the number of scripts applied to it."""
 
 _AGES: dict[type[Row], str] = {
     HoldRow: "at", RequestRow: "at", DecisionRow: "at", RunRow: "last_seen", DeviceRow: "at", PolicyRow: "at",
@@ -101,12 +101,12 @@ _AGES: dict[type[Row], str] = {
 _MAY_GO: dict[type[Row], str] = {
     # The policy in force stays, however old.
     PolicyRow: "at < (SELECT max(at) FROM policies)",
-    # So do keys in force, and one row in any case: a store that had keys lets nobody in without one.
+    # So do keys in force, and always the last changed row: a store that ever had keys requires one.
     KeyRow: "revoked_at > 0 AND changed < (SELECT max(changed) FROM api_keys)",
     KeyUseRow: "id NOT IN (SELECT id FROM api_keys)",
 }
 MAX_RESPONSES, MAX_RESPONSE_BYTES = 10_000, 256 * 1024 * 1024
-"""Of each tenant. Its oldest go first."""
+"""Bounds on the stored responses of each tenant. The oldest are deleted first."""
 _TRIM = """
 DELETE FROM responses WHERE rowid IN (
     SELECT id FROM (
@@ -115,16 +115,16 @@ DELETE FROM responses WHERE rowid IN (
     WHERE number > ? OR bytes > ?)
 """
 ROWS_A_STATEMENT = 16
-"""Each statement lets go of the interpreter and has to wait for it again, which holds up whoever has it (docs/log.md)."""
+"""Rows of one INSERT. Each statement releases the GIL and takes it again, which delays the other threads (docs/log.md)."""
 _FORGET_ROWS = 5_000
-"""A delete of so many rows takes milliseconds, and between two of them new rows are written."""
+"""Rows of one DELETE: it takes milliseconds. New rows are written between two deletes."""
 
 
 class Store:
-    """Whoever has it closes it. One thread at a time."""
+    """One connection to a ledger. Its owner closes it; one thread at a time may use it."""
 
     def __init__(self, path: str) -> None:
-        """Raises sqlite3.Error when the file cannot be made, is no ledger, or is of a later version."""
+        """Open and migrate a file. Raises sqlite3.Error when it cannot be created, is no ledger, or is of a later version."""
         self.connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             _migrate(self.connection)
@@ -133,7 +133,7 @@ class Store:
             raise
 
     def insert(self, rows: Sequence[Row]) -> None:
-        """All or none; what a request held goes as its row comes. Raises sqlite3.Error."""
+        """Insert all rows or none. A request's row deletes its budget reservation. Raises sqlite3.Error."""
         ended = {row.request for row in rows if isinstance(row, RequestRow) and row.request}
         rows = [row for row in rows if not isinstance(row, HoldRow) or row.request not in ended]
         try:
@@ -145,7 +145,7 @@ class Store:
                     self.connection.execute(_INSERT_MANY[kind], [*chain.from_iterable(values[at : at + ROWS_A_STATEMENT])])
                 if many < len(values):
                     self.connection.executemany(_INSERT[kind], values[many:])
-            if self.connection.execute("SELECT EXISTS (SELECT 1 FROM holds)").fetchone()[0]:  # mostly there are no budgets
+            if self.connection.execute("SELECT EXISTS (SELECT 1 FROM holds)").fetchone()[0]:  # usually there are no budgets
                 self.connection.executemany("DELETE FROM holds WHERE request = ?", [(request,) for request in ended])
             self._bound_responses([row for row in rows if isinstance(row, ResponseRow)])
             self.connection.execute("COMMIT")
@@ -160,7 +160,8 @@ class Store:
             self.connection.execute(_TRIM, (tenant, MAX_RESPONSES, MAX_RESPONSE_BYTES))
 
     def forget(self, before: float, kinds: Iterable[type[Row]] = KINDS) -> int:
-        """Deletes some rows older than a Unix time; 0 when none is left. What they took is given back to the disk."""
+        """Delete at most _FORGET_ROWS rows a table that are older than `before` (Unix time), and free their pages on disk.
+        Return the number deleted."""
         deleted = 0
         for kind in kinds:
             name, age = table(kind), _AGES[kind]
@@ -175,21 +176,21 @@ class Store:
 
 
 def select(connection: sqlite3.Connection, query: str, values: Values) -> list[dict[str, Any]]:
-    """Rows by column name."""
+    """Run a query and return its rows by column name."""
     cursor = connection.execute(query, values)
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Step by step, each in one transaction: a crash leaves the file at one version or the next."""
+    """Apply the missing scripts, each in one transaction: a crash leaves the file at a whole version."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise sqlite3.DatabaseError(f"the ledger is of version {version}, this is {len(MIGRATIONS)}: move the file away")
     if version == 0:
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     connection.execute("PRAGMA journal_mode=WAL")
-    # NORMAL: a killed process loses nothing that was committed, a power cut at most the last commits, and never the file.
+    # NORMAL: a killed process loses no commit. A power cut loses at most the last commits and never corrupts the file.
     connection.execute("PRAGMA synchronous=NORMAL")
     for number in range(version, len(MIGRATIONS)):
         connection.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version={number + 1}; COMMIT;")

@@ -1,4 +1,4 @@
-"""What to know at first sight of a time: what its runs cost, which promise is in danger, which requests to open."""
+"""Summary of a time range: cost of its runs, burn rate of its SLO classes, and notable requests."""
 
 from typing import Literal
 
@@ -24,7 +24,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SloSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One SLO class; `burn` 1 uses up its allowance of broken promises just in time."""
+    """One SLO class. A burn rate of 1 misses exactly as many requests as the objective allows."""
 
     slo: str
     counted: int
@@ -33,7 +33,7 @@ class SloSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NotableRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request worth a look: it failed, broke its promise, or cost the most."""
+    """A request that failed, missed its SLO, or is among the most expensive."""
 
     why: NotableReason
     at: float
@@ -55,7 +55,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summary(read: Read, scope: Scope) -> Summary:
-    """The class that burns fastest first; of requests the last that went wrong, then the dearest."""
+    """Return the summary: the class with the highest burn first; the last failed requests, then the most expensive."""
     return Summary(totals=_totals(read, scope), classes=_classes(read, scope), notable=_notable(read, scope))
 
 
@@ -80,8 +80,8 @@ def _classes(read: Read, scope: Scope) -> list[SloSummary]:
         f" WHERE {where} AND slo <> '' GROUP BY slo HAVING sum(slo_counted) > 0",
         values,
     )
-    found = [msgspec.convert({**row, "burn": burn(row["met"], row["counted"])}, SloSummary, strict=False) for row in rows]
-    return sorted(found, key=lambda one: (-one.burn, -one.counted))
+    classes = [msgspec.convert({**row, "burn": burn(row["met"], row["counted"])}, SloSummary, strict=False) for row in rows]
+    return sorted(classes, key=lambda line: (-line.burn, -line.counted))
 
 
 def _notable(read: Read, scope: Scope) -> list[NotableRequest]:

@@ -1,4 +1,4 @@
-"""When requests are sent, and how long they are, fixed before the first one goes out. Pure: randomness is passed in."""
+"""Schedule of requests and their lengths, fixed before the first is sent. Pure: randomness is an argument."""
 
 import csv
 import gzip
@@ -23,7 +23,7 @@ class Planned(NamedTuple):
 
 
 class TraceError(ValueError):
-    """Names the file, the line, and what was expected there."""
+    """A trace file is invalid. The message has the file, the line and the expected format."""
 
 
 class _MooncakeLine(msgspec.Struct):
@@ -35,7 +35,7 @@ class _MooncakeLine(msgspec.Struct):
 def steady(
     rate: float, duration_s: float, lengths: tuple[int, int], *, arrivals: Arrivals, rng: random.Random
 ) -> Iterator[Planned]:
-    """`rate` requests a second, all of the same lengths (prompt, answer)."""
+    """Yield `rate` requests a second, all with the same lengths (prompt, answer) in tokens."""
     at = 0.0
     while True:
         at += rng.expovariate(rate) if arrivals == "poisson" else 1.0 / rate
@@ -45,13 +45,15 @@ def steady(
 
 
 def scaled(trace: Sequence[Planned], rate: float, duration_s: float, *, start: int = 0) -> list[Planned]:
-    """As many requests of a trace, from number `start` on and around its end, as make this rate over this time. Gaps keep their
-    proportions, so that bursts stay bursts; lengths stay as they are. Raises ValueError for an empty trace."""
+    """Scale a trace to this rate and duration. Requests are taken from number `start` on, wrapping at the end.
+
+    Gaps keep their proportions, so that bursts remain; lengths are unchanged. Raises ValueError for an empty trace.
+    """
     if not trace:
         raise ValueError("the trace is empty")
     count = max(1, round(rate * duration_s))
     gaps = [max(0.0, b.at_s - a.at_s) for a, b in pairwise(trace)]
-    gaps.append(sum(gaps) / len(gaps) if gaps else 1.0)  # from the last one around to the first
+    gaps.append(sum(gaps) / len(gaps) if gaps else 1.0)  # from the last request to the first
     places = [(start + number) % len(trace) for number in range(count)]
     taken = [gaps[place] for place in places]
     stretch = duration_s / (sum(taken) or 1.0)
@@ -63,20 +65,22 @@ def scaled(trace: Sequence[Planned], rate: float, duration_s: float, *, start: i
 
 
 def until(trace: Sequence[Planned], duration_s: float) -> list[Planned]:
-    """A trace at its own speed."""
-    return [one for one in trace if one.at_s < duration_s]
+    """Return the requests of the first `duration_s` seconds at the trace's own rate."""
+    return [request for request in trace if request.at_s < duration_s]
 
 
 def read_trace(path: Path) -> list[Planned]:
-    """A CSV file with TIMESTAMP,ContextTokens,GeneratedTokens or JSON lines with timestamp (ms), input_length, output_length;
-    either may be gzipped. In order of time, the first at 0. Raises TraceError or OSError."""
+    """Read CSV with TIMESTAMP,ContextTokens,GeneratedTokens or JSON lines with timestamp (ms), input_length, output_length.
+
+    Either may be gzipped. The result is in order of time and starts at 0. Raises TraceError or OSError.
+    """
     with _open(path) as lines:
         read = _mooncake if ".jsonl" in path.suffixes else _azure
         planned = sorted(read(path, lines))
     if not planned:
         raise TraceError(f"{path} holds no requests")
     first = planned[0].at_s
-    return [one._replace(at_s=one.at_s - first) for one in planned]
+    return [request._replace(at_s=request.at_s - first) for request in planned]
 
 
 def _open(path: Path) -> IO[str]:

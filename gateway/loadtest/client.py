@@ -1,6 +1,6 @@
-"""Requests over HTTP as a schedule says, whether or not earlier ones are answered: what is slow makes nobody wait to send.
+"""Sends requests over HTTP on schedule, whether or not earlier ones were answered: slow responses delay no request.
 
-Every time counts from when the request was to be sent, so that a late sender hides nothing.
+Every time counts from the scheduled time of sending, so that a late sender hides no delay.
 """
 
 import asyncio
@@ -14,16 +14,19 @@ import aiohttp
 import msgspec
 
 _THRESHOLDS = (50_000, 50, 1_000)
-"""Of Python's garbage collector while a load lasts: young garbage goes, what is old stays."""
+"""Garbage collector thresholds under load: young garbage is collected, old objects are not visited."""
 
 Clock = Callable[[], float]
 T = TypeVar("T")
 
 
 class Response(NamedTuple):
-    """What became of one request. Seconds after it was to be sent: `lag_s` until it was, `first_s` until its first piece of
-    text or call, `end_s` until its end. `status` is HTTP's, 0 without an answer; `error` a code or reason, "" where all is
-    well. `retry_after_s` is what a refusal said."""
+    """Result of one request. Times are seconds after its scheduled time: `lag_s` to sending, `first_s` to the first text or
+    call, `end_s` to the end.
+
+    `status` is HTTP's, 0 without a response. `error` is a code or reason, "" on success. `retry_after_s` comes from a
+    rejection.
+    """
 
     status: int
     lag_s: float
@@ -43,7 +46,7 @@ class Response(NamedTuple):
 
     @property
     def tpot_s(self) -> float | None:
-        """Between two tokens of the answer, on the average; None where there were not two."""
+        """Mean seconds between two output tokens; None for fewer than two."""
         if self.first_s is None or self.output_tokens < 2:
             return None
         return (self.end_s - self.first_s) / (self.output_tokens - 1)
@@ -52,9 +55,9 @@ class Response(NamedTuple):
 async def open_loop(
     times_s: Sequence[float], send: Callable[[int, float], Awaitable[T]], *, clock: Clock = time.perf_counter
 ) -> list[T]:
-    """Calls `send(number, due)` at each time, in order; `due` is on `clock`. Returns when all have returned.
+    """Call `send(number, due)` at each time, in order, and return when all calls have returned. `due` is on `clock`.
 
-    When one raises, or this is cancelled, the others are cancelled.
+    If one raises, or this is cancelled, the others are cancelled.
     """
     with _seldom_collecting():
         began = clock()
@@ -70,16 +73,16 @@ async def open_loop(
 
 @contextmanager
 def _seldom_collecting() -> Iterator[None]:
-    """A full collection walks all answers so far, a tenth of a second in which nothing is sent or read, and all that is under
-    way looks slower than it is."""
-    before = gc.get_threshold()
+    """Avoid full collections. One visits all answers so far and stops sending and receiving for a tenth of a second, which
+    inflates all latencies."""
+    thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
 
 
@@ -88,7 +91,7 @@ async def _sent(send: Callable[[int, float], Awaitable[T]], number: int, due: fl
 
 
 def open_session(timeout_s: float) -> aiohttp.ClientSession:
-    """As many connections as are wanted: a pool's limit would make requests wait unseen."""
+    """Open a session without a limit of connections: a pool's limit would delay requests unnoticed."""
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
@@ -102,8 +105,8 @@ async def chat(
     due: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> Response:
-    """One streamed chat completion at `url` (up to /chat/completions), timed from `due`. Never raises for what the other side
-    does."""
+    """Send one streamed chat completion to `url` (up to /chat/completions), timed from `due`. Errors of the endpoint are never
+    raised."""
     began = clock()
     due = began if due is None else due
     reading = _AnswerReader(clock, due, began - due)
@@ -160,7 +163,7 @@ _chunks = msgspec.json.Decoder(_Chunk)
 
 
 class _AnswerReader:
-    """One answer as it comes."""
+    """Reader of one streamed answer."""
 
     def __init__(self, clock: Clock, due: float, lag_s: float) -> None:
         self.status, self.error = 0, ""
@@ -191,8 +194,8 @@ class _AnswerReader:
         except msgspec.MsgspecError:
             fault = None
         self.error = str((fault and (fault.code or fault.type)) or f"http_{self.status}")
-        said = headers.get("retry-after-ms", "")
-        return self.seen()._replace(retry_after_s=float(said) / 1000 if said.isdigit() else None)
+        retry_after_ms = headers.get("retry-after-ms", "")
+        return self.seen()._replace(retry_after_s=float(retry_after_ms) / 1000 if retry_after_ms.isdigit() else None)
 
     def seen(self) -> Response:
         if self.status == 200 and not self.error and not self._done and not self._finish:

@@ -1,4 +1,4 @@
-"""What a load run came to: percentiles, rates, promises kept, refusals, and whether the sender itself was late. Pure."""
+"""Report of a load run: percentiles, rates, SLO attainment, rejections, and the sender's own lag. Pure."""
 
 import math
 from collections import defaultdict
@@ -9,11 +9,11 @@ import msgspec
 from gateway.loadtest.client import Response
 
 LATE_S = 0.02
-"""A sender that is later than this at the 99th percentile has measured itself as well."""
+"""Seconds. Above this lag at the 99th percentile the sender distorts the measurement."""
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """Milliseconds, nearest rank; None where there was nothing."""
+    """Percentiles in milliseconds, nearest rank; None without values."""
 
     p50: float | None
     p90: float | None
@@ -21,7 +21,7 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class RejectedGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests with one status and error; `p99_ms` is how long they took to be told."""
+    """Requests with the same status and error. `p99_ms` is the time to the rejection."""
 
     status: int
     error: str
@@ -31,8 +31,10 @@ class RejectedGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Rates are over `duration_s`. `goodput` is of requests a second that were answered and kept every promise; `attainment` is
-    the share of all that were sent which did, `admitted_attainment` of those that were answered with 200."""
+    """Figures of a run. Rates are over `duration_s`. `goodput` is requests a second that were answered within their SLO.
+
+    `attainment` is the share of all sent requests that met it, `admitted_attainment` the share of those answered with 200.
+    """
 
     requests: int
     ok: int
@@ -56,14 +58,14 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LatencySlo(msgspec.Struct, frozen=True):
-    """Seconds; what is None is not promised."""
+    """SLO in seconds; None means no limit."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
     end_s: float | None = None
 
     def is_met(self, seen: Response) -> bool:
-        """By a whole answer."""
+        """Return whether a complete response meets the SLO."""
         if not seen.ok or seen.first_s is None:
             return False
         in_time = self.ttft_s is None or seen.first_s <= self.ttft_s
@@ -72,30 +74,30 @@ class LatencySlo(msgspec.Struct, frozen=True):
 
 
 def load_report(seen: Sequence[Response], kept: Sequence[bool], duration_s: float) -> LoadReport:
-    """`kept` says of each whether it kept its promises; `duration_s` is the time over which they were to be sent."""
-    ok = [one for one in seen if one.ok]
-    admitted = [keeps for one, keeps in zip(seen, kept, strict=True) if one.status == 200]
+    """Summarize a run. `kept` states for each request whether it met its SLO; `duration_s` is the scheduled time of sending."""
+    ok = [response for response in seen if response.ok]
+    admitted = [keeps for response, keeps in zip(seen, kept, strict=True) if response.status == 200]
     return LoadReport(
         requests=len(seen),
         ok=len(ok),
         duration_s=duration_s,
         sent_per_s=len(seen) / duration_s,
         answered_per_s=len(ok) / duration_s,
-        prompt_tokens_per_s=sum(one.prompt_tokens for one in ok) / duration_s,
-        output_tokens_per_s=sum(one.output_tokens for one in ok) / duration_s,
+        prompt_tokens_per_s=sum(response.prompt_tokens for response in ok) / duration_s,
+        output_tokens_per_s=sum(response.output_tokens for response in ok) / duration_s,
         goodput=sum(kept) / duration_s,
         attainment=sum(kept) / len(seen) if seen else 0.0,
         admitted_attainment=sum(admitted) / len(admitted) if admitted else None,
-        ttft_ms=_milliseconds(one.first_s for one in ok if one.first_s is not None),
-        tpot_ms=_milliseconds(tpot for one in ok if (tpot := one.tpot_s) is not None),
-        e2e_ms=_milliseconds(one.end_s for one in ok),
-        refused=_refused(one for one in seen if not one.ok),
-        sender_lag_ms=_milliseconds(one.lag_s for one in seen),
+        ttft_ms=_milliseconds(response.first_s for response in ok if response.first_s is not None),
+        tpot_ms=_milliseconds(tpot for response in ok if (tpot := response.tpot_s) is not None),
+        e2e_ms=_milliseconds(response.end_s for response in ok),
+        refused=_refused(response for response in seen if not response.ok),
+        sender_lag_ms=_milliseconds(response.lag_s for response in seen),
     )
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest rank; `values` are sorted and not empty."""
+    """Return a percentile by nearest rank. `values` are sorted and not empty."""
     return values[max(0, math.ceil(share * len(values)) - 1)]
 
 
@@ -105,11 +107,11 @@ def _milliseconds(seconds: Iterable[float]) -> Percentiles:
 
 
 def _refused(failed: Iterable[Response]) -> list[RejectedGroup]:
-    """The most frequent first."""
+    """Return the groups, the most frequent first."""
     times: defaultdict[tuple[int, str], list[float]] = defaultdict(list)
-    for one in failed:
-        times[one.status, one.error].append(1000 * one.end_s)
-    found = [
+    for response in failed:
+        times[response.status, response.error].append(1000 * response.end_s)
+    groups = [
         RejectedGroup(
             status=status,
             error=error,
@@ -119,4 +121,4 @@ def _refused(failed: Iterable[Response]) -> list[RejectedGroup]:
         )
         for (status, error), taken in times.items()
     ]
-    return sorted(found, key=lambda one: (-one.requests, one.status, one.error))
+    return sorted(groups, key=lambda group: (-group.requests, group.status, group.error))

@@ -1,6 +1,6 @@
-"""What was spent of each budget before this process, from the ledger: a restart gives nobody a fresh budget.
+"""Restores the spending of each budget from the ledger, so that a restart does not reset budgets.
 
-What was in flight when a gateway was killed counts with the most that it may have taken: nobody knows what it did take.
+A request in flight when a gateway was killed counts with its full reservation, as its actual use is unknown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,7 @@ _PAYERS = {"tenant": "tenant", "key": "tenant, key_id", "run": "tenant, run"}
 
 
 def restore(budgets: Budgets, policy: Policy, read: Read, now: float) -> None:
-    """Counts every request that a worker had or may have had, in the window that `now` (Unix time) is in. Blocks while it
-    reads."""
+    """Count every request that may have reached a worker in the window that contains `now` (Unix time). Blocks."""
     for name, budget in policy.budgets.items():
         routes = [label for route in policy.routes if name in route.budgets for label in _labels(route)]
         if not routes:
@@ -28,7 +27,7 @@ def restore(budgets: Budgets, policy: Policy, read: Read, now: float) -> None:
 def _query(budget: Budget, routes: Sequence[str], now: float) -> tuple[str, tuple[str | float, ...]]:
     payers = _PAYERS[budget.per]
     marks = ", ".join("?" * len(routes))
-    # The latest come last, so that they are kept when there are more than are remembered.
+    # The latest come last, so that they are the ones kept when there are more than MAX_ACCOUNTS.
     query = (
         f"SELECT * FROM (SELECT {payers}, sum(usd) AS usd, sum(prompt_tokens + output_tokens) AS tokens,"
         " count(DISTINCT request) AS turns, max(at) AS last FROM requests"
@@ -48,5 +47,5 @@ def _in_flight(budget: Budget, routes: Sequence[str], now: float) -> tuple[str, 
 
 
 def _labels(route: Route) -> Mapping[str, None]:
-    """As its requests are written down: the route's name, or its arms'."""
+    """Return the names that the route's requests have in the ledger: its own, and those of its arms."""
     return dict.fromkeys((route.name, *(f"{route.name}/{arm}" for arm in route.split)))

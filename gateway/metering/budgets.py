@@ -1,8 +1,8 @@
-"""What tenants, keys and runs may still spend. Pure: the clock is passed in, and nothing happens between looking and taking, so
-that no two requests spend the same money.
+"""Budgets of tenants, keys and runs. Pure: the clock is passed in. Check and reservation are one call, so that no two requests
+spend the same money.
 
-spent + held + what a request may take at most <= limit; `held` is what requests under way may still take. Windows of `window_s`
-seconds begin at multiples of it in Unix time; what is spent counts in the window in which its request came.
+spent + reserved + the request's upper bound <= limit. `reserved` is the upper bound of requests in flight. Windows of
+`window_s` seconds begin at multiples of it in Unix time. Spending counts in the window in which its request arrived.
 """
 
 from collections import OrderedDict
@@ -17,10 +17,10 @@ from gateway.routing.decide import AUTO
 from gateway.routing.decision import RoutingRequest, WorkerView
 
 MAX_ACCOUNTS = 200_000
-"""The least recently used that hold nothing are forgotten first, as are those whose window is over; of runs there may be any
-number."""
+"""Accounts kept, as the number of runs is unbounded. Least recently used accounts without reservations and those of past
+windows are dropped first."""
 _DUST = 1e-9
-"""Of a limit: sums of floats are that exact."""
+"""Tolerance as a share of a limit, for rounding in sums of floats."""
 _SOON_S = 1.0
 USD_MARGIN = 2.0
 """Over the predicted price: a step with few sequences costs each of them more than the average that was learned."""
@@ -39,7 +39,7 @@ NOTHING = Amount()
 
 
 class Payers(NamedTuple):
-    """Who pays for a request. `key` is the id of a key, never the key; "" where none is needed."""
+    """Tenant, key and run that a request is charged to. `key` is the id of a key, never the key; "" if none is needed."""
 
     tenant: str
     key: str
@@ -55,51 +55,51 @@ class _Account:
 
 
 class Reservation(NamedTuple):
-    """What one request may take at most, of each account that pays for it. Settled exactly once."""
+    """Upper bound of one request, reserved in each account that pays for it. It must be settled exactly once."""
 
     accounts: tuple[_Account, ...]
     amount: Amount
 
 
 class Budgets:
-    """One account for each budget and payer, made when first used."""
+    """Accounts by budget and payer, created at first use."""
 
     def __init__(self, budgets: Mapping[str, Budget], *, max_accounts: int = MAX_ACCOUNTS) -> None:
         self._budgets = budgets
         self._max_accounts = max_accounts
         self._accounts: OrderedDict[tuple[str, Payers], _Account] = OrderedDict()
         self.num_reservations = 0
-        """Of requests under way."""
+        """Reservations of requests in flight."""
         self.settled = NOTHING
-        """By all that have ended since the start, each counted once whatever the number of its budgets."""
+        """Sum of all ended requests since the start, each counted once whatever the number of its budgets."""
 
     def __len__(self) -> int:
         return len(self._accounts)
 
     def limit(self, budgets: Mapping[str, Budget]) -> None:
-        """Other limits from now on. What was spent stays spent; a budget that is new counts from here."""
+        """Replace the limits. Spending so far is kept; a new budget counts from now."""
         self._budgets = budgets
 
     def reserve(self, names: Sequence[str], payers: Payers, wanted: Sequence[Amount], now: float) -> list[Reservation]:
-        """A hold for each amount, of every named budget, or none at all: raises OverBudget. `now` is Unix time."""
-        together = NOTHING
-        for most in wanted:
-            together = together.plus(most)
+        """Reserve each amount in every named budget, or raise OverBudget and reserve nothing. `now` is Unix time."""
+        total = NOTHING
+        for amount in wanted:
+            total = total.plus(amount)
         accounts = []
         for name in dict.fromkeys(names):
-            if name not in self._budgets:  # of a policy that is no longer in force
+            if name not in self._budgets:  # a budget of a policy that is no longer in force
                 continue
             account = self._account(name, payers, now)
-            _check(name, self._budgets[name], payers, account, together, now)
+            _check(name, self._budgets[name], payers, account, total, now)
             accounts.append(account)
         for account in accounts:
-            account.reserved = account.reserved.plus(together)
+            account.reserved = account.reserved.plus(total)
             account.num_reservations += len(wanted)
         self.num_reservations += len(wanted)
-        return [Reservation(tuple(accounts), most) for most in wanted]
+        return [Reservation(tuple(accounts), amount) for amount in wanted]
 
     def settle(self, reservation: Reservation, spent: Amount) -> None:
-        """What was taken in the end stands for what was held."""
+        """Replace a reservation by what the request actually spent."""
         self.num_reservations -= 1
         self.settled = self.settled.plus(spent)
         for account in reservation.accounts:
@@ -108,7 +108,7 @@ class Budgets:
             account.spent = account.spent.plus(spent)
 
     def spend(self, name: str, payers: Payers, spent: Amount, now: float) -> None:
-        """Without a hold: what was spent before a restart."""
+        """Count spending without a reservation, from before a restart."""
         account = self._account(name, payers, now)
         account.spent = account.spent.plus(spent)
 
@@ -116,7 +116,7 @@ class Budgets:
         return self._account(name, payers, now).spent
 
     def check(self) -> None:
-        """Holds are neither lost nor settled twice."""
+        """Assert that reservations are neither lost nor settled twice; for tests."""
         assert self.num_reservations >= 0
         for account in self._accounts.values():
             assert account.num_reservations >= 0
@@ -134,7 +134,7 @@ class Budgets:
         return account
 
     def _forget(self, now: float) -> None:
-        """The one that was used least lately, and whose window is over, and which has to make room."""
+        """Drop least recently used accounts whose window is over, or that exceed the bound. Stop at one with reservations."""
         while self._accounts:
             place, account = next(iter(self._accounts.items()))
             budget = self._budgets.get(place[0])
@@ -145,7 +145,7 @@ class Budgets:
 
 
 def window_start(budget: Budget, now: float) -> float:
-    """Unix time; 0 for a budget that is for ever."""
+    """Return the Unix time at which the window of `now` began; 0 for a budget without a window."""
     return _window(budget, now) * (budget.window_s or 0.0)
 
 
@@ -166,17 +166,17 @@ def _payer(budget: Budget, payers: Payers) -> Payers:
 def _check(name: str, budget: Budget, payers: Payers, account: _Account, wanted: Amount, now: float) -> None:
     limits = (budget.usd, budget.tokens, budget.turns)
     taken = account.spent.plus(account.reserved)
-    for unit, limit, spent, held, most in zip(Amount._fields, limits, taken, account.reserved, wanted, strict=True):
-        if limit is None or spent + most <= limit * (1 + _DUST):
+    for unit, limit, used, reserved, need in zip(Amount._fields, limits, taken, account.reserved, wanted, strict=True):
+        if limit is None or used + need <= limit * (1 + _DUST):
             continue
-        left = max(0.0, limit - spent)
+        left = max(0.0, limit - used)
         resets_s = window_start(budget, now) + budget.window_s - now if budget.window_s else None
-        # When others give back what they hold and do not take, there may be enough.
-        soon = spent - held + most <= limit
+        # When requests in flight end and release the unused part of their reservations, there may be enough.
+        soon = used - reserved + need <= limit
         raise OverBudget(
-            f'budget "{name}" of this {budget.per}: {_say(unit, left)} of {_say(unit, limit)} left'
-            + (f", while {_say(unit, held)} are held for requests under way" if held > 0 else "")
-            + f"; this request may take {_say(unit, most)}. "
+            f'budget "{name}" of this {budget.per}: {_formatted(unit, left)} of {_formatted(unit, limit)} left'
+            + (f", while {_formatted(unit, reserved)} are reserved for requests in flight" if reserved > 0 else "")
+            + f"; this request may take {_formatted(unit, need)}. "
             + _when(now, resets_s),
             retry_after_s=_SOON_S if soon else resets_s,
         )
@@ -189,7 +189,7 @@ def _when(now: float, resets_s: float | None) -> str:
     return f"It resets at {at}, in {resets_s:,.0f} s"
 
 
-def _say(unit: str, value: float) -> str:
+def _formatted(unit: str, value: float) -> str:
     return f"${value:.6g}" if unit == "usd" else f"{value:,.0f} {unit}"
 
 

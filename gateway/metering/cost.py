@@ -1,8 +1,8 @@
-"""Dollars from device-seconds. A device's price is split over its workers in parts that add up to one, so that
+"""Dollars from device-seconds. A device's price is split over its workers in shares that add up to one, so that
 
     sum of request costs + idle  =  price * time        for every device
 
-with idle as its own line. Savings and the counterfactual are estimates, and carry the name of their method.
+with idle time as its own line. Savings and the counterfactual are estimates, and carry the name of their method.
 """
 
 from typing import NamedTuple, Protocol
@@ -14,9 +14,9 @@ from gateway.policy.schema import Policy, TokenPrices
 from gateway.policy.worker_rates import WorkerRates
 
 SAVED_METHOD = "reprefill/v1"
-"""Cached tokens times the worker's present rate per uncached token."""
+"""Method of savings: cached tokens times the worker's present rate per uncached token."""
 COUNTERFACTUAL_METHOD = "same-cache/v1"
-"""The same tokens on the top tier's worker at its present rates, with as many of them cached as were here."""
+"""Method of the counterfactual: the same tokens, equally cached, on the top tier's worker at its present rates."""
 
 
 def usd(device_s: float, usd_per_s: float) -> float:
@@ -24,20 +24,21 @@ def usd(device_s: float, usd_per_s: float) -> float:
 
 
 def worker_usd_per_s(policy: Policy) -> dict[str, float]:
-    """Price of a busy second by worker: its part of the device's price. Parts not given are equal parts of what is left."""
+    """Return the price of a second by worker: its share of the device's price. Workers without a share split the rest
+    equally."""
     prices: dict[str, float] = {}
     for device_name, device in policy.devices.items():
         workers = {name: worker for name, worker in policy.workers.items() if worker.device == device_name}
-        given = {name: worker.share for name, worker in workers.items() if worker.share is not None}
-        left = 1.0 - sum(given.values())
+        shares = {name: worker.share for name, worker in workers.items() if worker.share is not None}
+        left = 1.0 - sum(shares.values())
         for name in workers:
-            part = given.get(name, left / max(1, len(workers) - len(given)))
-            prices[name] = part * device.usd_per_hour / 3600.0
+            share = shares.get(name, left / max(1, len(workers) - len(shares)))
+            prices[name] = share * device.usd_per_hour / 3600.0
     return prices
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True):
-    """What one attempt cost, and beside it what it would have cost otherwise. Device-seconds and dollars."""
+    """Cost of one attempt, with its cache savings and its cost on the large tier. Device-seconds and dollars."""
 
     device_s: float
     usd: float
@@ -48,21 +49,21 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tariff(Protocol):
-    """What a request costs somewhere, in dollars."""
+    """Price in dollars of a finished request on one server."""
 
     def paid(self, finished: Finished) -> float: ...
 
     def saved(self, finished: Finished) -> float:
-        """By what was cached."""
+        """Return the dollars saved by cached tokens."""
         ...
 
     def expected(self, finished: Finished) -> float:
-        """Of the same tokens, equally cached, there."""
+        """Return the dollars of the same tokens, equally cached, on this server."""
         ...
 
 
 class ByTime(NamedTuple):
-    """On a worker with these rates and this price of a busy second."""
+    """Tariff of a worker: its rates and its price of a busy second."""
 
     rates: WorkerRates
     usd_per_s: float
@@ -78,7 +79,7 @@ class ByTime(NamedTuple):
 
 
 class ByToken(NamedTuple):
-    """At an upstream. What was not begun has no tokens, and costs nothing."""
+    """Tariff of an upstream. A request that did not begin has no tokens and costs nothing."""
 
     prices: TokenPrices
 
@@ -95,10 +96,9 @@ class ByToken(NamedTuple):
 
 
 def charge(finished: Finished, tariff: Tariff, *, large: Tariff | None, on_large: bool) -> Charge:
-    """The cost of a finished request under a tariff.
+    """Return the cost of a finished request under a tariff.
 
-    `large` is the top tier's; None when there is none to compare with. On the large tier itself the counterfactual is what
-    was paid.
+    `large` is the top tier's tariff, None when there is none. On the large tier itself the counterfactual is the price paid.
     """
     paid, saved = tariff.paid(finished), tariff.saved(finished)
     instead = paid if on_large or large is None else large.expected(finished)
@@ -106,7 +106,7 @@ def charge(finished: Finished, tariff: Tariff, *, large: Tariff | None, on_large
 
 
 def expected_device_s(finished: Finished, rates: WorkerRates) -> float:
-    """Device-seconds of the same tokens, equally cached, at other rates. A request that did nothing costs nothing."""
+    """Return device-seconds of the same tokens, equally cached, at other rates; 0 for a request without output."""
     if finished.num_output_tokens == 0:
         return 0.0
     uncached = max(1, finished.num_prompt_tokens - finished.num_cached_tokens)
@@ -122,6 +122,6 @@ class DeviceTime(msgspec.Struct, frozen=True, kw_only=True):
     attributed_s: float
 
     def split_usd(self, usd_per_s: float) -> tuple[float, float, float]:
-        """(charged to requests, busy but charged to nobody, idle); they add up to the price of the time."""
+        """Return dollars (charged to requests, busy but unattributed, idle). They add up to the price of the time."""
         unattributed = self.busy_s - self.attributed_s
         return self.attributed_s * usd_per_s, unattributed * usd_per_s, self.idle_s * usd_per_s

@@ -1,4 +1,4 @@
-"""Worker time as it goes by, in dollars: what each new report adds to the one before it. Pure."""
+"""Worker time in seconds and dollars, from the differences between load reports. Pure."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,7 +11,7 @@ _NOTHING = DeviceTime(busy_s=0.0, idle_s=0.0, attributed_s=0.0)
 
 
 class Spent(NamedTuple):
-    """Sums since the gateway started. Dollars of what was charged, busy for nobody, and idle."""
+    """Sums since the gateway started: seconds, and dollars charged, unattributed and idle."""
 
     busy_s: float = 0.0
     idle_s: float = 0.0
@@ -27,16 +27,16 @@ class Spent(NamedTuple):
 
 
 class WorkerTime:
-    """One worker. A report that is behind the last one is of a new process, whose time starts at zero."""
+    """Time of one worker. A report below the last one comes from a new process, whose time starts at zero."""
 
     def __init__(self, usd_per_s: float) -> None:
         self.usd_per_s = usd_per_s
         self.total = Spent()
-        self._told = Spent()
+        self._taken = Spent()
         self._last: DeviceTime | None = None
 
     def observe(self, now: DeviceTime) -> None:
-        """The first report of a worker that was up before us counts from then on: what it did earlier was not ours."""
+        """Add the time since the last report. The first report only sets the start: earlier time is not charged here."""
         last, self._last = self._last, now
         if last is None:
             return
@@ -50,14 +50,14 @@ class WorkerTime:
         self.total = self.total.plus(Spent(step.busy_s, step.idle_s, *step.split_usd(self.usd_per_s)))
 
     def take(self) -> Spent:
-        """What came since the last call; they sum to the total."""
-        new = self.total.minus(self._told)
-        self._told = self.total
+        """Return the time since the last call. All results sum to `total`."""
+        new = self.total.minus(self._taken)
+        self._taken = self.total
         return new
 
 
 class DeviceTimes:
-    """All workers of a fleet, by their price of a busy second."""
+    """Times of all workers. `usd_per_s` is the price of a second by worker."""
 
     def __init__(self, usd_per_s: Mapping[str, float], models: Mapping[str, str]) -> None:
         self.workers = {name: WorkerTime(price) for name, price in usd_per_s.items()}
@@ -67,10 +67,10 @@ class DeviceTimes:
         self.workers[worker].observe(DeviceTime(busy_s=load.busy_s, idle_s=load.idle_s, attributed_s=load.attributed_s))
 
     def rows(self, at: float) -> list[DeviceRow]:
-        """What came since the last call, for the ledger; nothing of workers that did not report."""
-        found = []
+        """Return ledger rows of the time since the last call, for workers that reported any."""
+        rows = []
         for name, worker in self.workers.items():
             new = worker.take()
             if new.busy_s or new.idle_s:
-                found.append(DeviceRow(at=at, worker=name, model=self._models[name], **new._asdict()))
-        return found
+                rows.append(DeviceRow(at=at, worker=name, model=self._models[name], **new._asdict()))
+        return rows

@@ -1,8 +1,8 @@
-"""How fast tenants and keys may ask: requests and tokens a minute, and requests at the same time. Pure: the clock is passed in.
+"""Rate limits of tenants and keys: requests and tokens a minute, and concurrent requests. Pure: the clock is passed in.
 
-A minute's worth is a bucket that is full at first and fills evenly. A request takes one from that of requests when it comes,
-and from that of tokens the most that it is expected to take once its prompt is counted; when it has ended, also by an abort,
-what it took stands in place of that, if need be below zero.
+Each limit is a token bucket of one minute's worth, full at first. A request takes one from the request bucket on arrival. Once
+its prompt is counted it reserves the most tokens that it may take. At its end, also by an abort, the tokens spent replace the
+reservation, which may make the level negative.
 
 level(now) = min(limit, level(then) + limit * (now - then) / 60)
 """
@@ -17,16 +17,16 @@ from gateway.errors import RateLimited
 from gateway.policy.schema import RateLimits
 
 MAX_ACCOUNTS = 20_000
-"""The least recently used with nothing under way is forgotten first: so many tenants and keys are not at work at once."""
+"""Accounts kept: more tenants and keys than are active at once. The least recently used without open requests goes first."""
 _MINUTE_S = 60.0
 _SEAT_S = 1.0
-"""When another request ends is not known."""
+"""Retry-After for concurrent requests, as it is unknown when one ends."""
 _DUST = 1e-9
 NO_LIMITS = RateLimits()
 
 
 class LimitedParty(NamedTuple):
-    """Whose requests are counted, such as `tenant "acme"`, and what they may be."""
+    """Tenant or key with limits. `whose` names it in messages, such as `tenant "acme"`."""
 
     whose: str
     limits: RateLimits
@@ -34,7 +34,7 @@ class LimitedParty(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Account:
-    """`requests` and `tokens` are what is left now; without a limit they mean nothing."""
+    """Levels of one party's buckets. `requests` and `tokens` are what is left; without a limit they are meaningless."""
 
     limits: RateLimits
     at: float
@@ -43,22 +43,22 @@ class _Account:
     num_open: int = 0
 
     def fill(self, limits: RateLimits, now: float) -> None:
-        """Another limit keeps what is left; one that is new begins full."""
+        """Refill up to `now` and set the limits. A changed limit keeps the level; a new one starts full."""
         passed_s, self.at = max(0.0, now - self.at), max(now, self.at)
-        before, self.limits = self.limits, limits
-        self.requests = _filled(self.requests, before.requests_per_minute, limits.requests_per_minute, passed_s)
-        self.tokens = _filled(self.tokens, before.tokens_per_minute, limits.tokens_per_minute, passed_s)
+        previous, self.limits = self.limits, limits
+        self.requests = _filled(self.requests, previous.requests_per_minute, limits.requests_per_minute, passed_s)
+        self.tokens = _filled(self.tokens, previous.tokens_per_minute, limits.tokens_per_minute, passed_s)
 
 
-def _filled(level: float, before: int | None, limit: int | None, passed_s: float) -> float:
+def _filled(level: float, previous: int | None, limit: int | None, passed_s: float) -> float:
     if limit is None:
         return 0.0
-    return float(limit) if before is None else min(limit, level + before * passed_s / _MINUTE_S)
+    return float(limit) if previous is None else min(limit, level + previous * passed_s / _MINUTE_S)
 
 
 @dataclass(slots=True, eq=False)
 class RateLimitPass:
-    """One request that was let in, until it is settled or left. `held` are tokens of its calls that have not ended."""
+    """One admitted request until it is settled or left. `reserved` are the tokens of its calls that have not ended."""
 
     accounts: tuple[_Account, ...]
     num_calls: int = 0
@@ -67,7 +67,7 @@ class RateLimitPass:
 
 
 class RateLimiter:
-    """One account for each tenant and key with limits, made when first used."""
+    """Accounts of tenants and keys with limits, created at first use."""
 
     def __init__(self, *, max_accounts: int = MAX_ACCOUNTS) -> None:
         self._max_accounts = max_accounts
@@ -77,12 +77,12 @@ class RateLimiter:
         return len(self._accounts)
 
     def enter(self, limited: Sequence[LimitedParty], now: float) -> RateLimitPass:
-        """Counts a request of everybody it belongs to, or of nobody: raises RateLimited. `now` in seconds, of any origin."""
-        accounts = tuple(self._account(one, now) for one in limited)
+        """Admit a request for all its parties, or raise RateLimited and count nothing. `now` in seconds, of any origin."""
+        accounts = tuple(self._account(party, now) for party in limited)
         for (whose, limits), account in zip(limited, accounts, strict=True):
             if limits.concurrent_requests is not None and account.num_open >= limits.concurrent_requests:
                 raise RateLimited(
-                    f"{whose} has {account.num_open:,} requests under way, and its concurrent_requests is "
+                    f"{whose} has {account.num_open:,} requests in flight, and its concurrent_requests is "
                     f"{limits.concurrent_requests:,}: wait until one has ended",
                     retry_after_s=_SEAT_S,
                 )
@@ -93,66 +93,66 @@ class RateLimiter:
             account.requests -= 1
         return RateLimitPass(accounts)
 
-    def reserve(self, one: RateLimitPass, limited: Sequence[LimitedParty], tokens: Sequence[int], now: float) -> None:
-        """What each call of a request is expected to take at most, or nothing at all: raises RateLimited."""
-        most = sum(tokens)
+    def reserve(self, admitted: RateLimitPass, limited: Sequence[LimitedParty], tokens: Sequence[int], now: float) -> None:
+        """Reserve the upper bound of each call, or raise RateLimited and reserve nothing."""
+        total = sum(tokens)
         for whose, limits in limited:
             _check(
                 whose,
                 "tokens_per_minute",
                 limits.tokens_per_minute,
                 self._account(LimitedParty(whose, limits), now).tokens,
-                most,
+                total,
             )
-        for account in one.accounts:
-            account.tokens -= most
-        one.num_calls, one.reserved = len(tokens), most
+        for account in admitted.accounts:
+            account.tokens -= total
+        admitted.num_calls, admitted.reserved = len(tokens), total
 
-    def settle(self, one: RateLimitPass, held: int, spent: int, now: float) -> None:
-        """A call has ended: the tokens that it took stand for those that were held. The last one leaves."""
-        self._give_back(one, held - spent, now)
-        one.reserved -= held
-        one.num_calls -= 1
-        if not one.num_calls:
-            self.leave(one, now)
+    def settle(self, admitted: RateLimitPass, reserved: int, spent: int, now: float) -> None:
+        """Replace an ended call's reserved tokens by those spent. The last call ends the request."""
+        self._give_back(admitted, reserved - spent, now)
+        admitted.reserved -= reserved
+        admitted.num_calls -= 1
+        if not admitted.num_calls:
+            self.leave(admitted, now)
 
-    def leave(self, one: RateLimitPass, now: float) -> None:
-        """The request has ended, or never got as far as having calls. A second time does nothing."""
-        if not one.is_open:
+    def leave(self, admitted: RateLimitPass, now: float) -> None:
+        """End a request, also one that never had calls. A second call does nothing."""
+        if not admitted.is_open:
             return
-        one.is_open = False
-        self._give_back(one, one.reserved, now)
-        for account in one.accounts:
+        admitted.is_open = False
+        self._give_back(admitted, admitted.reserved, now)
+        for account in admitted.accounts:
             account.num_open -= 1
 
     def headers(self, limited: Sequence[LimitedParty], now: float) -> list[tuple[bytes, bytes]]:
-        """As OpenAI sends them, of whoever has least left: the limit, what is left of it, and when all of it will be."""
-        found = []
+        """Return OpenAI's rate limit headers of the party with least left: limit, remaining, and time until it is full."""
+        headers: list[tuple[bytes, bytes]] = []
         for unit in ("requests", "tokens"):
             limits = [
-                (limit, getattr(self._account(one, now), unit))
-                for one in limited
-                if (limit := getattr(one.limits, f"{unit}_per_minute")) is not None
+                (limit, getattr(self._account(party, now), unit))
+                for party in limited
+                if (limit := getattr(party.limits, f"{unit}_per_minute")) is not None
             ]
             if not limits:
                 continue
             limit, level = min(limits, key=lambda pair: pair[1])
-            found += [
+            headers += [
                 (f"x-ratelimit-limit-{unit}".encode(), b"%d" % limit),
                 (f"x-ratelimit-remaining-{unit}".encode(), b"%d" % max(0, math.floor(level + _DUST))),
                 (f"x-ratelimit-reset-{unit}".encode(), _duration((limit - level) * _MINUTE_S / limit).encode()),
             ]
-        return found
+        return headers
 
     def check(self) -> None:
-        """Nothing is let out twice, and nobody has more than a minute's worth."""
+        """Assert that no request is left twice and no level exceeds a minute's worth; for tests."""
         for account in self._accounts.values():
             assert account.num_open >= 0
             assert account.requests <= (account.limits.requests_per_minute or 0)
             assert account.tokens <= (account.limits.tokens_per_minute or 0)
 
-    def _give_back(self, one: RateLimitPass, tokens: int, now: float) -> None:
-        for account in one.accounts:
+    def _give_back(self, admitted: RateLimitPass, tokens: int, now: float) -> None:
+        for account in admitted.accounts:
             account.fill(account.limits, now)
             if account.limits.tokens_per_minute is not None:
                 account.tokens = min(account.limits.tokens_per_minute, account.tokens + tokens)
@@ -189,7 +189,7 @@ def _check(whose: str, name: str, limit: int | None, level: float, wanted: int) 
 
 
 def _duration(seconds: float) -> str:
-    """`0s`, `120ms`, `7.5s`, `1m0s`; rounded up to a millisecond."""
+    """Format as `0s`, `120ms`, `7.5s` or `1m0s`, rounded up to a millisecond."""
     ms = math.ceil(max(0.0, seconds) * 1000 - 1e-6)
     if 0 < ms < 1000:
         return f"{ms}ms"

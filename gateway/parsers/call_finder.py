@@ -1,6 +1,6 @@
-"""Finds calls in a stream of text by the mark that opens them. Everything else is text, held back no longer than it must be.
+"""Finds calls in streamed text by their opening mark. All else is text, delayed only while it may begin a mark.
 
-White space around calls is theirs: text that holds nothing else there is dropped.
+White space around calls belongs to them: text with nothing else there is dropped.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from gateway.parsers.events import Event, TextDelta, may_begin
 
 
 class CallReader(Protocol):
-    """Reads from behind an opening mark. `rest` is set when it is over; `rejected` when `text` was no call."""
+    """Parser of the text after an opening mark. `rest` is set when the call is complete, `rejected` when `text` is not a
+    call."""
 
     @property
     def rest(self) -> str | None: ...
@@ -27,15 +28,15 @@ class CallReader(Protocol):
 
 
 class CallFinder:
-    """`bare` is a first character with which an answer is a call without any mark."""
+    """Splits streamed text into text and calls. `bare` is a first character with which an answer is a call without any mark."""
 
     def __init__(self, opening: str, new_reader: Callable[[], CallReader], *, bare: str = "") -> None:
         self._opening, self._new_reader, self._bare = opening, new_reader, bare
         self._reader: CallReader | None = None
         self._opened_by = ""
-        self._held = ""  # what may begin a mark
-        self._space = ""  # white space that is the call's if one comes next
-        self._beside_call = True  # nothing but white space since the start or the last call
+        self._held = ""  # may begin a mark
+        self._space = ""  # white space that is dropped if a call follows
+        self._beside_call = True  # only white space since the start or the last call
         self._found = False
 
     def feed(self, text: str) -> list[Event]:

@@ -1,4 +1,4 @@
-"""What an upstream said, which comes as events already: a line of JSON each, so that pieces join like any text."""
+"""Encodes an upstream's events as one JSON line each, so that pieces join like any text, and decodes them."""
 
 import msgspec
 
@@ -11,18 +11,18 @@ _decoder = msgspec.json.Decoder(tuple[str, str])
 def encode_event(event: Event) -> str:
     match event:
         case TextDelta(text):
-            said = ("text", text)
+            pair = ("text", text)
         case ReasoningDelta(text):
-            said = ("reasoning", text)
+            pair = ("reasoning", text)
         case CallStart(_, _, name):
-            said = ("call", name)
+            pair = ("call", name)
         case CallArguments(_, text):
-            said = ("arguments", text)
-    return _encode(said).decode() + "\n"
+            pair = ("arguments", text)
+    return _encode(pair).decode() + "\n"
 
 
 class EventParser:
-    """Ids and numbers of calls are ours, as everywhere."""
+    """Parser of encoded events. Ids and numbers of calls are assigned here, as in every parser."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -30,7 +30,7 @@ class EventParser:
 
     def feed(self, text: str) -> list[Event]:
         *lines, self._rest = (self._rest + text).split("\n")
-        return [self._event(*_decoder.decode(one)) for one in lines]
+        return [self._event(*_decoder.decode(line)) for line in lines]
 
     def close(self) -> list[Event]:
         return []

@@ -1,4 +1,4 @@
-"""What an answer is made of, as events that join to it: text, reasoning, and tool calls whose arguments come in pieces."""
+"""Events of an answer: text, reasoning, and tool calls whose arguments come in pieces."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
@@ -17,7 +17,7 @@ class ReasoningDelta(msgspec.Struct, frozen=True):
 
 
 class CallStart(msgspec.Struct, frozen=True):
-    """`index` counts the calls of one answer from 0."""
+    """Start of a call. `index` counts the calls of one answer from 0."""
 
     index: int
     id: str
@@ -25,7 +25,7 @@ class CallStart(msgspec.Struct, frozen=True):
 
 
 class CallArguments(msgspec.Struct, frozen=True):
-    """A piece of a call's arguments, as JSON text. An answer that was cut off may leave them incomplete."""
+    """A piece of a call's arguments, as JSON text. A truncated answer may leave them incomplete."""
 
     index: int
     text: str
@@ -35,17 +35,17 @@ Event = TextDelta | ReasoningDelta | CallStart | CallArguments
 
 
 class Parser(Protocol):
-    """Of one answer: however it is cut into pieces, the events join to the same."""
+    """Parser of one answer. The joined events do not depend on how the text is split into pieces."""
 
     def feed(self, text: str) -> list[Event]: ...
 
     def close(self) -> list[Event]:
-        """The answer is over: what was held back comes out."""
+        """End the answer and return the events of delayed text."""
         ...
 
 
 class Calls:
-    """Numbers the calls of one answer and gives them ids."""
+    """Numbers the calls of one answer and assigns their ids."""
 
     def __init__(self, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
@@ -56,7 +56,7 @@ class Calls:
         return CallStart(self.count - 1, self._new_id(), name)
 
     def arguments(self, text: str) -> CallArguments:
-        """Of the call that was started last."""
+        """Return a piece of arguments of the last started call."""
         return CallArguments(self.count - 1, text)
 
 
@@ -67,7 +67,7 @@ class Answer(NamedTuple):
 
 
 def assemble(events: Iterable[Event]) -> Answer:
-    """The whole answer out of its events."""
+    """Return the whole answer from its events."""
     content: list[str] = []
     reasoning: list[str] = []
     starts: list[CallStart] = []
@@ -88,7 +88,7 @@ def assemble(events: Iterable[Event]) -> Answer:
 
 
 def may_begin(mark: str, text: str) -> int:
-    """How many last characters of a text may be the beginning of a mark."""
+    """Return how many last characters of a text may begin a mark."""
     for length in range(min(len(text), len(mark) - 1), 0, -1):
         if mark.startswith(text[-length:]):
             return length

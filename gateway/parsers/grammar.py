@@ -1,4 +1,4 @@
-"""The form that an answer must have, as each worker's model writes it."""
+"""The grammar of an answer in the format of each worker's model."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,8 +10,10 @@ from gateway.request import Request
 
 
 def grammars_for(request: Request, workers: Iterable[str], family: Callable[[str], OutputFormat]) -> dict[str, Grammar]:
-    """By worker, whose family is asked for only where there is a form to hold; empty where the sampling says it all. With tools
-    and a format, either is an answer."""
+    """Return the grammar by worker, or {} if the sampling parameters are enough.
+
+    `family` is called only if there is a grammar. With tools and a format, output may be a call or follow the format.
+    """
     if not request.has_grammar:
         return {}
     return {worker: grammar for worker in workers if (grammar := _grammar(request, family(worker))) is not None}

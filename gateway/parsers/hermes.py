@@ -1,4 +1,4 @@
-"""Calls as Hermes and Qwen write them: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
+"""Parses calls of Hermes and Qwen: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
 
 from gateway.parsers.call_finder import CallFinder
 from gateway.parsers.events import Calls, Event
@@ -12,7 +12,7 @@ def hermes_parser(calls: Calls) -> CallFinder:
 
 
 class HermesReader:
-    """The closing mark belongs to the call; a call that lacks it ends with its object."""
+    """Parser of one call, including its closing mark. Without the mark, a call ends with its object."""
 
     def __init__(self, calls: Calls) -> None:
         self.rest: str | None = None

@@ -1,7 +1,7 @@
-"""One tool call written as a JSON object, `{"name": ..., "arguments": {...}}`: gives its name, and its arguments as they come.
+"""Parses one tool call as a JSON object, `{"name": ..., "arguments": {...}}`, and streams its arguments.
 
-It is a call from where its name is known and its arguments begin. From there on nothing is taken back: if what follows is
-not JSON, the arguments are what the model wrote, up to the mark that closes a call.
+It is a call once its name is known and its arguments begin. Nothing is withdrawn after that: if the rest is not JSON, the
+arguments are the model's text up to the mark that closes a call.
 """
 
 from typing import Any
@@ -17,9 +17,9 @@ _IGNORED = ("id", "type")
 
 
 class JsonCall:
-    """`name` is set when it is a call, `rejected` when it is none, `rest` (what follows the object) when it is over.
+    """One call. `name` is set once it is a call, `rejected` if it is not, `rest` (the text after the object) at its end.
 
-    `close` is the mark up to which a call that is no JSON goes on.
+    `close` is the mark that ends a call that is not valid JSON.
     """
 
     def __init__(self, close: str) -> None:
@@ -33,7 +33,7 @@ class JsonCall:
         self._sent = 0
 
     def feed(self, text: str) -> str:
-        """Returns what it adds to the arguments."""
+        """Return the addition to the arguments."""
         self.text += text
         self._object.feed(text)
         gained = ""
@@ -44,7 +44,7 @@ class JsonCall:
         return gained + self._gained()
 
     def finish(self) -> str:
-        """There is no more text. Returns what it adds to the arguments."""
+        """Return the addition to the arguments at the end of the text."""
         if not self.name:
             self.rejected = True
             return ""
@@ -54,7 +54,7 @@ class JsonCall:
         return rest
 
     def _begin(self) -> str:
-        """Looks at the members in order, so that the verdict is the same however the text is cut."""
+        """Examine the members in order, so that the result does not depend on how the text is split."""
         name = ""
         arguments: Member | None = None
         for member in self._object.members:

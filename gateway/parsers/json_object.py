@@ -1,4 +1,4 @@
-"""Follows one JSON object through a stream of text: tells where it ends, or the first character that cannot belong to it."""
+"""Follows one JSON object through streamed text. It reports the object's end or the first invalid character."""
 
 import re
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class _Expect(Enum):
 
 @dataclass(slots=True)
 class Member:
-    """Of the outermost object. The key is the text from `key_start` to `key_end`, the value that from `start` to `end`."""
+    """A member of the outermost object. The key is the text from `key_start` to `key_end`, the value from `start` to `end`."""
 
     key_start: int
     key_end: int | None = None
@@ -34,10 +34,9 @@ class Member:
 
 
 class JsonObject:
-    """`feed` takes the text piece by piece; `end` is set when the object is whole, `failed_at` when it never will be.
+    """Incremental scanner. `end` is set when the object is complete, `failed_at` when it is invalid.
 
-    Places count characters from the first one fed, and are the same however the text is cut. What comes after `end` is not
-    looked at.
+    Positions count characters from the start of the first piece and do not depend on the split. Text after `end` is ignored.
     """
 
     def __init__(self) -> None:
@@ -49,7 +48,7 @@ class JsonObject:
         self._open: list[str] = []
         self._num_seen = 0
         self._in_string = False
-        self._escape: str | None = None  # what of an escape has come, after its backslash
+        self._escape: str | None = None  # characters of an escape after its backslash
         self._scalar = ""
         self._scalar_at = 0
 
@@ -79,14 +78,14 @@ class JsonObject:
         self._num_seen += len(text)
 
     def _note_start(self, expect: _Expect, place: int, in_string: bool) -> None:
-        """Something was read directly in the outermost object, from `place` on."""
+        """Record the start of a token at depth 1, at `place`."""
         if expect in (_Expect.KEY, _Expect.KEY_OR_END) and self._in_string:
             self.members.append(Member(place + 1))
         elif expect is _Expect.VALUE and not in_string and self.members[-1].start is None:
             self.members[-1].start = place
 
     def _note_end(self, place: int) -> None:
-        """We are directly in the outermost object: a key or a value may be over."""
+        """Record the end of a key or value at depth 1."""
         if self._in_string or self._scalar or not self.members:
             return
         member = self.members[-1]
@@ -124,7 +123,7 @@ class JsonObject:
         return self._expect in (_Expect.VALUE, _Expect.VALUE_OR_END) and (char in "-tfn" or char in "0123456789")
 
     def _read_scalar(self, text: str, at: int) -> int:
-        """A number or a word. It is whole when a character comes that cannot be in one."""
+        """Scan a number or word. It ends at the first character that cannot belong to it."""
         match = _SCALAR_CHARS.match(text, at)
         end = match.end() if match else at
         self._scalar += text[at:end]
@@ -166,4 +165,4 @@ class JsonObject:
         self.failed = self._open.pop() != char
         self._expect = _Expect.COMMA_OR_END
         if not (self._open or self.failed):
-            self.end = -1  # the caller knows where we are
+            self.end = -1  # the caller knows the position

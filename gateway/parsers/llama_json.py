@@ -1,4 +1,4 @@
-"""Calls as Llama 3 writes them: the answer is `{"name": ..., "parameters": {...}}`, several with `;` between, or such behind
+"""Parses calls of Llama 3: the answer is `{"name": ..., "parameters": {...}}`, several separated by `;`, optionally after
 `<|python_tag|>`."""
 
 from gateway.parsers.call_finder import CallFinder
@@ -13,7 +13,7 @@ def llama_parser(calls: Calls) -> CallFinder:
 
 
 class ObjectsReader:
-    """JSON calls one after the other, with a separator between them; with `end`, up to that."""
+    """Parser of consecutive JSON calls with a separator, up to `end` if it is set."""
 
     def __init__(self, calls: Calls, *, separator: str, end: str = "") -> None:
         self.rest: str | None = None
@@ -59,7 +59,7 @@ class ObjectsReader:
             events.append(self._calls.arguments(gained))
 
     def _reject_if(self, call: JsonCall) -> bool:
-        """A first object that is no call was text; a later one is text behind the calls."""
+        """Handle an object that is not a call: the first makes everything text, a later one is text after the calls."""
         if call.rejected and self._count:
             self.rest = self._between + call.text
         elif call.rejected:
@@ -67,7 +67,7 @@ class ObjectsReader:
         return call.rejected
 
     def _next(self, text: str) -> str | None:
-        """Between two calls: white space, a separator, or the end."""
+        """Handle text between two calls: white space, a separator, or the end."""
         text = self._between + text
         self._between = ""
         rest = text.lstrip()

@@ -1,4 +1,4 @@
-"""Calls as Mistral writes them: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, or `[TOOL_CALLS]name[ARGS]{...}`."""
+"""Parses calls of Mistral: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, or `[TOOL_CALLS]name[ARGS]{...}`."""
 
 from gateway.parsers.call_finder import CallFinder
 from gateway.parsers.events import Calls, Event
@@ -14,7 +14,7 @@ def mistral_parser(calls: Calls) -> CallFinder:
 
 
 class MistralReader:
-    """Which of the two it is shows in the first character."""
+    """Parser of either form; the first character decides."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -49,7 +49,8 @@ class MistralReader:
 
 
 class NamedReader:
-    """`name[ARGS]{...}`, or `name[CALL_ID]id[ARGS]{...}`, or `name{...}`. Arguments that are no JSON go on to the end."""
+    """Parser of `name[ARGS]{...}`, `name[CALL_ID]id[ARGS]{...}` or `name{...}`. Arguments that are not JSON extend to the
+    end."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls

@@ -1,4 +1,4 @@
-"""How a model writes tool calls and reasoning, as its chat template shows: what reads it, and what holds it to its form."""
+"""A model's format of tool calls and reasoning, derived from its chat template: provides the parser and the grammar."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,11 @@ ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 class OutputFormat(NamedTuple):
-    """`thinks`: the model opens its reasoning itself, or its prompt ends inside it. `spaced`: line breaks within the call's
-    marks; `named`: Mistral's newer form; `has_effort`: the template reads how much to reason."""
+    """Output format. `thinks`: the model opens its reasoning itself, or the prompt ends inside it. `spaced`: line breaks inside
+    the call's marks.
+
+    `named`: Mistral's newer form. `has_effort`: the template uses the reasoning effort.
+    """
 
     calls: CallStyle = "hermes"
     thinks: Thinks = "no"
@@ -30,7 +33,7 @@ class OutputFormat(NamedTuple):
     named: bool = False
 
     def parser(self, calls: Calls, tools: Sequence[Tool]) -> Parser:
-        """Calls are only looked for where tools were offered."""
+        """Return the parser. It looks for calls only if the request has tools."""
         answer = self._call_parser(calls, tools) if tools or self.calls == "said" else TextParser()
         return ThinkParser(answer, inside=self.thinks == "inside") if self.thinks != "no" else answer
 
@@ -48,7 +51,7 @@ class OutputFormat(NamedTuple):
                 return EventParser(calls)
 
     def grammar(self, tools: Sequence[Tool], *, param: str, required: bool, parallel: bool) -> Grammar:
-        """Calls of these tools and no others."""
+        """Return a grammar that allows calls of these tools only."""
         forms = tuple(self._form(tool) for tool in tools)
         trigger, prefix, separator, suffix = "<tool_call>", "", "\n" if self.spaced else "", ""
         if self.calls == "llama_json":
@@ -92,7 +95,7 @@ class OutputFormat(NamedTuple):
 
 
 def output_format_of(templates: Mapping[str, str], prompt: str) -> OutputFormat:
-    """What the templates give away; `prompt` is one that they rendered, up to where the answer begins."""
+    """Return the format derived from the templates. `prompt` is one of their renderings, up to where the answer begins."""
     source = "\n".join(templates.values())
     inside = prompt.rstrip().endswith("<think>")
     return OutputFormat(

@@ -1,4 +1,4 @@
-"""What a model has said so far in one answer, as events and in the end as a message."""
+"""Parses the output of one answer into events, and at the end into a message."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,7 +23,7 @@ class OutputParser:
         return events
 
     def close(self) -> list[Event]:
-        """What was held back."""
+        """Return the events of delayed text."""
         events = self._parser.close()
         self._events += events
         return events

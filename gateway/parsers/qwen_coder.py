@@ -1,4 +1,4 @@
-"""Calls as Qwen3-Coder writes them, cast to the types that the tool's schema names:
+"""Parses calls of Qwen3-Coder and casts parameters to the types of the tool's schema:
 
 <tool_call>
 <function=NAME>
@@ -31,7 +31,7 @@ def qwen_coder_parser(calls: Calls, tools: Sequence[Tool]) -> CallFinder:
 
 
 class QwenCoderReader:
-    """Arguments come out parameter by parameter."""
+    """Parser of one call. It emits arguments parameter by parameter."""
 
     def __init__(self, calls: Calls, properties: Mapping[str, Any]) -> None:
         self._calls, self._properties = calls, properties
@@ -39,7 +39,7 @@ class QwenCoderReader:
         self.rest: str | None = None
         self.rejected = False
         self._name = ""
-        self._left = ""  # of a call that is known to be one, not yet read
+        self._left = ""  # unparsed text of a confirmed call
         self._count = 0
         self._closed = False
 
@@ -55,7 +55,7 @@ class QwenCoderReader:
         return []
 
     def close(self) -> list[Event]:
-        """A call that was cut off has the parameters that were whole."""
+        """End the call. A truncated call has its complete parameters."""
         if not self._name:
             self.rejected = True
             return []
@@ -101,7 +101,7 @@ class QwenCoderReader:
 
 
 def cast(value: str, schema: Any) -> str:
-    """A parameter's text as JSON of a type that its schema allows; text, where it is none of them."""
+    """Return a parameter's text as JSON of a type that its schema allows, or as a string if no type fits."""
     types = _types(schema)
     if types and "string" not in types:
         try:
@@ -128,7 +128,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 
 
 def _word(value: str, types: frozenset[str]) -> Any:
-    """Words as Python spells them."""
+    """Return the value of a Python literal."""
     return _WORDS.get(value.strip().lower(), _NO_VALUE)
 
 
@@ -139,13 +139,13 @@ def _is(value: Any, types: frozenset[str]) -> bool:
 
 
 def _types(schema: Any) -> frozenset[str]:
-    """Names of the types that a schema allows; none where it does not say."""
+    """Return the names of the types that a schema allows; empty if it does not specify any."""
     if not isinstance(schema, dict):
         return frozenset()
     kind = schema.get("type")
     if isinstance(kind, str):
         return frozenset({kind})
     if isinstance(kind, list):
-        return frozenset(one for one in kind if isinstance(one, str))
+        return frozenset(name for name in kind if isinstance(name, str))
     options = schema.get("anyOf") or schema.get("oneOf")
     return frozenset().union(*map(_types, options)) if isinstance(options, list) else frozenset()

@@ -1,5 +1,4 @@
-"""Reasoning in front of an answer: what stands between `<think>` and `</think>` is not the answer. Line breaks around the marks
-are theirs."""
+"""Separates reasoning from the answer: text between `<think>` and `</think>`. Line breaks around the marks are dropped."""
 
 from gateway.parsers.events import Event, Parser, ReasoningDelta, TextDelta, may_begin
 
@@ -7,7 +6,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class TextParser:
-    """Where nothing is looked for, text is text."""
+    """Parser that emits all text unchanged."""
 
     def feed(self, text: str) -> list[Event]:
         return [TextDelta(text)] if text else []
@@ -17,7 +16,7 @@ class TextParser:
 
 
 class ThinkParser:
-    """`inside` when the prompt has opened the reasoning already. What follows it goes to `answer`."""
+    """Parser of reasoning. `inside` means that the prompt already opened it. Text after it goes to `answer`."""
 
     def __init__(self, answer: Parser, *, inside: bool) -> None:
         self._answer = answer

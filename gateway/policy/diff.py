@@ -1,4 +1,4 @@
-"""What changed between two policies, and the name of one: secrets are shown as digests, here and in every log."""
+"""Difference between two policies, and a policy's hash. Secrets are shown as digests, here and in every log."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ import msgspec
 from gateway.policy.schema import Policy
 
 _SECRET = ("keys", "key", "token", "api_key")
-"""The policy's own `keys` are hashes, names and limits."""
+"""Fields with secrets. The top-level `keys` of a policy are not secret: they hold hashes, names and limits."""
 _NAMED = ("routes",)
-"""Lists whose items go by their name, so that an item put before them changes nothing else."""
+"""Lists compared by the names of their items, so that an inserted item does not change the others."""
 
 
 class Change(NamedTuple):
-    """`before` or `after` is None where there was or is no such value. Values are JSON."""
+    """One changed value, as JSON. `before` is None for an added value, `after` for a removed one."""
 
     path: str
     before: str | None
@@ -30,13 +30,13 @@ class Change(NamedTuple):
 
 
 def policy_hash(policy: Policy) -> str:
-    """Equal for policies that decide alike, whatever their files look like."""
+    """Return a hash of the policy's values, independent of the layout of its files."""
     flat = dict(_flat(msgspec.to_builtins(policy), "", secret=False))
     return f"blake2b-16:{hashlib.blake2b(msgspec.json.encode(flat, order='sorted'), digest_size=16).hexdigest()}"
 
 
 def diff_policies(old: Policy, new: Policy) -> list[Change]:
-    """By path, in the order of the new policy; what is gone comes last. The order of routes counts as a value."""
+    """Return changes by path in the order of the new policy, removed values last. The order of routes counts as a value."""
     before = dict(_flat(msgspec.to_builtins(old), "", secret=False))
     after = dict(_flat(msgspec.to_builtins(new), "", secret=False))
     changes = [Change(path, before.get(path), value) for path, value in after.items() if before.get(path) != value]

@@ -1,7 +1,7 @@
-"""A policy file with what it includes, as one YAML tree whose marks know their file.
+"""Policy file merged with its includes, as one YAML tree whose marks carry the file.
 
-What is included comes first and gives way: names are put together, a value written here replaces the included one, and of lists
-the routes written here stand before the included ones. File paths in values start at the folder of the file that is loaded.
+Mappings are merged. A value of the including file replaces the included one. Its routes stand before the included routes; other
+lists are replaced. File paths in values are relative to the folder of the loaded file.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from gateway.policy.yaml_document import Problem, YamlDocument
 MAX_FILE_BYTES = 4_000_000
 MAX_FILES = 32
 _JOINED = ("routes",)
-"""Lists of which both parts count."""
+"""Lists that are concatenated instead of replaced."""
 
 
 class Tree:
-    """`files` are all that were read, the loaded one first."""
+    """Reader of a file and its includes. `files` are all files read, the loaded one first."""
 
     def __init__(self, document: YamlDocument) -> None:
         self.files: list[Path] = []
@@ -30,7 +30,7 @@ class Tree:
     def _read(self, path: Path, above: tuple[Path, ...]) -> yaml.Node | None:
         name = str(path) if above else ""
         if len(self.files) >= MAX_FILES:
-            self._problem(name, f"more than {MAX_FILES} files are included")
+            self._problem(name, f"more than {MAX_FILES} files are included: merge some")
             return None
         self.files.append(path)
         try:
@@ -66,7 +66,7 @@ def _includes(node: yaml.Node | None) -> Sequence[yaml.ScalarNode]:
 
 
 def _merge(above: yaml.MappingNode, below: yaml.MappingNode) -> None:
-    """Into `above` what only `below` says."""
+    """Add to `above` the values that only `below` has."""
     mine = {name.value: value for name, value in above.value if isinstance(name, yaml.ScalarNode)}
     for name, value in below.value:
         if not isinstance(name, yaml.ScalarNode) or name.value == "include":

@@ -1,4 +1,4 @@
-"""A policy file becomes a `Policy`, or is rejected as a whole with every problem, its path and its line."""
+"""Loads a policy file as a `Policy`, or rejects it as a whole with every problem, its path and its line."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from gateway.policy.yaml_document import Problem, YamlDocument
 
 
 class PolicyError(Exception):
-    """All that is wrong with one file; `str()` has a line for each problem, such as `lab.yaml:12: routes[0].slo: ...`."""
+    """All problems of one file. `str()` has one line a problem, such as `lab.yaml:12: routes[0].slo: ...`."""
 
     def __init__(self, file: Path, problems: Sequence[Problem]) -> None:
         super().__init__(str(file))
@@ -28,19 +28,19 @@ class PolicyError(Exception):
 
 
 class Loaded(NamedTuple):
-    """`files` are the file itself and all that it includes."""
+    """A loaded policy. `files` are the file itself and all its includes."""
 
     policy: Policy
     files: tuple[Path, ...]
 
 
 def load_policy(path: Path, env: Mapping[str, str]) -> Policy:
-    """The policy with `${NAME}` taken from `env` and with file paths made absolute. Raises PolicyError."""
+    """Return the policy with `${NAME}` taken from `env` and with absolute file paths. Raises PolicyError."""
     return load_files(path, env).policy
 
 
 def load_files(path: Path, env: Mapping[str, str]) -> Loaded:
-    """As `load_policy`, and which files it came from."""
+    """Load a policy as `load_policy` does, and return it with the files it came from."""
     document = YamlDocument(env)
     tree = Tree(document)
     data = document.read(tree.read(path), Policy)
@@ -57,13 +57,13 @@ def _converted(document: YamlDocument, data: Any) -> Policy | None:
     try:
         return msgspec.convert(data, Policy)
     except msgspec.ValidationError as error:
-        if not document.problems:  # a rule of the types that the document does not know
+        if not document.problems:  # a constraint that YamlDocument does not check
             document.report((), str(error))
         return None
 
 
 def _resolved(policy: Policy, folder: Path) -> Policy:
-    """Relative paths start at the policy file's folder."""
+    """Return the policy with paths made absolute, relative to `folder`."""
     models = {
         name: msgspec.structs.replace(model, path=_absolute(folder, model.path)) if model.path else model
         for name, model in policy.models.items()
@@ -77,7 +77,7 @@ def _absolute(folder: Path, path: str) -> str:
 
 
 def missing_files(policy: Policy) -> list[str]:
-    """What the policy names and is not on this disk (yet): model directories of local workers and the router's artefact."""
+    """Return the named files that do not exist yet: model directories of local workers and the router's artefact."""
     local = {worker.model for worker in policy.workers.values() if worker.url is None}
     paths = [policy.models[name].path for name in sorted(local)] + ([policy.router] if policy.router else [])
     return [path for path in paths if not Path(path).exists()]

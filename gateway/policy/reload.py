@@ -1,6 +1,6 @@
-"""A policy that changes while the gateway runs: as a whole or not at all, and every attempt is kept in the audit log.
+"""Policy reload while the gateway runs: as a whole or not at all. Every attempt is written to the audit log.
 
-What workers run is fixed at the start; a file that changes it is refused with the names of what would need a restart.
+The parts in FIXED need a restart. A file that changes one of them is rejected, and the error names the part.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ log = logging.getLogger("headway.policy")
 
 
 class Audited(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the audit log. `who` is `file` or `signal`; `hash` is of the policy that holds afterwards."""
+    """One line of the audit log. `who` is `file` or `signal`; `hash` is that of the policy in force afterwards."""
 
     at: float
     who: str
@@ -33,24 +33,25 @@ class Audited(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditLog:
-    """JSON lines, only ever added to; without a file they are told to the process's log."""
+    """Append-only file of JSON lines. Every entry also goes to the process's log; without a file, only there."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
 
-    def add(self, one: Audited) -> None:
-        log.info("policy %s %s: %s", one.file, "changed" if one.accepted else "refused", "; ".join(one.changes + one.problems))
+    def add(self, entry: Audited) -> None:
+        details = "; ".join(entry.changes + entry.problems)
+        log.info("policy %s %s: %s", entry.file, "changed" if entry.accepted else "rejected", details)
         if self._path is None:
             return
         try:
             with self._path.open("ab") as out:
-                out.write(msgspec.json.encode(one) + b"\n")
+                out.write(msgspec.json.encode(entry) + b"\n")
         except OSError as error:
             log.error("%s: the change is not in the audit log: %s", self._path, error)
 
 
 class Reloader:
-    """`apply` takes a policy that has passed every check; what it raises (ValueError, OSError) refuses the policy."""
+    """Reloader of one policy file. `apply` gets a checked policy; it may reject it by raising ValueError or OSError."""
 
     def __init__(
         self,
@@ -64,12 +65,12 @@ class Reloader:
         self.policy = policy
         self._path, self._env, self._apply, self._audit = path, env, apply, audit
         self._files: tuple[Path, ...] = (path,)
-        with contextlib.suppress(PolicyError):  # it changed since it was read: the next reload says what is wrong
+        with contextlib.suppress(PolicyError):  # changed since it was read: the next reload reports the problem
             self._files = load_files(path, env).files
         self._seen = self._stamp()
 
     def look(self, now: float) -> bool:
-        """Whether a file changed since the last look, and with it the policy. Cheap: one `stat` a file."""
+        """Reload if a file changed since the last call. Return whether the policy changed. Costs one `stat` a file."""
         stamp = self._stamp()
         if stamp == self._seen:
             return False
@@ -77,8 +78,8 @@ class Reloader:
         return self.reload("file", now)
 
     def reload(self, who: str, now: float) -> bool:
-        """True when another policy holds now. `now` is Unix time."""
-        before = policy_hash(self.policy)
+        """Load the file and apply it. Return whether the policy changed. `now` is Unix time."""
+        hash_before = policy_hash(self.policy)
         try:
             loaded = load_files(self._path, self._env)
             self._files = loaded.files
@@ -90,19 +91,19 @@ class Reloader:
             self._apply(loaded.policy)
         except (PolicyError, ValueError, OSError) as error:
             problems = tuple(str(error).splitlines())
-            self._tell(who, now, accepted=False, before=before, problems=problems)
+            self._audit_attempt(who, now, accepted=False, hash_before=hash_before, problems=problems)
             return False
         self.policy = loaded.policy
-        self._tell(who, now, accepted=True, before=before, changes=tuple(map(str, changes)))
+        self._audit_attempt(who, now, accepted=True, hash_before=hash_before, changes=tuple(map(str, changes)))
         return True
 
-    def _tell(
+    def _audit_attempt(
         self,
         who: str,
         now: float,
         *,
         accepted: bool,
-        before: str,
+        hash_before: str,
         changes: tuple[str, ...] = (),
         problems: tuple[str, ...] = (),
     ) -> None:
@@ -112,7 +113,7 @@ class Reloader:
                 who=who,
                 file=str(self._path),
                 accepted=accepted,
-                hash_before=before,
+                hash_before=hash_before,
                 hash=policy_hash(self.policy),
                 changes=changes,
                 problems=problems,
@@ -133,4 +134,4 @@ def _stamp_of(path: Path) -> tuple[int, int, int]:
 
 def _refuse_fixed(path: Path, old: Policy, new: Policy) -> None:
     if changed := [part for part in FIXED if getattr(old, part) != getattr(new, part)]:
-        raise ValueError(f"{path}: {', '.join(changed)} changed, which needs a restart: nothing of the file was taken over")
+        raise ValueError(f"{path}: {', '.join(changed)} changed, which needs a restart: the old policy stays in force")

@@ -1,4 +1,4 @@
-"""Which route of a policy a request takes: the first whose match holds, and of its arms the one that its run falls into."""
+"""Route of a request: the first whose match holds, and the arm of its split that the run is hashed to."""
 
 import hashlib
 import hmac
@@ -26,8 +26,9 @@ def find_route(
     key_id: str = "",
     run: str = "",
 ) -> Route:
-    """`prompt_tokens` is the longest count among the tokenizers; `headers` have names in lower case. Where the route is split,
-    what comes back is the arm as a route, called `ROUTE/ARM`. Raises UnknownModel, or Forbidden when nothing matches."""
+    """Return the first route that matches. `prompt_tokens` is the largest count among the tokenizers; `headers` have names in
+    lower case. An arm of a split route is returned as a route called `ROUTE/ARM`. Raises UnknownModel, or Forbidden when no
+    route matches."""
     check_asked(policy, asked=asked, tenant=tenant)
     for route in policy.routes:
         if _holds(route.match, asked, tenant, has_tools, prompt_tokens, headers, key_id):
@@ -36,7 +37,7 @@ def find_route(
 
 
 def _arm_of(route: Route, run: str) -> Route:
-    """A run always falls into the same arm; adding an arm at the end moves only the runs that go there."""
+    """Return the arm of a run by hash. A run always gets the same arm; a new last arm moves only the runs it gets."""
     digest = hashlib.blake2b(f"{route.name}\0{run}".encode(errors="replace"), digest_size=8).digest()
     point = int.from_bytes(digest, "big") / 2**64
     for name, arm in route.split.items():
@@ -55,7 +56,7 @@ def _arm_of(route: Route, run: str) -> Route:
 
 
 def check_asked(policy: Policy, *, asked: str, tenant: str) -> None:
-    """Raises UnknownModel when there is no such tier or model, Forbidden when the tenant may not ask for it."""
+    """Raise UnknownModel when there is no such tier or model, Forbidden when the tenant may not use it."""
     if asked != AUTO and asked not in policy.tiers and asked not in policy.tier_by_model():
         known = ", ".join([AUTO, *policy.tiers, *policy.tier_by_model()])
         raise UnknownModel(f'there is no model "{asked}": ask for one of {known}', param="model")
@@ -64,7 +65,7 @@ def check_asked(policy: Policy, *, asked: str, tenant: str) -> None:
 
 
 def may_use(policy: Policy, *, tenant: str, name: str) -> bool:
-    """Whether a tenant may be served by this tier or model. A tenant that lists none may use all."""
+    """Return whether a tenant may use this tier or model. A tenant without a list may use all."""
     known = policy.tenants.get(tenant)
     allowed = known.models if known else ()
     if not allowed or AUTO in allowed or name in allowed:
@@ -73,12 +74,12 @@ def may_use(policy: Policy, *, tenant: str, name: str) -> bool:
 
 
 def candidates_for(policy: Policy, route: Route, *, tenant: str) -> tuple[str, ...]:
-    """Models that the route offers and the tenant may use."""
+    """Return the route's candidate models that the tenant may use."""
     return _models_of(policy, route.candidates, tenant)
 
 
 def fallbacks_for(policy: Policy, route: Route, *, tenant: str) -> tuple[str, ...]:
-    """Models that are asked when none of the candidates is up."""
+    """Return the models for when no candidate is up, as far as the tenant may use them."""
     return _models_of(policy, route.fallbacks, tenant) if route.fallbacks else ()
 
 

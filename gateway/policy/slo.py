@@ -1,4 +1,4 @@
-"""What a caller is promised: the route's SLO class, or what the request asks for within the tenant's rights."""
+"""SLO of a request: the route's class, or the one that the request asks for, if the tenant may use it."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ TTFT_HEADER = "x-llm-d-slo-ttft-ms"
 
 
 class _RequestedSlo(NamedTuple):
-    """A class, the field that asks for it, and what that field says."""
+    """Requested SLO class, the field that asks for it, and that field's value."""
 
     name: str
     param: str
@@ -25,16 +25,20 @@ class _RequestedSlo(NamedTuple):
 def slo_of(
     policy: Policy, route: Route, *, tenant: str, headers: Mapping[str, str], service_tier: ServiceTier | None = None
 ) -> tuple[Route, Slo]:
-    """The route with the class that holds, and that class. A class decides the order, so one that is stricter than the route's
-    needs a right; a TTFT of one's own does not. The header goes over the body's `service_tier`. Raises BadRequest or
-    Forbidden."""
+    """Return the route with its effective SLO class, and that class.
+
+    The class decides the queue order, so one stricter than the route's needs a permission. The TTFT header needs none. The
+    class header takes precedence over the body's `service_tier`. Raises BadRequest or Forbidden.
+    """
     name, param, value = _asked(policy, route, headers, service_tier)
     slo = policy.slo[name]
     if name != route.slo and not _may(policy, tenant, name) and _is_stricter(slo, policy.slo[route.slo]):
-        said = f'"{value}", which here is the class "{name}" and stricter' if value != name else f'"{name}", which is stricter'
-        raise Forbidden(f'{param}: this key may not ask for {said} than "{route.slo}"', param=param)
-    if given := headers.get(TTFT_HEADER, "").strip():
-        slo = msgspec.structs.replace(slo, ttft_s=_milliseconds(given))
+        described = (
+            f'"{value}", which here is the class "{name}" and stricter' if value != name else f'"{name}", which is stricter'
+        )
+        raise Forbidden(f'{param}: this key may not ask for {described} than "{route.slo}"', param=param)
+    if ttft_ms := headers.get(TTFT_HEADER, "").strip():
+        slo = msgspec.structs.replace(slo, ttft_s=_milliseconds(ttft_ms))
     return route if name == route.slo else msgspec.structs.replace(route, slo=name), slo
 
 
@@ -53,13 +57,13 @@ def _asked(policy: Policy, route: Route, headers: Mapping[str, str], service_tie
 
 
 def _may(policy: Policy, tenant: str, name: str) -> bool:
-    """Whoever is no tenant of the policy is the developer on this machine."""
+    """Return whether the tenant may use the class. A tenant outside the policy is the local developer, who may use all."""
     known = policy.tenants.get(tenant)
     return known is None or name in known.slo
 
 
 def _is_stricter(asked: Slo, usual: Slo) -> bool:
-    """By its TTFT, which decides the order; by its deadline where that is the same."""
+    """Return whether a class is stricter: by its TTFT, which decides the order, then by its deadline."""
 
     def strict(slo: Slo) -> tuple[float, float]:
         return slo.ttft_s or math.inf, slo.deadline_s or math.inf

@@ -1,6 +1,6 @@
-"""JSON Schema (2020-12) of our structs. Written here, since msgspec's own schema of the same types differs by its version.
+"""JSON Schema (2020-12) of our structs. It is built here, since msgspec's own schema differs between its versions.
 
-Only what our structs are made of is known; any other type is an error.
+Only the types used in our structs are supported; any other is an error.
 """
 
 import re
@@ -16,12 +16,12 @@ _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 
 
 def components(kinds: Iterable[type[msgspec.Struct]], ref_template: str) -> dict[str, Data]:
-    """The schema of every struct that is in one of them, by name. Where two have one name, theirs is the whole path."""
+    """Return the schemas of these structs and all structs inside them, by name. Structs of equal names get their full path."""
     found: dict[type, inspect.StructType] = {}
     for kind in kinds:
         _collect(inspect.type_info(kind), found)
-    words = [cls.__name__ for cls in found]
-    names = {cls: _path(cls) if words.count(cls.__name__) > 1 else cls.__name__ for cls in found}
+    short_names = [cls.__name__ for cls in found]
+    names = {cls: _path(cls) if short_names.count(cls.__name__) > 1 else cls.__name__ for cls in found}
     writer = _Writer({cls: ref_template.format(name=name) for cls, name in names.items()})
     return {names[cls]: writer.struct(info) for cls, info in found.items()}
 
@@ -43,8 +43,8 @@ def _collect(info: inspect.Type, found: dict[type, inspect.StructType]) -> None:
         case inspect.DictType():
             _collect(info.value_type, found)
         case inspect.UnionType():
-            for one in info.types:
-                _collect(one, found)
+            for member in info.types:
+                _collect(member, found)
 
 
 class _Writer:
@@ -105,17 +105,17 @@ class _Writer:
         return {"type": "object", **({"propertyNames": names} if names else {}), **values, **_lengths(info, "Properties")}
 
     def _union(self, info: inspect.UnionType) -> Data:
-        """Plain types first, then structs, null last. Structs that a tag tells apart get OpenAPI's discriminator."""
-        structs = [one for one in info.types if isinstance(one, inspect.StructType)]
-        null = [one for one in info.types if isinstance(one, inspect.NoneType)]
-        plain = [self._schema(one) for one in info.types if one not in structs and one not in null]
-        told = [self._schema(one) for one in structs]
+        """Return a union: plain types first, then structs, null last. Tagged structs get OpenAPI's discriminator."""
+        structs = [member for member in info.types if isinstance(member, inspect.StructType)]
+        null = [member for member in info.types if isinstance(member, inspect.NoneType)]
+        plain = [self._schema(member) for member in info.types if member not in structs and member not in null]
+        tagged = [self._schema(struct) for struct in structs]
         if len(structs) > 1:
-            mapping = {str(one.tag): self._refs[one.cls] for one in structs}
-            told = [{"anyOf": told, "discriminator": {"propertyName": structs[0].tag_field, "mapping": mapping}}]
+            mapping = {str(struct.tag): self._refs[struct.cls] for struct in structs}
+            tagged = [{"anyOf": tagged, "discriminator": {"propertyName": structs[0].tag_field, "mapping": mapping}}]
             if not plain and not null:
-                return told[0]
-        return {"anyOf": [*plain, *told, *({"type": "null"} for _ in null)]}
+                return tagged[0]
+        return {"anyOf": [*plain, *tagged, *({"type": "null"} for _ in null)]}
 
 
 def _lengths(info: Any, of: str) -> Data:

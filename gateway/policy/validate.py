@@ -1,4 +1,4 @@
-"""What a policy must hold beyond its types: names that are there, parts that add up, keys that belong to one tenant."""
+"""Checks of a policy beyond its types: references exist, shares add up, keys belong to one tenant."""
 
 import ipaddress
 from collections import Counter
@@ -24,13 +24,13 @@ def _tiers(policy: Policy) -> Iterator[Found]:
         if tier in policy.tiers[:index]:
             yield ("tiers", index), f'tier "{tier}" is listed twice'
         if tier == AUTO:
-            yield ("tiers", index), '"auto" is what callers ask for: name the tier otherwise'
+            yield ("tiers", index), '"auto" is reserved for automatic routing: rename the tier'
 
 
 def _models(policy: Policy) -> Iterator[Found]:
     for name, model in policy.models.items():
         if name in policy.tiers or name == AUTO:
-            yield ("models", name), f'"{name}" is also a tier or "auto": a caller could not say which is meant'
+            yield ("models", name), f'"{name}" is also a tier or "auto", which makes requests ambiguous: rename the model'
         yield from _known(("models", name, "tier"), "tier", model.tier, policy.tiers)
 
 
@@ -39,9 +39,12 @@ def _upstreams(policy: Policy) -> Iterator[Found]:
     for name, upstream in policy.upstreams.items():
         at: Key = ("upstreams", name)
         if name in policy.workers:
-            yield at, f'"{name}" is also a worker: name one of them otherwise'
+            yield at, f'"{name}" is also a worker: rename one of them'
         if upstream.model in policy.tiers or upstream.model == AUTO:
-            yield (*at, "model"), f'"{upstream.model}" is also a tier or "auto": a caller could not say which is meant'
+            yield (
+                (*at, "model"),
+                f'"{upstream.model}" is also a tier or "auto", which makes requests ambiguous: rename the model',
+            )
         yield from _known((*at, "tier"), "tier", upstream.tier, policy.tiers)
         if tiers.setdefault(upstream.model, upstream.tier) != upstream.tier:
             yield (*at, "tier"), f'"{upstream.model}" is in tier "{tiers[upstream.model]}" elsewhere: a model has one'
@@ -67,17 +70,17 @@ def _workers(policy: Policy) -> Iterator[Found]:
 def _shares(policy: Policy) -> Iterator[Found]:
     for device in policy.devices:
         names = [name for name, worker in policy.workers.items() if worker.device == device]
-        given = {name: share for name in names if (share := policy.workers[name].share) is not None}
-        total = sum(given.values())
-        if not given:
+        shares = {name: share for name in names if (share := policy.workers[name].share) is not None}
+        total = sum(shares.values())
+        if not shares:
             continue
         if total > 1 + 1e-9:
-            most = max(given, key=lambda name: given[name])
-            yield ("workers", most, "share"), f'the shares of "{device}" add up to {total:g}, over 1'
-        elif len(given) == len(names) and total < 1 - 1e-9:
+            largest = max(shares, key=lambda name: shares[name])
+            yield ("workers", largest, "share"), f'the shares of "{device}" add up to {total:g}, over 1'
+        elif len(shares) == len(names) and total < 1 - 1e-9:
             yield ("workers", names[-1], "share"), f'the shares of "{device}" add up to {total:g}: leave one out or make it 1'
-        elif len(given) < len(names) and total > 1 - 1e-9:
-            rest = next(name for name in names if name not in given)
+        elif len(shares) < len(names) and total > 1 - 1e-9:
+            rest = next(name for name in names if name not in shares)
             yield ("workers", rest), f'nothing of "{device}" is left for it: the other shares add up to 1'
 
 
@@ -86,7 +89,7 @@ def _tenants(policy: Policy) -> Iterator[Found]:
     for name, tenant in policy.tenants.items():
         for index, key in enumerate(tenant.keys):
             if not key:
-                yield ("tenants", name, "keys", index), "an empty key lets nobody in"
+                yield ("tenants", name, "keys", index), "an empty key matches no request: remove it"
             elif key in owner:
                 yield ("tenants", name, "keys", index), f'this key is also one of "{owner[key]}"'
             owner.setdefault(key, name)
@@ -109,7 +112,7 @@ def _listen(policy: Policy) -> Iterator[Found]:
     if not requires_key(policy) and not is_loopback(policy.listen.host):
         yield (
             ("listen", "host"),
-            "without any key only this machine may be listened on: add keys, set `require_key`, or use 127.0.0.1",
+            "without any key the gateway may only listen on this machine: add keys, set `require_key`, or use 127.0.0.1",
         )
 
 
@@ -167,7 +170,7 @@ def _served(policy: Policy) -> Iterator[Found]:
     served = models | {tiers[model] for model in models if model in tiers}
     for index, route in enumerate(policy.routes):
         if route.candidates and not served.intersection(route.candidates):
-            yield ("routes", index, "candidates"), "no worker serves any of them"
+            yield ("routes", index, "candidates"), "no worker serves any of them: add a worker or change the list"
 
 
 def _offered(policy: Policy, key: Key, name: str, *, auto: bool) -> Iterator[Found]:
@@ -181,7 +184,7 @@ def _known(key: Key, what: str, name: str, known: Iterable[str] | Mapping[str, o
 
 
 def requires_key(policy: Policy) -> bool:
-    """Whatever is in the key store."""
+    """Return whether the policy alone requires a key, without regard to the key store."""
     return policy.listen.require_key or bool(policy.keys) or any(tenant.keys for tenant in policy.tenants.values())
 
 

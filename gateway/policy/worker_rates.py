@@ -1,10 +1,11 @@
-"""What a worker takes for a step, a prompt token and an output token."""
+"""Times of a worker for one request, a prompt token and an output token."""
 
 from typing import NamedTuple
 
 
 class WorkerRates(NamedTuple):
-    """Seconds: a request's fixed cost, one uncached prompt token, one output token (as waited for, and as device time)."""
+    """Rates of a worker in seconds: a request's fixed cost, one uncached prompt token, one output token (latency, and device
+    time)."""
 
     overhead_s: float
     prefill_s_per_token: float

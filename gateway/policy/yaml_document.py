@@ -1,6 +1,6 @@
-"""A YAML tree checked against the policy's types: every problem is found in one pass, and each knows its line.
+"""Check of a YAML tree against the policy's types. One pass finds every problem with its line.
 
-Only what the types name is ever looked at, so an alias bomb costs nothing.
+Only nodes that the types name are visited, so an alias bomb costs nothing.
 """
 
 import difflib
@@ -22,7 +22,8 @@ Key = tuple[str | int, ...]
 
 
 class Problem(NamedTuple):
-    """`path` is such as `routes[0].slo`; `line` counts from one; `file` is the included one, empty for the file itself."""
+    """One problem. `path` is such as `routes[0].slo`; `line` counts from 1; `file` is the include, empty for the file
+    itself."""
 
     path: str
     line: int
@@ -38,7 +39,7 @@ def path_text(key: Key) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean "x"?)`, or what there is when nothing is close."""
+    """Return ` (did you mean "x"?)`, or the list of known names when none is close."""
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if close:
@@ -47,7 +48,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 class YamlDocument:
-    """Collects `problems` and the line of every value that was read (`line_of`)."""
+    """Checker of one policy. It collects `problems` and the file and line of every value (`place_of`)."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = env
@@ -57,7 +58,7 @@ class YamlDocument:
         self._resolver = yaml.resolver.Resolver()
 
     def place_of(self, key: Key) -> tuple[str, int]:
-        """File and line of the value, or of the nearest one around it that was written."""
+        """Return file and line of a value, or of the nearest enclosing value in the file."""
         while key and key not in self._lines:
             key = key[:-1]
         return self._lines.get(key, ("", 1))
@@ -67,11 +68,11 @@ class YamlDocument:
         self.problems.append(Problem(path_text(key), line, message, file))
 
     def read(self, node: yaml.Node | None, kind: type[msgspec.Struct]) -> Any:
-        """Plain data for `msgspec.convert`, which takes it as `kind` if `problems` stayed empty, and perhaps if not."""
+        """Return plain data for `msgspec.convert`. It converts to `kind` if `problems` is empty, else perhaps not."""
         return _WRONG if node is None else self._value(node, kind, ())
 
     def compose(self, text: str, file: str = "") -> yaml.Node | None:
-        """The tree of a file; its marks carry the file's name. None, and a problem, when it is no YAML."""
+        """Return the tree of a file, whose marks carry its name. Reports a problem and returns None for invalid YAML."""
         try:
             loader = yaml.SafeLoader(text)
             loader.name = file
@@ -110,20 +111,20 @@ class YamlDocument:
                 return self._scalar(node, kind, key)
 
     def _pairs(self, node: yaml.MappingNode, key: Key) -> dict[str, yaml.Node]:
-        """Keys in order; the first of a duplicate counts."""
-        found: dict[str, yaml.Node] = {}
+        """Return values by key, in order. A duplicate key is a problem; its first value counts."""
+        pairs: dict[str, yaml.Node] = {}
         for name_node, value_node in node.value:
             file, line = _place(name_node)
             if not isinstance(name_node, yaml.ScalarNode):
                 self.problems.append(Problem(path_text(key), line, "a key must be a word", file))
-            elif name_node.value in found:
+            elif name_node.value in pairs:
                 _, first = self._lines[(*key, name_node.value)]
                 message = f"written twice, first on line {first}: remove one"
                 self.problems.append(Problem(path_text((*key, name_node.value)), line, message, file))
             else:
-                found[name_node.value] = value_node
+                pairs[name_node.value] = value_node
                 self._lines[(*key, name_node.value)] = (file, line)
-        return found
+        return pairs
 
     def _struct(self, node: yaml.Node, kind: type[msgspec.Struct], key: Key) -> Any:
         if not isinstance(node, yaml.MappingNode):
@@ -137,7 +138,7 @@ class YamlDocument:
             if field.required and name not in pairs:
                 self.report(key, f'"{name}" is missing')
         values = {name: self._value(node, fields[name].type, (*key, name)) for name, node in pairs.items() if name in fields}
-        # A wrong value with a default is left out, so that the rest can still be checked as a whole.
+        # A wrong value of a field with a default is left out, so that the rest can still be checked.
         return {name: value for name, value in values.items() if value is not _WRONG or fields[name].required}
 
     def _mapping(self, node: yaml.Node, kind: Any, key: Key) -> Any:
@@ -172,24 +173,24 @@ class YamlDocument:
         return self._convert(value, kind, key)
 
     def _expand(self, text: str, key: Key) -> str | None:
-        whole = True
+        is_complete = True
 
         def replacement(match: re.Match[str]) -> str:
-            nonlocal whole
+            nonlocal is_complete
             name = match.group(1)
             if not _VARIABLE_NAME.match(name):
-                whole = False
-                self.report(key, f'"${{{name}}}" is no name of an environment variable')
+                is_complete = False
+                self.report(key, f'"${{{name}}}" is not a valid name of an environment variable')
             elif name not in self.env:
-                whole = False
+                is_complete = False
                 self.report(key, f"the environment variable {name} is not set")
             return self.env.get(name, "")
 
         expanded = _VARIABLE.sub(replacement, text)
-        return expanded if whole else None
+        return expanded if is_complete else None
 
     def _convert_expanded(self, text: str, kind: Any, key: Key) -> Any:
-        """What comes out of a variable is text where text fits, and is read as YAML would read it where it does not."""
+        """Convert a variable's value: as text if the type accepts text, else as YAML would parse it."""
         if takes_text(kind):
             return self._convert(text, kind, key)
         tag = self._resolver.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
@@ -209,7 +210,7 @@ def _place(node: yaml.Node) -> tuple[str, int]:
 
 
 def _optional_struct(kind: Any) -> type[msgspec.Struct] | None:
-    """The struct of `Struct | None`; None for any other type."""
+    """Return the struct of `Struct | None`; None for any other type."""
     if get_origin(kind) not in (Union, types.UnionType):
         return None
     parts = [part for part in get_args(kind) if part is not type(None)]

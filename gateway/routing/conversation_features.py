@@ -1,4 +1,4 @@
-"""Where a conversation stands: turns, the tool loop, the tools on offer; as names to hash and as numbers."""
+"""Structural features of a conversation: turns, tool loop and offered tools, as names to hash and as numbers."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def structure_names(messages: Sequence[Message], tools: Sequence[Tool]) -> list[
 
 
 def structure_scalars(messages: Sequence[Message], tools: Sequence[Tool], total_chars: int) -> list[float]:
-    """`total_chars` is of everything but the system text."""
+    """Return logarithms of counts. `total_chars` excludes the system text."""
     roles = [message.role for message in messages]
     calls = [(call.name, call.arguments) for message in messages for call in message.tool_calls]
     log = math.log1p
@@ -38,7 +38,7 @@ def structure_scalars(messages: Sequence[Message], tools: Sequence[Tool], total_
 
 
 def _num_results(roles: Sequence[str]) -> int:
-    """Since the last message of the user."""
+    """Return the number of tool results since the last user message."""
     count = 0
     for role in reversed(roles):
         if role == "user":
@@ -48,11 +48,11 @@ def _num_results(roles: Sequence[str]) -> int:
 
 
 def _num_properties(tool: Tool) -> int:
-    """None where the schema is no schema: what a client sends there is up to the model's template."""
+    """Return the number of properties of a tool's schema. 0 if it is no schema: the model's template decides what is valid."""
     properties = (tool.parameters or {}).get("properties")
     return len(properties) if isinstance(properties, dict) else 0
 
 
 def _capped(number: int) -> int:
-    """Exact up to 12, then two buckets an octave."""
+    """Return a bucket: exact up to 12, then two buckets per octave."""
     return number if number <= 12 else 100 + round(2 * math.log2(number))

@@ -1,28 +1,28 @@
-"""The one decision: which worker answers, what that is expected to take and cost, and why not the others.
+"""The routing decision: the chosen worker, its predicted time and cost, and why each other candidate was rejected.
 
-Pure. Each candidate's score depends on nothing but the question and itself, so a further candidate that is worse never
-changes the choice, and more cached tokens never make a worker less attractive. For candidate worker w:
+Pure. A candidate's score depends only on the request and the candidate. A further candidate that is worse never changes the
+choice, and more cached tokens never make a worker less attractive. For candidate worker w:
 
     uncached = prompt_tokens - cached_tokens, one at least
     ttft_s   = wait_s + overhead_s + uncached * prefill_s_per_token
     finish_s = ttft_s + expected_output_tokens * tpot_s
     usd      = usd_per_s * (overhead_s + uncached * prefill_s_per_token + expected_output_tokens * decode_device_s_per_token),
                at an upstream the tokens by its prices
-    switch   = min(1, expected_remaining_turns) * what the warm worker v will have to catch up with, when w is not v,
-               and reading is no cheaper on w (from a dearer worker a run mostly leaves for good):
+    switch   = min(1, expected_remaining_turns) * usd of the tokens that the warm worker v will have to prefill on return, if w
+               is not v and prefill is no cheaper on w (a run that leaves a dearer worker mostly does not return):
                usd_per_s(v) * (prompt_tokens - cached_tokens(v) + expected_output_tokens) * prefill_s_per_token(v)
     risk     = mistake_cost * (1 - quality) * usd of a typical request on the best tier's cheapest worker
     score    = usd + switch + risk + miss_penalty_usd * P(missed)
 
-A tier that the route lets escalate begins anew on the best tier (worker t, its cheapest) with chance p, when its chance of a
-good answer is seen to fall below a bar: the route's, else quality(t) - usd(t) / price of a mistake, else the fitted one.
+A tier that the route lets escalate restarts on the best tier (worker t, its cheapest) with chance p, when the chance of a
+good answer falls below a bar. The bar is the route's, else quality(t) - usd(t) / price of a mistake, else the fitted one.
 
     quality  = 1 - (1 - quality) * (1 - catch)        p = quality * alarm + (1 - quality) * catch
-    usd      = (1 - p) * usd + p * (usd of the tokens held back + usd(t))
-    ttft_s   = ttft_s + held_s + p * ttft_s(t)        finish_s = (1 - p) * finish_s + p * (ttft_s + held_s + finish_s(t))
+    usd      = (1 - p) * usd + p * (usd of the holdback tokens + usd(t))
+    ttft_s   = ttft_s + holdback_s + p * ttft_s(t)    finish_s = (1 - p) * finish_s + p * (ttft_s + holdback_s + finish_s(t))
 
-The least score over the quality bar wins; when nothing is over it, the best quality. The bar alone treats a doubtful answer
-that saves much like one that saves little; `risk` is the price that tells them apart.
+The lowest score at or above the quality bar wins; if none reaches it, the best quality. The bar alone does not weigh a
+doubtful answer's savings: `risk` is the price that does.
 """
 
 import heapq
@@ -46,11 +46,11 @@ from gateway.routing.escalation import EscalationPlan
 AUTO = "auto"
 SAME_COST = 1e-9
 _TYPICAL_PROMPT, _TYPICAL_OUTPUT = 256, 32
-"""Tokens of the request that a mistake is priced in: a scale that goes with the machine's speed and price."""
+"""Tokens of the request by which a mistake is priced. The price scales with the machine's speed and price."""
 
 
 class _Scored(NamedTuple):
-    """Sorts as candidates are preferred: dollars first, then time, then quality; the name settles what is left."""
+    """A scored candidate. The order is that of preference: dollars, time, quality, then the worker's name."""
 
     score_usd: float
     finish_s: float
@@ -69,7 +69,8 @@ class _Scored(NamedTuple):
 
 
 class _Warm(NamedTuple):
-    """Where the run was last; dollars of what it would have to read when the run comes back, and of one token."""
+    """The worker of the run's last turn. `missing_usd` is the price of the tokens it must prefill when the run returns,
+    `token_usd` that of one token."""
 
     worker: str
     missing_usd: float
@@ -77,7 +78,7 @@ class _Warm(NamedTuple):
 
 
 class FleetSummary(NamedTuple):
-    """What a short list does not show of the fleet that it was taken from."""
+    """Totals of the fleet from which a shortlist was taken."""
 
     num_open: int
     rejected_by_reason: dict[str, int]
@@ -91,10 +92,10 @@ def decide(
     route: str = "",
     fleet_summary: FleetSummary | None = None,
 ) -> Decision:
-    """The best candidate for a question among the workers of the fleet, or of a short list of a `whole` fleet.
+    """Return the best candidate for a request among the workers of a fleet, or of a shortlist with a `fleet_summary`.
 
-    Raises UnknownModel when no worker is of what was asked and offered, ContextTooLong when the prompt fits none that is,
-    and NoWorker when those it fits are down or were lost.
+    Raises UnknownModel if no worker serves an offered model that was requested, ContextTooLong if the prompt fits none that
+    does, and NoWorker if those it fits are down or were lost.
     """
     open_: list[_Scored] = []
     closed: list[tuple[_Scored, RejectReason]] = []
@@ -116,7 +117,7 @@ def decide(
         open_ = _escalating(routing_request, open_, mistake_usd)
     contenders = _locked(routing_request, open_, closed)
     locked = contenders is not open_
-    # What was asked for or begun needs no quality, and without estimates there is nothing to hold against the bar.
+    # The quality bar applies neither to a requested or locked model nor without estimates.
     judged = not locked and routing_request.asked == AUTO and bool(routing_request.quality)
     bar = routing_request.quality_bar if judged else 0.0
     chosen, reason_chosen = _choose(bar, contenders, closed)
@@ -135,9 +136,10 @@ def decide(
 
 
 def miss_probability(predicted_s: float, slo_s: float | None) -> float:
-    """The chance that a promise is broken: a logistic on 4 log(predicted / SLO), one half where they are equal.
+    """Return the chance that an SLO is missed: a logistic function of 4 log(predicted / SLO), one half where they are
+    equal.
 
-    Predicted at half of what was promised is a 6 % chance to miss, at twice 94 %.
+    A prediction of half of the SLO is a 6 % chance to miss, of twice the SLO 94 %.
     """
     if slo_s is None or predicted_s <= 0:
         return 0.0
@@ -156,7 +158,7 @@ def _score(routing_request: RoutingRequest, view: WorkerView, mistake_usd: float
     ttft_s = view.wait_s + view.overhead_s + prefill_s
     finish_s = ttft_s + output * view.tpot_s
     usd = view.usd(prompt - cached, cached, output)
-    leaves = warm is not None and warm.worker != view.worker and view.read_usd >= warm.token_usd
+    leaves = warm is not None and warm.worker != view.worker and view.prefill_token_usd >= warm.token_usd
     switch = warm.missing_usd if warm is not None and leaves else 0.0
     missed = _missed(routing_request, ttft_s, finish_s)
     doubt = 1.0 - routing_request.quality.get(view.tier, 0.0)
@@ -166,7 +168,7 @@ def _score(routing_request: RoutingRequest, view: WorkerView, mistake_usd: float
 
 
 def _warm(routing_request: RoutingRequest, fleet: Sequence[WorkerView]) -> _Warm | None:
-    """None when the run is warm nowhere, or that worker is gone."""
+    """Return None if the run has no warm worker, or that worker is gone."""
     view = next((view for view in fleet if view.worker == routing_request.warm_worker and view.healthy), None)
     if view is None or view.worker not in routing_request.prompt_tokens:
         return None
@@ -176,7 +178,7 @@ def _warm(routing_request: RoutingRequest, fleet: Sequence[WorkerView]) -> _Warm
         - cached
         + min(routing_request.expected_output_tokens, routing_request.max_output_tokens)
     )
-    token_usd = view.read_usd
+    token_usd = view.prefill_token_usd
     return _Warm(view.worker, min(1.0, routing_request.expected_remaining_turns) * max(0.0, missing) * token_usd, token_usd)
 
 
@@ -186,12 +188,12 @@ def _missed(routing_request: RoutingRequest, ttft_s: float, finish_s: float) -> 
 
 
 def _escalating(routing_request: RoutingRequest, open_: list[_Scored], mistake_usd: float) -> list[_Scored]:
-    """With what beginning anew adds to those that may, and what it takes from their doubt."""
+    """Return the candidates with the expected cost and quality of escalation, for tiers that may escalate."""
     least = min(scored.doubt for scored in open_)
-    anew = min((scored for scored in open_ if scored.doubt == least), key=lambda scored: (scored.usd, scored.worker))
-    plans = plans_for(routing_request, best=1.0 - least, anew_usd=anew.usd, mistake_usd=mistake_usd)
+    restart = min((scored for scored in open_ if scored.doubt == least), key=lambda scored: (scored.usd, scored.worker))
+    plans = plans_for(routing_request, best=1.0 - least, restart_usd=restart.usd, mistake_usd=mistake_usd)
     return [
-        _with_escalation(routing_request, scored, plans[scored.view.tier], anew, mistake_usd)
+        _with_escalation(routing_request, scored, plans[scored.view.tier], restart, mistake_usd)
         if scored.doubt > least and scored.view.tier in plans and scored.view.prices is None
         else scored
         for scored in open_
@@ -199,29 +201,31 @@ def _escalating(routing_request: RoutingRequest, open_: list[_Scored], mistake_u
 
 
 def plans_for(
-    routing_request: RoutingRequest, *, best: float, anew_usd: float, mistake_usd: float
+    routing_request: RoutingRequest, *, best: float, restart_usd: float, mistake_usd: float
 ) -> dict[str, EscalationPlan]:
-    """By tier, for this question; without those whose answers would stand however unsure they are."""
+    """Return the escalation plans of this request by tier, without plans that never escalate."""
     plans = {
-        tier: one.hold(routing_request.quality.get(tier, 0.0), best=best, anew_usd=anew_usd, mistake_usd=mistake_usd)
-        for tier, one in routing_request.escalations.items()
+        tier: escalating.plan(
+            routing_request.quality.get(tier, 0.0), best=best, restart_usd=restart_usd, mistake_usd=mistake_usd
+        )
+        for tier, escalating in routing_request.escalations.items()
     }
     return {tier: plan for tier, plan in plans.items() if plan.threshold > 0.0}
 
 
 def _with_escalation(
-    routing_request: RoutingRequest, scored: _Scored, plan: EscalationPlan, anew: _Scored, mistake_usd: float
+    routing_request: RoutingRequest, scored: _Scored, plan: EscalationPlan, restart: _Scored, mistake_usd: float
 ) -> _Scored:
     view = scored.view
     output = min(routing_request.expected_output_tokens, routing_request.max_output_tokens)
-    held = min(float(plan.tokens), output)
+    holdback = min(float(plan.tokens), output)
     chance = plan.chance(1.0 - scored.doubt)
     doubt = 1.0 - plan.quality_after(1.0 - scored.doubt)
-    held_usd = scored.usd - (output - held) * view.write_usd
-    usd = (1.0 - chance) * scored.usd + chance * (held_usd + anew.usd)
-    held_s = held * view.tpot_s
-    finish_s = (1.0 - chance) * scored.finish_s + chance * (scored.ttft_s + held_s + anew.finish_s)
-    ttft_s = scored.ttft_s + held_s + chance * anew.ttft_s
+    holdback_usd = scored.usd - (output - holdback) * view.decode_token_usd
+    usd = (1.0 - chance) * scored.usd + chance * (holdback_usd + restart.usd)
+    holdback_s = holdback * view.tpot_s
+    finish_s = (1.0 - chance) * scored.finish_s + chance * (scored.ttft_s + holdback_s + restart.finish_s)
+    ttft_s = scored.ttft_s + holdback_s + chance * restart.ttft_s
     missed = _missed(routing_request, ttft_s, finish_s)
     risk = mistake_usd * doubt
     return scored._replace(
@@ -238,8 +242,8 @@ def _with_escalation(
 
 
 def _typical_usd(routing_request: RoutingRequest, fleet: Sequence[WorkerView]) -> float:
-    """Dollars of a typical request on the best tier's cheapest worker, in which a worse answer is priced; zero when the
-    caller or the loop has chosen the model, or when nothing is estimated."""
+    """Return the dollars of a typical request on the best tier's cheapest worker, by which a mistake is priced. 0 without
+    quality estimates, or if the caller named the model."""
     known = [view for view in fleet if view.tier in routing_request.quality]
     if routing_request.asked != AUTO or not known:
         return 0.0
@@ -248,12 +252,12 @@ def _typical_usd(routing_request: RoutingRequest, fleet: Sequence[WorkerView]) -
 
 
 def typical_usd(view: WorkerView) -> float:
-    """Dollars of a typical request on this worker."""
+    """Return the dollars of a typical request on this worker."""
     return view.usd(_TYPICAL_PROMPT, 0, _TYPICAL_OUTPUT)
 
 
 def _open_fallbacks(routing_request: RoutingRequest, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> bool:
-    """Moves to `open_` what the route falls back on, when its candidates are all down; whether there was any."""
+    """Move the route's fallbacks to `open_` if a candidate is down. Return whether any candidate is open."""
     if routing_request.fallbacks and any(reason == "not_healthy" for _, reason in closed):
         for pair in [pair for pair in closed if pair[1] == "not_allowed"]:
             if _hard_filter(routing_request, pair[0].view, pair[0].prompt_tokens, routing_request.fallbacks) is None:
@@ -268,17 +272,17 @@ def _hard_filter(
     offered = view.model in candidates or view.tier in candidates
     if not offered or routing_request.asked not in (AUTO, view.model, view.tier):
         return "not_allowed"
-    if prompt_tokens >= view.max_context:  # at least one token must fit behind the prompt
+    if prompt_tokens >= view.max_context:  # one output token at least must fit
         return "context_too_long"
     if not view.healthy or view.worker in routing_request.excluded_workers:
         return "not_healthy"
-    if view.worker not in routing_request.prompt_tokens:  # it came up after the prompt was made, maybe with another tokenizer
+    if view.worker not in routing_request.prompt_tokens:  # it started after tokenization, maybe with another tokenizer
         return "not_healthy"
     return None
 
 
 def _locked(routing_request: RoutingRequest, open_: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> list[_Scored]:
-    """Those that serve the locked model, if any does; else the very list that came in."""
+    """Return the candidates of the locked model. If there is none, return `open_` itself."""
     model = routing_request.locked_model
     inside = [scored for scored in open_ if scored.view.model == model] if model is not None else []
     if not inside:
@@ -288,7 +292,7 @@ def _locked(routing_request: RoutingRequest, open_: list[_Scored], closed: list[
 
 
 def _choose(bar: float, contenders: list[_Scored], closed: list[tuple[_Scored, RejectReason]]) -> tuple[_Scored, Reason]:
-    """The chosen one; the others join `closed`."""
+    """Return the chosen candidate and the reason. The others are appended to `closed`."""
     good = [scored for scored in contenders if 1.0 - scored.doubt >= bar]
     reason: Reason = "cheapest_good_enough" if good else "best_quality"
     least_doubt = min(scored.doubt for scored in contenders)
@@ -345,7 +349,7 @@ def _option(scored: _Scored, routing_request: RoutingRequest) -> Option:
 
 
 def _best_rejected(routing_request: RoutingRequest, closed: list[tuple[_Scored, RejectReason]]) -> tuple[Rejected, ...]:
-    # Candidates differ in their names at the latest, so pairs compare as candidates are preferred.
+    # Worker names differ, so pairs sort by candidate and never by reason.
     best = sorted(closed)[:MAX_REJECTED] if len(closed) <= 2 * MAX_REJECTED else heapq.nsmallest(MAX_REJECTED, closed)
     return tuple(Rejected(option=_option(scored, routing_request), reason=reason) for scored, reason in best)
 

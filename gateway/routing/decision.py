@@ -1,4 +1,4 @@
-"""The values that deciding takes and gives. A decision carries its reason and every rejected option."""
+"""Inputs and outputs of the routing decision. A decision carries its reason and every rejected option."""
 
 from collections import Counter
 from typing import Literal
@@ -9,21 +9,21 @@ from gateway.policy.schema import TokenPrices
 from gateway.routing.escalation import Escalating
 
 PlacementReason = Literal[
-    "stays",  # its pages are there, and waiting for them costs less than computing them anew
-    "moves",  # its pages are somewhere, but waiting for them costs more
-    "burst",  # another run that began alike went there a moment ago
-    "roomiest",  # most is free there
+    "stays",  # it has the pages, and its wait costs less than a prefill elsewhere
+    "moves",  # another worker has the pages, but its wait costs more
+    "burst",  # another run with the same first pages started there recently
+    "roomiest",  # it has the most free tokens
 ]
 Reason = Literal[
     "only_candidate",  # nothing else passed the hard filters
     "asked_by_name",  # the caller named the model
-    "cheapest_good_enough",  # least expected dollars among those over the bar
-    "best_quality",  # none was over the bar: the best of them
+    "cheapest_good_enough",  # lowest score among those at or above the quality bar
+    "best_quality",  # none reached the quality bar: the best of them
     "locked_tool_loop",  # the run is inside a tool loop on this model
-    "degraded",  # waiting for the better one would have broken the promise
-    "escalated",  # the small answer's own confidence was too low
+    "degraded",  # waiting for the better one would have broken the SLO
+    "escalated",  # the confidence of the smaller model's answer was too low
     "fallback",  # none of the candidates is up
-    "failover",  # the chosen worker was lost before it began
+    "failover",  # the chosen worker was lost before it started
 ]
 
 RejectReason = Literal[
@@ -50,15 +50,16 @@ REJECT_REASONS: dict[RejectReason, str] = {
     "breaks_slo": "waiting there would have missed the SLO",
     "placed_elsewhere": "placement by run chose another worker",
 }
-"""What each means, for people. In the OpenAPI document too, where the dashboard reads it."""
+"""Meaning of each reason. The OpenAPI document carries them, and the dashboard takes them from there."""
 
 MAX_REJECTED = 8
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of one worker at the moment of deciding. Times in seconds, rates from online regressions.
+    """State of one worker at the time of the decision. Times are in seconds, rates from online regressions.
 
-    `prefill_s_per_token` and `tpot_s` are device-seconds a token; `usd_per_s` is the price of its busy second.
+    `prefill_s_per_token` and `decode_device_s_per_token` are device-seconds per token; `usd_per_s` is the price of a busy
+    second.
     """
 
     worker: str
@@ -74,7 +75,7 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     tpot_s: float
     decode_device_s_per_token: float
     prices: TokenPrices | None = None
-    """Of an upstream, in the place of a price of its time."""
+    """Token prices of an upstream, instead of a price of its time."""
 
     def usd(self, uncached_tokens: float, cached_tokens: float, output_tokens: float) -> float:
         if self.prices is not None:
@@ -83,18 +84,18 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
         return self.usd_per_s * (self.overhead_s + prefill_s + output_tokens * self.decode_device_s_per_token)
 
     @property
-    def read_usd(self) -> float:
-        """Of one more uncached token."""
+    def prefill_token_usd(self) -> float:
+        """Dollars per uncached prompt token."""
         return self.prices.input / 1e6 if self.prices is not None else self.usd_per_s * self.prefill_s_per_token
 
     @property
-    def write_usd(self) -> float:
-        """Of one more token of the answer."""
+    def decode_token_usd(self) -> float:
+        """Dollars per output token."""
         return self.prices.output / 1e6 if self.prices is not None else self.usd_per_s * self.decode_device_s_per_token
 
 
 class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request as the decision sees it. `prompt_tokens` and `cached_tokens` are by worker (tokenizers differ).
+    """One request as input of the decision. `prompt_tokens` and `cached_tokens` are by worker, as tokenizers differ.
 
     `quality` is by tier: the calibrated chance that its answer is as good as the top tier's.
     """
@@ -116,10 +117,10 @@ class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
     expected_remaining_turns: float = 0.0
     excluded_workers: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
-    """Models that are candidates while none of the candidates is up."""
+    """Models that are candidates while none of `candidates` is up."""
     has_tools: bool = False
     escalations: dict[str, Escalating] = {}
-    """By tier, where the route lets a doubtful answer begin anew."""
+    """By tier that the route lets escalate."""
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,10 +138,10 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     miss_probability: float
     score_usd: float
     escalation_chance: float = 0.0
-    """Of beginning anew on the best tier: `quality`, `usd` and the times hold what that adds."""
+    """Chance to restart on the best tier. `quality`, `usd` and the times include its effect."""
     holdback_tokens: int = 0
     escalate_below: float = 0.0
-    """So many tokens are held back, and when one of them is less likely than this, the answer begins anew."""
+    """The first `holdback_tokens` tokens are held back. If one is less likely than this, the request escalates."""
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,25 +160,25 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     route: str = ""
     quality_bar: float = 0.0
     typical_usd: float = 0.0
-    """Of the request that a mistake is priced in."""
+    """Dollars of the request by which a mistake is priced."""
     has_tools: bool = False
     placement: PlacementReason | None = None
-    """PlacementReason this worker among those that serve the chosen model alike; None where there was no choice."""
+    """Why placement took this worker among those that serve the chosen model equally. None without a choice."""
 
     def placed(self, worker: str, why: PlacementReason) -> "Decision":
-        """With the worker that placement chose: the chosen one, or one of the rejected that serves the same model."""
+        """Return the decision with the worker that placement chose: the chosen one, or a rejected one with the same model."""
         placed = self if worker == self.chosen.worker else self.moved(worker, "placed_elsewhere")
         return msgspec.structs.replace(placed, placement=why)
 
     def moved(self, worker: str, reason: RejectReason) -> "Decision":
-        """With one of the rejected as the chosen one, which is rejected for this reason."""
-        there = next(one for one in self.rejected if one.option.worker == worker)
-        before = Rejected(option=self.chosen, reason=reason)
+        """Return the decision with a rejected worker as the chosen one. The former choice is rejected for `reason`."""
+        promoted = next(rejected for rejected in self.rejected if rejected.option.worker == worker)
+        demoted = Rejected(option=self.chosen, reason=reason)
         counts = Counter(self.rejected_by_reason)
-        counts.update({reason: 1, there.reason: -1})
+        counts.update({reason: 1, promoted.reason: -1})
         return msgspec.structs.replace(
             self,
-            chosen=there.option,
-            rejected=(before, *(one for one in self.rejected if one is not there)),
+            chosen=promoted.option,
+            rejected=(demoted, *(rejected for rejected in self.rejected if rejected is not promoted)),
             rejected_by_reason={reason: count for reason, count in counts.items() if count},
         )

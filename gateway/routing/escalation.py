@@ -1,10 +1,10 @@
-"""When a lower tier's doubtful answer begins anew on the best tier: what was fitted, and what follows for one question.
+"""Escalation of a lower tier's doubtful answer to the best tier: the fitted model, and the plan for one request.
 
-With `mistake_cost` it is a matter of price: an answer begins anew when what that costs is less than what the doubt costs,
+With `mistake_cost` it is a matter of price. A request escalates when that costs less than the doubt:
 
     usd(best tier) < mistake_usd * (P(best tier's is good) - P(this one is good))
 
-so that the bar is high where the best tier is cheap and low where it is dear.
+The bar is thus high if the best tier is cheap and low if it is dear.
 """
 
 import bisect
@@ -15,11 +15,12 @@ from typing import NamedTuple
 import msgspec
 
 NEVER_SURE = 1.0 + 1e-6
+"""Threshold above every confidence: the request always escalates."""
 
 
 class EscalationPlan(NamedTuple):
-    """The first `tokens` tokens are held back, and the answer begins anew when one of them is less likely than `threshold`.
-    `catch` and `alarm` are the shares of worse and of good answers to such a question for which that happens."""
+    """The first `tokens` tokens are held back, and the request escalates if one of them is less likely than `threshold`.
+    `catch` and `alarm` are the shares of worse and of good answers to such a request that escalate."""
 
     tokens: int
     threshold: float
@@ -27,16 +28,16 @@ class EscalationPlan(NamedTuple):
     alarm: float
 
     def chance(self, quality: float) -> float:
-        """That a request escalates whose answer would be good with chance `quality`."""
+        """Return the chance of escalation if the answer would be good with chance `quality`."""
         return quality * self.alarm + (1.0 - quality) * self.catch
 
     def quality_after(self, quality: float) -> float:
-        """Of the answer that the caller gets in the end."""
+        """Return the quality of the final answer."""
         return 1.0 - (1.0 - quality) * (1.0 - self.catch)
 
 
 class Shares(msgspec.Struct, frozen=True, array_like=True):
-    """Rows of about one estimate: quantiles, equally spaced, of their chances after the first tokens."""
+    """Quantiles of the chances after the first tokens, equally spaced, of rows with about the same estimate."""
 
     quality: float
     good: tuple[float, ...]
@@ -44,13 +45,13 @@ class Shares(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Escalation(msgspec.Struct, frozen=True, kw_only=True):
-    """When the chance of a good answer is below a bar once the first `tokens` tokens are seen, it begins anew on a better tier:
+    """Fitted rule: an answer escalates when its chance to be good, after the first `tokens` tokens, is below a bar:
 
         logit(chance) = bias + prior * logit(quality) - doubt * log(-log(confidence))
 
-    `bar` is the one with which `kept` of the top tier's accuracy is kept; `catch` is the share of worse answers that it finds,
-    `alarm` the share of good ones that it takes for worse, and `share` how many escalate, all on `rows` outcomes; `shares` tell
-    the chances of good and worse answers apart by the estimate.
+    `bar` keeps the share `kept` of the top tier's accuracy. `catch` is the share of worse answers that escalate, `alarm`
+    that of good answers, and `share` that of all, on `rows` outcomes. `shares` are the distributions of good and worse
+    answers by estimate.
     """
 
     tokens: int
@@ -66,52 +67,52 @@ class Escalation(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
 
     def at(self, quality: float, *, bar: float | None = None, tokens: int | None = None) -> EscalationPlan:
-        """For one question, of which the tier's estimate is `quality`."""
+        """Return the plan for a request with estimate `quality`. `bar` and `tokens` override the fitted ones."""
         bar = self.bar if bar is None else bar
         right = min(bisect.bisect_right(self.shares, quality, key=_quality), len(self.shares) - 1)
         around = self.shares[max(0, right - 1) : right + 1]
-        told = [shares.quality for shares in around]
+        qualities = [shares.quality for shares in around]
         return EscalationPlan(
             tokens=tokens or self.tokens,
             threshold=self._threshold(quality, bar),
-            catch=interpolated(quality, told, [_below(bar, shares.worse) for shares in around]),
-            alarm=interpolated(quality, told, [_below(bar, shares.good) for shares in around]),
+            catch=interpolated(quality, qualities, [_below(bar, shares.worse) for shares in around]),
+            alarm=interpolated(quality, qualities, [_below(bar, shares.good) for shares in around]),
         )
 
     def _threshold(self, quality: float, bar: float) -> float:
-        """The confidence with which the chance is just at the bar; over 1 where no confidence is enough."""
+        """Return the confidence at which the chance equals the bar. Above 1 if no confidence suffices."""
         if bar <= 0.0:
             return 0.0
-        room = self.bias + self.prior * log_odds(quality) - log_odds(bar)
-        if bar >= 1.0 or (self.doubt == 0.0 and room < 0.0):
+        margin = self.bias + self.prior * log_odds(quality) - log_odds(bar)
+        if bar >= 1.0 or (self.doubt == 0.0 and margin < 0.0):
             return NEVER_SURE
         if self.doubt == 0.0:
             return 0.0
-        most = room / self.doubt
-        if most < unsureness(1.0):
+        allowed = margin / self.doubt
+        if allowed < unsureness(1.0):
             return NEVER_SURE
-        return math.exp(-math.exp(min(most, 6.0)))
+        return math.exp(-math.exp(min(allowed, 6.0)))
 
 
 class Escalating(msgspec.Struct, frozen=True, kw_only=True):
-    """What was fitted for a tier, and what the route wants of it: `bar` None leaves the bar to the price of a mistake, and
-    where mistakes have none to what was fitted."""
+    """Fitted rule of a tier with the settings of the route. Without `bar` the price of a mistake sets it; without such a
+    price the fitted one holds."""
 
     fitted: Escalation
     tokens: int | None = None
     bar: float | None = None
 
-    def hold(self, quality: float, *, best: float, anew_usd: float, mistake_usd: float) -> EscalationPlan:
-        """For one question: `quality` is the tier's estimate, `best` that of the tier on which it would begin anew for
-        `anew_usd`."""
+    def plan(self, quality: float, *, best: float, restart_usd: float, mistake_usd: float) -> EscalationPlan:
+        """Return the plan for one request. `quality` is the tier's estimate, `best` that of the best tier, where a restart
+        costs `restart_usd`."""
         bar = self.bar
         if bar is None and mistake_usd > 0.0:
-            bar = max(0.0, best - anew_usd / mistake_usd)
+            bar = max(0.0, best - restart_usd / mistake_usd)
         return self.fitted.at(quality, bar=bar, tokens=self.tokens)
 
 
 def interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Piecewise linear through the points, level outside of them. `xs` must rise."""
+    """Return the piecewise linear interpolation, constant beyond the ends. `xs` must rise."""
     right = bisect.bisect_right(xs, x)
     if right == 0:
         return ys[0]
@@ -122,18 +123,18 @@ def interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def log_odds(chance: float) -> float:
-    """No estimate is surer than one in 200: some hundred outcomes cannot tell."""
+    """Return log(chance / (1 - chance)), clipped at one in 200: some hundred outcomes support no surer estimate."""
     chance = min(max(chance, 0.005), 0.995)
     return math.log(chance / (1.0 - chance))
 
 
 def unsureness(confidence: float) -> float:
-    """log(-log(confidence)): spreads what is close to 1, where most confidences are."""
+    """Return log(-log(confidence)), which spreads values close to 1, where most confidences are."""
     return math.log(-math.log(min(max(confidence, 1e-6), 1.0 - 1e-6)))
 
 
 def _below(bar: float, quantiles: Sequence[float]) -> float:
-    """The share of those whose quantiles these are."""
+    """Return the share of values below the bar, from their quantiles."""
     if not quantiles:
         return 0.0
     ranks = [rank / (len(quantiles) - 1) for rank in range(len(quantiles))]

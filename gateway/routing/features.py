@@ -1,8 +1,7 @@
-"""What a conversation looks like to the quality model: hashed yes/no features of structure, hashed n-grams of what is asked,
-and a few plain numbers.
+"""Features of a conversation for the quality model: hashed binary features of structure, hashed n-grams and some scalars.
 
-System text is left out: it says who speaks, not how hard the question is. Cost is bounded whatever the length: n-grams come
-from the two ends of a text, counts from its two larger ends, and only its length is of all of it.
+System text is excluded: it identifies the speaker, not the difficulty of the request. Cost is bounded for any length:
+n-grams come from the two ends of the text, counts from two larger ends, and only the length from all of it.
 """
 
 import math
@@ -21,7 +20,7 @@ NUM_SCALARS = 28
 _END_WORDS = 64
 _END_CHARS = 900
 _COUNTED_CHARS = 12_000
-"""Of each end of a longer text: read for n-grams, and for counts."""
+"""Characters used at each end of a longer text: _END_CHARS for n-grams, _COUNTED_CHARS for counts."""
 
 _WORD = re.compile(rb"0+|[a-z\x80-\xff]+|[^\sa-z0-9\x80-\xff]")
 _NUMBER = re.compile(rb"\d+")
@@ -35,8 +34,8 @@ _NOT_ASCII = bytes(range(128, 256))
 
 
 class Features(NamedTuple):
-    """`structure` and `ngrams` are distinct indices below 2**bits; an n-gram weighs 1 / sqrt(their number). `scalars` are
-    numbers of order one, always as many."""
+    """`structure` and `ngrams` are distinct indices below 2**bits. An n-gram weighs 1 / sqrt(number of n-grams). `scalars`
+    are NUM_SCALARS numbers of order one."""
 
     structure: list[int]
     ngrams: list[int]
@@ -77,8 +76,8 @@ def _ends(text: str, chars: int) -> str:
 
 
 def _marks(counted: bytes, ends: bytes, lowered: bytes, tokens: Sequence[bytes]) -> list[bytes]:
-    """What tells one kind of request from another: how it opens, how its last sentence opens, what precedes its last
-    colon, which signs it has, and how it ends."""
+    """Return features that identify the type of request: the first words of the text and of its last sentence, the words
+    before its last colon, its signs, and its last words."""
     last = next((part for part in reversed(_SENTENCE_END.split(lowered)) if part.strip()), b"")
     colon = lowered.rfind(b": ")
     return [
@@ -93,7 +92,7 @@ def _marks(counted: bytes, ends: bytes, lowered: bytes, tokens: Sequence[bytes])
 def _sizes(
     counted: bytes, tokens: Sequence[bytes], pairs: Sequence[tuple[bytes, bytes]], numbers: Sequence[bytes]
 ) -> list[bytes]:
-    """Counts in fine buckets."""
+    """Return counts in fine buckets."""
     sizes = [b"words=%d" % bucket(counted.count(b" ") + counted.count(b"\n") + 1)]
     sizes += [b"n%b=%d" % (sign, bucket(number)) for sign in (b",", b".", b"=", b"\n") if (number := counted.count(sign))]
     sizes.append(b"numbers=%d" % bucket(len(numbers)))
@@ -111,7 +110,7 @@ def _sizes(
 
 
 def _columns(a: bytes, b: bytes) -> tuple[int, int]:
-    """How many columns carry when two numbers are added, and borrow when the smaller is taken from the larger."""
+    """Return the number of columns that carry when two numbers are added, and that borrow when the smaller is subtracted."""
     first, second = int(a[-12:]), int(b[-12:])
     large, small = max(first, second), min(first, second)
     carries = borrows = carry = borrow = 0
@@ -128,7 +127,7 @@ def _columns(a: bytes, b: bytes) -> tuple[int, int]:
 def _scalars(
     text: str, counted: bytes, tokens: Sequence[bytes], pairs: Sequence[tuple[bytes, bytes]], numbers: Sequence[bytes]
 ) -> list[float]:
-    """Of the text that is asked: how long, how dense in numbers, signs, names and code, how repetitive."""
+    """Return length, repetition and density of numbers, signs, names and code of the last user message."""
     size = len(counted) + 1
     num_tokens = len(tokens) + 1
     log = math.log1p
@@ -157,10 +156,10 @@ def _scalars(
 
 
 def _without(text: bytes, signs: bytes) -> int:
-    """How many of the signs there are."""
+    """Return the number of characters of `text` that are in `signs`."""
     return len(text) - len(text.translate(None, signs))
 
 
 def bucket(number: int) -> int:
-    """Exact up to 12, then six buckets an octave."""
+    """Return a bucket: exact up to 12, then six buckets per octave."""
     return number if number <= 12 else 100 + round(6 * math.log2(number))

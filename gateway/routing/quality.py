@@ -1,7 +1,8 @@
-"""How likely each tier answers as well as the top one: a logistic model on hashed features, calibrated, read from an artefact.
+"""Chance of each tier to answer as well as the top one: a calibrated logistic model on hashed features, loaded from an
+artefact.
 
-The artefact is JSON: weights in eight bits, isotonic points, what is known of escalating, and how, on what and how well it was
-made.
+The artefact is JSON: weights in eight bits, isotonic points, escalation rules, and how, on what and how well it was
+trained.
 """
 
 import base64
@@ -21,11 +22,11 @@ ARTEFACT_VERSION = 3
 
 
 class ArtefactError(ValueError):
-    """The file is no quality artefact, or one that this version cannot read; the message says which and what to do."""
+    """The file is no quality artefact, or one that this version cannot read. The message states which, and the remedy."""
 
 
 class Reliability(msgspec.Struct, frozen=True, array_like=True):
-    """One bin of the reliability curve on rows that were not trained on: mean estimate, share that was right, rows."""
+    """One bin of the reliability curve on held-out rows: mean estimate, share of good answers, rows."""
 
     estimated: float
     observed: float
@@ -33,7 +34,8 @@ class Reliability(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Of calibrated estimates, out of fold. `base_rate` is the share of rows where the tier was as good as the top one."""
+    """Metrics of calibrated out-of-fold estimates. `base_rate` is the share of rows where the tier was as good as the top
+    one."""
 
     rows: int
     base_rate: float
@@ -44,14 +46,14 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hashed(msgspec.Struct, frozen=True, kw_only=True):
-    """`weights` are signed bytes in base64, times `scale`; one for each hashed index."""
+    """Weights of hashed indices, one each: signed bytes in base64, times `scale`."""
 
     scale: float
     weights: str
 
 
 class Scalar(msgspec.Struct, frozen=True, array_like=True):
-    """The weight of one plain number, and the range it had in training: what lies outside is taken to be at its edge."""
+    """Weight of one scalar, and its range in training. Values outside are clipped."""
 
     weight: float
     low: float
@@ -59,7 +61,7 @@ class Scalar(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TierModel(msgspec.Struct, frozen=True, kw_only=True):
-    """`points` are (logit, probability), both rising; `penalties` are those of structure, n-grams and plain numbers."""
+    """`points` are (logit, probability), both rising. `penalties` are of structure, n-grams and scalars."""
 
     bias: float
     structure: Hashed
@@ -78,7 +80,7 @@ class FeatureSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Artefact(msgspec.Struct, frozen=True, kw_only=True):
-    """`top` is the tier that the others are compared with; `data` is a digest of the outcomes it was made from."""
+    """`top` is the tier with which the others are compared. `data` is a digest of the outcomes used for training."""
 
     version: int = ARTEFACT_VERSION
     top: str
@@ -101,16 +103,16 @@ class _Tier:
         self.logits = [logit for logit, _ in model.points]
         self.chances = [chance for _, chance in model.points]
 
-    def logit(self, found: _features.Features) -> float:
-        logit = self.bias + sum(map(self.structure.__getitem__, found.structure))
-        if found.ngrams:
-            logit += sum(map(self.ngrams.__getitem__, found.ngrams)) / math.sqrt(len(found.ngrams))
-        for (weight, low, high), value in zip(self.scalars, found.scalars, strict=True):
+    def logit(self, features: _features.Features) -> float:
+        logit = self.bias + sum(map(self.structure.__getitem__, features.structure))
+        if features.ngrams:
+            logit += sum(map(self.ngrams.__getitem__, features.ngrams)) / math.sqrt(len(features.ngrams))
+        for (weight, low, high), value in zip(self.scalars, features.scalars, strict=True):
             logit += weight * (low if value < low else high if value > high else value)
         return logit
 
-    def estimate(self, found: _features.Features) -> float:
-        return interpolated(self.logit(found), self.logits, self.chances)
+    def estimate(self, features: _features.Features) -> float:
+        return interpolated(self.logit(features), self.logits, self.chances)
 
 
 def _unpacked(hashed: Hashed, size: int) -> list[float]:
@@ -121,7 +123,7 @@ def _unpacked(hashed: Hashed, size: int) -> list[float]:
 
 
 class QualityModel:
-    """Immutable once loaded; safe to share."""
+    """Immutable after loading; safe to share."""
 
     def __init__(self, artefact: Artefact) -> None:
         """Raises ArtefactError."""
@@ -139,7 +141,7 @@ class QualityModel:
 
     @classmethod
     def load(cls, path: Path) -> "QualityModel":
-        """Raises ArtefactError, which names the file."""
+        """Return the model in a file. Raises ArtefactError, which names the file."""
         try:
             return cls(msgspec.json.decode(path.read_bytes(), type=Artefact))
         except (OSError, msgspec.DecodeError, ArtefactError) as error:
@@ -148,26 +150,26 @@ class QualityModel:
     def features(self, messages: Sequence[Message], tools: Sequence[Tool]) -> _features.Features:
         return _features.features(messages, tools, bits=self._bits)
 
-    def estimate(self, found: _features.Features) -> dict[str, float]:
-        """By tier, the chance that its answer is as good as the top tier's, for what `features` gave."""
-        chances = {name: tier.estimate(found) for name, tier in self._tiers.items()}
+    def estimate(self, features: _features.Features) -> dict[str, float]:
+        """Return the chance by tier that its answer is as good as the top tier's, from `features`."""
+        chances = {name: tier.estimate(features) for name, tier in self._tiers.items()}
         chances[self.artefact.top] = 1.0
         return chances
 
-    def logits(self, found: _features.Features) -> dict[str, float]:
-        """By tier but the top one, before calibration: a finer order than `estimate` gives."""
-        return {name: tier.logit(found) for name, tier in self._tiers.items()}
+    def logits(self, features: _features.Features) -> dict[str, float]:
+        """Return the logits by tier, without the top one, before calibration: their order is finer than that of `estimate`."""
+        return {name: tier.logit(features) for name, tier in self._tiers.items()}
 
     def escalations(self) -> dict[str, Escalation]:
-        """By tier, for those that it was fitted for."""
+        """Return the escalation rules by tier that has one."""
         return {name: tier.escalation for name, tier in self.artefact.tiers.items() if tier.escalation is not None}
 
     def judge(self, messages: Sequence[Message], tools: Sequence[Tool]) -> dict[str, float]:
-        """`estimate` of `features`."""
+        """Return `estimate` of `features`."""
         return self.estimate(self.features(messages, tools))
 
 
 def top_only(tiers: Sequence[str]) -> dict[str, float]:
-    """What stands in for estimates when the policy has no router: only the last tier is good enough, and where a route
-    does not offer it, the last that it does."""
+    """Return placeholder estimates for a policy without a router: only the last tier is good enough. If a route does not
+    offer it, the last offered tier has the best quality."""
     return {tier: 1.0 if tier == tiers[-1] else 1e-6 * (rank + 1) for rank, tier in enumerate(tiers)}

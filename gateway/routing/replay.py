@@ -1,7 +1,7 @@
-"""Recorded decisions made again under another policy, from the numbers that were kept with them. Pure and deterministic.
+"""Replay of recorded decisions under another policy, from the numbers recorded with them. Pure and deterministic.
 
-The options keep the times, dollars and quality that were expected when they were recorded: what changes is what may be chosen
-and what counts. Traffic that would have flowed differently (other caches, other queues) is not modelled.
+Options keep the times, dollars and quality that were predicted when recorded. Only which options are allowed, and their
+weights, change. The effect of a changed choice on caches and queues is not modelled.
 """
 
 from collections import Counter
@@ -16,10 +16,12 @@ from gateway.routing.decide import AUTO, miss_probability
 from gateway.routing.decision import Decision, Option
 
 _NEVER = ("context_too_long", "not_healthy")
+"""Reject reasons of options that no policy could choose."""
 
 
 class Recorded(NamedTuple):
-    """A decision and what its request was matched by. Headers and keys are not kept: no route that asks for them matches."""
+    """A decision and the fields by which its request matches a route. Headers and keys are not recorded: routes that need
+    them do not match."""
 
     decision: Decision
     tenant: str
@@ -29,7 +31,7 @@ class Recorded(NamedTuple):
 
 @dataclass(slots=True)
 class Side:
-    """Sums over all decisions under one policy; `refused` are those that no route or option takes."""
+    """Sums over all decisions under one policy. `refused` counts those without a matching route or allowed option."""
 
     tiers: Counter[str] = field(default_factory=Counter)
     routes: Counter[str] = field(default_factory=Counter)
@@ -58,15 +60,16 @@ class Replayed(NamedTuple):
 
 
 def replay(recorded: Iterable[Recorded], policy: Policy, slo_before: Policy) -> Replayed:
-    """`slo_before` is the policy whose promises the recorded side is held against. `moved` went to another worker."""
+    """Return the sums before and after. `slo_before` is the policy with the SLOs of the recorded side. `moved` counts
+    requests whose worker changed."""
     before, after, moved = Side(), Side(), 0
-    for one in recorded:
-        judged = one.asked == AUTO
-        chosen = one.decision.chosen
-        old_route = _route_of(slo_before, one)
-        before.add(chosen, one.decision.route, slo_before.slo[old_route.slo] if old_route else Slo(), judged=judged)
-        route = _route_of(policy, one)
-        option = _choose(one, route, policy) if route else None
+    for record in recorded:
+        judged = record.asked == AUTO
+        chosen = record.decision.chosen
+        old_route = _route_of(slo_before, record)
+        before.add(chosen, record.decision.route, slo_before.slo[old_route.slo] if old_route else Slo(), judged=judged)
+        route = _route_of(policy, record)
+        option = _choose(record, route, policy) if route else None
         if route is None or option is None:
             after.refused += 1
             continue
@@ -75,15 +78,15 @@ def replay(recorded: Iterable[Recorded], policy: Policy, slo_before: Policy) -> 
     return Replayed(before, after, moved)
 
 
-def _route_of(policy: Policy, one: Recorded) -> Route | None:
+def _route_of(policy: Policy, record: Recorded) -> Route | None:
     try:
         return find_route(
             policy,
-            asked=one.asked,
-            tenant=one.tenant,
-            has_tools=one.decision.has_tools,
-            prompt_tokens=max(option.prompt_tokens for option in _options(one.decision)),
-            run=one.run,
+            asked=record.asked,
+            tenant=record.tenant,
+            has_tools=record.decision.has_tools,
+            prompt_tokens=max(option.prompt_tokens for option in _options(record.decision)),
+            run=record.run,
         )
     except HeadwayError:
         return None
@@ -94,16 +97,16 @@ def _options(decision: Decision) -> Sequence[Option]:
     return [decision.chosen, *usable]
 
 
-def _choose(one: Recorded, route: Route, policy: Policy) -> Option | None:
-    options = [option for option in _options(one.decision) if one.asked in (AUTO, option.model, option.tier)]
-    offered = [option for option in options if option.model in candidates_for(policy, route, tenant=one.tenant)]
-    offered = offered or [option for option in options if option.model in fallbacks_for(policy, route, tenant=one.tenant)]
-    if one.decision.reason == "locked_tool_loop" and route.lock_tool_loop:
-        offered = [option for option in offered if option.model == one.decision.chosen.model] or offered
+def _choose(record: Recorded, route: Route, policy: Policy) -> Option | None:
+    options = [option for option in _options(record.decision) if record.asked in (AUTO, option.model, option.tier)]
+    offered = [option for option in options if option.model in candidates_for(policy, route, tenant=record.tenant)]
+    offered = offered or [option for option in options if option.model in fallbacks_for(policy, route, tenant=record.tenant)]
+    if record.decision.reason == "locked_tool_loop" and route.lock_tool_loop:
+        offered = [option for option in offered if option.model == record.decision.chosen.model] or offered
         return _cheapest(offered, route, policy, 0.0, 0.0)
-    if one.asked != AUTO:
+    if record.asked != AUTO:
         return _cheapest(offered, route, policy, 0.0, 0.0)
-    mistake_usd = route.mistake_cost * one.decision.typical_usd
+    mistake_usd = route.mistake_cost * record.decision.typical_usd
     good = [option for option in offered if option.quality >= route.quality_bar]
     if not good and offered:
         best = max(option.quality for option in offered)

@@ -1,4 +1,4 @@
-"""A request, its route and its run, put as the question that `decide` answers."""
+"""Builds the input of `decide` from a request, its route and its run."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -30,8 +30,8 @@ def routing_request_for(
     has_tools: bool = False,
     escalations: Mapping[str, Escalation] = _NONE,
 ) -> RoutingRequest:
-    """Token counts are by worker, quality by tier. `locked_model` is the model of the tool loop that the chain is in;
-    the route may say that it does not bind. `slo` is what the caller was promised."""
+    """Return the input of `decide`. Token counts are by worker, quality by tier. `locked_model` is the model of the chain's
+    tool loop, unless the route disables the lock. `slo` is the caller's SLO."""
     return RoutingRequest(
         asked=asked,
         candidates=candidates_for(policy, route, tenant=tenant),
@@ -56,10 +56,10 @@ def routing_request_for(
 
 
 def _escalations(route: Route, fitted: Mapping[str, Escalation], quality: Mapping[str, float]) -> dict[str, Escalating]:
-    """What was fitted, as far as the route wants it; what the route says itself stands before it."""
+    """Return the fitted rules that the route uses. Settings of the route override fitted ones."""
     wanted = route.escalate
     if wanted is None:
         return {}
     return {
-        tier: Escalating(fitted=one, tokens=wanted.tokens, bar=wanted.bar) for tier, one in fitted.items() if tier in quality
+        tier: Escalating(fitted=rule, tokens=wanted.tokens, bar=wanted.bar) for tier, rule in fitted.items() if tier in quality
     }

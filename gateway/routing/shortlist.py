@@ -1,12 +1,14 @@
-"""The few workers of a large fleet among which `decide` gives what it would give among all: the same choice, the same best
-rejected ones, and how many the others are by reason. Pure; the views are kept as columns, one row a worker, changed one
-row at a time. A test holds it equal to deciding among all, number for number: every line here has its twin in `decide`.
+"""The few workers of a large fleet from which `decide` makes the same decision as from all of them. Pure.
 
-What depends on the kind of worker alone (its model and tier: whether it is offered, its quality, its risk) is worked out
-once a kind, and who is up and offered is kept until the health, kind or context of a worker changes.
+The chosen worker, the best rejected ones and the counts by reason are equal. A test compares both, number for number: every
+line here has its counterpart in `decide`. Views are kept as columns with one row a worker, and updated one row at a time.
+
+Values that depend only on a worker's kind (its model and tier: offered or not, quality, risk) are computed once a kind. The
+set of healthy offered workers is cached until the health, kind or context length of a worker changes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,24 +16,26 @@ from numpy.typing import NDArray
 
 from gateway.routing.decide import AUTO, SAME_COST, FleetSummary, plans_for, typical_usd
 from gateway.routing.decision import MAX_REJECTED, RoutingRequest, WorkerView
-from gateway.routing.scores import Floats, Scores, best_rows, first_row, missed
 
+Floats = NDArray[np.float64]
+Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
 MAX_OFFERS = 64
-"""Kept at a time: one for each pair of what a route offers and what is asked."""
+"""Largest number of cached offers, one for each pair of candidates and requested model."""
 _NUMBERS = ("wait_s", "overhead_s", "prefill_s_per_token", "tpot_s", "decode_device_s_per_token", "usd_per_s", "max_context")
 
 
 class Short(NamedTuple):
-    """`whole` is None when the views are all there are."""
+    """`fleet_summary` is None when the views are the whole fleet."""
 
     views: Sequence[WorkerView]
     fleet_summary: FleetSummary | None
 
 
 class _Offer(NamedTuple):
-    """Who is offered, and who of them is up. `num_up` by kind; a prompt under `least_context` fits all that are offered."""
+    """Masks of the offered workers and of the healthy ones among them. `num_up` is by kind. A prompt shorter than
+    `least_context` fits all offered workers."""
 
     offered: Mask
     up: Mask
@@ -39,29 +43,54 @@ class _Offer(NamedTuple):
     num_up: list[int]
     least_context: float
     pools: dict[tuple[int, ...], Mask]
-    """Those of `up` that are of some kinds, where that was asked for."""
+    """Cached subsets of `up` by kinds."""
+
+
+class Scores:
+    """Scores of a fleet as columns with one row a worker. Columns that only break ties are computed on demand."""
+
+    def __init__(
+        self, score: Floats, ttft: Floats, usd: Floats, *, finish: Callable[[], Floats], doubt: Callable[[], Floats]
+    ) -> None:
+        self.score, self.ttft, self.usd = score, ttft, usd
+        self._finish, self._doubt = finish, doubt
+
+    @cached_property
+    def finish(self) -> Floats:
+        return self._finish()
+
+    @cached_property
+    def doubt(self) -> Floats:
+        return self._doubt()
+
+    def columns(self) -> Iterator[Floats]:
+        """Yield the columns in order of preference, without the name."""
+        yield self.score
+        yield self.finish
+        yield self.ttft
+        yield self.doubt
 
 
 class Shortlist:
-    """The views of a fleet that has workers. Rows keep the order of names: the row settles what is equal, as the name does."""
+    """Views of a fleet with at least one worker. Rows are in order of names, so the row breaks ties as the name does."""
 
     def __init__(self, views: Iterable[WorkerView]) -> None:
-        given = list(views)
-        self._views = sorted(given, key=lambda view: view.worker)
+        fleet = list(views)
+        self._views = sorted(fleet, key=lambda view: view.worker)
         self._row = {view.worker: row for row, view in enumerate(self._views)}
         self._names = list(self._row)
         size = len(self._views)
-        self._given = [view.worker for view in given]
+        self._fleet_order = [view.worker for view in fleet]
         self._numbers = tuple(np.zeros(size) for _ in _NUMBERS)
         self._cells = tuple(column.data for column in self._numbers)
-        """The same memory: one number is set there in a fifth of the time."""
-        self._read_usd, self._typical = np.zeros(size), np.zeros(size)
+        """The memory of `_numbers`: setting one number there takes a fifth of the time."""
+        self._prefill_usd, self._typical = np.zeros(size), np.zeros(size)
         self._healthy = np.zeros(size, dtype=bool)
         self._kinds: dict[tuple[str, str], int] = {}
         self._kind = np.zeros(size, dtype=np.intp)
         self._num_of_kind: list[int] = []
         self._cheapest: list[int | None] = []
-        """Row of the least typical dollars, by kind; None when it is to be looked for."""
+        """By kind, the row with the lowest typical dollars. None if unknown."""
         self._offers: dict[tuple[tuple[str, ...], str], _Offer] = {}
         for row, view in enumerate(self._views):
             self._fill(row, view, self._kind_of(view))
@@ -70,7 +99,7 @@ class Shortlist:
         return len(self._views)
 
     def put(self, view: WorkerView) -> None:
-        """What is known of a worker now; it was there from the start."""
+        """Update the view of a worker of the initial fleet."""
         row = self._row[view.worker]
         old, kind = self._views[row], self._kind_of(view)
         self._num_of_kind[was := int(self._kind[row])] -= 1
@@ -92,7 +121,7 @@ class Shortlist:
         for cells, name in zip(self._cells, _NUMBERS, strict=True):
             cells[row] = getattr(view, name)
         self._healthy[row] = view.healthy
-        self._read_usd[row] = view.read_usd
+        self._prefill_usd[row] = view.prefill_token_usd
         self._kind[row] = kind
         self._num_of_kind[kind] += 1
         typical = self._typical[row] = typical_usd(view)
@@ -101,7 +130,8 @@ class Shortlist:
             self._cheapest[kind] = row
 
     def take(self, routing_request: RoutingRequest) -> Short:
-        """All of them when no candidate is open: what to say then, or to fall back on, shows only among all."""
+        """Return the shortlist of a request. If no candidate is open, return all views, as the error or the fallbacks
+        depend on all."""
         offer = self._offer(routing_request.candidates, routing_request.asked)
         prompt = self._prompt(routing_request.prompt_tokens)
         open_, num_open, counts = self._open(routing_request, offer, prompt)
@@ -112,12 +142,12 @@ class Shortlist:
         doubts = [1.0 - routing_request.quality.get(tier, 0.0) for _, tier in self._kinds]
         scores = self._scores(routing_request, prompt, doubts, mistake_usd)
         if routing_request.escalations and routing_request.asked == AUTO and routing_request.locked_model is None:
-            scores, doubts, anew = self._escalated(routing_request, scores, open_, num_open, doubts, mistake_usd)
-            rows.append(anew)
+            scores, doubts, restart = self._escalated(routing_request, scores, open_, num_open, doubts, mistake_usd)
+            rows.append(restart)
         kinds, of_kinds = self._pool_kinds(routing_request, num_open, doubts)
         pool = self._pool(offer, open_, num_open, kinds)
         best = best_rows(scores, None, MAX_REJECTED + 1)
-        # Whoever is not among the best is behind all of them, so the best of the pool is among them if any of it is.
+        # All other rows score worse than these, so if any of these is in the pool, the best of the pool is.
         among = [row for row in best if pool[row]]
         chosen = first_row(scores, among or best_rows(scores, np.flatnonzero(pool), 1))
         rows += [chosen, *best]
@@ -141,13 +171,13 @@ class Shortlist:
         return offer
 
     def _count(self, rows: Mask) -> list[int]:
-        """How many of them are of each kind."""
+        """Return the number of rows by kind."""
         counts: list[int] = np.bincount(self._kind[rows], minlength=len(self._kinds)).tolist()
         return counts
 
     def _prompt(self, prompt_tokens: Mapping[str, int]) -> Floats | float:
-        """By row, -1 for a worker that the prompt was not made for; one number when it is the same for all."""
-        if list(prompt_tokens) == self._given:
+        """Return the prompt tokens by row, -1 for a worker without a tokenized prompt. One number if all are equal."""
+        if list(prompt_tokens) == self._fleet_order:
             tokens = list(prompt_tokens.values())
             if tokens.count(tokens[0]) == len(tokens):
                 return float(tokens[0])
@@ -156,7 +186,7 @@ class Shortlist:
     def _open(
         self, routing_request: RoutingRequest, offer: _Offer, prompt: Floats | float
     ) -> tuple[Mask, list[int], dict[str, int]]:
-        """Who passes the hard filters, how many of each kind, and how many do not by reason."""
+        """Return the rows that pass the hard filters, their number by kind, and the number of others by reason."""
         not_allowed = len(self) - offer.num_offered
         open_, num_open, num_fit = offer.up, offer.num_up, offer.num_offered
         excluded = [self._row[worker] for worker in routing_request.excluded_workers if worker in self._row]
@@ -174,7 +204,8 @@ class Shortlist:
         return open_, num_open, counts
 
     def _needed(self, routing_request: RoutingRequest) -> tuple[list[int], float]:
-        """Rows that `decide` looks at whoever wins: the warm worker's, and that of the typical request; and its dollars."""
+        """Return the rows that `decide` needs in any case, and the typical dollars: the warm worker's row and that of the
+        typical request."""
         warm = self._row.get(routing_request.warm_worker or "")
         rows = [] if warm is None else [warm]
         quality = routing_request.quality
@@ -219,18 +250,18 @@ class Shortlist:
         return scores
 
     def _switch(self, routing_request: RoutingRequest) -> Floats | float:
-        """What leaving the warm worker costs."""
+        """Return the dollars of leaving the warm worker."""
         row = self._row.get(routing_request.warm_worker or "")
         if row is None or not self._healthy[row] or self._names[row] not in routing_request.prompt_tokens:
             return 0.0
         worker = self._names[row]
         uncached = routing_request.prompt_tokens[worker] - routing_request.cached_tokens.get(worker, 0)
         missing = uncached + min(routing_request.expected_output_tokens, routing_request.max_output_tokens)
-        token_usd = float(self._read_usd[row])
+        token_usd = float(self._prefill_usd[row])
         usd = min(1.0, routing_request.expected_remaining_turns) * max(0.0, missing) * token_usd
         if not usd:
             return 0.0
-        switch: Floats = (self._read_usd >= token_usd) * np.float64(usd)
+        switch: Floats = (self._prefill_usd >= token_usd) * np.float64(usd)
         switch[row] = 0.0
         return switch
 
@@ -243,38 +274,38 @@ class Shortlist:
         doubts: Sequence[float],
         mistake_usd: float,
     ) -> tuple[Scores, list[float], int]:
-        """With what beginning anew adds, the doubts that are left, and the row on which it begins."""
+        """Return the scores with the effect of escalation, the remaining doubts by kind, and the row of the restart."""
         _, _, _, tpot, decode, price, _ = self._numbers
         least = min(doubt for doubt, count in zip(doubts, num_open, strict=True) if count)
-        anew = int(np.where(open_ & (scores.doubt == least), scores.usd, np.inf).argmin())
+        restart = int(np.where(open_ & (scores.doubt == least), scores.usd, np.inf).argmin())
         output = min(routing_request.expected_output_tokens, routing_request.max_output_tokens)
         score, finish, ttft = scores.score.copy(), scores.finish.copy(), scores.ttft.copy()
         doubt, usd = scores.doubt.copy(), scores.usd.copy()
         left, switch = list(doubts), self._switch(routing_request)
-        plans = plans_for(routing_request, best=1.0 - least, anew_usd=float(scores.usd[anew]), mistake_usd=mistake_usd)
+        plans = plans_for(routing_request, best=1.0 - least, restart_usd=float(scores.usd[restart]), mistake_usd=mistake_usd)
         for (_, tier), kind in self._kinds.items():
             plan = plans.get(tier)
             if plan is None or not num_open[kind] or doubts[kind] <= least:
                 continue
             of_kind = np.flatnonzero(open_ & (self._kind == kind))
-            held = min(float(plan.tokens), output)
+            holdback = min(float(plan.tokens), output)
             quality = 1.0 - doubts[kind]
             chance = plan.chance(quality)
             was_usd, was_ttft, was_finish = scores.usd[of_kind], scores.ttft[of_kind], scores.finish[of_kind]
-            held_usd = was_usd - price[of_kind] * (output - held) * decode[of_kind]
-            held_s = held * tpot[of_kind]
-            usd[of_kind] = (1.0 - chance) * was_usd + chance * (held_usd + scores.usd[anew])
-            finish[of_kind] = (1.0 - chance) * was_finish + chance * (was_ttft + held_s + scores.finish[anew])
-            ttft[of_kind] = was_ttft + held_s + chance * scores.ttft[anew]
+            holdback_usd = was_usd - price[of_kind] * (output - holdback) * decode[of_kind]
+            holdback_s = holdback * tpot[of_kind]
+            usd[of_kind] = (1.0 - chance) * was_usd + chance * (holdback_usd + scores.usd[restart])
+            finish[of_kind] = (1.0 - chance) * was_finish + chance * (was_ttft + holdback_s + scores.finish[restart])
+            ttft[of_kind] = was_ttft + holdback_s + chance * scores.ttft[restart]
             left[kind] = 1.0 - plan.quality_after(quality)
             doubt[of_kind] = left[kind]
             leaving = switch[of_kind] if isinstance(switch, np.ndarray) else switch
             penalty = routing_request.miss_penalty_usd * missed(routing_request, ttft[of_kind], finish[of_kind])
             score[of_kind] = usd[of_kind] + leaving + mistake_usd * left[kind] + penalty
-        return Scores(score, ttft, usd, finish=lambda: finish, doubt=lambda: doubt), left, anew
+        return Scores(score, ttft, usd, finish=lambda: finish, doubt=lambda: doubt), left, restart
 
     def _pool(self, offer: _Offer, open_: Mask, num_open: Sequence[int], kinds: list[int]) -> Mask:
-        """Those that are open and of these kinds."""
+        """Return the open rows of these kinds."""
         if len(kinds) == len(num_open) - num_open.count(0):
             return open_
         known = offer.pools.get(tuple(kinds)) if open_ is offer.up else None
@@ -289,7 +320,7 @@ class Shortlist:
     def _pool_kinds(
         self, routing_request: RoutingRequest, num_open: Sequence[int], doubts: Sequence[float]
     ) -> tuple[list[int], dict[str, int]]:
-        """The kinds among which the least score wins, and how many of the others do not come into question."""
+        """Return the kinds from which the lowest score wins, and the number of excluded rows by reason."""
         present = [kind for kind, count in enumerate(num_open) if count]
         contenders = present
         if routing_request.locked_model is not None:
@@ -318,22 +349,79 @@ class Shortlist:
         chosen: int,
         best: Sequence[int],
     ) -> dict[str, int]:
-        """Why those of the pool were not chosen; it has `size` rows, of `kinds`."""
+        """Return the number of rejected rows of the pool by reason. The pool has `size` rows, of `kinds`."""
         chosen_usd, chosen_risk = float(score[chosen]), risks[int(self._kind[chosen])]
-        most = SAME_COST * abs(chosen_usd)
-        risky = [kind for kind in kinds if risks[kind] > chosen_risk]  # no other scores less but for its risk
-        if not risky and max(map(score.item, best)) - chosen_usd > most:  # so whoever is not among the best costs more
-            num_same = sum(pool.item(row) and score.item(row) - chosen_usd <= most for row in best)
+        tolerance = SAME_COST * abs(chosen_usd)
+        risky = [kind for kind in kinds if risks[kind] > chosen_risk]  # only these may score less without their risk
+        if not risky and max(map(score.item, best)) - chosen_usd > tolerance:  # then every row that is not in `best` costs more
+            num_same = sum(pool.item(row) and score.item(row) - chosen_usd <= tolerance for row in best)
             num_same += chosen not in best
             return {"slower_same_cost": num_same - 1, "costs_more": size - num_same}
-        same = score - chosen_usd <= most
+        same = score - chosen_usd <= tolerance
         same &= pool
         num_same, num_risky = int(np.count_nonzero(same)), 0
         for kind in risky:
             more = (score - risks[kind] < chosen_usd - chosen_risk) & pool & ~same
             num_risky += int(np.count_nonzero(more & (self._kind == kind)))
         return {
-            "slower_same_cost": num_same - 1,  # the chosen one is as dear as itself
+            "slower_same_cost": num_same - 1,  # without the chosen one
             "too_risky": num_risky,
             "costs_more": size - num_same - num_risky,
         }
+
+
+def missed(routing_request: RoutingRequest, ttft: Floats, finish: Floats) -> Floats | float:
+    on_time = 1.0 - _miss(ttft, routing_request.ttft_slo_s)
+    if routing_request.deadline_s is not None:
+        on_time = on_time * (1.0 - _miss(finish, routing_request.deadline_s))
+    return 1.0 - on_time
+
+
+def _miss(predicted: Floats, slo_s: float | None) -> Floats | float:
+    if slo_s is None:
+        return 0.0
+    later = predicted > 0
+    if slo_s <= 0:
+        return later.astype(np.float64)
+    ratio = slo_s / (predicted if (all_later := later.all()) else np.where(later, predicted, 1.0))
+    np.minimum(ratio, 1e6, out=ratio)
+    ratio *= ratio
+    ratio *= ratio
+    ratio += 1.0
+    np.divide(1.0, ratio, out=ratio)
+    return ratio if all_later else np.where(later, ratio, 0.0)
+
+
+def best_rows(scores: Scores, rows: Rows | None, count: int) -> list[int]:
+    """Return the best `count` of `rows` (None for all), in any order. The next column breaks ties."""
+    best: list[int] = []
+    for column in scores.columns():
+        values = column if rows is None else column.take(rows)
+        wanted = count - len(best)
+        if len(values) <= wanted:
+            break
+        last = values.min()  # enough if many rows equal the minimum
+        equal = (values == last).nonzero()[0]
+        if len(equal) < wanted:
+            last = np.partition(values, wanted - 1)[wanted - 1]
+            less = (values < last).nonzero()[0]
+            best += (less if rows is None else rows.take(less)).tolist()
+            wanted = count - len(best)
+            equal = (values == last).nonzero()[0]
+        rows = equal if rows is None else rows.take(equal)
+        if len(rows) == wanted:
+            break
+    left = range(len(scores.score)) if rows is None else rows.tolist()
+    best += left[: count - len(best)]
+    return best
+
+
+def first_row(scores: Scores, rows: list[int]) -> int:
+    """Return the best of a few rows."""
+    for column in scores.columns():
+        if len(rows) == 1:
+            break
+        values = [column.item(row) for row in rows]
+        lowest = min(values)
+        rows = [row for row, value in zip(rows, values, strict=True) if value == lowest]
+    return min(rows)

@@ -1,7 +1,7 @@
-"""Why a turn did not find in the cache what its chain had sent before. Pure and bounded.
+"""Reason why a turn missed cached tokens of its chain's previous prompt. Pure and bounded.
 
-previous prompt  [ same | other ... ]        changed: the first place that differs, the part of the request that it lies in
-this prompt      [ same | ...       ]        else what was the same was not resident where the turn ran: moved, or given up
+previous prompt  [ same | other ... ]        changed: the part of the request that holds the first difference
+this prompt      [ same | ...       ]        else the shared part was not resident on the turn's worker: moved, or evicted
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,21 @@ import msgspec
 from gateway.request import Message
 
 MAX_TURNS = 16
-"""Reports that a chain keeps: about 4 KB, and where content is recorded as much again of what lies around changes."""
+"""Reports kept for a chain: about 4 KB, and as much again for the text around changes if content is recorded."""
 AROUND_CHARS = 40
 
 MissReason = Literal[
-    "hit",  # all that it shares with the turn before was resident, to the page
-    "first_turn",  # nothing to compare with: it is the chain's first, or the last one was too long ago
-    "changed",  # it does not begin with all that was sent before
-    "moved",  # its pages are on another worker
-    "not_resident",  # the worker has given them up
+    "hit",  # all full pages shared with the previous turn were resident
+    "first_turn",  # no prompt to compare with: the chain's first turn, or the previous one was too long ago
+    "changed",  # the prompt does not begin with the whole previous prompt
+    "moved",  # the chain's pages are on another worker
+    "not_resident",  # the worker has evicted the pages
 ]
 
 
 class PromptChange(NamedTuple):
-    """A prompt against the one that its chain sent before, in tokens; `part` and what is around are where they part."""
+    """Comparison of a prompt with its chain's previous one, in tokens. `part`, `before` and `after` describe the first
+    difference."""
 
     previous_tokens: int
     shared_tokens: int
@@ -35,9 +36,9 @@ class PromptChange(NamedTuple):
 
 
 class TurnReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`shared_tokens` are those that the prompt begins with as the turn before did, `missed_tokens` those of them that were
-    computed again. Where it changed, `part` names what, from token `shared_tokens` on; `before` and `after` are the text there
-    then and now, where content is recorded. `normalized` says what was taken out of the prompt or put in order before."""
+    """Cache result of one turn. `shared_tokens` is the common prefix with the previous turn; `missed_tokens` of it were
+    computed again. `part` names the part of a changed prompt that holds token `shared_tokens`. `before` and `after` are the
+    old and new text there, if content is recorded. `normalized` lists what normalization removed or reordered."""
 
     turn: int
     worker: str
@@ -63,7 +64,7 @@ def report(
     page_size: int,
     normalized: tuple[str, ...] = (),
 ) -> TurnReport:
-    """What became of one turn. At least the last token of a prompt is always computed, and only whole pages are kept."""
+    """Return the report of one turn. The last token of a prompt is always computed, and only whole pages are cached."""
     if change is None:
         return TurnReport(
             turn=turn,
@@ -97,10 +98,10 @@ def report(
 
 
 def part_at(text: str, at: int, messages: Sequence[Message], *, has_tools: bool) -> str:
-    """What of a request character `at` of its rendered text belongs to: `system`, `tools`, `message N (role)` or `end`.
+    """Return the part of a request that character `at` of its text lies in: `system`, `tools`, `message N (role)` or `end`.
 
-    What a template writes between two messages (a role, a call) belongs to the one behind; before the first message of a
-    conversation it is the tool list, where there is one.
+    Template text between two messages (a role, a call) belongs to the later one. Text before the first non-system message is
+    the tool list, if there is one.
     """
     position = 0
     for number, message in enumerate(messages):

@@ -1,7 +1,7 @@
-"""Which run and chain a request belongs to, as its headers and body say, and the ids that we mint so that none need say it.
+"""Run and chain of a request from its headers and body, and minted ids that identify them without any header.
 
-Everything is namespaced by tenant: no header of one tenant can name a run of another. Headers of other tools that do not
-look like ids are passed over; a malformed `x-headway-*` header is an error, because whoever sends one means us.
+All ids are namespaced by tenant: no header of one tenant can name a run of another. Other tools' headers that are no valid id
+are ignored. A malformed `x-headway-*` header is an error, because it is meant for this gateway.
 """
 
 import base64
@@ -16,7 +16,7 @@ from gateway.errors import BadRequest
 MAX_ID_LENGTH = 200
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=~-]{0,199}\Z")
 _USER_SESSION = re.compile(r"""(?:session_|"session_id"\s*:\s*")([0-9a-fA-F-]{36})(?:\Z|")""")
-"""In the user id that coding clients make: `user_..._session_<uuid>`, or a JSON object."""
+"""Session id inside the user id of coding clients: `user_..._session_<uuid>`, or a JSON object."""
 _TRUE = ("1", "true", "yes")
 _HANDLE_BYTES, _NONCE_BYTES, _MAC_BYTES = 8, 4, 6
 _MINTED_CHARS = 4 * (_HANDLE_BYTES + _NONCE_BYTES + _MAC_BYTES) // 3
@@ -25,8 +25,8 @@ Hints = Iterable[tuple[str, str]]
 
 
 class Identity(NamedTuple):
-    """`run` and `chain` are namespaced (`tenant:id`); `source` names the field that said so. With this turn the run is over if
-    `final`, and its chain if `closes`."""
+    """Run and chain of a request, namespaced (`tenant:id`). `source` is the field that named them. This turn ends the run if
+    `final`, and the chain if `closes`."""
 
     run: str
     chain: str
@@ -37,7 +37,7 @@ class Identity(NamedTuple):
 
 
 class _Family(NamedTuple):
-    """Headers that one tool sends together. Without a chain header the run has one chain, called as the run."""
+    """Headers that one tool sends together. Without a chain header the run has one chain of the same id."""
 
     run: str
     chain: str | None = None
@@ -69,22 +69,22 @@ HINTS = (
     "prompt_cache_key",
     "conversation",
 )
-"""Body fields, best first."""
+"""Body fields that name a run, the most reliable first."""
 BODY_FIELDS = (*HINTS, "previous_response_id")
-"""The last names no run but the answer that this turn follows: `RunRegistry.infer` knows whose it was."""
+"""Body fields that identify a run. The last names the previous answer, which `RunRegistry.infer` maps to its run."""
 
 
 def identify(headers: Mapping[str, str], hints: Hints, *, tenant: str) -> Identity | None:
-    """What headers (names in lower case) and body hints say; the first field that holds an id wins. None: nothing said.
+    """Return the identity from headers (names in lower case) or body hints, by the first field with an id; None without one.
 
     Raises BadRequest for an `x-headway-*` header that is no id.
     """
     for family in _FAMILIES:
         if family.run in headers and (run := _read(headers, family.run)) is not None:
             return _from_family(family, run, headers, tenant)
-    given = dict(hints)
+    values = dict(hints)
     for hint in HINTS:
-        value = given.get(hint, "")
+        value = values.get(hint, "")
         if hint == "metadata.user_id":
             match = _USER_SESSION.search(value)
             value = match.group(1) if match else ""
@@ -94,13 +94,13 @@ def identify(headers: Mapping[str, str], hints: Hints, *, tenant: str) -> Identi
 
 
 def new_run(tenant: str, random_id: str) -> Identity:
-    """A run of its own, with an id made by the caller of this function."""
+    """Return the identity of a new run with the given random id."""
     run = _named(tenant, f"run-{random_id}")
     return Identity(run, run, None, "new", final=False)
 
 
 def public_id(run: str) -> str:
-    """The id as the client knows it, without the tenant."""
+    """Return the id as the client knows it, without the tenant."""
     return run.partition(":")[2]
 
 
@@ -109,7 +109,7 @@ def _from_family(family: _Family, run: str, headers: Mapping[str, str], tenant: 
     parent = _read(headers, family.parent)
     final = headers.get(family.final, "").strip().lower() in _TRUE if family.final else False
     if family.chain is None and parent is not None:  # a sub-agent with a session of its own, inside its parent's run
-        # That it is over says nothing of its parent.
+        # The end of the sub-agent does not end its parent.
         run, chain = parent, _named(tenant, parent, run)
         return Identity(_named(tenant, run), chain, _named(tenant, run), family.run, final=False, closes=final)
     return Identity(
@@ -139,19 +139,19 @@ def _read(headers: Mapping[str, str], name: str | None) -> str | None:
 
 
 def chain_handle(chain: str) -> bytes:
-    """Eight bytes that stand for a chain inside the ids that we mint."""
+    """Return the eight bytes that identify a chain inside minted ids."""
     return hashlib.blake2b(chain.encode(), digest_size=_HANDLE_BYTES).digest()
 
 
 def mint_id(secret: bytes, chain: str, number: int, *, tenant: str, prefix: str = "call_") -> str:
-    """The id of a tool call or of an answer, a prefix and 24 characters, which says of which chain it is. `number` tells ids of
-    one chain apart. It comes first, so that in the ledger's index ids of one time lie together."""
+    """Return an id of a tool call or an answer that identifies its chain: a prefix and 24 characters. `number` makes it unique
+    in the chain. The number comes first, so that ids of one time are close in the ledger's index."""
     body = (number % 2 ** (8 * _NONCE_BYTES)).to_bytes(_NONCE_BYTES, "big") + chain_handle(chain)
     return prefix + base64.urlsafe_b64encode(body + _mac(secret, body, tenant)).decode()
 
 
 def read_id(secret: bytes, minted: str, *, tenant: str) -> bytes | None:
-    """The chain's handle, if we minted this id for this tenant; else None. Never raises."""
+    """Return the chain's handle if this gateway minted the id for this tenant, else None. Never raises."""
     try:
         raw = base64.b64decode(minted[-_MINTED_CHARS:], altchars=b"-_", validate=True)
     except ValueError:

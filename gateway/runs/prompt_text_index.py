@@ -1,10 +1,10 @@
-"""Finds the chain that a prompt continues by its rendered text alone. Pure and bounded; a wrong merge is worse than a split.
+"""Index that finds the chain a prompt continues by its rendered text. Pure and bounded; a wrong merge is worse than a split.
 
-text     [ block | block | ... | block | rest ]     blocks double in size from 64 to 4,096 characters, names are chained
-a chain  names of its last few blocks, and length and digest of all it last sent
+text     [ block | block | ... | block | rest ]     blocks double in size from 64 to 4,096 characters, hashes are chained
+a chain  hashes of its last few blocks, and length and digest of its last prompt
 
-Text goes on with a chain when it begins with all that the chain last sent, or is that again. When two chains could be meant,
-or what agrees is too short to tell, it is a new one. That most of it agrees is no sign: runs of one program begin alike.
+A text continues a chain when it begins with the chain's whole last prompt. It is a new chain when two chains match, or when the
+match is too short. A long common prefix alone is no evidence: runs of one program begin alike.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MIN_CHARS = 128
-"""Shorter beginnings are greetings and task templates that many runs share."""
+"""Least length of a matching prompt: shorter ones are greetings and task templates that many runs share."""
 _FIRST, _LARGEST = 64, 4_096
 _KEPT_BLOCKS = 24
 _MAX_OWNERS = 8
@@ -26,7 +26,7 @@ class _Sent(NamedTuple):
 
 
 class PromptTextIndex:
-    """At most `max_chains` chains of about 2 KB each; the one not seen for the longest goes first."""
+    """Index of at most `max_chains` chains of about 2 KB each; the least recently seen is evicted first."""
 
     def __init__(self, max_chains: int = 20_000) -> None:
         self._max_chains = max_chains
@@ -37,7 +37,7 @@ class PromptTextIndex:
         return len(self._sent)
 
     def claim(self, chain: str, text: str, *, tenant: str) -> None:
-        """`text` is what this chain has sent now; it replaces what it sent before."""
+        """Set the chain's last prompt to `text`."""
         self.forget(chain)
         blocks = tuple(name for _, name in _blocks(text, tenant))[-_KEPT_BLOCKS:]
         self._sent[chain] = _Sent(len(text), _digest(text, tenant), blocks)
@@ -62,18 +62,18 @@ class PromptTextIndex:
             del self._owners[name]
 
     def find(self, text: str, *, tenant: str) -> str | None:
-        """The chain that this text continues."""
+        """Return the chain that this text continues; None when there is none or more than one."""
         chains = {chain for _, name in _blocks(text, tenant) for chain in self._owners.get(name, ())}
         for length in sorted({self._sent[chain].length for chain in chains}, reverse=True):
             if MIN_CHARS <= length <= len(text):
                 digest = _digest(text[:length], tenant)
-                meant = [chain for chain in chains if self._sent[chain][:2] == (length, digest)]
-                if meant:
-                    return meant[0] if len(meant) == 1 else None
+                matches = [chain for chain in chains if self._sent[chain][:2] == (length, digest)]
+                if matches:
+                    return matches[0] if len(matches) == 1 else None
         return None
 
     def check(self) -> None:
-        """Asserts the invariants; for tests."""
+        """Assert the invariants; for tests."""
         assert len(self._sent) <= self._max_chains
         for name, owners in self._owners.items():
             assert owners and len(owners) <= _MAX_OWNERS
@@ -81,7 +81,7 @@ class PromptTextIndex:
 
 
 def _blocks(text: str, tenant: str) -> Iterator[tuple[int, bytes]]:
-    """Where each whole block ends, and its name, which stands for all text up to there."""
+    """Yield the end of each whole block, and its hash, which covers all text up to there."""
     key, start, size, parent = tenant.encode()[:64], 0, _FIRST, b""
     while start + size <= len(text):
         block = text[start : start + size].encode(errors="surrogatepass")

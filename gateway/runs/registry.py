@@ -1,7 +1,7 @@
-"""What is known of every live run and its chains: lock, warm worker, turns, cost. Bounded; the longest idle goes first.
+"""State of every live run and its chains: model lock, warm worker, turns, cost. Bounded; the longest idle is evicted first.
 
-A chain is found again without any header by the ids we minted, by the history up to an answer that we returned, and by text
-that begins with all it last sent. When two live chains could be meant, neither is: a wrong merge is worse than a split.
+Without a header a chain is found by minted ids, by the history up to a returned answer, or by the text of its last prompt.
+When two live chains match, neither is taken: a wrong merge is worse than a split.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ _MAX_TURNS_COUNTED = 128
 
 @dataclass(slots=True)
 class Chain:
-    """`locked_model` holds inside a tool loop; `tail` is the digest of the history that ends in our last answer."""
+    """One chain of turns. `locked_model` applies inside a tool loop. `tail` is the digest of the history up to our last
+    answer."""
 
     name: str
     run: str
@@ -35,13 +36,13 @@ class Chain:
     tail: bytes = b""
     digests: list[bytes] = field(default_factory=list)
     reports: deque[TurnReport] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
-    """What its last turns found in the cache, and why not more."""
+    """Cache results of its last turns."""
 
 
 @dataclass(slots=True)
 class Run:
-    """Sums over all its turns; dollars and seconds. `source` is the field that named it; `num_open` counts its requests
-    that have not ended, and with them it goes on, also when it was called final."""
+    """One run, with sums over all its turns in dollars and seconds. `source` is the field that named it. `num_open` counts its
+    requests in flight: they keep the run alive, also after a final one."""
 
     name: str
     tenant: str
@@ -58,7 +59,7 @@ class Run:
     cached_tokens: int = 0
     output_tokens: int = 0
     attained: float = 0.0
-    """Uncached prefill and decode work in tokens, never decayed."""
+    """Uncached prompt tokens plus output tokens, never decayed."""
     num_open: int = 0
     is_final: bool = False
 
@@ -68,7 +69,7 @@ class Run:
 
 
 class RunRegistry:
-    """All live runs. Times are arguments, in seconds on one clock."""
+    """All live runs, at most `max_runs`. Times are arguments, in seconds on one clock."""
 
     def __init__(self, max_runs: int, idle_s: float) -> None:
         self._max_runs, self._idle_s = max_runs, idle_s
@@ -77,9 +78,9 @@ class RunRegistry:
         self._by_digest: dict[bytes, list[Chain]] = {}
         self._texts = PromptTextIndex(max_runs)
         self._by_trace: OrderedDict[bytes, str | None] = OrderedDict()
-        """The chain with this opening in this trace; None where two have it."""
+        """Chain by digest of trace and opening; None where two chains share it."""
         self._reached = [0] * _MAX_TURNS_COUNTED
-        self._made_room: list[Run] = []
+        self._evicted: list[Run] = []
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -88,11 +89,11 @@ class RunRegistry:
         return self._runs.get(run)
 
     def all(self) -> Sequence[Run]:
-        """Most recently seen last."""
+        """Return all runs, the most recently seen last."""
         return tuple(self._runs.values())
 
     def recent(self, tenant: str, count: int) -> list[Run]:
-        """This tenant's, the one seen last first."""
+        """Return at most `count` runs of a tenant, the most recently seen first."""
         return list(islice((run for run in reversed(self._runs.values()) if run.tenant == tenant), count))
 
     def infer(
@@ -105,8 +106,8 @@ class RunRegistry:
         trace: str = "",
         previous: str = "",
     ) -> Identity:
-        """The chain that a history continues: by the id of the answer before, `previous`, by minted ids of calls, by the
-        answers we returned, by its opening within a trace that was seen before, by its text; else a new run."""
+        """Return the chain that a history continues, or a new run. Tried in order: the id of the `previous` answer, minted call
+        ids, returned answers, the opening within a known trace, the text."""
         if (chain := self._by_handle.get(read_id(secret, previous, tenant=tenant) or b"")) is not None:
             return Identity(chain.run, chain.name, chain.parent, "previous_response_id", final=False)
         for message in reversed(messages):
@@ -130,7 +131,7 @@ class RunRegistry:
         return self._by_handle.get(chain_handle(name)) if name else None
 
     def record_prompt(self, chain: Chain, messages: Sequence[Message], *, tenant: str, trace: str = "") -> None:
-        """Remembers the text of a turn whose chain no id named, and the trace that it came in."""
+        """Index the text and the trace of a turn whose chain was named by no id."""
         self._texts.claim(chain.name, rendered(messages), tenant=tenant)
         if trace:
             key = _opening(messages, tenant, trace)
@@ -140,12 +141,12 @@ class RunRegistry:
                 self._by_trace.popitem(last=False)
 
     def _is_live(self, name: str | None) -> bool:
-        """None stands for two chains, of which one may live."""
+        """Return whether a chain is live. None stands for two chains, one of which may be."""
         return name is None or chain_handle(name) in self._by_handle
 
     def _traced(self, messages: Sequence[Message], tenant: str, trace: str) -> Chain | None:
-        """A trace id alone says little: a whole workflow may have one. Runs that begin alike in one trace are told apart by
-        nothing, so neither is meant."""
+        """Return the chain with this opening in this trace. A trace id alone is not enough: a whole workflow may share it. Two
+        runs with the same trace id and opening are ambiguous: None."""
         if not trace or not any(message.role == "assistant" for message in messages):
             return None
         name = self._by_trace.get(_opening(messages, tenant, trace))
@@ -159,23 +160,23 @@ class RunRegistry:
             at_tail = [chain for chain in owners if chain.tail == digest]
             if len(at_tail) == 1:
                 return at_tail[0]
-            if owners:  # a retry of an older turn belongs to its only owner; else nobody can tell
+            if owners:  # a retry of an older turn belongs to its only owner; several are ambiguous
                 return owners[0] if len(owners) == 1 else None
         return None
 
     def touch(self, identity: Identity, *, tenant: str, now: float) -> tuple[Run, Chain]:
-        """The run and chain of a request that came in, made if new. The longest idle run makes room."""
+        """Return the run and chain of an arriving request, created if new. At the bound the longest idle run is evicted."""
         run = self._runs.get(identity.run)
         if run is None:
             while len(self._runs) >= self._max_runs:
-                self._made_room.append(self._drop(self._longest_idle()))
+                self._evicted.append(self._drop(self._longest_idle()))
             run = Run(identity.run, tenant, identity.source, now, now)
             self._runs[identity.run] = run
         run.last_seen = now
         self._runs.move_to_end(run.name)
         chain = run.chains.pop(identity.chain, None)
         if chain is not None:
-            run.chains[chain.name] = chain  # to the end: most recently used
+            run.chains[chain.name] = chain  # moved to the end: most recently used
         else:
             chain = Chain(identity.chain, run.name, identity.parent)
             run.chains[chain.name] = chain
@@ -185,11 +186,11 @@ class RunRegistry:
         return run, chain
 
     def opened(self, run: Run) -> None:
-        """One of its requests begins: until it is closed the run is not idle."""
+        """Count a request that begins. The run is not idle until `closed`."""
         run.num_open += 1
 
     def closed(self, run: Run, *, final: bool, now: float) -> Run | None:
-        """One of its requests ended. Returns the run when that was the last thing to come of a final one."""
+        """Count a request that ended. Return the run if it is final and this was its last open request."""
         run.num_open -= 1
         run.is_final |= final
         if self._runs.get(run.name) is not run:
@@ -199,7 +200,7 @@ class RunRegistry:
         return self._drop(run.name) if run.is_final and not run.num_open else None
 
     def end_chain(self, chain: Chain) -> bool:
-        """A sub-agent is done, its run goes on. False when it was gone before."""
+        """Drop the chain of a finished sub-agent. Return False when it was dropped before."""
         run = self._runs.get(chain.run)
         if run is None or run.chains.get(chain.name) is not chain:
             return False
@@ -207,8 +208,8 @@ class RunRegistry:
         return True
 
     def dispatched(self, chain: Chain, *, model: str, worker: str, again: bool = False) -> None:
-        """A worker took a turn: it is warm now, and the model is locked until the tool loop ends. `again` when the same
-        turn was with another worker before, which does not make it two."""
+        """Record the worker of a turn: it is warm now, and the model is locked until the tool loop ends. `again` marks a retry
+        on another worker, which does not count as a second turn."""
         chain.locked_model, chain.warm_worker = model, worker
         if again:
             return
@@ -218,9 +219,9 @@ class RunRegistry:
             run.turns += 1
 
     def answered(self, chain: Chain, request_messages: Sequence[Message], answer: Message, *, tenant: str) -> None:
-        """Remembers the history that ends in our answer, so that a next turn without any id is recognised."""
+        """Index the history that ends in our answer, so that a next turn without ids is recognised."""
         run = self._runs.get(chain.run)
-        if run is None or run.chains.get(chain.name) is not chain:  # it made room meanwhile
+        if run is None or run.chains.get(chain.name) is not chain:  # evicted meanwhile
             return
         digest = history_digests((*request_messages, answer), tenant)[-1]
         if chain.tail == digest:
@@ -247,7 +248,7 @@ class RunRegistry:
         cached_tokens: int,
         output_tokens: int,
     ) -> Run | None:
-        """Adds one attempt to its run's sums; None when the run is no longer known."""
+        """Add one attempt to its run's sums. Return the run, or None when it is no longer known."""
         run = self._runs.get(run_name)
         if run is None:
             return None
@@ -262,17 +263,17 @@ class RunRegistry:
         return run
 
     def expected_remaining_turns(self, chain: Chain) -> float:
-        """Turns that chains made after this many, on average so far.
+        """Return the mean number of further turns of chains that reached this many.
 
-        Live chains count as ended here, so this errs on the low side; a first turn with no experience expects none.
+        Live chains count as ended, so the estimate is low. It is 0 without any observation.
         """
         reached = self._reached[min(chain.turns, _MAX_TURNS_COUNTED - 1)] or 0
         later = sum(self._reached[chain.turns + 1 :])
         return later / reached if reached else 0.0
 
     def expire(self, now: float) -> list[Run]:
-        """Takes out and returns runs that have been idle for too long, and returns those that have made room for others."""
-        gone, self._made_room = self._made_room, []
+        """Remove and return runs idle for too long, and return runs evicted since the last call."""
+        gone, self._evicted = self._evicted, []
         while self._runs:
             run = next(iter(self._runs.values()))
             if now - run.last_seen < self._idle_s:
@@ -285,18 +286,18 @@ class RunRegistry:
         return gone
 
     def worker_lost(self, worker: str) -> None:
-        """Nothing is warm there any more."""
+        """Forget a lost worker as the warm worker of any chain."""
         for run in self._runs.values():
             for chain in run.chains.values():
                 if chain.warm_worker == worker:
                     chain.warm_worker = None
 
     def _longest_idle(self) -> str:
-        """Of those with nothing open, if there is one."""
+        """Return the longest idle run without open requests, or else the longest idle one."""
         return next((name for name, run in self._runs.items() if not run.num_open), next(iter(self._runs)))
 
     def _drop(self, name: str) -> Run:
-        """It keeps its chains, which say whose pages may go."""
+        """Remove a run from all indexes. It keeps its chains, so that the caller can release their pages."""
         run = self._runs.pop(name)
         for chain in run.chains.values():
             self._unlist(chain)
@@ -320,7 +321,7 @@ class RunRegistry:
             del self._by_digest[digest]
 
     def check(self) -> None:
-        """Asserts the invariants; for tests."""
+        """Assert the invariants; for tests."""
         chains = [chain for run in self._runs.values() for chain in run.chains.values()]
         assert len(self._runs) <= self._max_runs and len(self._by_trace) <= self._max_runs
         assert {id(chain) for chain in self._by_handle.values()} == {id(chain) for chain in chains}
@@ -329,19 +330,19 @@ class RunRegistry:
 
 
 def _opening(messages: Sequence[Message], tenant: str, trace: str) -> bytes:
-    """Names what comes before the first answer, within a trace of a tenant."""
-    before = list(takewhile(lambda message: message.role != "assistant", messages))
-    text = f"{tenant}\0{trace}\0{rendered(before)}"
+    """Return a digest of the tenant, the trace and the messages before the first answer."""
+    opening = list(takewhile(lambda message: message.role != "assistant", messages))
+    text = f"{tenant}\0{trace}\0{rendered(opening)}"
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def in_tool_loop(messages: Sequence[Message]) -> bool:
-    """Whether the request carries tool results back, rather than a new turn of the user."""
+    """Return whether the request carries tool results, rather than a new user message."""
     return bool(messages) and messages[-1].role == "tool"
 
 
 def rendered(messages: Sequence[Message]) -> str:
-    """The text of a history, the same whatever model it is for; ids of calls do not count."""
+    """Return the text of a history, independent of model and call ids."""
     lines = []
     for message in messages:
         lines.append(f"\0{message.role}\0{message.content}")
@@ -350,7 +351,7 @@ def rendered(messages: Sequence[Message]) -> str:
 
 
 def history_digests(messages: Sequence[Message], tenant: str) -> list[bytes]:
-    """A digest of the history up to each assistant message, in order. Ids of calls do not count, nor outer blanks."""
+    """Return a digest of the history up to each assistant message, in order. Call ids and outer whitespace are ignored."""
     running = hashlib.blake2b(tenant.encode(), digest_size=16)
     digests: list[bytes] = []
     for message in messages:

@@ -1,4 +1,4 @@
-"""Margin by which actual TTFT exceeds predicted TTFT, learned by worker and kind of work. Pure: time is an argument.
+"""Margin by which actual TTFT exceeds predicted TTFT, by worker, and separately for batch work. Pure.
 
 Half of the requests exceed their prediction. An SLO is compared with a bound that one request in fifty exceeds.
 """

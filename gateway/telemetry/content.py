@@ -1,4 +1,4 @@
-"""What was said in a request, as the GenAI conventions write it. Made only where capture is switched on."""
+"""Message content of a request in the form of the OpenTelemetry GenAI conventions. Built only if capture is on."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from gateway.telemetry.record import Content
 
 
 def content_of(request: Request, answer: Message | None, finish_reason: str) -> Content:
-    """System texts apart from the messages; the answer is empty for one that was never finished."""
+    """Return the content, with system texts apart from the messages. `answer` is None for an unfinished request."""
     system = [_text(message.content) for message in request.messages if message.role == "system"]
     asked = [_message(message) for message in request.messages if message.role != "system"]
     answered = [{**_message(answer), "finish_reason": finish_reason}] if answer else []

@@ -1,10 +1,13 @@
-"""Prometheus metrics, one registry an app. Requests are added to them some at a time, through counters bound to their labels;
-readings, and the twins under vLLM's names, are made when somebody scrapes. Runs are never labels; of tenants the first
-MAX_TENANTS are, and the others are one."""
+"""Prometheus metrics, one registry an app. Requests are added in batches, through counters bound to their labels.
+
+Gauges, and the copies under vLLM's names, are computed at a scrape. Runs are never labels. The first MAX_TENANTS tenants are;
+all others share one label.
+"""
 
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -30,16 +33,16 @@ VLLM_TWINS = {
     "headway_output_tokens": "vllm:generation_tokens",
 }
 OLD_VLLM_TWINS = {"gen_ai_server_time_per_output_token_seconds": "vllm:time_per_output_token_seconds"}
-"""Names that vLLM has left and boards still ask for."""
+"""Names that vLLM no longer uses and dashboards still query."""
 FOLDED_AT = 64
-"""Requests whose numbers are added at a time: in a row they take a third of what each takes in the midst of others."""
+"""Requests of one batch: in a tight loop each costs a third of what it costs between other work."""
 MAX_LABEL_SETS = 1_000
 MAX_TENANTS = 50
 OTHER_TENANTS = "(others)"
 
 
 class Gauge(NamedTuple):
-    """One value read at scrape time; `labels` go with it. One that `counts` only grows."""
+    """One value read at scrape time, with its labels. `counts` marks a counter."""
 
     name: str
     help: str
@@ -107,7 +110,7 @@ class _Bound:
 
 @dataclass(slots=True)
 class _Sums:
-    """Of some requests of one model, worker and reason."""
+    """Sums over a batch of requests of one model, worker and reason."""
 
     requests: int = 0
     prompt: int = 0
@@ -133,36 +136,34 @@ class Metrics:
     def __init__(self, gauges: Callable[[], Iterable[Gauge]] = tuple) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "headway_requests", "Requests by how they ended.", ["outcome", "status", "error_code"], registry=registry
+            "headway_requests", "Requests by outcome.", ["outcome", "status", "error_code"], registry=registry
         )
         self.decisions = Counter(
-            "headway_decisions", "Decisions that were carried out.", ["model", "tier", "worker", "reason"], registry=registry
+            "headway_decisions", "Routing decisions carried out.", ["model", "tier", "worker", "reason"], registry=registry
         )
-        self.failovers = Counter("headway_failovers", "Attempts made again after a worker was lost.", registry=registry)
-        self.slo = Counter("headway_slo", "Requests that met all their promises, or not.", ["slo", "met"], registry=registry)
+        self.failovers = Counter("headway_failovers", "Attempts retried after a worker was lost.", registry=registry)
+        self.slo = Counter(
+            "headway_slo", "Requests by SLO class, and whether they met their SLO.", ["slo", "met"], registry=registry
+        )
         self.tokens = Histogram(
-            "gen_ai_client_token_usage", "Tokens a request, in and out.", ["model", "gen_ai_token_type"],
+            "gen_ai_client_token_usage", "Input and output tokens of a request.", ["model", "gen_ai_token_type"],
             buckets=TOKENS, registry=registry,
         )  # fmt: skip
         of_tenant = ["tenant"]
         self.tenant_requests = Counter("headway_tenant_requests", "Requests by tenant.", of_tenant, registry=registry)
         self.tenant_usd = Counter("headway_tenant_cost_usd", "Dollars charged by tenant.", of_tenant, registry=registry)
         self._tenants: set[str] = set()
-        self.duration = Histogram(
-            "gen_ai_server_request_duration_seconds", "From arrival to the last byte.", ["model"],
-            buckets=DURATION_S, registry=registry,
-        )  # fmt: skip
-        self.ttft = Histogram(
-            "gen_ai_server_time_to_first_token_seconds", "From arrival to the first token.", ["model"],
-            buckets=TTFT_S, registry=registry,
-        )  # fmt: skip
-        self.tpot = Histogram(
-            "gen_ai_server_time_per_output_token_seconds", "Per token after the first.", ["model"],
-            buckets=TPOT_S, registry=registry,
-        )  # fmt: skip
-        self.queue = Histogram(
-            "headway_queue_seconds", "Waiting in the gateway and in the worker.", ["model"], buckets=TTFT_S, registry=registry
+        by_model = partial(Histogram, labelnames=["model"], registry=registry)
+        self.duration = by_model(
+            "gen_ai_server_request_duration_seconds", "Seconds from arrival to the last byte.", buckets=DURATION_S
         )
+        self.ttft = by_model(
+            "gen_ai_server_time_to_first_token_seconds", "Seconds from arrival to the first token.", buckets=TTFT_S
+        )
+        self.tpot = by_model(
+            "gen_ai_server_time_per_output_token_seconds", "Seconds per output token after the first.", buckets=TPOT_S
+        )
+        self.queue = by_model("headway_queue_seconds", "Seconds queued in the gateway and the worker.", buckets=TTFT_S)
         self.prompt_tokens = Counter("headway_prompt_tokens", "Prompt tokens.", ["model"], registry=registry)
         self.cached_tokens = Counter("headway_cached_tokens", "Prompt tokens found in cache.", ["model"], registry=registry)
         self.output_tokens = Counter("headway_output_tokens", "Tokens generated.", ["model"], registry=registry)
@@ -171,7 +172,7 @@ class Metrics:
         self.cost_usd = Counter("headway_cost_usd", "Dollars charged to requests.", of_worker, registry=registry)
         self.saved_usd = Counter("headway_saved_usd", "Dollars saved by cached prefixes.", of_worker, registry=registry)
         self.counterfactual_usd = Counter(
-            "headway_counterfactual_usd", "Dollars had the best tier answered all.", of_worker, registry=registry
+            "headway_counterfactual_usd", "Dollars if the best tier had answered all requests.", of_worker, registry=registry
         )
         twins = [self.duration, self.ttft, self.tpot, self.queue, self.prompt_tokens, self.cached_tokens, self.output_tokens]
         registry.register(_AtScrape(gauges, twins))
@@ -179,36 +180,36 @@ class Metrics:
         self._pending: list[RequestRecord] = []
 
     def record(self, record: RequestRecord) -> None:
-        """Once a request, at its end. It shows with the next FOLDED_AT, or when somebody scrapes."""
+        """Record an ended request, exactly once. It shows with the next full batch, or at a scrape."""
         self._pending.append(record)
         if len(self._pending) >= FOLDED_AT:
             self._fold()
 
     def _fold(self) -> None:
-        """What counts is added up first, and then once to each series."""
+        """Add the batch: counters are summed first, then increased once a series."""
         pending, self._pending = self._pending, []
-        ended, promises = Counts[tuple[str, str, str]](), Counts[tuple[str, str]]()
+        outcomes, attained = Counts[tuple[str, str, str]](), Counts[tuple[str, str]]()
         tenants: dict[str, list[float]] = {}
         sums: dict[_Bound, _Sums] = {}
         for record in pending:
-            ended[record.outcome, str(record.status), record.error_code] += 1
+            outcomes[record.outcome, str(record.status), record.error_code] += 1
             if record.slo_met is not None and record.slo:
-                promises[record.slo, "yes" if record.slo_met else "no"] += 1
+                attained[record.slo, "yes" if record.slo_met else "no"] += 1
             if record.tenant:
                 tenants.setdefault(self._tenant(record.tenant), []).append(record.cost_usd)
             if record.decision is not None:
                 bound = self._bind(record)
                 bound.observe(record)
                 sums.setdefault(bound, _Sums()).add(record)
-        for labels, number in ended.items():
+        for labels, number in outcomes.items():
             self.requests.labels(*labels).inc(number)
-        for kept, number in promises.items():
-            self.slo.labels(*kept).inc(number)
+        for slo_labels, number in attained.items():
+            self.slo.labels(*slo_labels).inc(number)
         for tenant, costs in tenants.items():
             self.tenant_requests.labels(tenant).inc(len(costs))
             self.tenant_usd.labels(tenant).inc(sum(costs))
-        for bound, one in sums.items():
-            bound.add(one)
+        for bound, batch in sums.items():
+            bound.add(batch)
 
     def _tenant(self, name: str) -> str:
         if name not in self._tenants:
@@ -228,7 +229,7 @@ class Metrics:
         return bound
 
     def render(self) -> bytes:
-        """Prometheus text format."""
+        """Return all metrics in Prometheus text format."""
         self._fold()
         return generate_latest(self.registry)
 
@@ -256,7 +257,7 @@ class _AtScrape(Collector):
 
 
 def _renamed(metric: Metric, name: str) -> Metric:
-    """The same samples under another name, with the model label that vLLM uses."""
+    """Return the same samples under another name, with vLLM's label for the model."""
     twin = Metric(name, metric.documentation, metric.type)
     for sample in metric.samples:
         if sample.name.endswith("_created"):

@@ -1,4 +1,4 @@
-"""All that is to be told about one request when it has ended: what metrics, spans and the ledger are written from."""
+"""Record of one ended request, which metrics, spans and the ledger are written from."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ Outcome = Literal["ok", "rejected", "aborted", "failed"]
 
 
 class LostAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One that was charged and gave no answer. Seconds from the request's arrival."""
+    """An attempt that was charged and gave no answer. Times in seconds from the request's arrival."""
 
     worker: str
     model: str
@@ -24,7 +24,7 @@ class LostAttempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Content(msgspec.Struct, frozen=True, kw_only=True):
-    """What was said, as JSON of the GenAI conventions. Only where capture is switched on."""
+    """Message content as JSON of the GenAI conventions. Present only if capture is on."""
 
     system: str
     asked: str
@@ -33,8 +33,8 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in seconds from the request's arrival, `started_ns` on the wall clock. Tokens are of the answering attempt,
-    device-seconds and dollars of all attempts. Without a decision nothing was spent.
+    """One ended request. Times in seconds from its arrival, `started_ns` on the wall clock. Tokens are of the answering
+    attempt, device-seconds and dollars of all attempts. A request without a decision spent nothing.
 
     placed_s ── gateway's queue ── submitted_s ── worker_queue_s ── prefill_s ── first token (ttft_s) ── decode_s ── end
     """

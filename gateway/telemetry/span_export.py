@@ -1,4 +1,4 @@
-"""Where spans go: an OTLP receiver, standard error, or a file."""
+"""Destinations of spans: an OTLP receiver, standard error, or a file."""
 
 import sys
 from collections.abc import Sequence
@@ -10,21 +10,22 @@ import msgspec
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from gateway.telemetry.tracing import AtExport, NoSpans, RequestSpans, SpanRecorder, SpanWriter, let_others
+from gateway.telemetry.tracing import AtExport, NoSpans, RequestSpans, SpanRecorder, SpanWriter, yield_gil
 
 
 class LineExporter(SpanExporter):
-    """One span a line, as JSON. The SDK's own takes ten times as long, in a thread beside the gateway's."""
+    """Exporter of one span a line, as JSON. The SDK's own takes ten times as long, in a thread that competes with the
+    gateway."""
 
     def __init__(self, out: BinaryIO, *, close: bool) -> None:
         self._out, self._close = out, close
         self._encode = msgspec.json.Encoder().encode_lines
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        for number, told in enumerate(spans):
-            assert isinstance(told, RequestSpans)
-            self._out.write(self._encode(told.lines()))
-            let_others(number)
+        for number, request in enumerate(spans):
+            assert isinstance(request, RequestSpans)
+            self._out.write(self._encode(request.lines()))
+            yield_gil(number)
         self._out.flush()
         return SpanExportResult.SUCCESS
 
@@ -34,7 +35,9 @@ class LineExporter(SpanExporter):
 
 
 def open_spans(where: str, *, sample: float) -> SpanWriter:
-    """`where` is empty or `none` (no spans), `otlp` (endpoint, headers and timeout from the OTEL_EXPORTER_OTLP_ variables),
+    """Return the span writer for a setting.
+
+    `where` is empty or `none` (no spans), `otlp` (endpoint, headers and timeout from the OTEL_EXPORTER_OTLP_ variables),
     `console` (standard error), or `file:PATH` for JSON lines.
 
     Raises ValueError for anything else, and when the OTLP exporter is not installed.
@@ -54,5 +57,5 @@ def _exporter(where: str) -> SpanExporter:
     try:
         otlp = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     except ImportError as error:
-        raise ValueError("to send spans, install the OTLP exporter: pip install 'headway[otlp]'") from error
+        raise ValueError("spans need the OTLP exporter, which is not installed: pip install 'headway[otlp]'") from error
     return AtExport(otlp.OTLPSpanExporter())

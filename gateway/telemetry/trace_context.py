@@ -1,4 +1,4 @@
-"""W3C trace context: what came in with a request, and the ids under which its spans will be told."""
+"""W3C trace context: the caller's trace headers, and the ids of a request's own spans."""
 
 import re
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
 _MAX_TRACESTATE = 512
-"""Characters that the W3C recommendation says to pass on at least."""
+"""Characters of `tracestate` that the W3C recommendation requires to be propagated."""
 
 
 class Parent(NamedTuple):
-    """The caller's span."""
+    """Span of the caller."""
 
     trace_id: int
     span_id: int
@@ -18,7 +18,7 @@ class Parent(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Of a request that is recorded: the ids are made when it comes, so that a worker can be told them."""
+    """Span ids of a recorded request. They are made on arrival, so that they can be sent to a worker."""
 
     trace_id: int
     server_id: int
@@ -28,25 +28,25 @@ class Trace(NamedTuple):
 
     @property
     def traceparent(self) -> str:
-        """For whoever works for this request: its spans belong under `chat`."""
+        """Return the header for workers and upstreams: their spans are children of `chat`."""
         return f"00-{self.trace_id:032x}-{self.chat_id:016x}-01"
 
 
 def read_traceparent(header: str) -> Parent | None:
-    """Version 00 or later; None when it is no such header."""
-    found = _TRACEPARENT.match(header)
-    if found is None:
+    """Parse a header of version 00 or later; None when it is invalid."""
+    match = _TRACEPARENT.match(header)
+    if match is None:
         return None
-    trace_id, span_id, flags = (int(part, 16) for part in found.groups())
+    trace_id, span_id, flags = (int(part, 16) for part in match.groups())
     return Parent(trace_id, span_id, bool(flags & 1))
 
 
 def trace_of(headers: Mapping[str, str]) -> str:
-    """The id of the trace that a request came in, 32 hexadecimal digits; empty for none."""
+    """Return the caller's trace id, 32 hexadecimal digits; empty for none."""
     parent = read_traceparent(headers.get("traceparent", ""))
     return f"{parent.trace_id:032x}" if parent else ""
 
 
 def read_tracestate(header: str) -> str:
-    """Passed on as it came, or not at all."""
+    """Return the header unchanged, or "" if it is too long."""
     return header if len(header) <= _MAX_TRACESTATE else ""

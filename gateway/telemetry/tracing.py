@@ -1,14 +1,14 @@
-"""OpenTelemetry spans of the GenAI conventions, made in one go when a request has ended, by the thread that exports them: in a
-tight loop they take a third of what they take between two requests.
+"""OpenTelemetry spans of the GenAI conventions. The exporting thread builds all spans of a request after its end: in a tight
+loop they cost a third of what they cost between two requests.
 
     POST /v1/chat/completions          the server's
-    └── chat MODEL                     tokens, cost and the decision: here and nowhere else
-        ├── headway.attempt            one for every attempt that another replaced, with its own cost
-        ├── headway.queue              where it waited
+    └── chat MODEL                     tokens, cost and the decision, only here
+        ├── headway.attempt            one for each replaced attempt, with its own cost
+        ├── headway.queue              wait in the gateway
         ├── headway.prefill
         └── headway.decode
 
-Until the end a request carries three ids. What the sampler drops costs a comparison. No span is per token.
+Until its end a request carries three ids. A request dropped by the sampler costs one comparison. No span is per token.
 """
 
 import random
@@ -24,15 +24,16 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.util.types import AttributeValue
 
+from gateway.routing.decision import Decision
 from gateway.telemetry.record import LostAttempt, RequestRecord
 from gateway.telemetry.trace_context import Trace, read_traceparent, read_tracestate
 
 MAX_BATCH = 512
-"""Spans given to an exporter at a time, as the SDK does."""
-AT_A_TIME = 16
-"""Requests whose spans are made before the other threads may go on."""
+"""Spans of one export, as in the SDK."""
+REQUESTS_PER_YIELD = 16
+"""Requests whose spans are built before the thread releases the GIL."""
 MIN_QUEUE_S = 0.001
-"""Shorter waits are an attribute only."""
+"""Seconds below which a wait gets no span, only an attribute."""
 
 _SCOPE = InstrumentationScope("headway")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -40,6 +41,7 @@ _SOME = SpanContext(1, 1, is_remote=False, trace_flags=_SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
 _KINDS = {kind: kind.name for kind in SpanKind}
 _FINISH = {"stop": "stop", "length": "length", "tool_call": "tool_call"}
+_CONTENT = ("gen_ai.system_instructions", "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions")
 _OPERATION = {"/v1/completions": "text_completion"}
 
 Attributes = dict[str, AttributeValue]
@@ -47,10 +49,10 @@ Attributes = dict[str, AttributeValue]
 
 class SpanWriter(Protocol):
     def begin(self, headers: Mapping[str, str]) -> Trace | None:
-        """Once a request, when it comes: the ids of its spans, or None when it is not recorded."""
+        """Return the span ids of an arriving request, or None when it is not recorded. Call once a request."""
 
     def record(self, record: RequestRecord) -> None:
-        """Once a request, at its end. Without a trace there is nothing to do."""
+        """Record an ended request, exactly once. Does nothing without a trace."""
 
     def close(self) -> None: ...
 
@@ -67,15 +69,16 @@ class NoSpans:
 
 
 class SpanRecorder:
-    """`sample` is the share of requests without a `traceparent` that are recorded; one with it is recorded as it says.
+    """Span writer for an SDK processor. `sample` is the share of requests without a `traceparent` that are recorded; one with
+    it follows its sampled flag.
 
-    The spans are made whole: a request is over when it is told of, and building them step by step takes ten times as long. The
-    processor gets one thing a request, a Told, which its exporter has to know: an AtExport around one of the SDK does.
+    Spans are built whole after a request's end: building them step by step takes ten times as long. The processor gets one
+    RequestSpans a request, which its exporter must handle. AtExport does so for any exporter of the SDK.
     """
 
     def __init__(self, processor: SpanProcessor, *, sample: float = 1.0, rng: random.Random | None = None) -> None:
         self._processor = processor
-        # Named here, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise.
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override this name.
         self._resource = Resource({"service.name": "headway"}).merge(OTELResourceDetector().detect())
         self._sample = sample
         self._rng = rng or random.Random()
@@ -108,7 +111,7 @@ class SpanRecorder:
 
 
 class SpanLine(msgspec.Struct, gc=False):
-    """One span, as a line of JSON has it."""
+    """One span in the form of a JSON line."""
 
     name: str
     trace_id: str
@@ -122,7 +125,7 @@ class SpanLine(msgspec.Struct, gc=False):
 
 
 class _Span(NamedTuple):
-    """One span, in nobody's form yet."""
+    """One span, independent of the output format."""
 
     name: str
     id: int
@@ -132,19 +135,19 @@ class _Span(NamedTuple):
     start_ns: int
     end_ns: int
     failed: str | None = None
-    """Why, where it did."""
+    """Error code of a failed span, None for a good one."""
 
 
 class RequestSpans(ReadableSpan):
-    """A request on its way to the exporter, in the place of its spans."""
+    """An ended request in the exporter's queue, in place of its spans."""
 
     def __init__(self, spans: SpanRecorder, record: RequestRecord, trace: Trace) -> None:
         self._context = _SOME
-        self._told = spans, record, trace
+        self._parts = spans, record, trace
 
     def spans(self) -> list[ReadableSpan]:
-        """For an exporter of the SDK."""
-        spans, record, trace = self._told
+        """Build the spans for an exporter of the SDK."""
+        spans, record, trace = self._parts
         state = TraceState.from_header([trace.state]) if trace.state else None
 
         def context(id: int, *, is_remote: bool) -> SpanContext:
@@ -167,8 +170,8 @@ class RequestSpans(ReadableSpan):
         ]
 
     def lines(self) -> list[SpanLine]:
-        """Without the SDK's objects, which take twice as long as all else."""
-        trace = self._told[-1]
+        """Build JSON lines without the SDK's objects, which would take twice as long as all the rest."""
+        trace = self._parts[-1]
         trace_id = f"{trace.trace_id:032x}"
         return [
             SpanLine(
@@ -182,22 +185,22 @@ class RequestSpans(ReadableSpan):
                 "UNSET" if made.failed is None else "ERROR",
                 made.attributes,
             )
-            for made in _SpanBuilder(*self._told).build()
+            for made in _SpanBuilder(*self._parts).build()
         ]
 
 
 class AtExport(SpanExporter):
-    """Makes the spans of each request and hands them to another exporter."""
+    """Exporter that builds the spans of each request and passes them to another exporter."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         made: list[ReadableSpan] = []
-        for number, told in enumerate(spans):
-            assert isinstance(told, RequestSpans)
-            made += told.spans()
-            let_others(number)
+        for number, request in enumerate(spans):
+            assert isinstance(request, RequestSpans)
+            made += request.spans()
+            yield_gil(number)
         results = [self._exporter.export(made[at : at + MAX_BATCH]) for at in range(0, len(made), MAX_BATCH)]
         return next((result for result in results if result is not SpanExportResult.SUCCESS), SpanExportResult.SUCCESS)
 
@@ -208,14 +211,14 @@ class AtExport(SpanExporter):
         return self._exporter.force_flush(timeout_millis)
 
 
-def let_others(number: int) -> None:
-    """After so many requests of a batch: other threads may go on now and then."""
-    if number % AT_A_TIME == AT_A_TIME - 1:
+def yield_gil(number: int) -> None:
+    """Release the GIL after every REQUESTS_PER_YIELD requests of a batch; `number` is the request's index."""
+    if number % REQUESTS_PER_YIELD == REQUESTS_PER_YIELD - 1:
         time.sleep(0)
 
 
 class _SpanBuilder:
-    """The spans of one request, children first, as if each had ended in its time."""
+    """Builder of the spans of one request, children first, in the order of their ends."""
 
     __slots__ = ("_made", "_record", "_spans", "_trace")
 
@@ -281,7 +284,7 @@ def _server_attributes(record: RequestRecord) -> Attributes:
 
 
 def _attempt_attributes(lost: LostAttempt) -> Attributes:
-    """Cost of its own; no `gen_ai.usage`, which is on the answering attempt alone."""
+    """Return a replaced attempt's attributes. `gen_ai.usage` is on the answering attempt only."""
     attributes: Attributes = {
         "headway.worker": lost.worker,
         "headway.model": lost.model,
@@ -313,14 +316,29 @@ def _chat_attributes(record: RequestRecord) -> Attributes:
         "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
         "gen_ai.usage.cost": record.cost_usd,
         "session.id": record.run,
+        **_headway_attributes(record, record.decision),
+    }
+    if record.ttft_s is not None and record.stream:
+        attributes["gen_ai.response.time_to_first_chunk"] = record.ttft_s
+    if record.error_code:
+        attributes["error.type"] = record.error_code
+    if content := record.content:
+        texts = (content.system, content.asked, content.answered, content.tools)
+        attributes |= {name: text for name, text in zip(_CONTENT, texts, strict=True) if text}
+    return attributes
+
+
+def _headway_attributes(record: RequestRecord, decision: Decision) -> Attributes:
+    chosen = decision.chosen
+    attributes: Attributes = {
         "headway.chain": record.chain,
-        "headway.decision.id": record.decision.id,
-        "headway.decision.reason": record.decision.reason,
-        "headway.decision.rejected": sum(record.decision.rejected_by_reason.values()),
+        "headway.decision.id": decision.id,
+        "headway.decision.reason": decision.reason,
+        "headway.decision.rejected": sum(decision.rejected_by_reason.values()),
         "headway.quality": chosen.quality,
         "headway.worker": chosen.worker,
         "headway.tier": chosen.tier,
-        "headway.route": record.decision.route,
+        "headway.route": decision.route,
         "headway.attempts": record.num_attempts,
         "headway.queue_s": record.queue_s,
         "headway.worker_queue_s": record.worker_queue_s,
@@ -335,16 +353,6 @@ def _chat_attributes(record: RequestRecord) -> Attributes:
     }
     if record.ttft_s is not None:
         attributes["headway.ttft_s"] = record.ttft_s
-        if record.stream:
-            attributes["gen_ai.response.time_to_first_chunk"] = record.ttft_s
     if record.slo_met is not None:
         attributes["headway.slo_met"] = record.slo_met
-    if record.error_code:
-        attributes["error.type"] = record.error_code
-    if content := record.content:
-        said = (content.system, content.asked, content.answered, content.tools)
-        attributes |= {name: text for name, text in zip(_CONTENT, said, strict=True) if text}
     return attributes
-
-
-_CONTENT = ("gen_ai.system_instructions", "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions")

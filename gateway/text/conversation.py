@@ -1,4 +1,4 @@
-"""Messages and tools as chat templates know them: the plain dicts of the OpenAI dialect, arguments as objects."""
+"""Converts messages and tools for chat templates: plain dicts in OpenAI's format, with arguments as objects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def _as_call(call: ToolCall) -> dict[str, Any]:
 
 
 def _as_arguments(text: str) -> dict[str, Any] | str:
-    """Templates expect an object and clients send its text. What is no JSON object stays text."""
+    """Return arguments as an object, which templates expect. Text that is not a JSON object stays text."""
     try:
         return _decode_arguments(text)
     except (msgspec.DecodeError, RecursionError):
@@ -43,7 +43,7 @@ def _as_arguments(text: str) -> dict[str, Any] | str:
 
 
 def _as_function(tool: Tool) -> dict[str, Any]:
-    """Only what was given: templates that print the whole schema then print what the client sent."""
+    """Return only the fields that were sent, so that templates that print the whole schema print the client's."""
     function: dict[str, Any] = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description

@@ -1,6 +1,6 @@
-"""What one model makes of a conversation: its text and its token ids, equal to what `transformers` gives.
+"""Text and token ids of a conversation for one model, equal to the output of `transformers`.
 
-Tokenizing releases the interpreter lock and may run on a thread; nothing but the memory of words changes after construction.
+Tokenizing releases the interpreter lock and may run on a thread. Only the word cache changes after construction.
 """
 
 from array import array
@@ -21,7 +21,7 @@ from gateway.text.word_token_cache import WordTokenCache
 
 
 class Encoded(NamedTuple):
-    """A prompt: `ids` are the tokens of `text` (uint32); `anchors` and `fingerprint` let the next one start from it."""
+    """A prompt. `ids` are the tokens of `text` (uint32). `anchors` and `fingerprint` let the next prompt reuse its ids."""
 
     text: str
     ids: "array[int]"
@@ -39,12 +39,12 @@ class ModelText:
         self._anchors = SafeSplits(files.tokenizer)
         self._words = WordTokenCache.of(files.tokenizer, self._anchors.contents)
         self.longest_token = max(map(len, files.tokenizer.get_vocab()), default=1)
-        """In characters: a text has at least its length over this many tokens."""
+        """Characters of the longest token. A text of n characters has at least n / longest_token tokens."""
         self.output_format = output_format_of(files.templates, self._probe())
 
     @classmethod
     def from_directory(cls, path: Path) -> Self:
-        """Raises ValueError that names the directory and the file which is missing or wrong."""
+        """Load the files of a directory. Raises ValueError that names the directory and the missing or invalid file."""
         try:
             return cls.from_files(read_directory(path))
         except ValueError as error:
@@ -52,25 +52,25 @@ class ModelText:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        """`files` by name, as in `model_files.FILES`. Raises ValueError that names the file which is missing or wrong."""
+        """Load from `files` by name, as in `model_files.FILES`. Raises ValueError that names the missing or invalid file."""
         try:
             return cls(parse_files(files))
-        except (TypeError, LookupError, AttributeError) as error:  # JSON, but not of the shape that it always has
+        except (TypeError, LookupError, AttributeError) as error:  # valid JSON with an unexpected structure
             raise ValueError(f"the tokenizer's configuration cannot be read: {error!r}") from error
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime, effort: str | None = None) -> str:
-        """The prompt's text, up to where the answer begins. Raises BadRequest when the template refuses."""
+        """Return the prompt's text up to where the answer begins. Raises BadRequest if the template refuses."""
         return self._template.render(messages, tools, now=now, effort=effort)
 
     def encode(self, text: str) -> "array[int]":
-        """Token ids (uint32) of a text as it stands: nothing is added, special tokens in it are recognised."""
+        """Return the token ids (uint32) of a text. Nothing is added; special tokens in it are recognised."""
         ids = self._words.encode(text) if self._words is not None else None
         if ids is None:
             ids = array("I", self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         return ids
 
     def plain(self, text: str) -> Encoded:
-        """A text that is no conversation, with the special tokens that the tokenizer itself puts around one."""
+        """Encode a text that is not a conversation, with the special tokens that the tokenizer adds around it."""
         ids = array("I", self.tokenizer.encode(text, add_special_tokens=True).ids)
         return Encoded(text, ids, SplitPoints(array("I"), array("I")), self.fingerprint)
 
@@ -83,17 +83,20 @@ class ModelText:
         previous: Encoded | None = None,
         effort: str | None = None,
     ) -> Encoded:
-        """Renders and encodes. `previous` is any earlier prompt: what it shares with this one is not tokenized again.
+        """Render and encode. `previous` is any earlier prompt; its shared part is not tokenized again.
 
-        Raises BadRequest when the template refuses.
+        Raises BadRequest if the template refuses.
         """
         return self.continue_from(previous, self.render(messages, tools, now=now, effort=effort))
 
     def num_system_tokens(
         self, encoded: Encoded, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime, effort: str | None = None
     ) -> int:
-        """Leading tokens of a conversation's prompt that are the same whatever is said after its system messages: up to the
-        last anchor before that. 0 where the template takes no such conversation, or puts the system messages elsewhere."""
+        """Return the number of leading tokens that do not depend on the messages after the system messages.
+
+        The count ends at the last anchor in that part. It is 0 if the template refuses such a conversation or puts the system
+        messages elsewhere.
+        """
         system = list(takewhile(lambda message: message.role == "system", messages))
         try:
             one, other = (
@@ -105,7 +108,7 @@ class ModelText:
         return encoded.anchors.tokens[kept - 1] + 1 if kept else 0
 
     def continue_from(self, previous: Encoded | None, text: str) -> Encoded:
-        """Encodes `text` from the last anchor that lies wholly in what it shares with `previous`."""
+        """Encode `text` from the last anchor that lies entirely in the part shared with `previous`."""
         if previous is None or previous.fingerprint != self.fingerprint:
             return self._from_scratch(text)
         if previous.text == text:
@@ -125,7 +128,7 @@ class ModelText:
         return Encoded(text, previous.ids[:token] + tail_ids, SplitPoints(chars, tokens), self.fingerprint)
 
     def _probe(self) -> str:
-        """The shortest prompt, which shows how prompts end; empty where the template wants more than that."""
+        """Return the shortest prompt, which shows how prompts end; "" if the template needs more."""
         try:
             return self.render([Message(role="user", content="?")], (), now=datetime(2000, 1, 1))
         except BadRequest:
@@ -137,7 +140,7 @@ class ModelText:
         return Encoded(text, ids, places, self.fingerprint)
 
     def _num_kept_anchors(self, previous: Encoded, common: int) -> int:
-        """How many anchors of `previous` end within its first `common` characters."""
+        """Return how many anchors of `previous` end within its first `common` characters."""
         places = previous.anchors
         kept = bisect_right(places.chars, common)
         while kept and places.chars[kept - 1] + self._anchors.length(previous.ids[places.tokens[kept - 1]]) > common:

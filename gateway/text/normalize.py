@@ -1,7 +1,7 @@
-"""Takes out of a request what changes from turn to turn and says nothing, so that a prompt begins as the one before it did.
+"""Removes text that changes from turn to turn without meaning, so that consecutive prompts share a prefix.
 
-Lines of system messages that match a pattern are dropped, and tools are put in the order of their names; nothing else changes.
-What was done is said in the request's `normalized`.
+Lines of system messages that match a pattern are dropped and tools are sorted by name; nothing else changes. The request's
+`normalized` lists the changes.
 """
 
 import re
@@ -17,7 +17,7 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 
 def normalized(request: Request, text: Text) -> Request:
-    """The same request where nothing is to do; a text that goes to the model as it stands is left alone."""
+    """Return the normalized request, or the same one if nothing changes. A raw-text request is never changed."""
     if request.text is not None:
         return request
     done: list[str] = []
@@ -26,7 +26,7 @@ def normalized(request: Request, text: Text) -> Request:
     if text.sort_tools:
         tools = tuple(sorted(tools, key=lambda tool: tool.name))
         if tools != request.tools:
-            done.append("tools: in order of their names")
+            done.append("tools: sorted by name")
         if calls is not None:
             calls = structs.replace(calls, tools=tuple(sorted(calls.tools, key=lambda tool: tool.name)))
     if not done:
@@ -50,5 +50,6 @@ def _without_lines(messages: tuple[Message, ...], patterns: Sequence[str], done:
 
 
 def _may_match(content: str, patterns: Sequence[str]) -> bool:
-    """A search for what patterns begin with, as system prompts are long and few have such a line."""
+    """Return whether the patterns' literal beginnings occur: a fast check, as system prompts are long and few have such a
+    line."""
     return any(_WILDCARD.split(pattern, maxsplit=1)[0] in content for pattern in patterns)

@@ -1,5 +1,5 @@
-"""The names of a prompt's pages, one behind the other in one piece of memory: a further prompt takes over the first ones at
-once, and they take a third of what a list of them does."""
+"""Hashes of a prompt's pages in one contiguous buffer. A following prompt copies the first ones at once; memory is a third of a
+list's."""
 
 from collections.abc import Iterator, Sequence
 from typing import overload
@@ -8,7 +8,7 @@ from backends.wire import PAGE_HASH_BYTES, further_hashes, split_hashes
 
 
 class PageHashes(Sequence[bytes]):
-    """Unchangeable. Those of `wire.page_hashes`."""
+    """Immutable sequence of the hashes of `wire.page_hashes`."""
 
     __slots__ = ("_joined",)
 
@@ -27,7 +27,7 @@ class PageHashes(Sequence[bytes]):
         before: "PageHashes | None" = None,
         num_known: int = 0,
     ) -> "PageHashes":
-        """The first `num_known` are those of the prompt `before` it, named in the same way."""
+        """Compute the hashes. The first `num_known` are copied from `before`, hashed with the same parameters."""
         known = before.leading(num_known) if before is not None else b""
         new = further_hashes(
             prompt,
@@ -41,7 +41,7 @@ class PageHashes(Sequence[bytes]):
         return cls(known + b"".join(new))
 
     def leading(self, count: int) -> bytes:
-        """The first ones, joined."""
+        """Return the first `count` hashes, joined."""
         return self._joined[: count * PAGE_HASH_BYTES]
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class PageHashes(Sequence[bytes]):
             start, stop, step = at.indices(len(self))
             if step == 1:
                 return PageHashes(self._joined[start * PAGE_HASH_BYTES : stop * PAGE_HASH_BYTES])
-            return [self[one] for one in range(start, stop, step)]
+            return [self[position] for position in range(start, stop, step)]
         start = at * PAGE_HASH_BYTES if at >= 0 else len(self._joined) + at * PAGE_HASH_BYTES
         if not 0 <= start < len(self._joined):
             raise IndexError(f"page {at} of {len(self)}")

@@ -1,4 +1,4 @@
-"""Messages to token ids: once per tokenizer, incremental per chain, and never for long on the event loop."""
+"""Encodes messages as token ids: once per tokenizer, incrementally per chain, and never for long on the event loop."""
 
 import asyncio
 from collections import OrderedDict
@@ -17,11 +17,12 @@ from gateway.text.page_hashes import PageHashes
 from gateway.text.safe_splits import common_prefix
 
 MAX_INLINE_CHARS = 8_000
-"""New text up to this is tokenized on the event loop: about a millisecond. More goes to a thread."""
+"""Characters of new text that are tokenized on the event loop, about a millisecond. More is tokenized on a thread."""
 MAX_INLINE_TOTAL_CHARS = 60_000
-"""A longer conversation goes to a thread even when little of it is new: rendering and page names read all of it."""
+"""Characters of a conversation above which a thread is used even for little new text: rendering and page hashing process all of
+it."""
 SHRINKS = 4
-"""Times that a tokenizer's normalization makes a text shorter, at most: composed accents, joined blanks."""
+"""Factor by which a tokenizer's normalization shortens a text, at most: composed accents, merged blanks."""
 MAX_KEPT_CHARS = 64_000_000
 MAX_KEPT_CHAINS = 20_000
 
@@ -29,19 +30,21 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 class Prompt(NamedTuple):
-    """`data` is uint32 little-endian ids; `names` those of its full pages on the worker that it is for. Pages within the first
-    `shared_tokens` are named for all tenants that share."""
+    """An encoded prompt. `data` is uint32 little-endian ids; `names` are the hashes of its full pages on its worker.
+
+    Pages within the first `shared_tokens` have the same hash for all tenants that share.
+    """
 
     data: bytes
     num_tokens: int
     page_hashes: Sequence[bytes]
     shared_tokens: int = 0
     change: PromptChange | None = None
-    """Against what the chain sent before; None when that is not known."""
+    """Difference from the chain's previous prompt; None if that is unknown."""
 
 
 class _CachedEncoding(NamedTuple):
-    """What a chain last sent, as one tokenizer reads it; page names by fingerprint of weights, page size, salt and shared
+    """The last prompt of a chain for one tokenizer, with page hashes by weights fingerprint, page size, salt and shared
     tokens."""
 
     encoded: Encoded
@@ -50,12 +53,12 @@ class _CachedEncoding(NamedTuple):
     shared_tokens: int
 
     def num_known(self, data: bytes, page_size: int) -> int:
-        """Leading pages that a further prompt shares with it."""
+        """Return the number of leading pages shared with `data`."""
         return common_prefix(self.data, data) // (4 * page_size)
 
 
 class Target(NamedTuple):
-    """What a worker needs of a prompt: its tokenizer and how it names pages."""
+    """The parameters of a worker that determine its prompt: tokenizer and page hashing."""
 
     worker: str
     text: ModelText
@@ -65,29 +68,31 @@ class Target(NamedTuple):
 
 
 def check_length(request: Request, targets: Sequence[Target]) -> None:
-    """Raises ContextTooLong for what fits nowhere whatever its words are: to find out how much too long takes minutes."""
+    """Raise ContextTooLong if a request is too long for every target, whatever its tokens are: tokenizing it would take
+    minutes."""
     total = total_chars(request)
-    least = [(total // (SHRINKS * target.text.longest_token), target) for target in targets]
-    if least and all(tokens > target.max_context for tokens, target in least):
-        tokens, target = max(least, key=lambda pair: pair[1].max_context)
+    min_tokens = [(total // (SHRINKS * target.text.longest_token), target) for target in targets]
+    if min_tokens and all(tokens > target.max_context for tokens, target in min_tokens):
+        tokens, target = max(min_tokens, key=lambda pair: pair[1].max_context)
         raise ContextTooLong(
-            f"prompt has {total:,} characters, more than {tokens:,} tokens; the longest that is taken is"
-            f" {target.max_context:,} with its answer: shorten it or route to a model with a longer context",
+            f"prompt has {total:,} characters, more than {tokens:,} tokens; the limit is"
+            f" {target.max_context:,} including the answer: shorten it or route to a model with a longer context",
             param="messages",
         )
 
 
 class PromptEncoder:
-    """Keeps the last encoding of each chain and tokenizer; bounded by chains and by characters.
+    """Encodes prompts and caches the last encoding of each chain and tokenizer, limited by chains and by characters.
 
-    With `capture`, changes show the text around them."""
+    With `capture`, changes include the surrounding text.
+    """
 
     def __init__(self, clock: Callable[[], datetime] = datetime.now, *, capture: bool = False) -> None:
         self._clock, self._capture = clock, capture
         self._kept: OrderedDict[tuple[str, str], _CachedEncoding] = OrderedDict()
         self._kept_chars = 0
         self._fingerprints = set[str]()
-        """Of the tokenizers that were asked."""
+        """Fingerprints of the tokenizers used so far."""
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
     def close(self) -> None:
@@ -96,8 +101,11 @@ class PromptEncoder:
     async def build(
         self, request: Request, targets: Sequence[Target], *, chain: str, salt: str, shares_system: bool = False
     ) -> dict[str, Prompt]:
-        """By worker. With `shares_system` the salt enters behind what only the system prompt and the tools say. Raises
-        BadRequest when a template does not take the messages."""
+        """Return the prompt by worker.
+
+        With `shares_system` the salt enters the hash after the system prompt and tools. Raises BadRequest if a template refuses
+        the messages.
+        """
         texts = {target.text.fingerprint: target.text for target in targets}
         previous = {fingerprint: self._kept.get((chain, fingerprint)) for fingerprint in texts}
         if _is_short(request, previous):
@@ -132,7 +140,7 @@ class PromptEncoder:
             for fingerprint, before in previous.items()
             if before is not None and request.text is None
         }
-        # Many workers read and name it alike: what follows for each of them is next to nothing.
+        # Workers with equal parameters share one prompt, so that each further one costs almost nothing.
         prompts: dict[str, Prompt] = {}
         alike: dict[tuple[str, str, int], Prompt] = {}
         for worker, text, fingerprint, page_size, _ in targets:
@@ -156,7 +164,7 @@ class PromptEncoder:
         return PromptChange(previous, shared, part, *shown)
 
     def forget(self, chains: Iterable[str]) -> None:
-        """Their run is over."""
+        """Drop the encodings of ended chains."""
         for key in [(chain, fingerprint) for chain in chains for fingerprint in self._fingerprints]:
             self._drop(key)
 
@@ -212,7 +220,7 @@ def _is_short(request: Request, previous: Mapping[str, _CachedEncoding | None]) 
 
 
 def total_chars(request: Request) -> int:
-    """Of all that a model reads of it, about."""
+    """Return the approximate number of characters of a request that the model receives."""
     return len(request.text or "") + sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools))
 
 

@@ -1,8 +1,8 @@
-"""Where tokenization may restart: added tokens that split a text in two whose parts tokenize as if the other were not there.
+"""Positions where tokenization may restart: added tokens that split a text so that both parts tokenize independently.
 
-Tokenizers cut a text at its added tokens before anything else, the leftmost longest first, and treat each part by itself.
-So a token is an anchor if no neighbour can change whether it matches: it looks at no character beside it, and no other
-added token contains it or begins in front of it and ends inside it.
+Tokenizers first cut a text at its added tokens, the leftmost longest first, and treat each part separately. A token is an
+anchor if no neighbour can change whether it matches. It must not depend on adjacent characters, and no other added token may
+contain it or overlap its beginning.
 """
 
 from array import array
@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 
 class SplitPoints(NamedTuple):
-    """Anchors of a text: the n-th begins at character `chars[n]` and is token `tokens[n]`. Both ascend."""
+    """Anchors of a text. The n-th begins at character `chars[n]` and is token `tokens[n]`. Both ascend."""
 
     chars: "array[int]"
     tokens: "array[int]"
@@ -40,11 +40,12 @@ class SafeSplits:
         return frozenset(self._content_by_id.values())
 
     def length(self, token_id: int) -> int:
-        """In characters."""
+        """Return the length in characters."""
         return len(self._content_by_id[token_id])
 
     def find(self, text: str, ids: Sequence[int]) -> SplitPoints | None:
-        """The anchors of a text that tokenized to `ids`; None if an anchor's id came from elsewhere (as unknown tokens do)."""
+        """Return the anchors of a text with tokens `ids`, or None if an anchor's id has another origin (as unknown tokens
+        do)."""
         content_by_id = self._content_by_id
         tokens = array("I", [n for n, i in enumerate(ids) if i in content_by_id])
         chars = array("I")
@@ -68,7 +69,8 @@ def _stands_alone(token: AddedToken) -> bool:
 
 
 def common_prefix(a: AnyStr, b: AnyStr) -> int:
-    """How many leading characters or bytes two texts share: by halving, so that whole slices are compared at a time."""
+    """Return the length of the common prefix, in characters or bytes. It bisects, so that whole slices are compared at a
+    time."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high

@@ -1,6 +1,6 @@
-"""A chat template as Hugging Face runs it: the same sandbox, filters and globals, so that the same text comes out.
+"""Renders chat templates as Hugging Face does: the same sandbox, filters and globals give the same text.
 
-Compiled once; rendering has no state, reads no clock, and is safe from several threads.
+A template is compiled once. Rendering has no state, uses no clock, and is thread-safe.
 """
 
 import json
@@ -23,10 +23,10 @@ _encode_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class ChatTemplate:
-    """Turns a conversation into the text that the model was trained on, up to where its answer begins."""
+    """Renders a conversation as the text that the model was trained on, up to where its answer begins."""
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
-        """`sources` has a template called `default`, or `tool_use`, or both. Raises ValueError if one does not compile."""
+        """Compile `sources`: a template called `default`, or `tool_use`, or both. Raises ValueError if one does not compile."""
         environment = _environment()
         self._by_name = {name: _compile(environment, name, source) for name, source in sources.items()}
         if not self._by_name.keys() & {"default", "tool_use"}:
@@ -34,9 +34,9 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool], *, now: datetime, effort: str | None = None) -> str:
-        """`effort` is how much to reason, `none` for not at all, where a template knows of it.
+        """Render a conversation. `effort` is the reasoning effort, `none` to disable reasoning, if the template supports it.
 
-        Raises BadRequest with the template's own words where it refuses the conversation.
+        Raises BadRequest with the template's own message if it refuses the conversation.
         """
         variables: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         template = self._choose(with_tools=bool(tools))
@@ -50,9 +50,9 @@ class ChatTemplate:
         try:
             context = template.new_context(self._special_tokens | variables)
             text = "".join(template.root_render_func(context))
-            context.vars.clear()  # macros hold their context: without this only the garbage collector would end them
+            context.vars.clear()  # macros keep a reference to their context: without this only the garbage collector frees it
             return text
-        except Exception as error:  # a template is a foreign program: whatever it raises, it refuses this conversation
+        except Exception as error:  # a template is foreign code: any exception means that it refuses the conversation
             raise BadRequest(_refusal(error), param="messages") from error
 
     def _choose(self, *, with_tools: bool) -> jinja2.Template:
@@ -65,7 +65,7 @@ class ChatTemplate:
 
 def _refusal(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return "the conversation is nested too deep for this model's chat template: flatten tool schemas and arguments"
+        return "the conversation is nested too deeply for this model's chat template: flatten tool schemas and arguments"
     return f"this model's chat template refuses the conversation: {str(error)[:500] or type(error).__name__}"
 
 
@@ -74,13 +74,13 @@ def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.
         template = environment.from_string(source)
     except jinja2.TemplateError as error:
         raise ValueError(f"chat template {name} does not compile: {error}") from error
-    template.globals = dict(template.globals)  # plain: a chain of mappings is walked anew for every rendering
+    template.globals = dict(template.globals)  # a plain dict: a ChainMap would be walked for every rendering
     return template
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Where `message.role` is an entry of a plain dict, which is nearly all that templates ask for, it is looked up as one at
-    once: jinja2 would first fail to find such an attribute."""
+    """Sandbox that looks up `message.role` in a plain dict directly, the most frequent access in templates. jinja2 would first
+    fail to find an attribute."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if type(obj) is dict and attribute not in _OF_DICTS:
@@ -104,7 +104,7 @@ def _environment() -> jinja2.Environment:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}` marks for training what the assistant wrote; here it only renders its body."""
+    """Renders the body of `{% generation %}`, which marks the assistant's text for training."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
 
@@ -118,7 +118,7 @@ class _GenerationBlock(Extension):
 
 
 class _SafeDict:
-    """The type `dict` without a way to its attributes."""
+    """The type `dict` without access to its attributes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -128,9 +128,9 @@ class _SafeDict:
 
 
 class _SafeNamespace(Namespace):
-    """A namespace that takes no underscore names, which could reach the interpreter."""
+    """A namespace without underscore names, which could reach the interpreter."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # no named `self`, so that `namespace(self=...)` works
+    def __init__(*args: Any, **kwargs: Any) -> None:  # no parameter named `self`, so that `namespace(self=...)` works
         self, *rest = args
         attributes = dict(*rest, **kwargs)
         for name in attributes:
@@ -144,7 +144,7 @@ class _SafeNamespace(Namespace):
 
 def _refuse_underscore(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a chat template's namespace takes no underscore names, but got {name!r}")
+        raise jinja2.exceptions.SecurityError(f"a chat template's namespace does not allow underscore names, got {name!r}")
 
 
 def _tojson(
@@ -154,7 +154,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Plain JSON: jinja2's own filter escapes HTML characters."""
+    """Return plain JSON: jinja2's own filter escapes HTML characters."""
     if not (ensure_ascii or indent or separators or sort_keys):
         return _encode_json(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

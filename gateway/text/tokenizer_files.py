@@ -1,4 +1,4 @@
-"""Reads a Hugging Face tokenizer and its chat template out of their files, wherever those came from."""
+"""Parses a Hugging Face tokenizer and its chat template from their files' contents."""
 
 import hashlib
 import json
@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-"""All that text needs of a model. Only the first must be there; a template must be in the second or the third."""
+"""Files of a tokenizer. Only the first is required; a template must be in the second or the third."""
 
 
 class TokenizerFiles(NamedTuple):
-    """`templates` and `special_tokens` are by name (`default`, `bos_token`); `fingerprint` is equal where all is."""
+    """Contents of the files. `templates` and `special_tokens` are by name (`default`, `bos_token`). Equal files have equal
+    `fingerprint`."""
 
     tokenizer: Tokenizer
     templates: dict[str, str]
@@ -26,7 +27,7 @@ def read_directory(path: Path) -> dict[str, bytes]:
 
 
 def parse_files(files: Mapping[str, bytes]) -> TokenizerFiles:
-    """Raises ValueError that names the file which is missing or wrong."""
+    """Parse the files. Raises ValueError that names the missing or invalid file."""
     if "tokenizer.json" not in files:
         raise ValueError("tokenizer.json is missing: only tokenizers of the `tokenizers` library are supported")
     config = _object(files, "tokenizer_config.json")
@@ -65,16 +66,16 @@ def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 def _templates(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, str]:
     if "chat_template.jinja" in files:
         return {"default": files["chat_template.jinja"].decode()}
-    given = config.get("chat_template")
-    if isinstance(given, str):
-        return {"default": given}
-    if isinstance(given, list):
-        return {entry["name"]: entry["template"] for entry in given}
+    templates = config.get("chat_template")
+    if isinstance(templates, str):
+        return {"default": templates}
+    if isinstance(templates, list):
+        return {entry["name"]: entry["template"] for entry in templates}
     raise ValueError("no chat template: add chat_template.jinja, or `chat_template` in tokenizer_config.json")
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The variables that templates may name: `bos_token` and its like, as text."""
+    """Return the template variables with special tokens, such as `bos_token`, as text."""
     extra = config.get("extra_special_tokens")
     named = {**config, **extra} if isinstance(extra, dict) else config
     return {name: text for name, value in named.items() if name.endswith("_token") and (text := _content(value))}
@@ -86,7 +87,7 @@ def _content(token: Any) -> str | None:
 
 
 def _complete(tokenizer: Tokenizer, added: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
-    """Adds the tokens that only the configuration knows, in the order that transformers does."""
+    """Add the tokens that only the configuration has, in the order of transformers."""
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for token in _missing(added, special_tokens):
         if token.content not in known:

@@ -1,8 +1,8 @@
-"""Token ids of words that came before: looking them up takes a fifth of tokenizing them. The ids are the tokenizer's own.
+"""Caches token ids of words: a lookup takes a fifth of the time of tokenizing. The ids equal the tokenizer's own.
 
-A text is cut in front of every space that no whitespace follows. A match of a pattern in PATTERNS ends there or before: none
-goes on over such a space from in front of it, and what looks ahead (whether no word follows) says the same of the space as of
-the end of a text. So the parts tokenize as they do together. Other tokenizers are left alone.
+A text is cut before every space that is not followed by whitespace. Invariant: for each pattern in PATTERNS, no match crosses
+such a cut. A lookahead (`no word follows`) gives the same result at the space as at the end of a text. So the parts tokenize as
+the whole does. Other tokenizers are not cached.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # ByteLevel's own
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # pattern of ByteLevel
 PATTERNS = frozenset(
     {
         _GPT2,
@@ -24,12 +24,12 @@ PATTERNS = frozenset(
         r"\n| ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s",  # pico and nano
     }
 )
-"""Of GPT-2, Llama 3, Qwen and ours."""
+"""Patterns of GPT-2, Llama 3, Qwen and ours."""
 MAX_CHARS = 16_384
-"""A longer text is read once, and on a thread."""
+"""Characters. A longer text is tokenized once, on a thread."""
 MAX_WORDS, MAX_WORD_CHARS = 65_536, 48
 MAX_LEARNED = 32
-"""Of one text: a word by itself takes four times of what it takes within a text."""
+"""Words learned per text: a word alone takes four times as long as within a text."""
 _CUT = re.compile(r" (?=\S)")
 
 
@@ -37,24 +37,25 @@ _quick_cut = operator.methodcaller("split", " ")
 
 
 class WordTokenCache:
-    """Bounded: when it is full it starts over. May be called from several threads."""
+    """Cache of one tokenizer, thread-safe. It is bounded: when full it is emptied."""
 
     def __init__(self, tokenizer: Tokenizer, added: Collection[str], *, ascii_only: bool) -> None:
-        """`added` are the tokens at which the tokenizer cuts a text before anything else."""
+        """Make an empty cache. `added` are the tokens at which the tokenizer cuts a text first."""
         self._tokenizer = tokenizer
         self._ascii_only = ascii_only
         self._added = {content: array("I", [tokenizer.token_to_id(content) or 0]).tobytes() for content in added}
         self._begin_added = {content[0] for content in added}
         self._at_added = re.compile("|".join(map(re.escape, added)))
         self._ids: dict[str, bytes] = {}
-        """Of a word behind a space, by the word."""
+        """Ids of a word after a space, by the word."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, anchors: Collection[str]) -> Self | None:
-        """None for a tokenizer whose texts cannot be cut so; `anchors` are its added tokens that stand alone."""
+        """Return a cache, or None if the tokenizer's texts cannot be cut so. `anchors` are its added tokens that are safe
+        splits."""
         added = tokenizer.get_added_tokens_decoder().values()
-        told_apart = all(token.content in anchors and not token.rstrip for token in added)
-        if not told_apart or tokenizer.encode_special_tokens:
+        all_separable = all(token.content in anchors and not token.rstrip for token in added)
+        if not all_separable or tokenizer.encode_special_tokens:
             return None
         described = json.loads(tokenizer.to_str())
         normalizer = described["normalizer"]
@@ -68,18 +69,19 @@ class WordTokenCache:
         return len(self._ids)
 
     def encode(self, text: str) -> "array[int] | None":
-        """None when that would take longer than tokenizing it; some of its words are known from then on."""
+        """Return the ids (uint32), or None if tokenizing is faster. Some of the unknown words are then cached."""
         if len(text) > MAX_CHARS or (self._ascii_only and not text.isascii()):
             return None
         ids = array("I")
         start = 0
-        might = any(first in text for first in self._begin_added)  # searching for all of them takes as long as the rest
-        for found in self._at_added.finditer(text) if might else ():
-            part = self._part(text[start : found.start()])
+        # searching for all of them takes as long as the rest
+        may_have_added = any(first in text for first in self._begin_added)
+        for match in self._at_added.finditer(text) if may_have_added else ():
+            part = self._part(text[start : match.start()])
             if part is None:
                 return None
-            ids.frombytes(part + self._added[found.group()])
-            start = found.end()
+            ids.frombytes(part + self._added[match.group()])
+            start = match.end()
         part = self._part(text[start:])
         if part is None:
             return None
@@ -87,8 +89,11 @@ class WordTokenCache:
         return ids
 
     def _part(self, text: str) -> bytes | None:
-        """No added token is in it. Where there is more than a space between words, the quick cut gives parts that are empty or
-        begin with whitespace, and no such word is kept."""
+        """Return the ids of a text without added tokens.
+
+        With several spaces between words, the quick cut gives parts that are empty or begin with whitespace. Such words are
+        never cached.
+        """
         ids = self._ids
         for cut in (_quick_cut, _CUT.split):
             words = cut(text)
@@ -109,7 +114,8 @@ class WordTokenCache:
         return self._begin(first) + b"".join([ids.get(word) or learned[word] for word in words])
 
     def _begin(self, word: str) -> bytes:
-        """Of the word that a part begins with: no space is in front of it. It is kept behind one, as no other word is."""
+        """Return the ids of a part's first word, which has no space before it. Its key begins with a space, unlike all
+        others."""
         its = self._ids.get(" " + word)
         if its is None:
             its = self._encode(word)
@@ -124,7 +130,7 @@ class WordTokenCache:
 
 
 def _pattern(described: Any) -> str | None:
-    """The one pattern by which the tokenizer cuts, before it takes bytes; None when it does anything else."""
+    """Return the single pattern by which a byte-level tokenizer splits; None for any other tokenizer."""
     match described:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
             return _GPT2

@@ -1,4 +1,4 @@
-"""From scores to probabilities, and how good the probabilities are."""
+"""Converts scores to probabilities and measures their quality."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +10,15 @@ from gateway.training.logistic import Floats
 
 _MAX_POINTS = 48
 _MIN_BLOCK = 25
-"""Rows behind a calibration point, at least: fewer say little of a probability near one."""
+"""Minimum rows of a calibration point: fewer give a poor estimate of a probability near one."""
 _BINS = 10
 
 
 def isotonic(scores: Floats, labels: Floats) -> list[tuple[float, float]]:
-    """Rising (score, probability) points by pooling adjacent violators, each smoothed by two rows at the
-    base rate: no probability is zero or one unless all rows are alike."""
+    """Return rising (score, probability) points by pooling adjacent violators.
+
+    Each is smoothed by two rows at the base rate: no probability is zero or one unless all rows have the same label.
+    """
     order = np.argsort(scores, kind="stable")
     base = float(labels.mean())
     blocks: list[list[float]] = []  # rows, sum of scores, sum of labels
@@ -37,7 +39,7 @@ def isotonic(scores: Floats, labels: Floats) -> list[tuple[float, float]]:
 
 
 def reliability(chances: Floats, labels: Floats) -> tuple[Reliability, ...]:
-    """Bins of equal width; empty ones are left out."""
+    """Return bins of equal width, without the empty ones."""
     bins = np.minimum((chances * _BINS).astype(int), _BINS - 1)
     chosen = [bins == index for index in range(_BINS)]
     return tuple(
@@ -65,7 +67,8 @@ def log_loss(chances: Floats, labels: Floats) -> float:
 
 
 def auc(chances: Floats, labels: Floats) -> float:
-    """The chance that a good row is estimated above a bad one, ties counting half; one half when all rows are alike."""
+    """Return the probability that a good row is estimated above a bad one. Ties count half; it is 0.5 if all rows have the same
+    label."""
     good = float(labels.sum())
     bad = len(labels) - good
     if not good or not bad:

@@ -1,4 +1,4 @@
-"""How good an artefact is on labelled outcomes, and what going by it would give."""
+"""Grades an artefact on labelled outcomes, and computes the results of routing by it."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -14,7 +14,8 @@ _BARS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975)
 
 
 class Bar(NamedTuple):
-    """Sending to the tier what is estimated at `bar` or more: the share that goes there, and accuracy over the top's."""
+    """Result of sending requests with an estimate of `bar` or more to the tier: their share, and accuracy as a share of the top
+    tier's."""
 
     bar: float
     share: float
@@ -22,7 +23,7 @@ class Bar(NamedTuple):
 
 
 class Grade(NamedTuple):
-    """Of one tier on outcomes that it was perhaps not trained on: metrics, and for each bar what going by it would give."""
+    """One tier's metrics on outcomes, and the results for each bar. The artefact may not have seen these outcomes."""
 
     metrics: Metrics
     reliability: tuple[Reliability, ...]
@@ -30,7 +31,7 @@ class Grade(NamedTuple):
 
 
 def grade(artefact: Artefact, rows: Iterable[Outcome]) -> dict[str, Grade]:
-    """By tier. Raises TrainingError when an outcome does not tell about every tier of the artefact."""
+    """Return the grades by tier. Raises TrainingError if an outcome lacks a tier of the artefact."""
     outcomes = list(rows)
     check_outcomes(outcomes, [*artefact.tiers, artefact.top], at_least=10)
     model = QualityModel(artefact)

@@ -1,7 +1,7 @@
-"""Logistic regression on sparse and plain columns, by L-BFGS. Deterministic. Uses numpy, and is never on a request's way.
+"""Logistic regression on sparse and dense columns, by L-BFGS. Deterministic. Uses numpy, and is never used while serving.
 
-No product goes through the matrix library: its threads wait for each other on a busy machine, and these sums are too small for
-them (17 s of processor time became 0.5).
+It avoids the matrix library, whose threads wait for each other on a busy machine. The sums are too small for it (17 s of
+processor time became 0.5).
 """
 
 import math
@@ -20,13 +20,13 @@ Ints = NDArray[np.int64]
 _MEMORY = 8
 _STEPS = 100
 _CLOSE = 2e-5
-"""Stops when a step gains less than this share of the loss."""
+"""Minimum relative decrease of the loss per step; below it the fit stops."""
 _SEEN = 2
-"""Hashed columns in fewer rows are left out: one row says nothing of the next."""
+"""Minimum rows of a hashed column: one row predicts nothing about others."""
 
 
 class Penalties(NamedTuple):
-    """Half of it times the squared weight is added to the summed log loss."""
+    """L2 penalties. Half of the penalty times the squared weight is added to the summed log loss."""
 
     structure: float
     ngrams: float
@@ -34,7 +34,7 @@ class Penalties(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """For each hashed index, and for each plain number in its own units."""
+    """Weights of each hashed index, and of each dense number in its own units."""
 
     bias: float
     structure: Floats
@@ -43,8 +43,8 @@ class Weights(NamedTuple):
 
 
 class Table:
-    """Rows of features: column 0 is the bias, then the plain numbers made to mean zero and variance one, then the hashed
-    columns that were seen often enough."""
+    """Feature rows. Column 0 is the bias, then dense numbers with mean zero and variance one, then hashed columns in enough
+    rows."""
 
     def __init__(self, rows: Sequence[Features], *, bits: int) -> None:
         self.size = 1 << bits
@@ -73,7 +73,7 @@ class Table:
         return len(self.dense)
 
     def part(self, rows: NDArray[np.bool_]) -> "Table":
-        """Some of the rows, with the same columns."""
+        """Return a subset of the rows, with the same columns."""
         one: Table = object.__new__(Table)
         one.__dict__.update(self.__dict__)
         keep = rows[self.row]
@@ -106,7 +106,7 @@ class Table:
 
 
 def fit(table: Table, labels: Floats, penalties: Penalties, start: Floats | None = None) -> Floats:
-    """The weights of the table's columns that minimize the penalized loss."""
+    """Return the weights of the columns that minimize the penalized loss."""
     penalty = table.penalty(penalties)
     weights = np.zeros(len(penalty)) if start is None else start
     loss, slope = _loss(table, labels, penalty, weights)
@@ -148,7 +148,7 @@ def _loss(table: Table, labels: Floats, penalty: Floats, weights: Floats) -> tup
 
 
 def _direction(slope: Floats, steps: Sequence[tuple[Floats, Floats, float]]) -> Floats:
-    """The slope times an estimate of the inverse Hessian (two loops over the last steps)."""
+    """Return the gradient times an estimate of the inverse Hessian (two loops over the last steps)."""
     direction = slope.copy()
     shares = []
     for moved, turned, curvature in reversed(steps):

@@ -1,10 +1,9 @@
-"""Labelled outcomes from JSON lines, in either of two forms:
+"""Reads labelled outcomes from JSON lines, in either of two forms:
 
     {"messages": [...], "tools": [...], "outcomes": {"small": true, "large": true}, "confidence": {"small": 0.8}}
-    {"prompt": "...", "model": "small", "right": true}      one line a model; lines of the same question are put together
+    {"prompt": "...", "model": "small", "right": true}      one line a model; lines of the same question are merged
 
-`prompt` stands for one user message; `score` (any number) for `right`. Other fields are passed over: they describe the line,
-and are never learned from.
+`prompt` is one user message. `score` (any number) may replace `right`. Other fields describe the line and are ignored.
 """
 
 from collections.abc import Iterable, Iterator
@@ -52,13 +51,13 @@ class _OutcomeLine(msgspec.Struct, kw_only=True):
 
 
 def read_outcomes(path: Path) -> Iterator[Outcome]:
-    """Raises TrainingError with the line's number, or OSError."""
+    """Yield the outcomes. Raises TrainingError with the line's number, or OSError."""
     with path.open("rb") as lines:
         yield from joined(_decoded(lines))
 
 
 def parse_outcome(line: bytes) -> Outcome:
-    """One line. Raises TrainingError or msgspec.DecodeError."""
+    """Parse one line. Raises TrainingError or msgspec.DecodeError."""
     return _outcome(msgspec.json.decode(line, type=_OutcomeLine))
 
 
@@ -74,7 +73,7 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[Outcome]:
 
 
 def joined(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """Rows that tell of one model only wait for the others of the same question, in the order of their first."""
+    """Merge rows of a single model with others of the same question, in the order of each question's first row."""
     waiting: dict[bytes, Outcome] = {}
     for one in outcomes:
         if len(one.outcomes) > 1:
@@ -94,18 +93,18 @@ def _outcome(line: _OutcomeLine) -> Outcome:
     if line.prompt is not None:
         messages += (Message(role="user", content=line.prompt),)
     if not messages:
-        raise TrainingError("it has neither `messages` nor a `prompt`")
+        raise TrainingError("it has neither `messages` nor `prompt`: add one")
     outcomes = {tier: float(value) for tier, value in line.outcomes.items()}
     confidence = line.confidence if isinstance(line.confidence, dict) else {}
     if line.model is not None:
         value = line.score if line.score is not None else line.right
         if value is None:
-            raise TrainingError("it names a `model`, but neither `right` nor a `score`")
+            raise TrainingError("it has `model`, but neither `right` nor `score`: add one")
         outcomes[line.model] = float(value)
         if isinstance(line.confidence, float):
             confidence = {line.model: line.confidence}
     if not outcomes:
-        raise TrainingError("it has neither `outcomes` nor a `model`")
+        raise TrainingError("it has neither `outcomes` nor `model`: add one")
     tools = tuple(
         Tool(name=tool.function.name, description=tool.function.description or "", parameters=tool.function.parameters)
         for tool in line.tools

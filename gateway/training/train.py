@@ -1,4 +1,4 @@
-"""From labelled outcomes to a quality artefact: logistic regression a tier, calibrated on rows that it was not trained on.
+"""Trains a quality artefact from labelled outcomes: logistic regression by tier, calibrated on rows outside its training set.
 
 Deterministic: the same outcomes give the same artefact, byte for byte.
 """
@@ -24,8 +24,11 @@ PENALTIES = (
     Penalties(10.0, 3.0),
     Penalties(3.0, 3.0),
 )
-"""To try, from the simplest model to the freest; the one with the least log loss out of fold is taken. Structure's columns are
-many and overlap: where questions are alike in form they tell nearly all, elsewhere nearly nothing."""
+"""Candidate penalties, from the strongest to the weakest; the one with the lowest log loss out of fold is used.
+
+Structural columns are many and overlap. They predict nearly everything if questions have the same form, elsewhere nearly
+nothing.
+"""
 
 
 def train(
@@ -36,7 +39,8 @@ def train(
     settings: FeatureSettings | None = None,
     penalties: Sequence[Penalties] = PENALTIES,
 ) -> Artefact:
-    """`tiers` from the cheapest to the best; the last is what the others are compared with. Raises TrainingError."""
+    """Train an artefact. `tiers` are from the cheapest to the best; the others are compared with the last. Raises
+    TrainingError."""
     settings = settings or FeatureSettings()
     outcomes = list(rows)
     check_outcomes(outcomes, tiers, at_least=2 * FOLDS)
@@ -55,7 +59,7 @@ def _train_tier(table: Table, labels: Floats, folds: Ints, penalties: Sequence[P
     best = min(penalties, key=lambda one: log_loss(logistic(held_out[one]), labels))
     logits = held_out[best]
     calibrated = np.zeros(len(labels))
-    for fold in set(folds.tolist()):  # calibration is graded on rows that it has not seen either
+    for fold in set(folds.tolist()):  # calibration too is graded on unseen rows
         xs, ys = zip(*isotonic(logits[folds != fold], labels[folds != fold]), strict=True)
         calibrated[folds == fold] = np.interp(logits[folds == fold], xs, ys)
     weights = table.unpacked(fit(table, labels, best))
@@ -73,7 +77,8 @@ def _train_tier(table: Table, labels: Floats, folds: Ints, penalties: Sequence[P
 
 
 def _out_of_fold(table: Table, labels: Floats, folds: Ints, penalties: Sequence[Penalties]) -> dict[Penalties, Floats]:
-    """By penalties, the logit of every row by a model that did not see it; each begins where the simpler one ended."""
+    """Return, by penalties, each row's logit from a model that was not trained on it. Each fit starts at the previous
+    weights."""
     found = {one: np.zeros(len(labels)) for one in penalties}
     for fold in sorted(set(folds.tolist())):
         outside: NDArray[np.bool_] = folds == fold
@@ -91,5 +96,5 @@ def _quantized(weights: Floats) -> Hashed:
 
 
 def _fold(row: Outcome) -> int:
-    """By what is asked, so that a repeated question never is on both sides."""
+    """Return the fold of a row, by its question: a repeated question is never in both training and test."""
     return hashlib.blake2b(row.question.encode(errors="replace"), digest_size=2).digest()[0] % FOLDS

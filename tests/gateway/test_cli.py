@@ -76,7 +76,7 @@ def request_file(tmp_path: Path) -> Path:
 
 def test_a_good_policy_is_said_to_be_good(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["policy", "check", str(DEFAULT)], {}) == 0
-    assert "good (2 tiers, 2 models, 2 workers, 1 routes)" in capsys.readouterr().out
+    assert "valid (2 tiers, 2 models, 2 workers, 1 routes)" in capsys.readouterr().out
 
 
 def test_a_bad_policy_is_told_by_file_line_and_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +152,7 @@ def test_explain_decides_by_itself_when_nobody_answers(
     policy.write_text(text.replace("router: quality.json", "router: null"))
     assert main(["explain", str(request_file), "--policy", str(policy)], {}) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == f"nobody answers at http://127.0.0.1:{port}: decided here, with idle workers that hold nothing"
+    assert shown[0] == f"no gateway at http://127.0.0.1:{port}: decided locally, for idle workers with empty caches"
     assert shown[1] == "decision offline: nano on nano-0 (cheapest good enough)"
     assert shown[-1].endswith("below quality bar")
 

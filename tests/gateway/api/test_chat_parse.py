@@ -250,7 +250,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"n": 17}, "n", "<= 16"),
     ({"presence_penalty": 3}, "presence_penalty", "<= 2"),
     ({"logit_bias": {"5": 1}}, "logit_bias", "needs a model"),
-    ({"logit_bias": {"five": 1}, "model": "nano"}, "logit_bias", "no token id"),
+    ({"logit_bias": {"five": 1}, "model": "nano"}, "logit_bias", "not a token id"),
     ({"reasoning_effort": "much"}, "reasoning_effort", "must be one of none, minimal"),
     ({"response_format": {"type": "xml"}}, "response_format.type", "use text"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "is missing"),
@@ -294,11 +294,11 @@ BROKEN = [
     (b'{"model": "a", "messages": [], "temperature": 1e999}', "temperature"),
     (b'{"model": "a", "messages": [], "seed": ' + b"9" * 5000 + b"}", "seed"),
     (b'{"model": "a", "messages": [], "metadata": {"a": ' + b"9" * 5000 + b"}}", ""),
-    (b'{"model": "a", "messages": [], "metadata": ' + b'{"a":' * 100_000, "nested too deep"),
-    (b'{"model": "a", "messages": [], "tools": ' + b"[" * 100_000, "nested too deep"),
-    (b'{"model": "a", "model": "b", "messages": []}', "`model` is given twice"),
+    (b'{"model": "a", "messages": [], "metadata": ' + b'{"a":' * 100_000, "nested too deeply"),
+    (b'{"model": "a", "messages": [], "tools": ' + b"[" * 100_000, "nested too deeply"),
+    (b'{"model": "a", "model": "b", "messages": []}', "`model` occurs twice"),
     (b'{"model": "a", "m\\u006fdel": "b", "messages": [{"role": "user", "content": "x"}]}', "without escapes"),
-    (b'{"seed": 1, "model": "a", "messages": [{"role": "user", "content": "x"}], "seed": 1}', "`seed` is given twice"),
+    (b'{"seed": 1, "model": "a", "messages": [{"role": "user", "content": "x"}], "seed": 1}', "`seed` occurs twice"),
 ]
 
 
@@ -395,7 +395,7 @@ def test_what_would_hold_up_everybody_else_is_refused_whole() -> None:
     assert refused(tools=[tool] * 1_001).param == "tools"
     wide = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(10_000)}}
     many = {"oneOf": [{"type": "object", "properties": {"k": {"const": n}}, "required": ["k"]} for n in range(65)]}
-    for schema, words in ((wide, "131,072 are the most"), (many, "64 options at most")):
+    for schema, words in ((wide, "at most 131,072"), (many, "64 options at most")):
         error = refused(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
         assert words in error.message
 
@@ -411,4 +411,4 @@ def test_values_that_tell_options_apart_are_compared_as_json_does(a: list[Any], 
     if apart:
         assert parse(response_format=form).sampling.grammar
     else:
-        assert "tells them apart" in refused(response_format=form).message
+        assert "distinguishing `const`" in refused(response_format=form).message

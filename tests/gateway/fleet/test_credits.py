@@ -99,4 +99,4 @@ def test_a_busy_worker_takes_beyond_its_credits_what_it_reads_first() -> None:
     assert not credits.has_capacity(1, priority=2), "nothing is to be read, so that nothing is gone before"
     credits.submit(2, 500, priority=2)
     credits.finish(2)
-    assert not credits.unread
+    assert not credits.prefilling

@@ -75,7 +75,7 @@ async def test_what_an_abort_did_not_take_comes_back(tmp_path: Path) -> None:
         await until(lambda: worker.num_live == 1)
         status, body, headers = await served_chat(served, ask(max_tokens=60), **RUN)
         assert status == 429
-        assert "are held for requests under way" in body["error"]["message"]
+        assert "are reserved for requests in flight" in body["error"]["message"]
         assert (headers["retry-after"], headers["x-should-retry"]) == ("1", "true")
         asked.cancel()
         await until(lambda: all(sequence.aborted for sequence in worker._running))

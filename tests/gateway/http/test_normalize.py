@@ -48,7 +48,7 @@ async def test_the_cache_is_hit_where_both_are_on_and_missed_where_they_are_off(
             (reports,) = (await answer.json())["cache"].values()
         if steady:
             assert [report["why"] for report in reports] == ["first_turn", "hit", "hit"]
-            line, order = "message 0 (system): 1 line dropped", "tools: in order of their names"
+            line, order = "message 0 (system): 1 line dropped", "tools: sorted by name"
             assert all(report["normalized"] == [line, order] for report in reports)
         else:
             assert [report["why"] for report in reports] == ["first_turn", "changed", "changed"]
@@ -60,7 +60,7 @@ async def test_explain_says_what_was_done(tmp_path: Path) -> None:
         functions = [{"type": "function", "function": {"name": name}} for name in ("b", "a")]
         body = {"model": "nano", "messages": [{"role": "user", "content": "hi"}], "tools": functions}
         async with served.http.post(f"{served.url}/v1/headway/explain", json=body) as answer:
-            assert (await answer.json())["normalized"] == ["tools: in order of their names"]
+            assert (await answer.json())["normalized"] == ["tools: sorted by name"]
 
 
 async def test_a_named_call_is_held_to_its_tool_whatever_the_order(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ async def test_what_is_no_http_is_told_so() -> None:
     async with serving() as port:
         answer = await said(port, b"\x16\x03\x01 this is TLS\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 400 ")
-        assert "no HTTP/1.1" in error_of(answer)["message"]
+        assert "not valid HTTP/1.1" in error_of(answer)["message"]
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ async def test_the_command_measures_a_gateway(tmp_path: Path, capsys: pytest.Cap
     ("arguments", "said"),
     [
         (["http://127.0.0.1:9"], "--rate"),
-        (["http://127.0.0.1:9", "--rate", "1"], "no answer to a first question"),
+        (["http://127.0.0.1:9", "--rate", "1"], "did not answer a probe request"),
         (["http://127.0.0.1:9", "--trace", "/nowhere.csv"], "nowhere.csv"),
-        (["http://127.0.0.1:9", "--rate", "0.001", "--duration", "0.1"], "ask for more"),
+        (["http://127.0.0.1:9", "--rate", "0.001", "--duration", "0.1"], "raise either"),
     ],
 )
 def test_what_cannot_be_sent_is_told(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ DAY_S = 86_400.0
 def test_what_is_held_cannot_be_held_again_and_what_was_not_taken_comes_back() -> None:
     budgets = Budgets({"day": Budget(tokens=100)})
     (reservation,) = budgets.reserve(["day"], ALICE, [Amount(tokens=60)], 0.0)
-    with pytest.raises(OverBudget, match="40 tokens of 100 tokens left, while 60 tokens are held") as told:
+    with pytest.raises(OverBudget, match="40 tokens of 100 tokens left, while 60 tokens are reserved") as told:
         budgets.reserve(["day"], ALICE, [Amount(tokens=60)], 0.0)
     assert told.value.retry_after_s == 1.0
     budgets.settle(reservation, Amount(tokens=30))

@@ -59,7 +59,7 @@ def test_an_answer_longer_than_expected_is_paid_back_by_waiting() -> None:
 def test_only_so_many_are_under_way() -> None:
     rates, who = RateLimiter(), [limited(at_once=2)]
     first, _ = rates.enter(who, 0.0), rates.enter(who, 0.0)
-    with pytest.raises(RateLimited, match="2 requests under way, and its concurrent_requests is 2"):
+    with pytest.raises(RateLimited, match="2 requests in flight, and its concurrent_requests is 2"):
         rates.enter(who, 100.0)
     for _ in range(2):
         rates.leave(first, 100.0)

@@ -61,6 +61,16 @@ def test_fields_that_are_missing_or_unknown_are_named() -> None:
     assert find_mismatch(b'{"parts": "", "part": 1}', Whole) == Mismatch("", unknown="part")
 
 
+@pytest.mark.parametrize("last", ['""', "[]", '[{"type": "count", "count": 1}]'])
+def test_a_field_given_twice_is_refused_though_the_last_would_fit(last: str) -> None:
+    assert find_mismatch(f'{{"parts": 5, "parts": {last}}}'.encode(), Whole) is not None
+
+
+def test_a_very_long_array_is_not_searched() -> None:
+    parts = b", ".join([b'"x"'] * 20_001)
+    assert find_mismatch(b"[" + parts + b"]", tuple[int, ...]) == Mismatch("", "one of its 20,001 values does not fit")
+
+
 def test_a_plain_value_of_a_type_that_json_lacks_is_worded() -> None:
     assert wrong({1}, str | None) == "expected `str | null`, got `set`"
     assert wrong(b"", Literal["a"]) == "expected `str`, got `bytes`"

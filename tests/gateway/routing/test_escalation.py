@@ -233,5 +233,5 @@ def test_the_threshold_is_where_the_chance_meets_the_bar(bar: float, least: floa
 
 
 def test_too_few_outcomes_with_confidence_are_refused() -> None:
-    with pytest.raises(TrainingError, match="50 or more"):
+    with pytest.raises(TrainingError, match="at least 50"):
         fit_escalation(rows(10), even, tier="small", top="large", keep=1.0, tokens=4)

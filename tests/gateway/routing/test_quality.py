@@ -98,9 +98,9 @@ def test_a_tier_is_as_good_when_the_top_one_is_wrong_too() -> None:
 
 
 def test_what_cannot_be_trained_on_says_why(training_rows: list[Outcome]) -> None:
-    with pytest.raises(TrainingError, match="10 outcomes or more"):
+    with pytest.raises(TrainingError, match="at least 10 outcomes"):
         train(training_rows[:3], tiers=TIERS)
-    with pytest.raises(TrainingError, match="outcome 1 says nothing of medium"):
+    with pytest.raises(TrainingError, match="outcome 1 has no label of medium"):
         train(training_rows, tiers=("small", "medium", "large"))
     with pytest.raises(TrainingError, match="two tiers"):
         train(training_rows, tiers=("small",))
