@@ -63,7 +63,7 @@ function options(width, series, text, legend, resting, highest) {
   return {
     width,
     height: HEIGHT,
-    padding: [8, 20, 0, 0],
+    padding: [8, 30, 0, 0],
     legend: { show: false },
     cursor: { points: { size: 6 }, drag: { x: false, y: false } },
     scales: {
