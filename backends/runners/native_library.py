@@ -68,6 +68,11 @@ def supported(flags: frozenset[str], machine: str) -> list[Variant]:
     return [variant for variant in VARIANTS if variant.machine == machine and variant.needs <= flags]
 
 
+def this_machine() -> str:
+    """Return the architecture as Linux names it."""
+    return {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+
+
 def this_processor() -> frozenset[str]:
     """Return processor flags in Linux's names. Apple's processors have those that the NEON variants need."""
     path = Path("/proc/cpuinfo")
@@ -80,7 +85,7 @@ def this_processor() -> frozenset[str]:
 
 def choose_variant(name: str = "auto") -> Variant:
     """Return the variant to use. Raise NotCompiled if this processor supports none, or not the requested one."""
-    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+    machine = this_machine()
     if name == NATIVE.name:
         return NATIVE
     runs = supported(this_processor(), machine)
@@ -149,7 +154,7 @@ def build_all(folder: Path) -> Iterator[Path]:
     """Compile every variant of this machine's architecture into `folder`, for the wheel. Raise NotCompiled."""
     compiler = _compiler()
     folder.mkdir(parents=True, exist_ok=True)
-    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+    machine = this_machine()
     for variant in VARIANTS:
         if variant.machine == machine:
             path = folder / f"step-{variant.name}-{_source()}.so"
