@@ -161,6 +161,7 @@ class Gateway:
         self.budgets.limit(policy.budgets)
         self.recorder.record_policy(policy, time.time())
         self.queue.set_weights({name: tenant.weight for name, tenant in policy.tenants.items()})
+        self.dispatcher.seats.take_policy()
 
     def start(self) -> None:
         restore(self.budgets, self.policy, self.ledger.read, time.time())

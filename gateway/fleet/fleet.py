@@ -136,8 +136,9 @@ class Fleet:
 
     def queue(self, worker: str, tokens: int) -> None:
         """Add to the uncached tokens queued for this worker; `tokens` is negative when they leave the queue."""
-        self.queued_tokens[worker] += tokens
-        self.worker_views.touch(worker)
+        if worker in self.clients:
+            self.queued_tokens[worker] += tokens
+            self.worker_views.touch(worker)
 
     def cached_tokens(self, worker: str, page_hashes: Sequence[bytes]) -> int:
         if worker in self.upstreams:

@@ -1,8 +1,10 @@
-"""From a pending request to a token stream. Binding is late: a request waits in the one queue, and is decided again when a
-worker has capacity. A worker gets no more than its credits, but for prompts that run ahead of its backlog."""
+"""From a pending request to a token stream. Binding is late: a request waits in the one queue for the worker of its last
+decision, and is decided again before it starts. A worker gets no more than its credits, but for prompts that run ahead of its
+backlog."""
 
 import asyncio
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable
 
 from msgspec import structs
@@ -10,7 +12,7 @@ from msgspec import structs
 from gateway.errors import HeadwayError, NoWorker, Overloaded
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.token_stream import TokenStream
-from gateway.pipeline.dispatch_pass import DispatchPass, keep_decision
+from gateway.pipeline.dispatch_pass import DispatchPass
 from gateway.pipeline.pending import PendingRequest
 from gateway.pipeline.placement_input import place_among_alike
 from gateway.pipeline.queue_estimator import QueueEstimator
@@ -20,8 +22,7 @@ from gateway.policy.routes import candidates_for
 from gateway.policy.schema import Route, Slo
 from gateway.routing.decide import decide
 from gateway.routing.decision import Decision
-from gateway.scheduling.admission import GOOD_ENOUGH, admit, predicted_s, slo_bound_s
-from gateway.scheduling.fairness import TenantShares
+from gateway.scheduling.admission import GOOD_ENOUGH, admit, predicted_s
 from gateway.scheduling.placement import Placement
 from gateway.scheduling.request_queue import Band, QueuedRequest, RequestQueue
 from gateway.scheduling.retention import WAITS_COLD
@@ -29,8 +30,8 @@ from gateway.scheduling.shed_gate import FlowKey, ShedGate
 
 EXPIRE_EVERY_S = 0.5
 MIN_RETRY_S = 0.05
-REFRESH_EVERY_S, MAX_REFRESHED = 0.05, 32
-"""How often the order takes in what is resident by now, and for how many requests: each is a walk over all its pages."""
+REDECIDE_EVERY_S, MAX_REDECIDED = 0.05, 8
+"""Interval at which waiting requests are decided again, and how many. Derived: at 0.3 ms each, a twentieth of the time."""
 
 
 class Dispatcher:
@@ -38,18 +39,18 @@ class Dispatcher:
         self.fleet = fleet
         self.queue = queue
         self.placement = Placement()
-        self.tenant_shares = TenantShares(queue.weight)
         self._clock = clock
         self._retry_after_s = retry_after_s
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, PendingRequest] = {}
+        self._waiting = OrderedDict[int, PendingRequest]()
+        """By request number, the longest without a decision first."""
         self._pass_planned = False
-        self._refreshed_at = 0.0
+        self._redecided_at = 0.0
         self._expiry: asyncio.TimerHandle | None = None
         self._devices = {name: worker.device for name, worker in fleet.policy.workers.items()}
-        self.estimator = QueueEstimator(fleet, queue.weight, clock=clock)
-        self._seats = WorkerSeats(fleet, self.tenant_shares, clock=clock)
-        self._submitter = Submitter(fleet, self._seats, self.placement, clock=clock)
+        self.seats = WorkerSeats(fleet, queue.weight, clock=clock)
+        self.estimator = QueueEstimator(fleet, queue, self.seats, clock=clock)
+        self._submitter = Submitter(fleet, self.seats, self.placement, clock=clock)
         self._shed_gate = ShedGate()
         fleet.changed = self.changed
 
@@ -96,7 +97,7 @@ class Dispatcher:
         wait_s = min((estimates[worker].until_start_s for worker in workers), default=0.0)
         if wait_s <= bound_s:
             return None
-        self.tenant_shares.record_arrival(flow.tenant, now)
+        self.seats.tenant_shares.record_arrival(flow.tenant, now, batch=band is Band.BATCH)
         return _shed(f"a first token within {bound_s:.3g} s would take over {wait_s:.3g} s", wait_s - bound_s)
 
     def queue_full(self) -> Overloaded:
@@ -113,16 +114,29 @@ class Dispatcher:
         else after the longest wait.
         """
         pending.decision = self.decide(pending)
-        self.tenant_shares.record_arrival(pending.tenant, self._clock())
+        batch = pending.band is Band.BATCH
+        self.seats.tenant_shares.record_arrival(pending.tenant, self._clock(), batch=batch)
         if not pending.admitted:
             self._admit(pending, pending.decision)
-        seat_class = self._seats.seat_class(pending)
-        fits = self._seats.has_capacity(seat_class, pending.decision) and not self._seats.is_reserved(
-            seat_class, pending.decision.chosen.worker
-        )
+        fits = self._fits(pending, pending.decision)
         if fits and not self._waiting:
-            return self._submitter.submit(pending, pending.decision)
+            return self._start(pending, pending.decision, batch_waits=False)
         return await self._wait(pending, pending.decision, fits=fits)
+
+    def _fits(self, pending: PendingRequest, decision: Decision) -> bool:
+        """Return whether the chosen worker has a seat and capacity for a request that does not wait yet."""
+        chosen, tenant, band = decision.chosen, pending.tenant, pending.band
+        if not self.seats.is_free(tenant, band, chosen.worker):
+            return False
+        priority = self.seats.priority(tenant, band, chosen.worker)
+        credits = self.fleet.server(chosen.worker).credits
+        return credits.has_capacity(chosen.prompt_tokens - chosen.cached_tokens, priority)
+
+    def _start(self, pending: PendingRequest, decision: Decision, *, batch_waits: bool) -> TokenStream:
+        stream = self._submitter.submit(pending, decision)
+        share = self.seats.batch_shares[decision.chosen.worker]
+        share.record_start(batch=pending.band is Band.BATCH, batch_waits=batch_waits)
+        return stream
 
     def _admit(self, pending: PendingRequest, decision: Decision) -> None:
         pending.admitted = True
@@ -153,9 +167,7 @@ class Dispatcher:
             )
             decision = pending.decision = self.decide(pending)
         chosen = decision.chosen
-        estimate = estimates[chosen.worker]
-        pending.slo_bound_s = slo_bound_s(pending.routing_request, chosen, estimate)
-        pending.ttft_prediction = chosen.worker, waited_s + predicted_s(chosen, estimate), now
+        pending.ttft_prediction = chosen.worker, waited_s + predicted_s(chosen, estimates[chosen.worker]), now
 
     async def _wait(self, pending: PendingRequest, decision: Decision, *, fits: bool) -> TokenStream:
         """Queue a request until it starts. `fits`: its worker has capacity now, unless another request goes first."""
@@ -165,11 +177,7 @@ class Dispatcher:
             raise self.queue_full()
         waiter = pending.waiter = asyncio.get_running_loop().create_future()
         self._waiting[number] = pending
-        self.estimator.count(pending, chosen.worker)
-        keep_decision(pending, self._clock())
-        # Batch work goes after the rest, which does not wait for it.
-        num_queued = 0 if pending.band is Band.BATCH else item.uncached_tokens
-        self.fleet.queue(chosen.worker, num_queued)
+        self._count_tokens(pending, chosen.worker, item.uncached_tokens)
         if chosen.cached_tokens and not item.resident:  # its remaining pages make room for others while it waits
             self.fleet.set_retention(chosen.worker, pending.chain, WAITS_COLD)
         self._plan_expiry()
@@ -186,13 +194,23 @@ class Dispatcher:
                 waiter.result().abort()
             raise
         finally:
-            self.fleet.queue(chosen.worker, -num_queued)
-            self.estimator.count(pending, None)
+            self._count_tokens(pending, None, 0)
             self._waiting.pop(number, None)
             self.queue.cancel(number)
 
+    def _count_tokens(self, pending: PendingRequest, worker: str | None, tokens: int) -> None:
+        """Count a waiting request's uncached tokens for its worker. Batch work goes after the rest, which does not wait for
+        it."""
+        if pending.band is not Band.BATCH:
+            previous, counted = pending.counted
+            if previous is not None:
+                self.fleet.queue(previous, -counted)
+            if worker is not None:
+                self.fleet.queue(worker, tokens)
+            pending.counted = worker, tokens
+
     def _queued(self, number: int, pending: PendingRequest, decision: Decision) -> QueuedRequest:
-        chosen, by_run = decision.chosen, self._seats.by_run
+        chosen, by_run = decision.chosen, self.seats.by_run
         prefill_s = self.fleet.predictors[chosen.worker].rates.prefill_s_per_token
         return QueuedRequest(
             request=number,
@@ -202,12 +220,11 @@ class Dispatcher:
             arrival=pending.arrival,
             deadline=pending.deadline,
             uncached_tokens=chosen.prompt_tokens - chosen.cached_tokens,
+            worker=chosen.worker,
             resident=2 * chosen.cached_tokens >= chosen.prompt_tokens or not by_run,
             attained_s=pending.attained * prefill_s if by_run else 0.0,
             num_bytes=sum(len(prompt.data) for prompt in pending.prompts.values()),
             admitted_run=pending.admitted_run,
-            due=pending.due,
-            slo_missed_at=pending.arrival + pending.slo_bound_s,
         )
 
     def _push(self, item: QueuedRequest) -> bool:
@@ -236,34 +253,47 @@ class Dispatcher:
         """Start every waiting request that can start now, in the order of the queue."""
         self._pass_planned = False
         now = self._clock()
-        is_full = now - self._refreshed_at >= REFRESH_EVERY_S
-        if is_full:
-            self._refreshed_at = now
-            self._refresh()
-        scan = DispatchPass(self.fleet, self._seats, self.estimator, self._waiting, self.decide, now=now, is_full=is_full)
-        prefill_rate = self.fleet.prefill_rate()
-        while (item := self.queue.pop(scan.is_ready, now=now, prefill_rate=prefill_rate, closed=scan.is_closed)) is not None:
+        if now - self._redecided_at >= REDECIDE_EVERY_S:
+            self._redecided_at = now
+            self._redecide()
+        scan = DispatchPass(self.fleet, self.seats, self._waiting, self.decide, now=now)
+        while (item := self._pop(scan, now)) is not None:
             pending = self._waiting.pop(item.request)
-            self.estimator.count(pending, None, starts=True)
             assert pending.waiter and scan.outcome
             if pending.waiter.done():
                 continue
             if isinstance(scan.outcome, HeadwayError):
                 pending.waiter.set_exception(scan.outcome)
             else:
-                pending.waiter.set_result(self._submitter.submit(pending, scan.outcome))
+                batch_waits = pending.band is Band.BATCH or self.queue.has_batch(scan.outcome.chosen.worker)
+                pending.waiter.set_result(self._start(pending, scan.outcome, batch_waits=batch_waits))
                 scan.seat_taken()
+        for number, decision in scan.moved.items():
+            if number in self._waiting:
+                self._reassign(number, decision)
 
-    def _refresh(self) -> None:
-        """Bring the order of the longest waiting requests up to date with what is resident."""
-        for number in self.queue.requests()[:MAX_REFRESHED]:
+    def _pop(self, scan: DispatchPass, now: float) -> QueuedRequest | None:
+        prefill_rate, owed = self.fleet.prefill_rate(), self.seats.owed()
+        return self.queue.pop(scan.is_ready, now=now, prefill_rate=prefill_rate, closed=scan.is_closed, owed=owed)
+
+    def _redecide(self) -> None:
+        """Decide some waiting requests as the world is now, in turn: their pages or a better worker may have come."""
+        for number in list(itertools.islice(self._waiting, MAX_REDECIDED)):
             pending = self._waiting[number]
-            assert pending.decision
-            chosen = pending.decision.chosen
-            cached = self.fleet.cached_tokens(chosen.worker, pending.prompts[chosen.worker].page_hashes)
-            uncached = chosen.prompt_tokens - cached
-            resident = 2 * cached >= chosen.prompt_tokens or not self._seats.by_run
-            self.queue.refresh(number, uncached_tokens=uncached, resident=resident)
+            self._waiting.move_to_end(number)
+            try:
+                pending.decision = self.decide(pending)
+            except HeadwayError:  # the pass reports it
+                continue
+            self._reassign(number, pending.decision)
+
+    def _reassign(self, number: int, decision: Decision) -> None:
+        """Let a waiting request wait for the worker of its new decision."""
+        chosen = decision.chosen
+        uncached = chosen.prompt_tokens - chosen.cached_tokens
+        resident = 2 * chosen.cached_tokens >= chosen.prompt_tokens or not self.seats.by_run
+        self.queue.refresh(number, uncached_tokens=uncached, resident=resident, worker=chosen.worker)
+        self._count_tokens(self._waiting[number], chosen.worker, uncached)
 
     def _plan_expiry(self) -> None:
         if self._expiry is None:

@@ -25,8 +25,8 @@ def request_gauges(
     settled = budgets.settled
     yield Gauge("headway_budget_settled_tokens", "Tokens charged to budgets.", {}, settled.tokens, counts=True)
     yield Gauge("headway_budget_settled_usd", "Dollars charged to budgets.", {}, settled.usd, counts=True)
-    for (name, is_batch), ttft_margin in dispatcher.estimator.ttft_margins.items():
-        labels = {"worker": name, "flow": "batch" if is_batch else "interactive"}
+    for name, ttft_margin in dispatcher.estimator.ttft_margins.items():
+        labels = {"worker": name}
         margin = ttft_margin.margin(now)
         yield Gauge("headway_ttft_margin", "Share by which predictions to a first token are stretched.", labels, margin)
 

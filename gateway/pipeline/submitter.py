@@ -42,7 +42,7 @@ class Submitter:
         return stream
 
     def _to_worker(self, pending: PendingRequest, decision: Decision) -> TokenStream:
-        chosen, sampling, seat_class = decision.chosen, pending.sampling, self._seats.seat_class(pending)
+        chosen, sampling = decision.chosen, pending.sampling
         worker = chosen.worker
         if grammar := pending.grammars.get(worker):
             sampling = structs.replace(sampling, grammar=grammar)
@@ -53,12 +53,11 @@ class Submitter:
             sampling,
             shared_tokens=pending.prompts[worker].shared_tokens,
             uncached_tokens=chosen.prompt_tokens - chosen.cached_tokens,
-            priority=self._seats.priority(seat_class, worker),
+            priority=self._seats.priority(pending.tenant, pending.band, worker),
             salt=pending.tenant,
             chain=pending.chain,
             traceparent=pending.traceparent,
         )
-        self._seats.take(seat_class, worker, stream)
         if chosen.holdback_tokens:
             stream.hold_back(chosen.holdback_tokens, chosen.escalate_below)
         return stream

@@ -283,6 +283,8 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Seconds until the end of the answer."""
     miss_penalty_usd: NotNegative = 0.0
     """Dollars that a miss counts in a decision."""
+    ttft_idle_factor: Positive = 4.0
+    """Admission allows a TTFT of this multiple of an idle worker's, although it is over `ttft_s`: prompts too long for it."""
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -303,6 +305,10 @@ class Scheduling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Send workers a retention score for the pages of each paused chain. Without it, workers use LRU."""
     placement: bool = True
     """Place runs among equal workers by their pages. Without it, the cheapest worker at the moment is chosen."""
+    batch_share: Annotated[float, Meta(gt=0, lt=1)] = 0.1
+    """Share of a worker's starts that batch requests get while other requests keep it busy."""
+    tenant_idle_s: Positive = 60.0
+    """Seconds after a request during which seats are reserved for its tenant."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

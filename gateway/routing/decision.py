@@ -110,6 +110,7 @@ class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
     quality_bar: float
     mistake_cost: float = 0.0
     ttft_slo_s: float | None = None
+    ttft_idle_factor: float = 4.0
     deadline_s: float | None = None
     miss_penalty_usd: float = 0.0
     locked_model: str | None = None

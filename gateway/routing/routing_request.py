@@ -43,6 +43,7 @@ def routing_request_for(
         quality_bar=route.quality_bar,
         mistake_cost=route.mistake_cost,
         ttft_slo_s=slo.ttft_s,
+        ttft_idle_factor=slo.ttft_idle_factor,
         deadline_s=slo.deadline_s,
         miss_penalty_usd=slo.miss_penalty_usd,
         locked_model=locked_model if route.lock_tool_loop else None,

@@ -2,15 +2,13 @@
 
 An SLO is kept when both of these hold:
 
-    waited + predicted TTFT + margin of predictions <= max(TTFT SLO, ISOLATED_TIMES * TTFT of the idle worker)
+    waited + predicted TTFT + margin of predictions <= max(TTFT SLO, ttft_idle_factor * TTFT of the idle worker)
     waited + predicted finish                       <= deadline
 
-The finish counts queue time twice, as later requests may overtake, or three times the queue time at the recent dequeue
-rate, whichever is more. An idle worker breaks no TTFT SLO: what it cannot keep is not broken by load. A turn of an admitted
-run is never shed, because started work is worth more than new work.
+An idle worker breaks no TTFT SLO: what it cannot keep is not broken by load. A turn of an admitted run is never shed, because
+started work is worth more than new work.
 """
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -20,40 +18,23 @@ from gateway.routing.decision import Decision, Option, RejectReason, RoutingRequ
 from gateway.scheduling.ttft_margin import FLOOR_S
 
 OnOverload = Literal["queue", "degrade", "shed"]
-ISOLATED_TIMES = 4.0
-"""Factor on the TTFT of an idle worker. It bounds the TTFT of a prompt too long for the SLO even on an idle worker."""
 GOOD_ENOUGH: frozenset[RejectReason] = frozenset({"costs_more", "too_risky", "slower_same_cost", "placed_elsewhere"})
 """Reject reasons that concern neither the quality of the answer nor the requested model."""
 _GOOD_BUT_NOT_BEST: frozenset[RejectReason] = frozenset({"below_quality_bar", "costs_more", "too_risky", "slower_same_cost"})
 _EACH_ITS_OWN: Mapping[str, str] = MappingProxyType({})
-
-OVERTAKEN = 2.0
-"""Factor on the current queue time of a request with only a deadline, for later requests that overtake it."""
-DUE_SHARE = 0.5
-"""Share of the time that the SLO leaves, after which a waiting request precedes those that are not due. Measured in
-docs/log.md (Batch work under overload)."""
-
-
-SURE = 3.0
-"""Factor on the queue time at the recent dequeue rate, for a request with only a deadline: a burst may stop the dequeuing
-of such requests for half a minute. The estimate is independent of queue length. Measured in docs/log.md (Batch work
-under overload).
-"""
 
 
 class QueueEstimate(NamedTuple):
     """Queue time on one worker, in seconds.
 
     `in_decision_s` is the part of the decision's TTFT, `until_start_s` the expected time until the request starts. `margin`
-    corrects predictions (ttft_margin.py). An `idle` worker breaks no TTFT SLO. `at_recent_rate_s` is the time until the
-    start at the recent rate of overtaken requests (request_queue.py).
+    corrects predictions (ttft_margin.py). An `idle` worker breaks no TTFT SLO.
     """
 
     in_decision_s: float
     until_start_s: float
     margin: float = 0.0
     idle: bool = False
-    at_recent_rate_s: float = 0.0
 
 
 class AdmissionDecision(NamedTuple):
@@ -94,16 +75,6 @@ def admit(
     return AdmissionDecision("queue", broken, late_s)
 
 
-def slo_bound_s(routing_request: RoutingRequest, option: Option, estimate: QueueEstimate) -> float:
-    """Return the largest TTFT in seconds, from arrival, that keeps the SLO. Infinite without an SLO."""
-    alone_s = option.ttft_s - estimate.in_decision_s
-    ttft_s = math.inf if routing_request.ttft_slo_s is None else max(routing_request.ttft_slo_s, ISOLATED_TIMES * alone_s)
-    deadline_s = (
-        math.inf if routing_request.deadline_s is None else routing_request.deadline_s - (option.finish_s - option.ttft_s)
-    )
-    return min(ttft_s, deadline_s)
-
-
 def predicted_s(option: Option, estimate: QueueEstimate) -> float:
     """Return the seconds from now until the first token, without a margin."""
     return option.ttft_s - estimate.in_decision_s + estimate.until_start_s
@@ -114,37 +85,26 @@ def _broken(
 ) -> tuple[str, float]:
     """Return the SLO that would be broken, with both numbers, and the seconds late. ("", 0.0) if none."""
     estimate = estimates.get(option.worker, _NO_WAIT)
-    alone_s = option.ttft_s - estimate.in_decision_s
-    broken, late_s = _late_first(routing_request.ttft_slo_s, estimate, waited_s, predicted_s(option, estimate), alone_s)
-    return (
-        (broken, late_s)
-        if broken
-        else _late_end(routing_request.deadline_s, estimate, waited_s, option.finish_s - estimate.in_decision_s)
-    )
+    if routing_request.ttft_slo_s is not None and not estimate.idle:
+        alone_s = option.ttft_s - estimate.in_decision_s
+        allowed_s = max(routing_request.ttft_slo_s, routing_request.ttft_idle_factor * alone_s)
+        broken, late_s = _late_first(allowed_s, waited_s + predicted_s(option, estimate), estimate.margin)
+        if broken:
+            return broken, late_s
+    finish_s = waited_s + option.finish_s - estimate.in_decision_s + estimate.until_start_s
+    if routing_request.deadline_s is not None and finish_s > routing_request.deadline_s:
+        deadline_s = routing_request.deadline_s
+        return f"an end within {deadline_s:.3g} s would take {finish_s:.3g} s", finish_s - deadline_s
+    return "", 0.0
 
 
-def _late_first(
-    slo_s: float | None, estimate: QueueEstimate, waited_s: float, first_s: float, alone_s: float
-) -> tuple[str, float]:
-    """Return the broken TTFT SLO and the seconds late. `first_s` is the predicted TTFT, `alone_s` that of the idle worker."""
-    if slo_s is None or estimate.idle:
-        return "", 0.0
-    allowed_s = max(slo_s, ISOLATED_TIMES * alone_s)
-    expected_s, bound_s = waited_s + first_s, waited_s + first_s + estimate.margin * (first_s + FLOOR_S)
+def _late_first(allowed_s: float, expected_s: float, margin: float) -> tuple[str, float]:
+    """Return the broken TTFT SLO and the seconds late. `expected_s` is the predicted TTFT from arrival."""
+    bound_s = expected_s + margin * (expected_s + FLOOR_S)
     if expected_s > allowed_s:
         return f"a first token within {allowed_s:.3g} s would take {expected_s:.3g} s", expected_s - allowed_s
     if bound_s > allowed_s:
         return f"a first token within {allowed_s:.3g} s may take {bound_s:.3g} s", bound_s - allowed_s
-    return "", 0.0
-
-
-def _late_end(deadline_s: float | None, estimate: QueueEstimate, waited_s: float, begun_s: float) -> tuple[str, float]:
-    """Return the broken deadline and the seconds late. `begun_s` is the time from start to finish."""
-    if deadline_s is None:
-        return "", 0.0
-    finish_s = waited_s + begun_s + max(OVERTAKEN * estimate.until_start_s, SURE * estimate.at_recent_rate_s)
-    if finish_s > deadline_s:
-        return f"an end within {deadline_s:.3g} s would take {finish_s:.3g} s", finish_s - deadline_s
     return "", 0.0
 
 

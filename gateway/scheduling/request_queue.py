@@ -1,20 +1,22 @@
-"""Requests that wait for a worker, and their order. Pure and bounded. `DequeueRate` estimates how fast they start.
+"""Requests that wait for a worker, and their order. Pure and bounded.
 
 overdue   a cold request that has waited too long, in order of arrival, within a bounded share of all prefill work
-due       an SLO that is half used up and can still be kept: the tenant with the least work, then the earliest due
+owed      batch requests for a worker that owes batch its share of the starts (batch_share.py)
 band      interactive > agent turn and new run > batch
 in a band the tenant with the least uncached work per weight; of its requests
   resident  first, the run with the least attained service
   cold      then, in order of arrival plus half of the attained service of their runs
 
-The requests of each tenant and band are kept sorted. Tenants are sorted in `pop`, as every request changes their order.
+The requests of each tenant, band and worker are kept sorted. Tenants are sorted in `pop`, as every request changes their
+order.
 """
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import IntEnum
-from itertools import chain
+from heapq import merge
+from typing import NamedTuple
 
 import msgspec
 
@@ -30,12 +32,6 @@ that arrive up to half a minute later. Throughput is the same from 0.25 to 1, se
 _COLD_SAVED_S = 60.0
 """Seconds of income that the cold budget saves at most. One request may overdraw it."""
 
-DEQUEUE_HALF_LIFE_S = 20.0
-"""Half-life of observations, in seconds during which a request waited."""
-ASSUMED_STARTS = 2.0
-"""Starts assumed in advance: a first short wait then weighs little, and a long one without any start much. Measured in
-docs/log.md (Batch work under overload)."""
-
 
 class Band(IntEnum):
     """Priority band. Lower ones run first. A new run shares a line with turns of others and is shed before them."""
@@ -50,9 +46,17 @@ class Band(IntEnum):
         return Band.AGENT_TURN if self is Band.NEW_RUN else self
 
 
+class Line(NamedTuple):
+    """Requests that are alike to whatever decides whether they may start. `band` is `Band.line`."""
+
+    band: Band
+    tenant: str
+    worker: str
+
+
 class QueuedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request in the queue. `attained_s` is its run's work so far, in seconds of a worker. `deadline` is the time at
-    which it expires."""
+    which it expires. `worker` is the one that it waits for."""
 
     request: int
     tenant: str
@@ -61,14 +65,16 @@ class QueuedRequest(msgspec.Struct, frozen=True, kw_only=True):
     arrival: float
     deadline: float
     uncached_tokens: int
+    worker: str = ""
     resident: bool = False
     attained_s: float = 0.0
     num_bytes: int = 0
     admitted_run: bool = False
     """Whether it continues an admitted run. Such a request is never evicted."""
-    due: float = math.inf
-    slo_missed_at: float = math.inf
-    """From `due` until `slo_missed_at` it precedes requests that are not due."""
+
+    @property
+    def line(self) -> Line:
+        return Line(self.band.line, self.tenant, self.worker)
 
 
 _Place = tuple[bool, float, float, int]
@@ -103,11 +109,9 @@ class RequestQueue:
         self._waiting: dict[int, QueuedRequest] = {}
         self._work: dict[str, float] = {}
         self._per_tenant: dict[str, int] = {}
-        self._lines: dict[tuple[Band, str], list[_Place]] = {}
+        self._lines: dict[Line, list[_Place]] = {}
         self._cold: list[tuple[float, int]] = []
         """Requests that are not resident, by arrival."""
-        self._with_slo: dict[int, QueuedRequest] = {}
-        """Requests with a finite `due`."""
         self._uncached = self._bytes = 0
 
     def __len__(self) -> int:
@@ -185,19 +189,20 @@ class RequestQueue:
         *,
         now: float = 0.0,
         prefill_rate: float = 0.0,
-        closed: Callable[[str, Band], bool] = lambda tenant, band: False,
+        closed: Callable[[Line], bool] = lambda line: False,
+        owed: Collection[str] = (),
     ) -> QueuedRequest | None:
-        """Remove, charge and return the first request in order that is `ready`, or None. A tenant's band is skipped once it
-        is `closed`.
+        """Remove, charge and return the first request in order that is `ready`, or None. A line is skipped once it is
+        `closed`.
 
-        `prefill_rate` is in tokens per second, of all workers together.
+        `prefill_rate` is in tokens per second, of all workers together. `owed` are the workers at which batch goes first.
         """
         self._earn(now, prefill_rate)
         for item in self._overdue(now):
             if ready(item):
                 self._cold_budget -= item.uncached_tokens
                 return self._charge(item)
-        for item in chain(self._due(now), self._in_order(closed)):
+        for item in self._in_order(closed, owed):
             if ready(item):
                 return self._charge(item)
         return None
@@ -212,35 +217,30 @@ class RequestQueue:
             return []
         return [self._waiting[request] for arrival, request in self._cold if now - arrival >= self._cold_after_s]
 
-    def _due(self, now: float) -> list[QueuedRequest]:
-        due = (item for item in self._with_slo.values() if item.due <= now < item.slo_missed_at)
-        return sorted(due, key=lambda item: (self._work[item.tenant], item.due, item.request))
-
-    def _in_order(self, closed: Callable[[str, Band], bool]) -> Iterator[QueuedRequest]:
+    def _in_order(self, closed: Callable[[Line], bool], owed: Collection[str]) -> Iterator[QueuedRequest]:
         """Yield requests lazily, as mostly the first one is taken."""
-        lines = sorted((band, self._work[tenant], tenant, line) for (band, tenant), line in self._lines.items())
-        for band, _, tenant, line in lines:
-            for place in line:
-                if closed(tenant, band):
-                    break
+        groups: dict[tuple[int, float, str], list[Iterator[_Place]]] = {}
+        for line, places in self._lines.items():
+            if not closed(line):
+                rank = -1 if line.band is Band.BATCH and line.worker in owed else int(line.band)
+                group = groups.setdefault((rank, self._work[line.tenant], line.tenant), [])
+                group.append(_until_closed(line, places, closed))
+        for key in sorted(groups):
+            for place in merge(*groups[key]):
                 yield self._waiting[place[-1]]
 
     def _line_up(self, item: QueuedRequest) -> None:
-        insort(self._lines.setdefault((item.band.line, item.tenant), []), _place(item))
+        insort(self._lines.setdefault(item.line, []), _place(item))
         if not item.resident:
             insort(self._cold, (item.arrival, item.request))
-        if item.due < math.inf:
-            self._with_slo[item.request] = item
 
     def _step_out(self, item: QueuedRequest) -> None:
-        key = item.band.line, item.tenant
-        line = self._lines[key]
+        line = self._lines[item.line]
         del line[bisect_left(line, _place(item))]
         if not line:
-            del self._lines[key]
+            del self._lines[item.line]
         if not item.resident:
             del self._cold[bisect_left(self._cold, (item.arrival, item.request))]
-        self._with_slo.pop(item.request, None)
 
     def _put(self, item: QueuedRequest) -> None:
         """Replace the waiting request with the same number."""
@@ -257,12 +257,19 @@ class RequestQueue:
         """Return the request numbers in order of arrival in this queue."""
         return tuple(self._waiting)
 
-    def refresh(self, request: int, *, uncached_tokens: int, resident: bool) -> None:
-        """Update the resident part of a waiting request."""
+    def lengths(self) -> Iterator[tuple[Line, int]]:
+        """Yield each line with its number of waiting requests."""
+        return ((line, len(places)) for line, places in self._lines.items())
+
+    def has_batch(self, worker: str) -> bool:
+        return any(line.band is Band.BATCH and line.worker == worker for line in self._lines)
+
+    def refresh(self, request: int, *, uncached_tokens: int, resident: bool, worker: str = "") -> None:
+        """Update the worker and the resident part of a waiting request."""
         item = self._waiting.get(request)
-        if item is not None and (item.uncached_tokens, item.resident) != (uncached_tokens, resident):
+        if item is not None and (item.uncached_tokens, item.resident, item.worker) != (uncached_tokens, resident, worker):
             self._uncached += uncached_tokens - item.uncached_tokens
-            self._put(msgspec.structs.replace(item, uncached_tokens=uncached_tokens, resident=resident))
+            self._put(msgspec.structs.replace(item, uncached_tokens=uncached_tokens, resident=resident, worker=worker))
 
     def cancel(self, request: int) -> bool:
         """Remove a request. Return False if it does not wait."""
@@ -296,38 +303,13 @@ class RequestQueue:
         assert self._per_tenant.keys() <= self._work.keys()
         lined_up = [(line, self._waiting[place[-1]]) for line, places in self._lines.items() for place in places]
         assert {item.request for _, item in lined_up} == self._waiting.keys() and len(lined_up) == len(self._waiting)
-        assert all(line == (item.band.line, item.tenant) for line, item in lined_up)
-        assert all(line == sorted(line) for line in self._lines.values())
+        assert all(line == item.line for line, item in lined_up)
+        assert all(places == sorted(places) for places in self._lines.values())
         assert self._cold == sorted((item.arrival, item.request) for item in self._waiting.values() if not item.resident)
-        assert self._with_slo == {item.request: item for item in self._waiting.values() if item.due < math.inf}
 
 
-class DequeueRate:
-    """Rate at which waiting requests start, for requests that others overtake. Starts and waiting time decay. Pure."""
-
-    def __init__(self) -> None:
-        self._started = self._waited_s = 0.0
-        self._at: float | None = None
-
-    def record_waiting(self, now: float) -> None:
-        """Record that at least one request waits from now on."""
-        self._advance(now)
-        self._at = now
-
-    def record_start(self, now: float, *, others: bool) -> None:
-        """Record the start of a waiting request. `others` is whether more still wait."""
-        self._advance(now)
-        self._started += 1.0
-        self._at = now if others else None
-
-    def wait_s(self, num_ahead: float, now: float) -> float:
-        """Return the seconds until `num_ahead` requests have started at the recent rate. 0 if none has waited yet."""
-        self._advance(now)
-        return num_ahead * self._waited_s / (self._started + ASSUMED_STARTS)
-
-    def _advance(self, now: float) -> None:
-        if self._at is not None and now > self._at:
-            decay = 0.5 ** ((now - self._at) / DEQUEUE_HALF_LIFE_S)
-            self._started *= decay
-            self._waited_s = (self._waited_s + now - self._at) * decay
-            self._at = now
+def _until_closed(line: Line, places: list[_Place], closed: Callable[[Line], bool]) -> Iterator[_Place]:
+    for place in places:
+        if closed(line):
+            return
+        yield place

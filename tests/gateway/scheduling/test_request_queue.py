@@ -2,7 +2,7 @@ import random
 
 import msgspec
 
-from gateway.scheduling.request_queue import DEQUEUE_HALF_LIFE_S, Band, DequeueRate, QueuedRequest, RequestQueue
+from gateway.scheduling.request_queue import Band, Line, QueuedRequest, RequestQueue
 
 
 def item(request: int, **changes: object) -> QueuedRequest:
@@ -20,12 +20,12 @@ def item(request: int, **changes: object) -> QueuedRequest:
 
 def drained(queue: RequestQueue) -> list[int]:
     order = []
-    while (one := queue.pop()) is not None:
-        order.append(one.request)
+    while (taken := queue.pop()) is not None:
+        order.append(taken.request)
     return order
 
 
-def test_bands_go_before_everything_else() -> None:
+def test_lower_band_goes_first() -> None:
     queue = RequestQueue(10)
     for request, band in enumerate([Band.BATCH, Band.NEW_RUN, Band.AGENT_TURN, Band.INTERACTIVE]):
         queue.push(item(request, band=band))
@@ -36,27 +36,33 @@ def test_bands_go_before_everything_else() -> None:
     assert gone is not None and gone.request == 2  # but when one has to go it is the new run
 
 
-def test_what_is_due_goes_first_while_its_promise_can_be_kept() -> None:
+def test_batch_goes_first_for_a_worker_that_owes_it() -> None:
     queue = RequestQueue(10)
-    queue.push(item(1, band=Band.INTERACTIVE))
-    queue.push(item(2, band=Band.BATCH, due=50.0, slo_missed_at=100.0))
-    queue.push(item(3, due=40.0, slo_missed_at=45.0))
-    queue.push(item(4, due=49.0, slo_missed_at=90.0))
-    order = [one.request for now in (10.0, 50.0, 50.0, 50.0) if (one := queue.pop(now=now))]
-    assert order == [1, 4, 2, 3]
+    queue.push(item(1, band=Band.INTERACTIVE, worker="w"))
+    queue.push(item(2, band=Band.BATCH, worker="w"))
+    queue.push(item(3, band=Band.BATCH, worker="other"))
+    order = [taken.request for owed in (["w"], ["w"], []) if (taken := queue.pop(owed=owed))]
+    assert order == [2, 1, 3]
 
 
-def test_a_tenant_with_much_that_is_due_does_not_go_before_one_with_little() -> None:
-    queue = RequestQueue(1000)
-    for request in range(100):
-        queue.push(item(request, tenant="much", due=1.0, slo_missed_at=1e6))
-    for request in range(100, 105):
-        queue.push(item(request, tenant="little", due=2.0, slo_missed_at=1e6))
-    first = [queue.pop(now=10.0) for _ in range(12)]
-    assert sum(one is not None and one.tenant == "little" for one in first) == 5
+def test_order_within_a_tenant_and_band_spans_workers() -> None:
+    queue = RequestQueue(10)
+    for request, worker in enumerate("abab"):
+        queue.push(item(request, worker=worker))
+    queue.check()
+    assert dict(queue.lengths()) == {Line(Band.AGENT_TURN, "t", worker): 2 for worker in "ab"}
+    assert drained(queue) == [0, 1, 2, 3]
 
 
-def test_a_full_queue_takes_from_the_tenant_that_fills_it() -> None:
+def test_request_that_is_reassigned_waits_in_the_line_of_its_new_worker() -> None:
+    queue = RequestQueue(10)
+    queue.push(item(1, band=Band.BATCH, worker="a"))
+    queue.refresh(1, uncached_tokens=100, resident=False, worker="b")
+    queue.check()
+    assert queue.has_batch("b") and not queue.has_batch("a")
+
+
+def test_full_queue_evicts_from_the_tenant_with_most_requests_for_its_weight() -> None:
     queue = RequestQueue(10, {"heavy": 2.0})
     for request in range(10):
         queue.push(item(request, tenant="a" if request < 6 else "heavy", admitted_run=request == 5))
@@ -71,7 +77,7 @@ def test_a_full_queue_takes_from_the_tenant_that_fills_it() -> None:
     assert gone is not None and gone.request == 22
 
 
-def test_in_a_band_the_resident_that_were_served_least_then_the_cold_as_they_came() -> None:
+def test_resident_requests_go_by_attained_service_and_cold_ones_by_arrival() -> None:
     queue = RequestQueue(10)
     queue.push(item(1, attained_s=6.0))  # stands back by three seconds, which is behind 3
     queue.push(item(2))
@@ -82,7 +88,7 @@ def test_in_a_band_the_resident_that_were_served_least_then_the_cold_as_they_cam
     assert drained(queue) == [5, 4, 2, 3, 1, 6]
 
 
-def test_tenants_share_by_weight_in_uncached_work() -> None:
+def test_tenants_share_uncached_work_by_weight() -> None:
     queue = RequestQueue(1000, {"heavy": 3.0})
     for request in range(200):
         queue.push(item(request, tenant="heavy" if request % 2 else "light"))
@@ -92,7 +98,7 @@ def test_tenants_share_by_weight_in_uncached_work() -> None:
     queue.check()
 
 
-def test_a_tenant_that_was_away_has_saved_up_nothing() -> None:
+def test_absent_tenant_saves_up_nothing() -> None:
     queue = RequestQueue(1000)
     for request in range(50):
         queue.push(item(request, tenant="busy"))
@@ -104,7 +110,7 @@ def test_a_tenant_that_was_away_has_saved_up_nothing() -> None:
     assert sum(one is not None and one.tenant == "late" for one in next_ten) in (5, 6)
 
 
-def test_pop_passes_over_what_is_not_ready() -> None:
+def test_pop_skips_requests_that_are_not_ready() -> None:
     queue = RequestQueue(10)
     queue.push(item(1))
     queue.push(item(2))
@@ -115,7 +121,7 @@ def test_pop_passes_over_what_is_not_ready() -> None:
     assert len(queue) == 1
 
 
-def test_it_is_bounded_and_a_retry_replaces_its_first() -> None:
+def test_push_refuses_when_full_and_replaces_the_same_request() -> None:
     queue = RequestQueue(2)
     assert queue.push(item(1))
     assert queue.push(item(2))
@@ -128,7 +134,7 @@ def test_it_is_bounded_and_a_retry_replaces_its_first() -> None:
     assert (taken.arrival, taken.uncached_tokens) == (2.0, 7)
 
 
-def test_the_late_are_taken_out_the_longest_waiting_first() -> None:
+def test_expire_removes_late_requests_longest_waiting_first() -> None:
     queue = RequestQueue(10)
     for request, deadline in ((1, 30.0), (2, 10.0), (3, 20.0)):
         queue.push(item(request, deadline=deadline))
@@ -138,7 +144,7 @@ def test_the_late_are_taken_out_the_longest_waiting_first() -> None:
     assert (len(queue), queue.uncached_tokens) == (0, 0)
 
 
-def test_a_random_walk_keeps_the_counts() -> None:
+def test_random_walk_of_push_pop_and_expire_keeps_the_invariants() -> None:
     rng, queue, inside = random.Random(5), RequestQueue(40), set[int]()
     for step in range(3000):
         match rng.randrange(4):
@@ -165,7 +171,7 @@ def test_a_random_walk_keeps_the_counts() -> None:
     assert inside
 
 
-def test_a_cold_one_that_waited_too_long_goes_first_while_the_budget_lasts() -> None:
+def test_overdue_cold_request_goes_first_while_the_budget_lasts() -> None:
     queue = RequestQueue(1000, cold_after_s=600.0, cold_share=0.25)
     for request in range(100):
         queue.push(item(request, arrival=0.0, uncached_tokens=1000, attained_s=1e3))
@@ -177,7 +183,7 @@ def test_a_cold_one_that_waited_too_long_goes_first_while_the_budget_lasts() -> 
     assert 45 <= overdue <= 55
 
 
-def test_before_that_time_nobody_jumps_the_order() -> None:
+def test_cold_request_keeps_its_place_before_it_is_overdue() -> None:
     queue = RequestQueue(10)
     queue.push(item(1, arrival=0.0))
     queue.push(item(2, arrival=500.0, resident=True))
@@ -186,7 +192,7 @@ def test_before_that_time_nobody_jumps_the_order() -> None:
     assert one.request == 2
 
 
-def test_the_order_follows_what_is_resident_now() -> None:
+def test_refresh_reorders_by_residency() -> None:
     queue = RequestQueue(10)
     queue.push(item(1, resident=True, uncached_tokens=10))
     queue.push(item(2))
@@ -198,7 +204,7 @@ def test_the_order_follows_what_is_resident_now() -> None:
     assert drained(queue) == [2, 1]
 
 
-def test_a_random_walk_with_every_operation_keeps_the_counts() -> None:
+def test_random_walk_of_every_operation_keeps_the_invariants() -> None:
     rng, queue = random.Random(6), RequestQueue(30, cold_after_s=50.0)
     for step in range(3000):
         known = rng.choice(queue.requests() or (0,))
@@ -208,13 +214,14 @@ def test_a_random_walk_with_every_operation_keeps_the_counts() -> None:
             case 2:
                 queue.pop(lambda one: one.request % 2 == 0, now=float(step), prefill_rate=20.0)
             case 3:
-                queue.refresh(known, uncached_tokens=rng.randrange(500), resident=rng.random() < 0.5)
+                resident, worker = rng.random() < 0.5, rng.choice("vw")
+                queue.refresh(known, uncached_tokens=rng.randrange(500), resident=resident, worker=worker)
             case _:
                 queue.cancel(known)
         queue.check()
 
 
-def test_of_a_line_that_is_closed_no_more_is_looked_at_and_the_next_one_is() -> None:
+def test_closed_line_is_skipped() -> None:
     queue = RequestQueue(100)
     for request in range(50):
         queue.push(item(request, tenant="oak", band=Band.AGENT_TURN if request % 2 else Band.NEW_RUN))
@@ -225,50 +232,5 @@ def test_of_a_line_that_is_closed_no_more_is_looked_at_and_the_next_one_is() -> 
         seen.append(one.request)
         return one.tenant == "pine"
 
-    found = queue.pop(ready, closed=lambda tenant, line: (tenant, line) == ("oak", Band.NEW_RUN.line) and len(seen) >= 3)
-    assert found is not None and found.request == 50 and len(seen) == 4
-
-
-def dequeued(every_s: float, count: int, rate: DequeueRate | None = None, start: float = 0.0) -> tuple[DequeueRate, float]:
-    rate, now = rate or DequeueRate(), start
-    rate.record_waiting(now)
-    for _ in range(count):
-        now += every_s
-        rate.record_start(now, others=True)
-    return rate, now
-
-
-def test_wait_follows_the_recent_dequeue_rate() -> None:
-    rate, now = dequeued(0.5, 40)
-    assert 9.0 < rate.wait_s(20, now) < 11.0
-
-
-def test_a_short_wait_weighs_little_and_a_long_one_without_a_start_much() -> None:
-    assert DequeueRate().wait_s(100, 5.0) == 0.0
-    rate, now = dequeued(0.01, 3)
-    assert rate.wait_s(100, now) < 1.0
-    rate, now = dequeued(0.01, 0)
-    assert rate.wait_s(20, now + 6.0) > 40.0
-
-
-def test_a_slow_dequeue_rate_is_learned() -> None:
-    rate, now = dequeued(5.0, 60)
-    assert 50.0 < rate.wait_s(20, now) < 100.0
-
-
-def test_time_without_waiting_requests_does_not_count() -> None:
-    rate, now = dequeued(0.1, 30)
-    before = rate.wait_s(10, now)
-    rate.record_start(now, others=False)
-    later = rate.wait_s(10, now + 1000)
-    rate.record_waiting(now + 1000)
-    assert rate.wait_s(10, now + 1000) == later <= before
-
-
-def test_an_old_rate_decays_and_a_stall_raises_the_wait() -> None:
-    rate, now = dequeued(0.1, 200)
-    assert 0.9 < rate.wait_s(10, now) < 1.1
-    assert rate.wait_s(10, now + DEQUEUE_HALF_LIFE_S) > 1.9
-    rate, now = dequeued(0.1, 200)
-    rate, now = dequeued(1.0, 100, rate, now)
-    assert 7.5 < rate.wait_s(10, now) < 11.0
+    taken = queue.pop(ready, closed=lambda line: line.tenant == "oak" and len(seen) >= 3)
+    assert taken is not None and taken.request == 50 and len(seen) == 4
