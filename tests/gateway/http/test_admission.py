@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.ledger.rows import DecisionRow
+from gateway.policy.schema import Policy
+from gateway.request import Request
 from gateway.scheduling.shed_gate import EVALUATE_EVERY
 from gateway.text.prompt_encoder import Prompt
 from tests.served import POLICY, Served, ask, fake, serve, until
@@ -213,13 +215,13 @@ async def test_request_of_a_flow_being_shed_is_refused_without_tokenizing(
     monkeypatch.setattr("gateway.scheduling.shed_gate.SHEDDING_S", 60.0)
     async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=1)}, more=SLO) as served:
         preparer, tokenized = served.gateway.pipeline.preparer, list[str]()
-        prompts = preparer._prompts
+        encode = preparer.encoder.encode
 
-        async def recorded(request: Any, *rest: Any) -> dict[str, Prompt]:
+        async def recorded(policy: Policy, request: Request, *, chain: str, tenant: str) -> dict[str, Prompt]:
             tokenized.append(request.messages[-1].content)
-            return await prompts(request, *rest)
+            return await encode(policy, request, chain=chain, tenant=tenant)
 
-        preparer._prompts = recorded  # type: ignore[method-assign]
+        preparer.encoder.encode = recorded  # type: ignore[method-assign]
         run = {"x-headway-run-id": "begun"}
         assert (await post(served, ask("turn 1"), **run))[0] == 200
         first = await busy(served, "nano-0")

@@ -47,15 +47,16 @@ async def test_a_full_queue_turns_away_at_once_and_says_when_to_come_back(tmp_pa
 
 async def test_what_a_full_queue_turns_away_is_not_read_and_still_counts_as_a_broken_promise(tmp_path: Path) -> None:
     async with full_queue(tmp_path) as served:
-        read, missed = served.gateway.pipeline.preparer._prompts, 'headway_slo_total{met="no",slo="interactive"} 1.0'
+        encoder, missed = served.gateway.pipeline.preparer.encoder, 'headway_slo_total{met="no",slo="interactive"} 1.0'
+        encode = encoder.encode
 
-        async def must_not(*_: object) -> dict[str, Prompt]:
-            raise AssertionError("it was read")
+        async def must_not(*_: object, **__: object) -> dict[str, Prompt]:
+            raise AssertionError("the prompt was tokenized")
 
-        served.gateway.pipeline.preparer._prompts = must_not  # type: ignore[method-assign]
+        encoder.encode = must_not  # type: ignore[method-assign]
         status, body = await served.chat()
         assert status == 429 and "2 requests with" in body["error"]["message"]
-        served.gateway.pipeline.preparer._prompts = read  # type: ignore[method-assign]
+        encoder.encode = encode  # type: ignore[method-assign]
         async with served.http.get(f"{served.url}/metrics") as answer:
             assert missed in (await answer.text()).splitlines()
 
