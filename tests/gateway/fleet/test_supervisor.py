@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gateway.fleet.supervisor import LocalWorker, Supervisor, assign_threads, worker_command
 from gateway.policy.schema import Worker
-from tests.served import PICO, until
+from tests.builders import PICO
+from tests.served import until
 
 SLEEPS = "import sys; print('{\"ready\": 1}', flush=True); sys.stdin.read()"
 

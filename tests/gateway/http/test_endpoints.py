@@ -9,7 +9,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from gateway.cli import main
 from gateway.ledger.rows import DecisionRow, RequestRow, RunRow
 from gateway.telemetry.tracing import AtExport, SpanRecorder
-from tests.served import PICO, Served, ask, fake, serve, until
+from tests.builders import PICO
+from tests.served import Served, ask, fake, serve, until
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
