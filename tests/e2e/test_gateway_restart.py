@@ -54,7 +54,7 @@ def held(ledger: Path) -> list[tuple[str, int, int]]:
         return connection.execute("SELECT run, tokens, turns FROM holds").fetchall()
 
 
-def test_what_was_in_flight_when_it_was_killed_stays_held_after_a_restart(tmp_path: Path) -> None:
+def test_reservations_in_flight_survive_a_kill(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.sqlite"
     with gateway(tmp_path, ledger) as (url, process):
         with ask(url, max_tokens=10) as answer:

@@ -113,7 +113,7 @@ def said(prompt: list[int], count: int) -> str:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
+def test_random_batch_gives_the_text_of_each_request_alone(seed: int) -> None:
     rng = random.Random(seed)
     of = limits(
         num_pages=rng.choice((14, 24, 60)),
@@ -165,7 +165,7 @@ def test_random_mixes_say_what_each_would_say_alone(seed: int) -> None:
             assert rig.counted[request] == finished.num_output_tokens
 
 
-def test_right_guesses_save_steps_and_are_charged_for() -> None:
+def test_accepted_drafts_save_steps_and_are_charged() -> None:
     rig, plain = Rig(limits(), guesses="oracle"), Rig(limits())
     for one in (rig, plain):
         one.submit(1, [5] * 9, max_tokens=40, ignore_eos=True)
@@ -177,7 +177,7 @@ def test_right_guesses_save_steps_and_are_charged_for() -> None:
     assert rig.engine.busy_meter.attributed_ns == rig.engine.busy_meter.busy_ns
 
 
-def test_a_draft_catches_up_on_what_others_computed_and_is_then_always_right() -> None:
+def test_draft_model_catches_up_after_a_cache_hit() -> None:
     rig, plain = Rig(limits(prefill_tokens=8), guesses="draft"), Rig(limits(prefill_tokens=8))
     for one in (rig, plain):
         one.submit(1, [5] * 30, max_tokens=40, ignore_eos=True)
@@ -204,7 +204,7 @@ def test_a_second_turn_reuses_the_pages_of_the_first() -> None:
     assert rig.text[2] == said([*history, 9], 8)
 
 
-def test_what_the_pool_had_to_give_up_comes_back_from_the_host() -> None:
+def test_evicted_pages_return_from_the_host() -> None:
     rig = Rig(limits(num_pages=10, page_size=4), host_pages=40)
     prompts = [[number + 1] * 30 for number in range(3)]
     for turn in range(2):
@@ -216,7 +216,7 @@ def test_what_the_pool_had_to_give_up_comes_back_from_the_host() -> None:
     assert rig.engine.tier is not None and rig.engine.tier.num_loaded >= 14
 
 
-def test_links_are_told_what_the_host_tier_holds_and_what_a_reload_takes() -> None:
+def test_links_receive_host_pages_and_the_reload_rate() -> None:
     rig = Rig(limits(num_pages=10, page_size=4), host_pages=12)
     link_handler, told = LinkHandler(rig.engine), set[bytes]()
     assert rig.engine.tier is not None
@@ -243,7 +243,7 @@ def test_links_are_told_what_the_host_tier_holds_and_what_a_reload_takes() -> No
     assert told == set(rig.engine.tier.page_hashes())
 
 
-def test_a_tier_keeps_the_pages_that_others_hang_on_longest() -> None:
+def test_host_tier_keeps_parent_pages_longest() -> None:
     rig = Rig(limits(num_pages=20, page_size=4), host_pages=4)
     rig.submit(1, [5] * 17, max_tokens=1)
     rig.run()
@@ -264,7 +264,7 @@ def host_rig(*chains: str, host_pages: int) -> tuple[Rig, dict[str, list[bytes]]
     return rig, names
 
 
-def test_the_host_tier_gives_up_what_is_worth_least_and_of_equals_what_was_used_first() -> None:
+def test_host_tier_evicts_the_lowest_score_then_the_least_recently_used() -> None:
     rig, names = host_rig("a", "b", "c", host_pages=15)
     tier = rig.engine.tier
     assert tier is not None
@@ -278,7 +278,7 @@ def test_the_host_tier_gives_up_what_is_worth_least_and_of_equals_what_was_used_
         tier.check()
 
 
-def test_pages_that_another_chain_has_as_well_stay_with_it() -> None:
+def test_pages_shared_with_another_chain_stay() -> None:
     rig = Rig(limits(num_pages=8, page_size=4), host_pages=15)
     shared = [7] * 12
     for request, chain in enumerate("ab"):
@@ -293,7 +293,7 @@ def test_pages_that_another_chain_has_as_well_stay_with_it() -> None:
     tier.check()
 
 
-def test_of_a_chain_that_was_cut_short_the_host_gives_up_first_what_its_last_turn_did_not_have() -> None:
+def test_host_tier_evicts_first_the_pages_beyond_a_shortened_chain() -> None:
     rig, names = host_rig("a", host_pages=8)
     tier = rig.engine.tier
     assert tier is not None
@@ -315,7 +315,7 @@ def test_prompts_with_different_salts_never_share_pages() -> None:
     assert [rig.finished[request].num_cached_tokens for request in range(3)] == [0, 0, 16]
 
 
-def test_resident_pages_have_the_names_that_a_gateway_computes() -> None:
+def test_resident_page_hashes_equal_the_gateways() -> None:
     rig = Rig(limits(page_size=4))
     prompt = list(range(1, 18))
     rig.submit(1, prompt, max_tokens=1, salt="s")
@@ -338,7 +338,7 @@ def test_an_abort_frees_pages_at_once() -> None:
     assert rig.finished[1].reason == "abort" and rig.finished[1].device_s > 0
 
 
-def test_aborting_what_is_unknown_does_nothing() -> None:
+def test_abort_of_an_unknown_request_does_nothing() -> None:
     rig = Rig(limits())
     rig.engine.abort("me", 99)
     rig.collect()
@@ -357,14 +357,14 @@ def test_aborting_what_is_unknown_does_nothing() -> None:
         ([1], {"top_k": -1}, "bad_sampling"),
     ],
 )
-def test_what_cannot_run_is_refused_with_one_finished(prompt: list[int], sampling: dict[str, Any], code: str) -> None:
+def test_request_that_cannot_run_gets_one_finished(prompt: list[int], sampling: dict[str, Any], code: str) -> None:
     rig = Rig(limits())
     rig.submit(1, prompt, **sampling)
     assert (rig.finished[1].reason, rig.finished[1].error_code) == ("refused", code)
     assert not rig.engine.has_work
 
 
-def test_what_never_fits_the_pool_is_refused_and_what_just_fits_is_not() -> None:
+def test_prompt_over_the_pool_is_refused_and_one_that_just_fits_is_not() -> None:
     rig = Rig(limits(num_pages=5, page_size=4))
     rig.submit(1, [2] * 20)
     assert rig.finished[1].error_code == "too_long"
@@ -390,7 +390,7 @@ def test_a_stop_string_ends_the_text_before_it() -> None:
     assert rig.counted[1] == 5
 
 
-def test_text_held_for_a_stop_string_comes_at_the_end() -> None:
+def test_text_held_for_a_stop_string_is_sent_at_the_end() -> None:
     rig = Rig(limits())
     whole = said([6, 6], 8)
     rig.submit(1, [6, 6], stop=(whole[-2:] + "x",), ignore_eos=True)
@@ -398,7 +398,7 @@ def test_text_held_for_a_stop_string_comes_at_the_end() -> None:
     assert rig.text[1] == whole and rig.finished[1].reason == "length"
 
 
-def test_decoding_goes_on_while_a_long_prompt_is_read_in_chunks() -> None:
+def test_decoding_continues_during_a_chunked_prefill() -> None:
     rig = Rig(limits(prefill_tokens=8, num_pages=100))
     rig.submit(1, [1, 2], max_tokens=30, ignore_eos=True)
     rig.step()
@@ -409,7 +409,7 @@ def test_decoding_goes_on_while_a_long_prompt_is_read_in_chunks() -> None:
     assert max(rig.runner.computed) <= 8 + 1
 
 
-def test_a_higher_priority_displaces_a_lower_one_that_later_goes_on() -> None:
+def test_higher_priority_preempts_a_lower_one_that_resumes_later() -> None:
     rig = Rig(limits(max_sequences=1))
     rig.submit(1, [1] * 9, priority=5, max_tokens=20, ignore_eos=True)
     rig.step()
@@ -422,7 +422,7 @@ def test_a_higher_priority_displaces_a_lower_one_that_later_goes_on() -> None:
     assert rig.text[1] == "".join(letter(t) for t in reference_without_end([1] * 9, 20))
 
 
-def test_a_long_prompt_that_was_begun_does_not_hold_up_what_goes_before_it() -> None:
+def test_begun_long_prefill_does_not_delay_a_higher_priority() -> None:
     rig = Rig(limits(prefill_tokens=8, num_pages=100))
     rig.submit(1, [1] * 60, priority=1, max_tokens=2, ignore_eos=True)
     rig.step()
@@ -434,7 +434,7 @@ def test_a_long_prompt_that_was_begun_does_not_hold_up_what_goes_before_it() -> 
     assert rig.counted == {1: 2, 2: 3, 3: 3}
 
 
-def test_rows_stand_still_while_a_prompt_of_better_priority_is_read_but_never_for_long() -> None:
+def test_decodes_pause_for_a_bounded_time_during_a_higher_priority_prefill() -> None:
     rig = Rig(limits(prefill_tokens=8, num_pages=100))
     rig.submit(1, [1, 2], priority=1, max_tokens=30, ignore_eos=True)
     rig.submit(2, [1, 3], priority=0, max_tokens=30, ignore_eos=True)
@@ -450,7 +450,7 @@ def test_rows_stand_still_while_a_prompt_of_better_priority_is_read_but_never_fo
     assert rig.text[1] == "".join(letter(t) for t in reference_without_end([1, 2], 30))
 
 
-def test_rows_go_on_while_a_prompt_of_better_priority_finds_no_room() -> None:
+def test_decodes_continue_while_a_higher_priority_prompt_has_no_room() -> None:
     rig = Rig(limits(num_pages=6, page_size=4, max_sequences=4))
     rig.submit(1, [1] * 4, priority=0, max_tokens=14, ignore_eos=True)
     rig.submit(2, [2] * 4, priority=1, max_tokens=4, ignore_eos=True)
@@ -481,7 +481,7 @@ def broken_off(priority: int) -> Rig:
     return rig
 
 
-def test_a_step_is_broken_off_for_a_prompt_that_goes_before_what_is_in_it_and_that_prompt_pays() -> None:
+def test_interrupted_step_is_charged_to_the_prompt_of_higher_priority() -> None:
     rig, other = broken_off(0), broken_off(1)
     assert (rig.runner.num_broken_off, other.runner.num_broken_off) == (1, 0)
     lost_ns = rig.engine.step_interrupt.lost_ns
@@ -494,7 +494,7 @@ def test_a_step_is_broken_off_for_a_prompt_that_goes_before_what_is_in_it_and_th
     assert rig.engine.busy_meter.attributed_ns == rig.engine.busy_meter.busy_ns
 
 
-def test_who_breaks_off_every_step_takes_a_bounded_share_of_the_time() -> None:
+def test_interrupts_take_a_bounded_share_of_the_time() -> None:
     rig, plain = Rig(limits(num_pages=200)), Rig(limits(num_pages=200))
     rig.runner.during = lambda: rig.engine.record_arrival(0)
     for one in (rig, plain):
@@ -504,7 +504,7 @@ def test_who_breaks_off_every_step_takes_a_bounded_share_of_the_time() -> None:
     assert rig.text == plain.text
 
 
-def test_every_nanosecond_of_a_step_is_charged_to_somebody() -> None:
+def test_charges_sum_to_the_time_of_the_steps() -> None:
     rig = Rig(limits())
     start_ns = rig.clock.now_ns
     for request in range(4):
@@ -541,7 +541,7 @@ class Silent(LetterDecoder):
         return "" if skip_special_tokens else super().decode(ids)
 
 
-def test_logprobs_of_silent_tokens_leave_in_many_frames() -> None:
+def test_logprobs_of_tokens_without_text_are_split_over_frames() -> None:
     rig = Rig(limits())
     rig.engine._decoder = Silent()
     count = MAX_HELD_LOGPROBS * 3 // 2
@@ -553,7 +553,7 @@ def test_logprobs_of_silent_tokens_leave_in_many_frames() -> None:
     assert frames == [MAX_HELD_LOGPROBS, count - MAX_HELD_LOGPROBS]
 
 
-def test_what_is_shared_is_cached_across_salts_and_nothing_behind_it() -> None:
+def test_shared_pages_are_cached_across_salts_and_later_pages_are_not() -> None:
     rig = Rig(limits())
     prompt = array("I", range(3, 43)).tobytes()
     for number, (salt, shared) in enumerate([("one", 18), ("two", 18), ("three", 0), ("two", 18)]):

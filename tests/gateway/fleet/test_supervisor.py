@@ -30,7 +30,7 @@ def test_threads_sum_to_the_cores_at_most_and_each_worker_has_one() -> None:
     assert assign_threads(two, 1) == {"a": 1, "b": 1}
 
 
-def test_the_command_carries_what_the_policy_says() -> None:
+def test_worker_command_carries_the_policy_options() -> None:
     command = worker_command("w", worker(kv_tokens=4096), Path("/models/x"), Path("/run/w.sock"), 3)
     said = " ".join(command)
     for part in ("--model /models/x", "--listen unix:///run/w.sock", "--threads 3", "--kv-tokens 4096", "--exit-with-parent"):

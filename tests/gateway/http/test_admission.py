@@ -107,7 +107,7 @@ async def test_late_request_goes_to_another_device_before_it_is_shed(tmp_path: P
         ({"x-llm-d-slo-ttft-ms": "soon"}, 400, "milliseconds"),
     ],
 )
-async def test_a_stricter_class_needs_a_right(tmp_path: Path, headers: dict[str, str], status: int, said: str) -> None:
+async def test_stricter_slo_class_needs_a_permission(tmp_path: Path, headers: dict[str, str], status: int, said: str) -> None:
     slo = "slo: {express: {ttft_s: 0.05}, interactive: {ttft_s: 0.2}, agent: {ttft_s: 0.4}, batch: {deadline_s: 3600}}"
     more = f"{slo}\ntenants: {{acme: {{keys: [one]}}, right: {{keys: [two], slo: [express]}}}}"
     async with serve(tmp_path, more=more) as served:
@@ -118,7 +118,7 @@ async def test_a_stricter_class_needs_a_right(tmp_path: Path, headers: dict[str,
             assert (await post(served, ask(), authorization="Bearer two", **headers))[0] == 200
 
 
-async def test_a_full_queue_makes_room_for_a_run_that_began(tmp_path: Path) -> None:
+async def test_full_queue_evicts_for_a_turn_of_an_admitted_run(tmp_path: Path) -> None:
     worker = fake("nano", max_sequences=1)
     async with serve(tmp_path, workers={"nano-0": worker}, more="limits: {max_queued_requests: 1}") as served:
         run = {"x-headway-run-id": "begun"}

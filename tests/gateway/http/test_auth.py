@@ -80,7 +80,7 @@ async def shown_keys(ledger: list[str], capsys: pytest.CaptureFixture[str]) -> s
     return capsys.readouterr().out
 
 
-def test_the_commands_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_key_commands_name_missing_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(policy_text("  nano-0: {model: nano, device: cpu}", more="tenants: {acme: {}}"))
     ledger = ["--ledger", str(tmp_path / "ledger.db")]
@@ -97,7 +97,7 @@ def test_the_commands_say_what_is_missing(tmp_path: Path, capsys: pytest.Capture
         main([*create, "acme", *ledger, "--tokens-per-minute", "0"], {})
 
 
-def test_a_store_that_had_keys_and_a_policy_that_wants_them_let_nobody_in_without(tmp_path: Path) -> None:
+def test_store_with_revoked_keys_or_require_key_admits_no_request_without_a_key(tmp_path: Path) -> None:
     file, ledger = tmp_path / "policy.yaml", tmp_path / "ledger.db"
     file.write_text(policy_text("  nano-0: {model: nano, device: cpu}", more="tenants: {acme: {}}"))
     policy = load_policy(file, {})

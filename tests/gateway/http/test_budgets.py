@@ -28,7 +28,7 @@ budgeted = partial(serve, route="budgets: [b]")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_hundred_at_once_on_an_almost_empty_run_budget_overshoot_by_none(tmp_path: Path, stream: bool) -> None:
+async def test_hundred_requests_at_once_never_overshoot_a_run_budget(tmp_path: Path, stream: bool) -> None:
     async with budgeted(tmp_path, more="budgets: {b: {per: run, tokens: 400, turns: 20}}") as served:
 
         async def one(number: int) -> int:
@@ -47,7 +47,7 @@ async def test_a_hundred_at_once_on_an_almost_empty_run_budget_overshoot_by_none
         served.gateway.budgets.check()
 
 
-async def test_the_answer_names_the_budget_what_is_left_and_when_it_resets(tmp_path: Path) -> None:
+async def test_refusal_names_the_budget_its_rest_and_its_reset(tmp_path: Path) -> None:
     more = "budgets: {b: {per: tenant, turns: 1, window_s: 1000000}}"
     async with budgeted(tmp_path, more=more) as served:
         assert (await served.chat())[0] == 200
@@ -61,7 +61,7 @@ async def test_the_answer_names_the_budget_what_is_left_and_when_it_resets(tmp_p
             assert (answer.status, (await answer.json())["error"]["type"]) == (429, "rate_limit_error")
 
 
-async def test_what_an_abort_did_not_take_comes_back(tmp_path: Path) -> None:
+async def test_abort_releases_the_unused_reservation(tmp_path: Path) -> None:
     worker = fake("nano")
     async with budgeted(tmp_path, workers={"nano-0": worker}, more="budgets: {b: {per: run, tokens: 100}}") as served:
         worker.hold()
@@ -79,7 +79,7 @@ async def test_what_an_abort_did_not_take_comes_back(tmp_path: Path) -> None:
         served.gateway.budgets.check()
 
 
-async def test_a_lost_worker_spends_no_more_than_it_said_and_nothing_stays_held(tmp_path: Path) -> None:
+async def test_lost_worker_is_charged_for_reported_tokens_and_reservations_are_released(tmp_path: Path) -> None:
     worker = fake("nano")
     async with budgeted(tmp_path, workers={"nano-0": worker}, more="budgets: {b: {per: run, turns: 2}}") as served:
         worker.hold()
@@ -94,7 +94,7 @@ async def test_a_lost_worker_spends_no_more_than_it_said_and_nothing_stays_held(
         served.gateway.budgets.check()
 
 
-async def test_dollars_stop_within_what_was_learned_of_the_price(tmp_path: Path) -> None:
+async def test_dollar_budget_stops_within_the_learned_price(tmp_path: Path) -> None:
     async with budgeted(tmp_path, more="budgets: {b: {per: run, usd: 0.00005}}") as served:
         for number in range(5):
             await served.chat(ask(f"warm {number}"))
@@ -104,7 +104,7 @@ async def test_dollars_stop_within_what_was_learned_of_the_price(tmp_path: Path)
         assert 0 < spent <= 0.00005
 
 
-async def test_a_restart_gives_no_fresh_budget(tmp_path: Path) -> None:
+async def test_budget_survives_a_restart(tmp_path: Path) -> None:
     keys = "tenants: {acme: {keys: [one, two]}}"
     for per, key, run in (("tenant", "", ""), ("key", key_id_of(b"one"), ""), ("run", "", "job")):
         async with budgeted(tmp_path, more=f"budgets: {{b: {{per: {per}, turns: 9}}}}\n{keys}") as served:

@@ -28,7 +28,7 @@ async def turns(served: Served) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("capture", [False, True])
-async def test_each_turn_says_why(tmp_path: Path, capture: bool) -> None:
+async def test_each_turn_has_a_cache_miss_reason(tmp_path: Path, capture: bool) -> None:
     async with serve(tmp_path, workers={"nano-0": fake("nano")}) as served:
         if capture:
             served.gateway.pipeline.preparer.encoder.prompt_encoder = PromptEncoder(capture=True)
