@@ -32,7 +32,7 @@ from gateway.metering.budgets import Budgets
 from gateway.metering.device_time import DeviceTimes
 from gateway.metering.rate_limits import RateLimiter
 from gateway.pipeline.dispatcher import Dispatcher
-from gateway.pipeline.gauges import request_gauges, upstream_gauges, worker_gauges
+from gateway.pipeline.gauges import excess_gauges, request_gauges, upstream_gauges, worker_gauges
 from gateway.pipeline.pipeline import Pipeline
 from gateway.pipeline.prepare import Judge
 from gateway.pipeline.recorder import RequestRecorder
@@ -218,7 +218,7 @@ class Gateway:
         """Add the device time of the workers' last load reports."""
         for name, client in self.fleet.clients.items():
             if client.load:
-                self.device_times.observe(name, client.load)
+                self.device_times.observe(name, client.load, time.monotonic())
 
     def record_device_time(self) -> None:
         for row in self.device_times.rows(time.time()):
@@ -256,6 +256,7 @@ class Gateway:
         yield from request_gauges(self.dispatcher, self.runs, self.ledger, self.budgets, now=time.monotonic())
         yield from worker_gauges(self.fleet, self.device_times)
         yield from upstream_gauges(self.fleet)
+        yield from excess_gauges(self.fleet)
 
 
 def build_app(gateway: Gateway) -> Litestar:

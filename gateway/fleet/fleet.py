@@ -48,6 +48,8 @@ class Fleet:
         self.footprints = KvFootprints()
         self.queued_tokens: Counter[str] = Counter()
         """Uncached tokens queued in the gateway, by worker."""
+        self.excess: Counter[tuple[str, str]] = Counter()
+        """Reports that were out of bounds, by server and field."""
         self.changed: Callable[[], None] = lambda: None
         self.lost: Callable[[str], None] = lambda worker: None
         self._clock = clock
@@ -63,7 +65,7 @@ class Fleet:
         }
         self.clients = {name: self._client(name) for name in policy.workers}
         self.upstreams = {
-            name: Upstream(name, upstream, changed=lambda: self.changed(), clock=clock)
+            name: Upstream(name, upstream, changed=lambda: self.changed(), excess=self._exceeded, clock=clock)
             for name, upstream in policy.upstreams.items()
         }
         self.predictors |= {name: upstream.predictor for name, upstream in self.upstreams.items()}
@@ -77,6 +79,7 @@ class Fleet:
             finished=self._finished,
             state=self._state_changed,
             stalled=self.supervisor.kill,
+            excess=self._exceeded,
         )
         return WorkerClient(name, url, events, token=worker.token, max_silence_s=self.policy.limits.max_silence_s)
 
@@ -233,6 +236,9 @@ class Fleet:
         self.predictors[worker].observe_load(load, now)
         self.worker_views.loaded(worker, now)
         self.changed()
+
+    def _exceeded(self, server: str, fields: Sequence[str]) -> None:
+        self.excess.update((server, field) for field in fields)
 
     def _finished(self, worker: str, finished: wire.Finished) -> None:
         self.predictors[worker].observe_finished(finished)

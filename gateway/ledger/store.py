@@ -91,7 +91,10 @@ CREATE TABLE responses (
     PRIMARY KEY (tenant, id));
 CREATE INDEX responses_by_time ON responses (at, tenant, size);
 """
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7)
+_V8 = """
+ALTER TABLE requests ADD COLUMN cut TEXT NOT NULL DEFAULT '';
+"""
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8)
 """Scripts from each version to the next. A file's `user_version` is the number of scripts applied to it."""
 
 _AGES: dict[type[Row], str] = {

@@ -31,6 +31,12 @@ def request_gauges(
         yield Gauge("headway_ttft_margin", "Share by which predictions to a first token are stretched.", labels, margin)
 
 
+def excess_gauges(fleet: Fleet) -> Iterable[Gauge]:
+    for (server, field), number in fleet.excess.items():
+        labels = {"server": server, "field": field}
+        yield Gauge("headway_out_of_bounds_reports", "Reports beyond their bounds.", labels, number, counts=True)
+
+
 def worker_gauges(fleet: Fleet, device_times: DeviceTimes) -> Iterable[Gauge]:
     for name, client in fleet.clients.items():
         labels = {"worker": name, "model": fleet.policy.workers[name].model}
@@ -50,6 +56,8 @@ def worker_gauges(fleet: Fleet, device_times: DeviceTimes) -> Iterable[Gauge]:
         yield Gauge("headway_worker_busy_seconds", "Device time in steps.", labels, load.busy_s, counts=True)
         yield Gauge("headway_worker_idle_seconds", "Time between steps.", labels, load.idle_s, counts=True)
         yield Gauge("headway_worker_attributed_seconds", "Busy time charged.", labels, load.attributed_s, counts=True)
+        excess_s = device_times.workers[name].excess_s
+        yield Gauge("headway_worker_excess_seconds", "Reported time beyond the wall time.", labels, excess_s, counts=True)
         yield Gauge("headway_idle_usd", "Dollars of time between steps.", labels, spent.idle_usd, counts=True)
         unattributed = max(0.0, spent.unattributed_usd)
         yield Gauge("headway_unattributed_usd", "Dollars of steps for nobody.", labels, unattributed, counts=True)
