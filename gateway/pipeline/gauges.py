@@ -32,8 +32,12 @@ def request_gauges(
 
 
 def excess_gauges(fleet: Fleet) -> Iterable[Gauge]:
-    for (server, field), number in fleet.excess.items():
-        labels = {"server": server, "field": field}
+    """Yield the counters of all servers, also at 0: an increase shows only in a series that exists before it."""
+    numbers = dict.fromkeys([*fleet.clients, *fleet.upstreams], 0)
+    for (server, _), number in fleet.excess.items():
+        numbers[server] += number
+    for server, number in numbers.items():
+        labels = {"server": server}
         yield Gauge("headway_out_of_bounds_reports", "Reports beyond their bounds.", labels, number, counts=True)
 
 
