@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -32,7 +31,7 @@ from gateway.metering.budgets import Budgets
 from gateway.metering.device_time import DeviceTimes
 from gateway.metering.rate_limits import RateLimiter
 from gateway.pipeline.dispatcher import Dispatcher
-from gateway.pipeline.gauges import excess_gauges, request_gauges, upstream_gauges, worker_gauges
+from gateway.pipeline.gauges import background_gauges, excess_gauges, request_gauges, upstream_gauges, worker_gauges
 from gateway.pipeline.pipeline import Pipeline
 from gateway.pipeline.prepare import Judge
 from gateway.pipeline.recorder import RequestRecorder
@@ -78,13 +77,14 @@ class Gateway:
         self.policy, self.settings, self.fleet = policy, settings, fleet
         self.keys = CurrentKeys(Keys(policy))
         self._stored_keys: list[KeyRow] = []
+        self._started_at = time.time()
         limits = policy.limits
         self.runs = RunRegistry(limits.max_runs, limits.run_idle_s)
         self.retention = RetentionPublisher(Retention(limits.max_runs), fleet.set_retention, fleet.horizon_s)
         self.queue = _queue(policy)
         self.dispatcher = Dispatcher(fleet, self.queue, clock=time.monotonic)
         self.metrics = Metrics(self.gauges)
-        self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)
+        self.spans = spans or open_spans(settings.spans, sample=settings.span_sample, background=fleet.background)
         self.ledger = ledger or _ledger(settings)
         lengths, capture = OutputLengths(), settings.capture_content
         self.prompt_encoder = PromptEncoder(capture=capture)
@@ -167,10 +167,10 @@ class Gateway:
         restore(self.budgets, self.policy, self.ledger.read, time.time())
         self.fleet.start()
         self.recorder.record_policy(self.policy, time.time())
-        self._tasks.append(asyncio.create_task(self._clean_up(), name="cleanup"))
+        self._tasks.append(self.fleet.background.start("cleanup", self._clean_up))
         if isinstance(self.ledger, SqliteLedger):  # no other process can write into a ledger in memory
             self._set_stored_keys(stored_keys(self.ledger.read))
-            self._tasks.append(asyncio.create_task(self._follow_keys(), name="keys"))
+            self._tasks.append(self.fleet.background.start("keys", self._follow_keys))
 
     def _set_keys(self, keys: Keys) -> None:
         self._record_key_uses()
@@ -181,16 +181,13 @@ class Gateway:
         self._set_keys(Keys(self.policy, stored))
 
     async def _follow_keys(self) -> None:
-        """Poll the key store for changes made by `headway keys`."""
+        """Poll the key store for changes made by `headway keys`. While it cannot be read, the previous keys stay in force."""
         changed = max((row.changed for row in self._stored_keys), default=0)
         while True:
             await asyncio.sleep(KEYS_EVERY_S)
-            try:
-                if (now := await asyncio.to_thread(last_change, self.ledger.read)) != changed:
-                    self._set_stored_keys(await asyncio.to_thread(stored_keys, self.ledger.read))
-                    changed = now
-            except sqlite3.Error as error:
-                log.error("the key store cannot be read, the previous keys stay in force: %s", error)
+            if (now := await asyncio.to_thread(last_change, self.ledger.read)) != changed:
+                self._set_stored_keys(await asyncio.to_thread(stored_keys, self.ledger.read))
+                changed = now
 
     def _record_key_uses(self) -> None:
         for id, at in self.keys.take_uses().items():
@@ -253,10 +250,12 @@ class Gateway:
     def gauges(self) -> Iterable[Gauge]:
         """Yield the gauges, computed at each scrape."""
         self.observe_devices()
+        yield Gauge("headway_start_time_seconds", "Unix time of the start.", {}, self._started_at)
         yield from request_gauges(self.dispatcher, self.runs, self.ledger, self.budgets, now=time.monotonic())
         yield from worker_gauges(self.fleet, self.device_times)
         yield from upstream_gauges(self.fleet)
         yield from excess_gauges(self.fleet)
+        yield from background_gauges(self.fleet.background, self.ledger)
 
 
 def build_app(gateway: Gateway) -> Litestar:

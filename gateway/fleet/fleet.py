@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from backends import wire
+from gateway.background import Background
 from gateway.fleet.socket_dir import SocketDirectory
 from gateway.fleet.supervisor import Command, Supervisor, worker_command
 from gateway.fleet.upstream import Upstream
@@ -52,11 +53,20 @@ class Fleet:
         """Reports that were out of bounds, by server and field."""
         self.changed: Callable[[], None] = lambda: None
         self.lost: Callable[[str], None] = lambda worker: None
+        self.background = Background()
+        """The tasks of the whole gateway."""
         self._clock = clock
         self._folder = SocketDirectory()
         paths = {name: Path(model.path) for name, model in policy.models.items()}
         self.supervisor = Supervisor(
-            policy.workers, paths, self._folder.path, env=env, command=command, progress=progress, cores=cores
+            policy.workers,
+            paths,
+            self._folder.path,
+            env=env,
+            command=command,
+            progress=progress,
+            cores=cores,
+            background=self.background,
         )
         self.worker_views = WorkerViews(policy.workers, self._view, LOAD_IS_FRESH_S)
         self.predictors = {
@@ -81,7 +91,14 @@ class Fleet:
             stalled=self.supervisor.kill,
             excess=self._exceeded,
         )
-        return WorkerClient(name, url, events, token=worker.token, max_silence_s=self.policy.limits.max_silence_s)
+        return WorkerClient(
+            name,
+            url,
+            events,
+            token=worker.token,
+            max_silence_s=self.policy.limits.max_silence_s,
+            background=self.background,
+        )
 
     def start(self) -> None:
         self.supervisor.start()

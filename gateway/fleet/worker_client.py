@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from backends import wire
+from gateway.background import Background
 from gateway.errors import WorkerLost
 from gateway.fleet import bounds
 from gateway.fleet.credits import Credits
@@ -65,6 +66,7 @@ class WorkerClient:
         read_text: Callable[[Mapping[str, bytes]], ModelText] = ModelText.from_files,
         max_silence_s: float = MAX_SILENCE_S,
         clock: Callable[[], float] = time.monotonic,
+        background: Background | None = None,
     ) -> None:
         self.worker = worker
         self.url = url
@@ -79,6 +81,7 @@ class WorkerClient:
         self._read_text = read_text
         self._max_silence_s = max_silence_s
         self._clock = clock
+        self._background = background or Background()
         self._heard_at = 0.0
         self._next_request = 0
         self._outbox: list[wire.Down] = []
@@ -91,7 +94,7 @@ class WorkerClient:
         return self.load is not None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._reconnect(), name=f"link {self.worker}")
+        self._task = self._background.start(f"link {self.worker}", self._reconnect, failed=self._lost)
 
     async def stop(self) -> None:
         if self._task:

@@ -56,9 +56,12 @@ def _health(services: Services) -> list[HTTPRouteHandler]:
 
     @get("/readyz", media_type=MediaType.JSON, sync_to_thread=False)
     def readyz() -> Response[dict[str, Any]]:
-        """Return 503 until every local worker is up, and while the gateway stops."""
-        missing = {"gateway": "stopping"} if services.pipeline.preparer.stopping else services.fleet.missing()
-        body = {"status": "not ready", "missing": missing} if missing else {"status": "ready"}
+        """Return 503 until every local worker is up, while a background task has failed, and while the gateway stops. Failing
+        spans are reported but delay no request."""
+        missing = {"gateway": "stopping"} if services.pipeline.preparer.stopping else services.missing()
+        body: dict[str, Any] = {"status": "not ready", "missing": missing} if missing else {"status": "ready"}
+        if degraded := services.degraded():
+            body["degraded"] = degraded
         return Response(body, status_code=503 if missing else 200)
 
     @get("/metrics", sync_to_thread=False)

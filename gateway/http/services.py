@@ -9,13 +9,14 @@ from gateway.http.auth import CurrentKeys
 from gateway.http.body import BodyBudget
 from gateway.http.generate import GenerateEndpoint
 from gateway.http.live_samples import LiveSamples
-from gateway.ledger.ledger import Ledger
+from gateway.ledger.ledger import Ledger, SqliteLedger
 from gateway.metering.rate_limits import RateLimiter
 from gateway.pipeline.pipeline import Pipeline
 from gateway.policy.schema import Policy
 from gateway.runs.registry import RunRegistry
 from gateway.scheduling.request_queue import RequestQueue
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.span_export import SPANS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +40,15 @@ class Services:
     def policy(self) -> Policy:
         """The policy in force."""
         return self.pipeline.policy
+
+    def missing(self) -> dict[str, str]:
+        """Return the workers and background tasks without which the gateway is not ready, with the reason."""
+        missing = self.fleet.missing()
+        missing |= {name: problem for name, problem in self.fleet.background.problems.items() if name != SPANS}
+        if isinstance(self.ledger, SqliteLedger) and self.ledger.problem:
+            missing["ledger"] = self.ledger.problem
+        return missing
+
+    def degraded(self) -> dict[str, str]:
+        """Return the parts that have failed and that no request needs, with the reason."""
+        return {name: problem for name, problem in self.fleet.background.problems.items() if name == SPANS}

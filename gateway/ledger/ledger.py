@@ -1,6 +1,7 @@
 """Record of every request, decision and run. Writing never blocks the caller: rows go through a bounded buffer to one thread,
 which is woken once a batch. Rows that do not fit are dropped and counted."""
 
+import logging
 import sqlite3
 import threading
 import time
@@ -9,14 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from gateway.background import FIRST_PAUSE_S, LAST_PAUSE_S
+from gateway.ledger.rejected_rows import RejectedRows
 from gateway.ledger.rows import HoldRow, ResponseRow, Row, Rows
-from gateway.ledger.store import Store, Values, select
+from gateway.ledger.store import Store, Values, is_of_file, select
 
 MAX_BUFFERED_ROWS = 50_000
 _BATCH_ROWS = 1_000
 _BATCH_WAIT_S = 0.2
 _FORGET_EVERY_S = 600.0
 _DAY_S = 86_400.0
+
+log = logging.getLogger("headway.ledger")
 
 
 class Ledger(Protocol):
@@ -74,14 +79,18 @@ class MemoryLedger:
 class SqliteLedger:
     """Ledger in one SQLite file in WAL mode, so that others can read while we write. Rows older than `keep_days` are deleted.
 
-    `dropped` counts rows that did not fit or could not be written; `error` is the last write error.
+    `dropped` counts rows that did not fit or could not be written; `error` is the last write error. Rows that could not be
+    written are set aside in `rejected`. `restarts` counts failures of the writing thread.
     """
 
     def __init__(self, path: Path, *, max_buffered_rows: int = MAX_BUFFERED_ROWS, keep_days: float | None = None) -> None:
         """Open or create the file. Raises sqlite3.Error or OSError, also for a file of a later version."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.dropped = 0
+        self.dropped = self.restarts = 0
         self.error = ""
+        self.rejected = RejectedRows(path)
+        self._problem, self._clear_at = "", 0.0
+        self._batch: Sequence[Row | Rows] = ()
         self._keep_s = None if keep_days is None else keep_days * _DAY_S
         self._forget_at = 0.0
         self._rows: deque[Row | Rows] = deque()
@@ -90,7 +99,7 @@ class SqliteLedger:
         self._store = Store(str(path))
         self._reader = open_reader(path)
         self._reading = threading.Lock()
-        self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
     def record(self, row: Row | Rows) -> bool:
@@ -114,23 +123,69 @@ class SqliteLedger:
             self._reader.close()
         self._store.close()
 
+    @property
+    def problem(self) -> str:
+        """Why rows may not be written; empty when the thread runs. It clears some time after a restart without a failure."""
+        if not self._thread.is_alive() and not self._closing.is_set():
+            return "the ledger's thread has ended"
+        return self._problem if time.monotonic() < self._clear_at else ""
+
+    def _run(self) -> None:
+        """Write until closed. Any failure is counted and reported, and writing goes on after a growing pause."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            began = time.monotonic()
+            try:
+                return self._write()
+            except Exception as error:  # one of the places that catch everything: the work must go on
+                log.error("the ledger's thread failed, it restarts in %g s", pause_s, exc_info=error)
+                self._set_aside(self._batch, error)
+                self.restarts += 1
+            pause_s = FIRST_PAUSE_S if time.monotonic() - began >= LAST_PAUSE_S else pause_s
+            self._problem = f"failed and restarts in {pause_s:g} s, see the gateway's log"
+            self._clear_at = time.monotonic() + 2 * pause_s
+            self._closing.wait(pause_s)
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
     def _write(self) -> None:
         """Write batches until closed. A batch collects the rows within _BATCH_WAIT_S of its first one."""
         closing = False
-        while not closing:
-            self._some.wait(_FORGET_EVERY_S)
+        while not closing or self._rows:
+            self._some.wait(0 if closing else _FORGET_EVERY_S)
             closing = self._closing.wait(_BATCH_WAIT_S)
             self._some.clear()
             while self._rows:
-                self._insert([self._rows.popleft() for _ in range(min(len(self._rows), _BATCH_ROWS))])
+                self._batch = [self._rows.popleft() for _ in range(min(len(self._rows), _BATCH_ROWS))]
+                self._insert(self._batch)
+                self._batch = []
             self._forget(time.time())
 
-    def _insert(self, batch: list[Row | Rows]) -> None:
+    def _insert(self, batch: Sequence[Row | Rows]) -> None:
+        """Insert a batch. If a row is invalid, only it is set aside; if the file cannot be written, the whole batch is."""
         try:
             self._store.insert([row for recorded in batch for row in _built(recorded)])
-        except (sqlite3.Error, ValueError, TypeError) as error:  # a bad value must not end this thread
-            self.dropped += len(batch)
-            self.error = str(error)
+        except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+            if len(batch) == 1 or is_of_file(error):
+                self._set_aside(batch, error)
+                return
+            middle = len(batch) // 2
+            self._insert(batch[:middle])
+            self._insert(batch[middle:])
+
+    def _set_aside(self, batch: Sequence[Row | Rows], error: Exception) -> None:
+        """Count rows that are lost, and keep them in the file of rejected rows."""
+        if not batch:
+            return
+        self.dropped += len(batch)
+        self.error = str(error)
+        log.error("%d rows cannot be written into the ledger and go to %s: %s", len(batch), self.rejected.path, error)
+        for recorded in batch:
+            try:
+                rows: Sequence[Any] = _built(recorded)
+            except (ValueError, TypeError, OverflowError):
+                rows = (recorded,)
+            for row in rows:
+                self.rejected.add(row, str(error))
 
     def _forget(self, now: float) -> None:
         """Delete one slice of old rows; the next slice follows with the next batch."""

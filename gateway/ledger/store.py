@@ -117,6 +117,11 @@ DELETE FROM responses WHERE rowid IN (
         WHERE tenant = ? WINDOW newest AS (ORDER BY at DESC, rowid DESC))
     WHERE number > ? OR bytes > ?)
 """
+_FILE_ERRORS = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB,
+}  # fmt: skip
+"""Primary result codes of SQLite, in the low byte of an error's code."""
 ROWS_A_STATEMENT = 16
 """Rows of one INSERT. Each statement releases the GIL and takes it again, which delays the other threads (docs/log.md)."""
 _FORGET_ROWS = 5_000
@@ -176,6 +181,11 @@ class Store:
 
     def close(self) -> None:
         self.connection.close()
+
+
+def is_of_file(error: Exception) -> bool:
+    """Return whether an error is of the file, so that no row can be written, and not of a row."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _FILE_ERRORS
 
 
 def select(connection: sqlite3.Connection, query: str, values: Values) -> list[dict[str, Any]]:

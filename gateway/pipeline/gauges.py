@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from gateway.background import Background
 from gateway.fleet.circuit_breaker import BREAKER_STATES
 from gateway.fleet.fleet import Fleet
-from gateway.ledger.ledger import Ledger
+from gateway.ledger.ledger import Ledger, SqliteLedger
 from gateway.metering.budgets import Budgets
 from gateway.metering.device_time import DeviceTimes
 from gateway.pipeline.dispatcher import Dispatcher
@@ -39,6 +40,20 @@ def excess_gauges(fleet: Fleet) -> Iterable[Gauge]:
     for server, number in numbers.items():
         labels = {"server": server}
         yield Gauge("headway_out_of_bounds_reports", "Reports beyond their bounds.", labels, number, counts=True)
+
+
+def background_gauges(background: Background, ledger: Ledger) -> Iterable[Gauge]:
+    """Yield the state of every background task and thread."""
+    restarts, problems = {**background.restarts}, {**background.problems}
+    if isinstance(ledger, SqliteLedger):
+        restarts["ledger"] = ledger.restarts
+        problems |= {"ledger": ledger.problem} if ledger.problem else {}
+    for task, number in restarts.items():
+        labels = {"task": task}
+        yield Gauge(
+            "headway_background_up", "0 while a failed task waits for its restart.", labels, float(task not in problems)
+        )
+        yield Gauge("headway_background_restarts", "Failures of a background task.", labels, number, counts=True)
 
 
 def worker_gauges(fleet: Fleet, device_times: DeviceTimes) -> Iterable[Gauge]:

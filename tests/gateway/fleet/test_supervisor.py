@@ -115,3 +115,10 @@ def _runs(pid: int) -> bool:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return False
+
+
+async def test_endless_line_of_a_worker_does_not_end_its_supervision() -> None:
+    worker = local("print('x' * 200_000, flush=True); print('{\"ready\": true}', flush=True); import time; time.sleep(60)")
+    worker.start()
+    await until(lambda: worker.ready)
+    await worker.stop()
