@@ -5,7 +5,9 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from litestar import Litestar
@@ -21,9 +23,10 @@ from gateway.http.auth import CurrentKeys, Keys
 from gateway.http.body import BodyBudget
 from gateway.http.generate import GenerateEndpoint, OpenResponses
 from gateway.http.live_samples import LiveSamples
+from gateway.http.report_queue import ReportQueue
 from gateway.http.routes import error_handlers, route_handlers
 from gateway.http.services import Services
-from gateway.ledger.key_store import last_change, stored_keys
+from gateway.ledger.key_store import Read, last_change, stored_keys
 from gateway.ledger.ledger import Ledger, MemoryLedger, SqliteLedger
 from gateway.ledger.rows import KeyRow, KeyUseRow
 from gateway.metering.budget_history import restore
@@ -111,6 +114,9 @@ class Gateway:
         self.open_responses = OpenResponses()
         self.body_budget = BodyBudget(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
         self.responses = ResponseStore(self.ledger, time.time)
+        self.reports = ReportQueue()
+        self._key_thread = ThreadPoolExecutor(1, thread_name_prefix="keys")
+        """No other work may delay the poll of the key store."""
         endpoints = self._endpoints()
         self.chat = endpoints["/v1/chat/completions"]
         self.services = self._services(endpoints)
@@ -142,6 +148,7 @@ class Gateway:
             live_samples=self.live_samples,
             body_budget=self.body_budget,
             responses=self.responses,
+            reports=self.reports,
             endpoints=endpoints,
         )
 
@@ -169,8 +176,8 @@ class Gateway:
         self.recorder.record_policy(self.policy, time.time())
         self._tasks.append(self.fleet.background.start("cleanup", self._clean_up))
         if isinstance(self.ledger, SqliteLedger):  # no other process can write into a ledger in memory
-            self._set_stored_keys(stored_keys(self.ledger.read))
-            self._tasks.append(self.fleet.background.start("keys", self._follow_keys))
+            self._set_stored_keys(stored_keys(self.ledger.read_keys))
+            self._tasks.append(self.fleet.background.start("keys", partial(self._follow_keys, self.ledger.read_keys)))
 
     def _set_keys(self, keys: Keys) -> None:
         self._record_key_uses()
@@ -180,13 +187,13 @@ class Gateway:
         self._stored_keys = stored
         self._set_keys(Keys(self.policy, stored))
 
-    async def _follow_keys(self) -> None:
+    async def _follow_keys(self, read: Read) -> None:
         """Poll the key store for changes made by `headway keys`. While it cannot be read, the previous keys stay in force."""
-        changed = max((row.changed for row in self._stored_keys), default=0)
+        changed, loop = max((row.changed for row in self._stored_keys), default=0), asyncio.get_running_loop()
         while True:
             await asyncio.sleep(KEYS_EVERY_S)
-            if (now := await asyncio.to_thread(last_change, self.ledger.read)) != changed:
-                self._set_stored_keys(await asyncio.to_thread(stored_keys, self.ledger.read))
+            if (now := await loop.run_in_executor(self._key_thread, last_change, read)) != changed:
+                self._set_stored_keys(await loop.run_in_executor(self._key_thread, stored_keys, read))
                 changed = now
 
     def _record_key_uses(self) -> None:
@@ -243,6 +250,8 @@ class Gateway:
         await self.fleet.stop()
         for run in (*self.runs.expire(time.monotonic()), *self.runs.all()):
             self.recorder.run_ended(run)
+        self.reports.close()
+        self._key_thread.shutdown(wait=True, cancel_futures=True)
         self.prompt_encoder.close()
         self.spans.close()
         self.ledger.close()

@@ -9,6 +9,7 @@ from gateway.http.auth import CurrentKeys
 from gateway.http.body import BodyBudget
 from gateway.http.generate import GenerateEndpoint
 from gateway.http.live_samples import LiveSamples
+from gateway.http.report_queue import ReportQueue
 from gateway.ledger.ledger import Ledger, SqliteLedger
 from gateway.metering.rate_limits import RateLimiter
 from gateway.pipeline.pipeline import Pipeline
@@ -34,6 +35,7 @@ class Services:
     live_samples: LiveSamples
     body_budget: BodyBudget
     responses: ResponseStore
+    reports: ReportQueue
     endpoints: Mapping[str, GenerateEndpoint]
 
     @property

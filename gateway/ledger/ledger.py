@@ -2,6 +2,7 @@
 which is woken once a batch. Rows that do not fit are dropped and counted."""
 
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -20,6 +21,10 @@ _BATCH_ROWS = 1_000
 _BATCH_WAIT_S = 0.2
 _FORGET_EVERY_S = 600.0
 _DAY_S = 86_400.0
+MAX_REPORT_S = 10.0
+"""Seconds of one query of a report. A year of a million requests takes about that long."""
+_STEPS_A_CHECK = 10_000
+"""Instructions of SQLite's machine between two looks at the clock: about a tenth of a millisecond."""
 
 log = logging.getLogger("headway.ledger")
 
@@ -32,10 +37,43 @@ class Ledger(Protocol):
         """Queue a row. Return False when the buffer is full and the row was dropped. Never blocks."""
 
     def read(self, query: str, values: Values = ()) -> list[dict[str, Any]]:
-        """Return rows by column name, of the rows written so far. Blocks: call it in a thread."""
+        """Return rows by column name, of the rows written so far. Blocks briefly: for lookups by a key, in a thread."""
+
+    def report(self, query: str, values: Values = ()) -> list[dict[str, Any]]:
+        """Return rows as `read` does, for queries that may take long. Raises ReportTooLong. They delay no lookup."""
 
     def close(self) -> None:
         """Write all recorded rows, then close."""
+
+
+class ReportTooLong(Exception):
+    """A report took longer than it may."""
+
+
+class Reader:
+    """A read-only connection, used by one thread at a time. A query is ended after `max_s` seconds."""
+
+    def __init__(self, path: Path, *, max_s: float | None = None) -> None:
+        self._connection = open_reader(path)
+        self._lock = threading.Lock()
+        self._max_s, self._until = max_s, math.inf
+        if max_s is not None:
+            self._connection.set_progress_handler(lambda: time.monotonic() > self._until, _STEPS_A_CHECK)
+
+    def read(self, query: str, values: Values) -> list[dict[str, Any]]:
+        """Return rows by column name. Raises ReportTooLong or sqlite3.Error."""
+        with self._lock:
+            self._until = math.inf if self._max_s is None else time.monotonic() + self._max_s
+            try:
+                return select(self._connection, query, values)
+            except sqlite3.OperationalError as error:
+                if time.monotonic() > self._until:
+                    raise ReportTooLong(f"the report took over {self._max_s:g} s: ask for fewer hours") from error
+                raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
 
 
 class MemoryLedger:
@@ -60,6 +98,8 @@ class MemoryLedger:
         with self._reading:
             return select(self._filled().connection, query, values)
 
+    report = read
+
     def _filled(self) -> Store:
         recorded, rows = self._num_recorded, tuple(self.rows)
         new = rows[max(0, len(rows) - (recorded - self._num_stored)) :]
@@ -83,7 +123,14 @@ class SqliteLedger:
     written are set aside in `rejected`. `restarts` counts failures of the writing thread.
     """
 
-    def __init__(self, path: Path, *, max_buffered_rows: int = MAX_BUFFERED_ROWS, keep_days: float | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_buffered_rows: int = MAX_BUFFERED_ROWS,
+        keep_days: float | None = None,
+        max_report_s: float = MAX_REPORT_S,
+    ) -> None:
         """Open or create the file. Raises sqlite3.Error or OSError, also for a file of a later version."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.dropped = self.restarts = 0
@@ -97,8 +144,8 @@ class SqliteLedger:
         self._max_rows = max_buffered_rows
         self._some, self._closing = threading.Event(), threading.Event()
         self._store = Store(str(path))
-        self._reader = open_reader(path)
-        self._reading = threading.Lock()
+        self._lookups, self._keys = Reader(path), Reader(path)
+        self._reports = Reader(path, max_s=max_report_s)
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
@@ -112,15 +159,21 @@ class SqliteLedger:
         return True
 
     def read(self, query: str, values: Values = ()) -> list[dict[str, Any]]:
-        with self._reading:
-            return select(self._reader, query, values)
+        return self._lookups.read(query, values)
+
+    def read_keys(self, query: str, values: Values = ()) -> list[dict[str, Any]]:
+        """Read the key store through a connection of its own, which nothing else can hold."""
+        return self._keys.read(query, values)
+
+    def report(self, query: str, values: Values = ()) -> list[dict[str, Any]]:
+        return self._reports.read(query, values)
 
     def close(self) -> None:
         self._closing.set()
         self._some.set()
         self._thread.join()
-        with self._reading:
-            self._reader.close()
+        for reader in (self._lookups, self._keys, self._reports):
+            reader.close()
         self._store.close()
 
     @property
