@@ -23,7 +23,6 @@ from gateway.http.auth import CurrentKeys, Keys
 from gateway.http.body import BodyBudget
 from gateway.http.generate import GenerateEndpoint, OpenResponses
 from gateway.http.live_samples import LiveSamples
-from gateway.http.report_queue import ReportQueue
 from gateway.http.routes import error_handlers, route_handlers
 from gateway.http.services import Services
 from gateway.ledger.key_store import Read, last_change, stored_keys
@@ -52,6 +51,7 @@ from gateway.telemetry.metrics import Gauge, Metrics
 from gateway.telemetry.span_export import open_spans
 from gateway.telemetry.tracing import SpanWriter
 from gateway.text.prompt_encoder import PromptEncoder
+from gateway.turn_thread import TurnThread
 
 CLEANUP_EVERY_S = 5.0
 REFRESHES_PER_CLEANUP = 10
@@ -59,6 +59,8 @@ REFRESHES_PER_CLEANUP = 10
 DEVICE_ROWS_EVERY_S = 30.0
 KEYS_EVERY_S = 1.0
 """Polling interval of the key store: a revoked key is rejected within it."""
+MAX_WAITING_REPORTS = 16
+"""Reports of one tenant that wait: two pages of the dashboard, which asks for up to six at a time."""
 FINAL_EVENTS_S = 1.0
 """Time for cut-off answers to send their error event. It runs out only if a client does not read."""
 
@@ -114,9 +116,10 @@ class Gateway:
         self.open_responses = OpenResponses()
         self.body_budget = BodyBudget(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
         self.responses = ResponseStore(self.ledger, time.time)
-        self.reports = ReportQueue()
+        self.reports = TurnThread("reports", max_waiting=MAX_WAITING_REPORTS)
         self._key_thread = ThreadPoolExecutor(1, thread_name_prefix="keys")
         """No other work may delay the poll of the key store."""
+        self.parsing = TurnThread("large bodies", max_waiting=limits.max_queued_requests)
         endpoints = self._endpoints()
         self.chat = endpoints["/v1/chat/completions"]
         self.services = self._services(endpoints)
@@ -131,7 +134,9 @@ class Gateway:
             "/v1/messages": MessagesDialect(),
         }
         return {
-            route: GenerateEndpoint(self.pipeline, self.keys, dialect, self.open_responses, self.body_budget, route=route)
+            route: GenerateEndpoint(
+                self.pipeline, self.keys, dialect, self.open_responses, self.body_budget, self.parsing, route=route
+            )
             for route, dialect in dialects.items()
         }
 
@@ -149,6 +154,7 @@ class Gateway:
             body_budget=self.body_budget,
             responses=self.responses,
             reports=self.reports,
+            parsing=self.parsing,
             endpoints=endpoints,
         )
 
@@ -251,6 +257,7 @@ class Gateway:
         for run in (*self.runs.expire(time.monotonic()), *self.runs.all()):
             self.recorder.run_ended(run)
         self.reports.close()
+        self.parsing.close()
         self._key_thread.shutdown(wait=True, cancel_futures=True)
         self.prompt_encoder.close()
         self.spans.close()

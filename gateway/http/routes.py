@@ -140,7 +140,9 @@ def _count_tokens(services: Services) -> Posted:
         """Return the prompt tokens of a message, without running it."""
         caller = services.keys.caller_of(headers)
         with admitted(services, caller):
-            return {"input_tokens": await services.pipeline.preparer.count(parse_count(await read()), caller.tenant)}
+            body = await read()
+            request = await services.parsing.run(caller.tenant, lambda: parse_count(body))
+            return {"input_tokens": await services.pipeline.preparer.count(request, caller.tenant)}
 
     return posted(services, count_tokens, other_method="use POST with the body of a message", dialect=MessagesDialect())
 

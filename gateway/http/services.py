@@ -9,7 +9,6 @@ from gateway.http.auth import CurrentKeys
 from gateway.http.body import BodyBudget
 from gateway.http.generate import GenerateEndpoint
 from gateway.http.live_samples import LiveSamples
-from gateway.http.report_queue import ReportQueue
 from gateway.ledger.ledger import Ledger, SqliteLedger
 from gateway.metering.rate_limits import RateLimiter
 from gateway.pipeline.pipeline import Pipeline
@@ -18,6 +17,7 @@ from gateway.runs.registry import RunRegistry
 from gateway.scheduling.request_queue import RequestQueue
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.span_export import SPANS
+from gateway.turn_thread import TurnThread
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Services:
     live_samples: LiveSamples
     body_budget: BodyBudget
     responses: ResponseStore
-    reports: ReportQueue
+    reports: TurnThread
+    parsing: TurnThread
     endpoints: Mapping[str, GenerateEndpoint]
 
     @property

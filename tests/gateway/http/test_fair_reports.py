@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from gateway.errors import Overloaded
-from gateway.http.report_queue import ReportQueue
 from gateway.ledger import key_store
 from gateway.ledger.ledger import ReportTooLong, SqliteLedger
 from gateway.ledger.rows import OutcomeRow
 from gateway.ledger.store import MAX_LABEL_BYTES, Store
 from gateway.policy.schema import RateLimits
+from gateway.turn_thread import TurnThread
 from tests.gateway.ledger.test_ledger import REQUEST, rows
 from tests.served import Served, serve, until
 
@@ -21,7 +21,7 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
 
 
 async def test_reports_take_turns_between_tenants() -> None:
-    queue, gate, order = ReportQueue(), threading.Event(), list[str]()
+    queue, gate, order = TurnThread("reports", max_waiting=16), threading.Event(), list[str]()
 
     def report(name: str) -> str:
         gate.wait(10)
@@ -39,7 +39,7 @@ async def test_reports_take_turns_between_tenants() -> None:
 
 
 async def test_reports_of_a_tenant_are_bounded_and_others_are_served() -> None:
-    queue, gate = ReportQueue(max_waiting=2), threading.Event()
+    queue, gate = TurnThread("reports", max_waiting=2), threading.Event()
     asked = [asyncio.create_task(queue.run("a", lambda: gate.wait(10)))]
     await asyncio.sleep(0)
     await until(lambda: queue.num_waiting("a") == 0)
@@ -54,7 +54,7 @@ async def test_reports_of_a_tenant_are_bounded_and_others_are_served() -> None:
 
 
 async def test_failed_report_fails_its_caller_alone() -> None:
-    queue = ReportQueue()
+    queue = TurnThread("reports", max_waiting=16)
 
     def broken() -> None:
         raise ValueError("no rows")
