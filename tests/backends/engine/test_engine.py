@@ -9,12 +9,25 @@ import pytest
 from backends.engine.engine import MAX_HELD_LOGPROBS, Engine
 from backends.engine.request_limits import RequestLimits
 from backends.engine.scheduler import MAX_STILL
+from backends.engine.sequence import Matcher
 from backends.engine.work import Reload, Work
 from backends.kv_cache.host_cache import HostCache
 from backends.spec_decode.draft_model import DraftModel
 from backends.spec_decode.speculator import Speculator
 from backends.spec_decode.state import DraftCost
-from backends.wire import Cache, Finished, Load, Sampling, Submit, TokenLogprob, decode_up, page_hashes, split_hashes
+from backends.wire import (
+    Cache,
+    Finished,
+    FinishReason,
+    Grammar,
+    Load,
+    Sampling,
+    Submit,
+    TokenLogprob,
+    decode_up,
+    page_hashes,
+    split_hashes,
+)
 from backends.worker.link_handler import Attach, LinkHandler, Outgoing
 from tests.backends.fakes import EOS, FakeRunner, LateCopier, LetterDecoder, Ticks, letter, limits, reference, tokens_of
 
@@ -84,6 +97,11 @@ class Rig:
         )
         self.engine.submit("me", message)
         self.collect()
+
+    def submit_held(self, request: int, prompt: list[int], matcher: Matcher) -> None:
+        """Submit a request that a grammar constrains."""
+        sampling = Sampling(max_tokens=8, grammar=Grammar(kind="json", param="response_format"))
+        self.engine.submit("me", Submit(request=request, prompt=array("I", prompt).tobytes(), sampling=sampling), matcher)
 
     def step(self) -> None:
         self.engine.step()
@@ -563,3 +581,35 @@ def test_what_is_shared_is_cached_across_salts_and_nothing_behind_it() -> None:
         rig.run()
     cached = [rig.finished[number].num_cached_tokens for number in range(4)]
     assert cached == [0, 16, 0, 36]
+
+
+class DeadEnd:
+    """A grammar that refuses the token after `count`."""
+
+    vocab_size = 97
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+
+    def limit(self, room: int) -> None: ...
+
+    def settle(self, token: int) -> int:
+        return token
+
+    def accept(self, token: int) -> FinishReason | None:
+        self._left -= 1
+        return "error" if self._left < 0 else None
+
+    def fill(self, masks: Any, row: int) -> None: ...
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_token_that_a_grammar_refuses_ends_its_sequence_alone(count: int) -> None:
+    rig = Rig(limits())
+    rig.submit(1, [5, 6, 7])
+    rig.submit_held(2, [5, 6, 8], DeadEnd(count))
+    rig.run()
+    assert rig.text[1] == said([5, 6, 7], 8) and rig.finished[1].reason in ("stop", "length")
+    ended = rig.finished[2]
+    assert (ended.reason, ended.error_code, ended.error_param) == ("error", "bad_grammar", "response_format")
+    assert ended.num_output_tokens == count + 1 and rig.text.get(2, "") == said([5, 6, 8], count)
