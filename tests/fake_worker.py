@@ -74,7 +74,7 @@ class _LinkSide:
 class FakeWorker:
     """`submitted`, `refused` and `retained` are what arrived; `hold()` stops the engine until `release()`.
 
-    A submit with `poison` in its prompt drops every link, as a crash does. The next `num_hang_ups` links are closed before a word is said.
+    A submit that is `poison` drops every link, as a crash does. The next `num_hang_ups` links are closed before a word is said.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class FakeWorker:
         step_device_s: float = 0.001,
         grammars: bool = True,
         confidence: float = 1.0,
-        poison: bytes = b"",
+        poison: Callable[[wire.Submit], bool] = lambda submit: False,
     ) -> None:
         self.poison = poison
         self.confidence = confidence
@@ -217,7 +217,7 @@ class FakeWorker:
             case wire.Submit():
                 self.submitted.append(message)
                 del self.submitted[:-1000]
-                if self.poison and self.poison in message.prompt:
+                if self.poison(message):
                     self.drop_links()
                     return
                 await self._submit(link, message)

@@ -73,7 +73,7 @@ class Attempts:
         if active.num_blamed >= MAX_BLAMED:
             self._record_lost_attempt(active, stream, "failover")
             raise EndedWorkers(
-                f"{active.num_blamed} workers ended right after they received this request, so that it is not tried again: change it"
+                f"{active.num_blamed} workers ended right after they received this request: it is not tried again, change it"
             )
 
     async def _attempt(self, active: ActiveRequest) -> TokenStream:
