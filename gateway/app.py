@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import logging
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from litestar import Litestar
@@ -24,7 +25,7 @@ from gateway.http.generate import GenerateEndpoint, OpenResponses
 from gateway.http.live_samples import LiveSamples
 from gateway.http.routes import error_handlers, route_handlers
 from gateway.http.services import Services
-from gateway.ledger.key_store import last_change, stored_keys
+from gateway.ledger.key_store import Read, last_change, stored_keys
 from gateway.ledger.ledger import Ledger, MemoryLedger, SqliteLedger
 from gateway.ledger.rows import KeyRow, KeyUseRow
 from gateway.metering.budget_history import restore
@@ -32,7 +33,7 @@ from gateway.metering.budgets import Budgets
 from gateway.metering.device_time import DeviceTimes
 from gateway.metering.rate_limits import RateLimiter
 from gateway.pipeline.dispatcher import Dispatcher
-from gateway.pipeline.gauges import request_gauges, upstream_gauges, worker_gauges
+from gateway.pipeline.gauges import background_gauges, excess_gauges, request_gauges, upstream_gauges, worker_gauges
 from gateway.pipeline.pipeline import Pipeline
 from gateway.pipeline.prepare import Judge
 from gateway.pipeline.recorder import RequestRecorder
@@ -50,6 +51,7 @@ from gateway.telemetry.metrics import Gauge, Metrics
 from gateway.telemetry.span_export import open_spans
 from gateway.telemetry.tracing import SpanWriter
 from gateway.text.prompt_encoder import PromptEncoder
+from gateway.turn_thread import TurnThread
 
 CLEANUP_EVERY_S = 5.0
 REFRESHES_PER_CLEANUP = 10
@@ -57,6 +59,8 @@ REFRESHES_PER_CLEANUP = 10
 DEVICE_ROWS_EVERY_S = 30.0
 KEYS_EVERY_S = 1.0
 """Polling interval of the key store: a revoked key is rejected within it."""
+MAX_WAITING_REPORTS = 16
+"""Reports of one tenant that wait: two pages of the dashboard, which asks for up to six at a time."""
 FINAL_EVENTS_S = 1.0
 """Time for cut-off answers to send their error event. It runs out only if a client does not read."""
 
@@ -78,13 +82,14 @@ class Gateway:
         self.policy, self.settings, self.fleet = policy, settings, fleet
         self.keys = CurrentKeys(Keys(policy))
         self._stored_keys: list[KeyRow] = []
+        self._started_at = time.time()
         limits = policy.limits
         self.runs = RunRegistry(limits.max_runs, limits.run_idle_s)
         self.retention = RetentionPublisher(Retention(limits.max_runs), fleet.set_retention, fleet.horizon_s)
         self.queue = _queue(policy)
         self.dispatcher = Dispatcher(fleet, self.queue, clock=time.monotonic)
         self.metrics = Metrics(self.gauges)
-        self.spans = spans or open_spans(settings.spans, sample=settings.span_sample)
+        self.spans = spans or open_spans(settings.spans, sample=settings.span_sample, background=fleet.background)
         self.ledger = ledger or _ledger(settings)
         lengths, capture = OutputLengths(), settings.capture_content
         self.prompt_encoder = PromptEncoder(capture=capture)
@@ -111,6 +116,10 @@ class Gateway:
         self.open_responses = OpenResponses()
         self.body_budget = BodyBudget(limits.max_body_bytes, max(limits.max_body_bytes, limits.max_queued_bytes))
         self.responses = ResponseStore(self.ledger, time.time)
+        self.reports = TurnThread("reports", max_waiting=MAX_WAITING_REPORTS)
+        self._key_thread = ThreadPoolExecutor(1, thread_name_prefix="keys")
+        """No other work may delay the poll of the key store."""
+        self.parsing = TurnThread("large bodies", max_waiting=limits.max_queued_requests)
         endpoints = self._endpoints()
         self.chat = endpoints["/v1/chat/completions"]
         self.services = self._services(endpoints)
@@ -125,7 +134,9 @@ class Gateway:
             "/v1/messages": MessagesDialect(),
         }
         return {
-            route: GenerateEndpoint(self.pipeline, self.keys, dialect, self.open_responses, self.body_budget, route=route)
+            route: GenerateEndpoint(
+                self.pipeline, self.keys, dialect, self.open_responses, self.body_budget, self.parsing, route=route
+            )
             for route, dialect in dialects.items()
         }
 
@@ -142,6 +153,8 @@ class Gateway:
             live_samples=self.live_samples,
             body_budget=self.body_budget,
             responses=self.responses,
+            reports=self.reports,
+            parsing=self.parsing,
             endpoints=endpoints,
         )
 
@@ -167,10 +180,10 @@ class Gateway:
         restore(self.budgets, self.policy, self.ledger.read, time.time())
         self.fleet.start()
         self.recorder.record_policy(self.policy, time.time())
-        self._tasks.append(asyncio.create_task(self._clean_up(), name="cleanup"))
+        self._tasks.append(self.fleet.background.start("cleanup", self._clean_up))
         if isinstance(self.ledger, SqliteLedger):  # no other process can write into a ledger in memory
-            self._set_stored_keys(stored_keys(self.ledger.read))
-            self._tasks.append(asyncio.create_task(self._follow_keys(), name="keys"))
+            self._set_stored_keys(stored_keys(self.ledger.read_keys))
+            self._tasks.append(self.fleet.background.start("keys", partial(self._follow_keys, self.ledger.read_keys)))
 
     def _set_keys(self, keys: Keys) -> None:
         self._record_key_uses()
@@ -180,17 +193,14 @@ class Gateway:
         self._stored_keys = stored
         self._set_keys(Keys(self.policy, stored))
 
-    async def _follow_keys(self) -> None:
-        """Poll the key store for changes made by `headway keys`."""
-        changed = max((row.changed for row in self._stored_keys), default=0)
+    async def _follow_keys(self, read: Read) -> None:
+        """Poll the key store for changes made by `headway keys`. While it cannot be read, the previous keys stay in force."""
+        changed, loop = max((row.changed for row in self._stored_keys), default=0), asyncio.get_running_loop()
         while True:
             await asyncio.sleep(KEYS_EVERY_S)
-            try:
-                if (now := await asyncio.to_thread(last_change, self.ledger.read)) != changed:
-                    self._set_stored_keys(await asyncio.to_thread(stored_keys, self.ledger.read))
-                    changed = now
-            except sqlite3.Error as error:
-                log.error("the key store cannot be read, the previous keys stay in force: %s", error)
+            if (now := await loop.run_in_executor(self._key_thread, last_change, read)) != changed:
+                self._set_stored_keys(await loop.run_in_executor(self._key_thread, stored_keys, read))
+                changed = now
 
     def _record_key_uses(self) -> None:
         for id, at in self.keys.take_uses().items():
@@ -218,7 +228,7 @@ class Gateway:
         """Add the device time of the workers' last load reports."""
         for name, client in self.fleet.clients.items():
             if client.load:
-                self.device_times.observe(name, client.load)
+                self.device_times.observe(name, client.load, time.monotonic())
 
     def record_device_time(self) -> None:
         for row in self.device_times.rows(time.time()):
@@ -246,6 +256,9 @@ class Gateway:
         await self.fleet.stop()
         for run in (*self.runs.expire(time.monotonic()), *self.runs.all()):
             self.recorder.run_ended(run)
+        self.reports.close()
+        self.parsing.close()
+        self._key_thread.shutdown(wait=True, cancel_futures=True)
         self.prompt_encoder.close()
         self.spans.close()
         self.ledger.close()
@@ -253,9 +266,12 @@ class Gateway:
     def gauges(self) -> Iterable[Gauge]:
         """Yield the gauges, computed at each scrape."""
         self.observe_devices()
+        yield Gauge("headway_start_time_seconds", "Unix time of the start.", {}, self._started_at)
         yield from request_gauges(self.dispatcher, self.runs, self.ledger, self.budgets, now=time.monotonic())
         yield from worker_gauges(self.fleet, self.device_times)
         yield from upstream_gauges(self.fleet)
+        yield from excess_gauges(self.fleet)
+        yield from background_gauges(self.fleet.background, self.ledger)
 
 
 def build_app(gateway: Gateway) -> Litestar:

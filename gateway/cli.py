@@ -39,6 +39,7 @@ def build_parser() -> ArgumentParser:
     _add_explain(commands)
     _add_cost(commands)
     _add_keys(commands)
+    _add_ledger(commands)
     _add_policy(commands)
     _add_router(commands)
     _add_evaluate(commands)
@@ -108,6 +109,17 @@ def _add_keys(commands: "_Commands[ArgumentParser]") -> None:
     revoke.set_defaults(run="gateway.commands.keys:revoke_command")
     for part in (create, shown, revoke):
         part.add_argument("--ledger", metavar="FILE", help="the ledger that the gateway runs on; default: HEADWAY_LEDGER")
+
+
+def _add_ledger(commands: "_Commands[ArgumentParser]") -> None:
+    parts = commands.add_parser("ledger", help="check the ledger of a running gateway").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    check = parts.add_parser("check", help="compare the gateway's counters with the ledger's rows since its start")
+    check.add_argument("--url", help="a running gateway; by default the one at the policy's address")
+    check.add_argument("--ledger", metavar="FILE", help="default: HEADWAY_LEDGER")
+    _add_policy_option(check)
+    check.set_defaults(run="gateway.commands.ledger:check")
 
 
 def _add_policy(commands: "_Commands[ArgumentParser]") -> None:

@@ -19,24 +19,8 @@ from gateway.ledger.ledger import MemoryLedger, SqliteLedger
 from gateway.policy.load import load_policy
 from gateway.settings import Settings
 from gateway.telemetry.tracing import SpanWriter
+from tests.builders import PICO, policy_text
 from tests.fake_worker import FakeWorker, assets_of
-
-ROOT = Path(__file__).parent.parent
-PICO = ROOT / "backends" / "zoo" / "pico"
-
-POLICY = """
-version: 1
-devices: {{cpu: {{usd_per_hour: 3.6}}}}
-tiers: [small, large]
-models:
-  pico: {{path: {pico}, tier: small}}
-  nano: {{path: {pico}, tier: large}}
-workers:
-{workers}
-routes:
-  - {{name: default, candidates: [small, large]}}
-{more}
-"""
 
 
 @dataclass(slots=True)
@@ -83,6 +67,8 @@ async def serve(
     *,
     workers: dict[str, FakeWorker] | None = None,
     local: dict[str, str] | None = None,
+    route: str = "",
+    first_routes: str = "",
     more: str = "",
     command: Command = worker_command,
     env: dict[str, str] | None = None,
@@ -91,8 +77,10 @@ async def serve(
     ledger: SqliteLedger | None = None,
     settings: Settings | None = None,
 ) -> AsyncIterator[Served]:
-    """`workers` are fakes reached by URL, called `MODEL-N`; `local` are started by the gateway, as `NAME: MODEL`. The gateway
-    closes the `ledger` that it is given."""
+    """`workers` are fakes reached by URL, called `MODEL-N`; `local` are started by the gateway, as `NAME: MODEL`.
+
+    `route`, `first_routes` and `more` are those of `policy_text`. The gateway closes the `ledger` that it is given.
+    """
     workers = {"pico-0": fake("pico"), "nano-0": fake("nano")} if workers is None and local is None else workers or {}
     lines = [f"  {name}: {{model: {model}, device: cpu, threads: 1}}" for name, model in (local or {}).items()]
     async with AsyncExitStack() as stack:
@@ -102,7 +90,7 @@ async def serve(
             stack.push_async_callback(worker.stop)
             lines.append(f"  {name}: {{model: {name.split('-')[0]}, device: cpu, url: '{listen}'}}")
         file = folder / "policy.yaml"
-        file.write_text(POLICY.format(pico=PICO, workers="\n".join(lines) or "  {}", more=more))
+        file.write_text(policy_text("\n".join(lines) or "  {}", route=route, first_routes=first_routes, more=more))
         policy = load_policy(file, {})
         memory = MemoryLedger()
         fleet = Fleet(policy, env=env or {}, command=command, progress=lambda line: None)

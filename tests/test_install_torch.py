@@ -18,14 +18,14 @@ def tried(*, asked: str = "", system: str = "Linux", has_gpu: bool = False, reac
     return list(choices("torch==2.13.0", "torch<2.14", **told))  # type: ignore[arg-type]
 
 
-def test_what_the_user_names_is_taken_within_the_bounds() -> None:
+def test_torch_named_by_the_user_is_installed_within_the_bounds() -> None:
     assert [one.arguments for one in tried(asked="torch --index-url URL", has_gpu=True)] == [
         ("torch", "--index-url", "URL", "torch<2.14")
     ]
     assert tried(asked="'torch>=2.12'")[0].arguments == ("torch>=2.12", "torch<2.14")
 
 
-def test_a_gpu_takes_the_plain_release_and_its_size_is_said() -> None:
+def test_gpu_machine_gets_the_plain_release_with_its_size() -> None:
     (only,) = tried(has_gpu=True)
     assert only.arguments == ("torch==2.13.0",)
     assert "GB" in only.says and "make run TORCH=" in only.says
@@ -41,7 +41,7 @@ def test_without_a_gpu_cpu_builds_are_tried_first() -> None:
     assert [one.arguments for one in tried(reachable=False)] == [ours.arguments, plain.arguments]
 
 
-def test_the_public_index_is_not_asked_for_where_pip_has_a_cpu_build() -> None:
+def test_cpu_build_from_pips_index_needs_no_other_index() -> None:
     def reachable() -> bool:
         raise AssertionError("asked")
 
@@ -54,7 +54,7 @@ def test_elsewhere_the_plain_release_is_a_cpu_build() -> None:
     assert only.arguments == ("torch==2.13.0",) and "GB" not in only.says
 
 
-def test_one_choice_is_one_call_of_pip_and_is_said_before(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_choice_is_one_pip_call_and_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
     calls = []
 
     def run(command: list[str], **_: Any) -> Any:
@@ -66,7 +66,7 @@ def test_one_choice_is_one_call_of_pip_and_is_said_before(capsys: pytest.Capture
     assert calls[0][1:4] == ["-m", "pip", "install"] and calls[0][-1] == "torch==1+cpu"
 
 
-def test_all_that_cannot_be_installed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failure_of_every_choice_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
     monkeypatch.setattr(install_torch, "gpu_is_here", lambda: False)
     monkeypatch.setattr(install_torch, "cpu_index_answers", lambda: False)
@@ -76,7 +76,7 @@ def test_all_that_cannot_be_installed_is_told(monkeypatch: pytest.MonkeyPatch, c
 
 
 @pytest.mark.parametrize(("code", "said", "here"), [(0, "GPU 0: H200 (UUID: x)\n", True), (0, "", False), (9, "failed", False)])
-def test_a_gpu_is_here_when_its_driver_lists_one(monkeypatch: pytest.MonkeyPatch, code: int, said: str, here: bool) -> None:
+def test_gpu_is_detected_by_its_driver(monkeypatch: pytest.MonkeyPatch, code: int, said: str, here: bool) -> None:
     monkeypatch.setattr(install_torch.Path, "exists", lambda path: False)
     monkeypatch.setattr(install_torch.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(install_torch.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code, stdout=said))

@@ -24,25 +24,25 @@ def versions(name: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_has_nothing_but_versions_and_hashes(name: str) -> None:
+def test_lock_file_holds_only_versions_and_hashes(name: str) -> None:
     text = text_of(name)
     assert text.startswith(HEADER)
     assert ENTRY.sub("", text.removeprefix(HEADER)) == ""
 
 
 @pytest.mark.parametrize("name", ["dev.txt", "run.txt", "otlp.txt"])
-def test_torch_and_what_belongs_to_a_gpu_is_left_out(name: str) -> None:
+def test_lock_file_leaves_out_torch_and_gpu_packages(name: str) -> None:
     assert not [line for line in text_of(name).splitlines() if line.startswith(APART)]
 
 
-def test_what_runs_is_tested_at_the_same_version() -> None:
+def test_run_and_dev_locks_have_equal_versions() -> None:
     tested = versions("dev.txt")
     for name in ("run.txt", "otlp.txt"):
         assert {package: known for package, known in versions(name).items() if tested.get(package, known) != known} == {}
     assert versions("run.txt").keys() <= tested.keys()
 
 
-def test_all_that_the_package_names_is_locked() -> None:
+def test_every_requirement_of_the_package_is_locked() -> None:
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for lock, named in (("run.txt", ["engine", "demo"]), ("dev.txt", ["engine", "demo", "dev"]), ("otlp.txt", ["otlp"])):
@@ -51,7 +51,7 @@ def test_all_that_the_package_names_is_locked() -> None:
         assert names <= versions(lock).keys()
 
 
-def test_an_entry_of_what_is_installed_apart_goes_with_its_hashes() -> None:
+def test_entry_of_a_package_installed_apart_is_removed_with_its_hashes() -> None:
     lock = (
         "a==1 \\\n    --hash=sha256:0\nnvidia-x==1 \\\n    --hash=sha256:1\ntorch==2 \\\n    --hash=sha256:2\ntorchvision==3\n"
     )

@@ -16,6 +16,9 @@ delayed by up to their length."""
 MAX_MESSAGES, MAX_TOOLS = 10_000, 1_000
 """Limits of list lengths. Each entry takes a few microseconds of the event loop, whatever its content."""
 
+MAX_BIASES = 10_000
+"""Entries of `logit_bias`. Every submit carries them."""
+
 Text = Annotated[str, Meta(min_length=1)]
 Label = Annotated[str, Meta(min_length=1, max_length=512)]
 StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -156,7 +159,7 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     response_format: ResponseFormat | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIASES)] | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None
     service_tier: ServiceTier | None = None

@@ -16,6 +16,9 @@ _MAX_QUOTED_CHARS = 300
 """Characters of client input that an error message quotes."""
 _MAX_PLACED_CHARS = 1_000_000
 """Longest text whose error is located: finding the place in a longer one holds up the event loop."""
+MAX_PARTS = 300_000
+"""Objects, lists and members of a body, counted by their punctuation, also in its text. The decoder, which cannot be
+interrupted, makes up to five in a microsecond. A text with more punctuation is longer than any model's context."""
 _outer = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _CONTENT_PART = re.compile(r"\Amessages\[\d+\]\.content\[\d+\]\.type\Z")
 _TOO_DEEP = "the body is nested too deeply: flatten it"
@@ -31,6 +34,8 @@ class BodyDecoder(Generic[T]):
         self._quoted = tuple((name, f'"{name}"'.encode()) for name in self._fields)
 
     def decode(self, body: bytes) -> T:
+        if len(body) > MAX_PARTS and sum(map(body.count, (b"{", b"[", b":"))) > MAX_PARTS:
+            raise BadRequest(f"the body has over {MAX_PARTS:,} brackets and colons: send fewer objects, lists and fields")
         try:
             decoded = self._decode(body)
         except msgspec.ValidationError as error:

@@ -6,7 +6,7 @@ Grammars cannot compare two values, check uniqueness, or apply two schemas at on
 import itertools
 import re
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -53,15 +53,21 @@ MAX_BYTES = 128 * 1024
 """Bytes of a schema as JSON. Checking a larger one would block other requests."""
 MAX_OPTIONS = 64
 """Options of `oneOf`. Each is compared with every other."""
+MAX_MARKS = 8
+"""Properties of an option that are compared: those with the fewest constants. A discriminator is one of them."""
+MAX_STRICT_BYTES = 4 * MAX_BYTES
+"""Bytes of all schemas of a request's strict tools together, as JSON."""
 
 
-def check_schema(schema: Any, *, param: str) -> None:
-    """Raise UnsupportedParameter, with path and keyword, if output cannot be constrained by the schema."""
+def check_schema(schema: Any, *, param: str) -> int:
+    """Return the bytes of the schema as JSON. Raises UnsupportedParameter, with path and keyword, if output cannot be
+    constrained by it."""
     try:
         if (size := len(msgspec.json.encode(schema))) > MAX_BYTES:
             message = f"{param}: the schema has {size:,} bytes, at most {MAX_BYTES:,} are allowed: make it smaller"
             raise UnsupportedParameter(message, param=param)
         _Check(schema, param).run()
+        return size
     except RecursionError as error:
         raise UnsupportedParameter(f"{param}: the schema is nested too deeply: flatten it", param=param) from error
     except (TypeError, AttributeError, LookupError, ValueError) as error:  # a keyword's value has a wrong type
@@ -156,8 +162,8 @@ class _Check:
         """Return whether types and constants prove that no value satisfies two of the options."""
         if not isinstance(options, list) or len(options) > MAX_OPTIONS:
             return False
-        followed = [self._followed(option) for option in options]
-        return all(_apart(a, b) for a, b in itertools.combinations(followed, 2))
+        marks = [_marks(self._followed(option)) for option in options]
+        return all(a.are_apart(b) for a, b in itertools.combinations(marks, 2))
 
     def _followed(self, schema: Any) -> dict[str, Any]:
         for _ in range(MAX_DEPTH):
@@ -201,15 +207,32 @@ def _kinds(schema: Mapping[str, Any]) -> list[Any]:
     return kind if isinstance(kind, list) else [kind] if kind is not None else []
 
 
-def _apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    kinds = [{"number" if kind == "integer" else str(kind) for kind in _kinds(schema)} for schema in (a, b)]
-    if kinds[0] and kinds[1] and not kinds[0] & kinds[1]:
-        return True
-    for name in set(a.get("required") or ()) & set(b.get("required") or ()):
-        values = [_constants((schema.get("properties") or {}).get(name)) for schema in (a, b)]
-        if values[0] and values[1] and values[0].isdisjoint(values[1]):
+class _Marks(NamedTuple):
+    """Facts of one option that may tell it from others: its types, and the constants of its required properties."""
+
+    kinds: frozenset[str]
+    constants: Mapping[str, frozenset[Hashable]]
+
+    def are_apart(self, other: "_Marks") -> bool:
+        """Return whether no value satisfies both."""
+        if self.kinds and other.kinds and self.kinds.isdisjoint(other.kinds):
             return True
-    return False
+        return any(
+            (theirs := other.constants.get(name)) is not None and mine.isdisjoint(theirs)
+            for name, mine in self.constants.items()
+        )
+
+
+def _marks(schema: Mapping[str, Any]) -> _Marks:
+    """Return the facts of one option. Of its properties the first MAX_MARKS with constants count."""
+    kinds = frozenset("number" if kind == "integer" else str(kind) for kind in _kinds(schema))
+    properties = schema.get("properties") or {}
+    constants: dict[str, frozenset[Hashable]] = {}
+    for name in schema.get("required") or ():
+        if values := _constants(properties.get(name)):
+            constants[name] = frozenset(values)
+    smallest = sorted(constants, key=lambda name: len(constants[name]))[:MAX_MARKS]
+    return _Marks(kinds, {name: constants[name] for name in smallest})
 
 
 def _constants(schema: Any) -> set[Hashable]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.api.json_schema import check_schema
+from gateway.api.json_schema import MAX_STRICT_BYTES, check_schema
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.request import Tool
 
@@ -15,6 +15,7 @@ class OfferedTools:
 
     def __init__(self) -> None:
         self._tools: dict[str, Tool] = {}
+        self._strict_bytes = 0
 
     def add(
         self,
@@ -33,7 +34,10 @@ class OfferedTools:
             message = f"{path}.{schema} is nested deeper than {MAX_TOOL_DEPTH} levels: flatten it"
             raise BadRequest(message, param=f"{path}.{schema}")
         if strict:
-            check_schema(parameters or {}, param=f"{path}.{schema}")
+            self._strict_bytes += check_schema(parameters or {}, param=f"{path}.{schema}")
+            if self._strict_bytes > MAX_STRICT_BYTES:
+                message = f"the schemas of the strict tools have over {MAX_STRICT_BYTES:,} bytes together: make them smaller"
+                raise UnsupportedParameter(message, param=f"{path}.{schema}")
         self._tools[name] = Tool(name=name, description=description or "", parameters=parameters, strict=bool(strict))
 
     def all(self) -> tuple[Tool, ...]:

@@ -115,7 +115,7 @@ def _follow(gateway: Gateway, path: Path, env: Mapping[str, str], settings: Sett
             reloader.look(time.time())
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: reloader.reload("signal", time.time()))
-    return asyncio.create_task(watch(), name="policy")
+    return gateway.fleet.background.start("policy", watch)
 
 
 def _stop_or_leave(stopping: asyncio.Event) -> None:

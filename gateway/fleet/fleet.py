@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from backends import wire
+from gateway.background import Background
 from gateway.fleet.socket_dir import SocketDirectory
 from gateway.fleet.supervisor import Command, Supervisor, worker_command
 from gateway.fleet.upstream import Upstream
@@ -48,13 +49,24 @@ class Fleet:
         self.footprints = KvFootprints()
         self.queued_tokens: Counter[str] = Counter()
         """Uncached tokens queued in the gateway, by worker."""
+        self.excess: Counter[tuple[str, str]] = Counter()
+        """Reports that were out of bounds, by server and field."""
         self.changed: Callable[[], None] = lambda: None
         self.lost: Callable[[str], None] = lambda worker: None
+        self.background = Background()
+        """The tasks of the whole gateway."""
         self._clock = clock
         self._folder = SocketDirectory()
         paths = {name: Path(model.path) for name, model in policy.models.items()}
         self.supervisor = Supervisor(
-            policy.workers, paths, self._folder.path, env=env, command=command, progress=progress, cores=cores
+            policy.workers,
+            paths,
+            self._folder.path,
+            env=env,
+            command=command,
+            progress=progress,
+            cores=cores,
+            background=self.background,
         )
         self.worker_views = WorkerViews(policy.workers, self._view, LOAD_IS_FRESH_S)
         self.predictors = {
@@ -63,7 +75,7 @@ class Fleet:
         }
         self.clients = {name: self._client(name) for name in policy.workers}
         self.upstreams = {
-            name: Upstream(name, upstream, changed=lambda: self.changed(), clock=clock)
+            name: Upstream(name, upstream, changed=lambda: self.changed(), excess=self._exceeded, clock=clock)
             for name, upstream in policy.upstreams.items()
         }
         self.predictors |= {name: upstream.predictor for name, upstream in self.upstreams.items()}
@@ -77,8 +89,16 @@ class Fleet:
             finished=self._finished,
             state=self._state_changed,
             stalled=self.supervisor.kill,
+            excess=self._exceeded,
         )
-        return WorkerClient(name, url, events, token=worker.token, max_silence_s=self.policy.limits.max_silence_s)
+        return WorkerClient(
+            name,
+            url,
+            events,
+            token=worker.token,
+            max_silence_s=self.policy.limits.max_silence_s,
+            background=self.background,
+        )
 
     def start(self) -> None:
         self.supervisor.start()
@@ -233,6 +253,9 @@ class Fleet:
         self.predictors[worker].observe_load(load, now)
         self.worker_views.loaded(worker, now)
         self.changed()
+
+    def _exceeded(self, server: str, fields: Sequence[str]) -> None:
+        self.excess.update((server, field) for field in fields)
 
     def _finished(self, worker: str, finished: wire.Finished) -> None:
         self.predictors[worker].observe_finished(finished)

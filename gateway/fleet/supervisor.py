@@ -12,11 +12,12 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import structs
 
+from gateway.background import Background
 from gateway.policy.schema import Worker
 
 FIRST_BACKOFF_S = 0.25
@@ -60,8 +61,17 @@ def assign_threads(workers: Mapping[str, Worker], cores: int) -> dict[str, int]:
 class LocalWorker:
     """One worker process, restarted whenever it ends. `problem` is public; `last_lines` of its stderr are for the log only."""
 
-    def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], progress: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        progress: Callable[[str], None],
+        background: Background | None = None,
+    ) -> None:
         self.name = name
+        self._background = background or Background()
         self.restarts = 0
         self.problem = ""
         self.ready = False
@@ -73,7 +83,7 @@ class LocalWorker:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._keep_alive(), name=f"worker {self.name}")
+        self._task = self._background.start(f"supervisor {self.name}", self._keep_alive)
 
     async def stop(self) -> None:
         if self._task:
@@ -116,21 +126,27 @@ class LocalWorker:
             await _end(process)
 
     async def _watch_stdout(self, lines: asyncio.StreamReader) -> None:
-        async for line in lines:
+        async for line in _lines(lines):
             if line.startswith(b'{"ready"'):
                 self.ready = True
 
     async def _watch_stderr(self, lines: asyncio.StreamReader) -> None:
-        while True:
-            try:
-                line = await lines.readline()
-            except ValueError:  # a line longer than the reader's limit
-                continue
-            if not line:
-                return
+        async for line in _lines(lines):
             text = line.decode(errors="replace").rstrip()
             self.last_lines.append(text[:500])
             self._progress(f"{self.name}: {text}")
+
+
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield lines until the end. A line longer than the reader's limit is left out."""
+    while True:
+        try:
+            line = await reader.readline()
+        except ValueError:
+            continue
+        if not line:
+            return
+        yield line
 
 
 async def _end(process: Process) -> None:
@@ -165,6 +181,7 @@ class Supervisor:
         command: Command = worker_command,
         cores: int | None = None,
         progress: Callable[[str], None] | None = None,
+        background: Background | None = None,
     ) -> None:
         local = {name: worker for name, worker in workers.items() if worker.url is None}
         threads = assign_threads(local, cores or len(os.sched_getaffinity(0)))
@@ -175,6 +192,7 @@ class Supervisor:
                 command(name, _drafted(worker, model_paths), model_paths[worker.model], self.sockets[name], threads[name]),
                 env=worker_environment(env, threads[name]),
                 progress=progress or _to_stderr,
+                background=background,
             )
             for name, worker in local.items()
         }

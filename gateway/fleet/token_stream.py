@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from backends.wire import Finished, Piece
+from gateway.fleet.bounds import NOTHING_SENT, Sent
 
 MAX_PIECES = 256
 """Pieces kept separately; later ones are joined to the last. The text itself is bounded by the model's context."""
@@ -34,18 +35,25 @@ class TokenStream:
         "begun",
         "blamed",
         "confidence",
+        "cut",
         "finished",
         "on_begun",
         "on_finished",
         "on_first",
         "pieces",
         "request",
+        "sent",
+        "tokens_left",
         "worker",
     )
 
-    def __init__(self, worker: str, request: int, abort: Callable[[int], None]) -> None:
+    def __init__(self, worker: str, request: int, abort: Callable[[int], None], sent: Sent = NOTHING_SENT) -> None:
         self.worker = worker
         self.request = request
+        self.sent = sent
+        self.tokens_left = sent.max_tokens
+        self.cut: tuple[str, ...] = ()
+        """Fields of the report that were cut to their bounds."""
         self.pieces: list[Piece] = []
         self.finished: Finished | None = None
         self.on_first: Callable[[], None] | None = None

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,13 @@ from msgspec import structs
 
 from backends.wire import Finished, FinishReason, Piece, Sampling
 from gateway.errors import WorkerLost
+from gateway.fleet import bounds
 from gateway.fleet.approx_kv import ApproxKvIndex
 from gateway.fleet.circuit_breaker import CircuitBreaker
 from gateway.fleet.credits import Credits
 from gateway.fleet.token_stream import TokenStream
 from gateway.fleet.upstream_request import TokenCounts, body_of, lacks, num_chars
-from gateway.fleet.upstream_response import Lines, Malformed, UpstreamResponse, error_text
+from gateway.fleet.upstream_response import Lines, Malformed, UpstreamResponse, Usage, error_text
 from gateway.parsers.event_codec import encode_event
 from gateway.parsers.events import CallStart, Event
 from gateway.policy import schema
@@ -62,6 +63,7 @@ class _Job:
     chain: str
     chars: int
     prompt_tokens: int
+    max_tokens: int
     traceparent: str
     started_at: float
     first_at: float | None = None
@@ -73,7 +75,8 @@ class _Job:
 
 
 class Upstream:
-    """Client of one upstream. `changed` is called when its capacity or health may have changed."""
+    """Client of one upstream. `changed` is called when its capacity or health may have changed, `excess` with the fields of a
+    usage that were cut to their bounds."""
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class Upstream:
         policy: schema.Upstream,
         *,
         changed: Callable[[], None],
+        excess: Callable[[str, Sequence[str]], None] = lambda name, fields: None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -93,7 +97,7 @@ class Upstream:
         self.credits.sequences, self.credits.tokens = policy.concurrency, ENOUGH_TOKENS
         self.problem = "not started"
         self.num_failures = 0
-        self._changed, self._clock, self._jitter = changed, clock, jitter
+        self._changed, self._excess, self._clock, self._jitter = changed, excess, clock, jitter
         self._jobs: dict[int, _Job] = {}
         self._next_request = 0
         self._session: aiohttp.ClientSession | None = None
@@ -182,7 +186,9 @@ class Upstream:
         stream = TokenStream(self.name, number, self._abort)
         body = body_of(request, self.policy.served_as or self.policy.model, sampling)
         chars = num_chars(request)
-        job = self._jobs[number] = _Job(stream, body, chain, chars, prompt_tokens, traceparent, self._clock())
+        job = self._jobs[number] = _Job(
+            stream, body, chain, chars, prompt_tokens, sampling.max_tokens, traceparent, self._clock()
+        )
         self.credits.submit(number, prompt_tokens)
         self.predictor.submitted(number, 0)  # other requests there delay none of ours
         self.breaker.trying()
@@ -300,17 +306,34 @@ class Upstream:
         job.stream.push(Piece(job.stream.request, "".join(map(encode_event, events)), num_tokens))
 
     def _done(self, job: _Job, answer: UpstreamResponse) -> Finished:
-        usage, reason = answer.usage, "length" if answer.finish == "length" else "stop"
-        if usage is None or not usage.prompt_tokens:
-            return self._finished(job, reason)  # type: ignore[arg-type]
-        self.counts.learn(job.chars, usage.prompt_tokens)
-        self.cache.learn(job.chain, prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached, now=self._clock())
+        finished = self._finished(job, "length" if answer.finish == "length" else "stop")
+        if answer.usage is None:
+            return finished
+        usage = self._bounded(job, answer.usage)
+        if not usage.prompt_tokens:
+            return finished
+        if not job.stream.cut:
+            self.counts.learn(job.chars, usage.prompt_tokens)
+            self.cache.learn(job.chain, prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens, now=self._clock())
         return structs.replace(
-            self._finished(job, reason),  # type: ignore[arg-type]
+            finished,
             num_prompt_tokens=usage.prompt_tokens,
-            num_cached_tokens=usage.cached,
-            num_output_tokens=usage.completion_tokens,
+            num_cached_tokens=usage.cached_tokens,
+            num_output_tokens=usage.output_tokens,
         )
+
+    def _bounded(self, job: _Job, reported: Usage) -> bounds.Usage:
+        """Return the usage within what the request allows. An excess is logged, counted, and marked in the request's row."""
+        usage, job.stream.cut = bounds.cut_usage(
+            bounds.Usage(reported.prompt_tokens, reported.cached, reported.completion_tokens),
+            sent_bytes=len(job.body),
+            context_tokens=self.policy.context_tokens,
+            max_tokens=job.max_tokens,
+        )
+        if job.stream.cut:
+            log.warning("upstream %s: its usage exceeds what the request allows: %s", self.name, ", ".join(job.stream.cut))
+            self._excess(self.name, job.stream.cut)
+        return usage
 
     def _lost(self, job: _Job, problem: str) -> Finished:
         error = f"upstream {self.name} failed: {problem}"
@@ -326,7 +349,7 @@ class Upstream:
             error=error,
             error_code=error_code,
             num_prompt_tokens=job.prompt_tokens if job.answering else 0,
-            num_output_tokens=job.num_pieces,
+            num_output_tokens=min(job.num_pieces, job.max_tokens),
             prefill_s=max(0.0, first_at - job.started_at),
             decode_s=max(0.0, now - first_at),
         )

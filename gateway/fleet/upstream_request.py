@@ -9,6 +9,8 @@ from gateway.request import CallRule, Message, Request, Tool
 
 Data = dict[str, Any]
 _CHARS_PER_TOKEN = 4.0
+MAX_TOKENS_PER_CHAR = 4.0
+"""A token has at least one byte, and a character of UTF-8 at most four."""
 _MESSAGE_CHARS = 12
 """Characters of the markup around a message."""
 
@@ -100,7 +102,8 @@ def num_chars(request: Request) -> int:
 
 
 class TokenCounts:
-    """Token estimate for an unknown tokenizer: a decaying mean of characters a token in the reported usage."""
+    """Token estimate for an unknown tokenizer: a decaying mean of characters a token in the reported usage. A report counts at
+    most MAX_TOKENS_PER_CHAR, so that a false one cannot make later prompts too long for ever."""
 
     def __init__(self) -> None:
         self._chars, self._tokens = _CHARS_PER_TOKEN, 1.0
@@ -110,4 +113,5 @@ class TokenCounts:
 
     def learn(self, chars: int, tokens: int) -> None:
         if chars and tokens:
+            tokens = min(tokens, round(chars * MAX_TOKENS_PER_CHAR))
             self._chars, self._tokens = 0.9 * self._chars + chars, 0.9 * self._tokens + tokens

@@ -43,7 +43,7 @@ class _PromptDetails(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """Usage in the fields of all vendors. `cached` combines their fields for cached tokens."""
+    """Usage in the fields of all vendors, as reported: bounds.py cuts it. `cached` combines their fields for cached tokens."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -54,8 +54,7 @@ class Usage(msgspec.Struct):
     @property
     def cached(self) -> int:
         details = self.prompt_tokens_details
-        reported = (details.cached_tokens if details else None) or self.prompt_cache_hit_tokens or self.cached_tokens
-        return max(0, min(reported, self.prompt_tokens))
+        return (details.cached_tokens if details else None) or self.prompt_cache_hit_tokens or self.cached_tokens
 
 
 class _Chunk(msgspec.Struct):

@@ -6,14 +6,17 @@ stream's consumer, so one slow client cannot delay the others.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 import aiohttp
 import msgspec
 
 from backends import wire
+from gateway.background import Background
 from gateway.errors import WorkerLost
+from gateway.fleet import bounds
 from gateway.fleet.credits import Credits
 from gateway.fleet.token_stream import TokenStream
 from gateway.text.model_text import ModelText
@@ -26,11 +29,13 @@ MAX_SILENCE_S = 120.0
 """Seconds without a report after which a busy worker counts as dead. It reports every step, which can be slow on a CPU."""
 CLOSE_S = 2.0
 MAX_WAITING_SCORES = 1_000
+PIECE_TOKENS = "piece_tokens"
+"""Name of the excess of pieces with more tokens than were allowed."""
 SCORES_WAIT_S = 0.02
 """Seconds that scores wait for another message to share a frame with: a frame costs more than the scores in it."""
 MAX_ASSET_BYTES = 256 * 1024 * 1024
-MAX_TOKENS, MAX_SECONDS = 2**32, 1e9
-"""Bounds on the counts and times of one request. A larger value is invalid."""
+ASSET_OVERHEAD_BYTES = 1024
+"""Bytes that a chunk counts besides its data, so that the number of chunks is bounded too. A name may have as many."""
 
 log = logging.getLogger("headway.link")
 
@@ -44,6 +49,8 @@ class WorkerEvents(msgspec.Struct, frozen=True, kw_only=True):
     state: Callable[[str], None]
     stalled: Callable[[str], None] = lambda worker: None
     """Called when the worker made no step for `max_silence_s`, before it is lost."""
+    excess: Callable[[str, Sequence[str]], None] = lambda worker, fields: None
+    """Called with the fields of a report that were cut to their bounds, or that refused the link."""
 
 
 class WorkerClient:
@@ -58,6 +65,8 @@ class WorkerClient:
         token: str | None = None,
         read_text: Callable[[Mapping[str, bytes]], ModelText] = ModelText.from_files,
         max_silence_s: float = MAX_SILENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+        background: Background | None = None,
     ) -> None:
         self.worker = worker
         self.url = url
@@ -71,6 +80,8 @@ class WorkerClient:
         self._token = token
         self._read_text = read_text
         self._max_silence_s = max_silence_s
+        self._clock = clock
+        self._background = background or Background()
         self._heard_at = 0.0
         self._next_request = 0
         self._outbox: list[wire.Down] = []
@@ -83,7 +94,7 @@ class WorkerClient:
         return self.load is not None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._reconnect(), name=f"link {self.worker}")
+        self._task = self._background.start(f"link {self.worker}", self._reconnect, failed=self._lost)
 
     async def stop(self) -> None:
         if self._task:
@@ -110,7 +121,8 @@ class WorkerClient:
             self._heard_at = asyncio.get_running_loop().time()
         self._next_request += 1
         request = self._next_request
-        stream = self.streams[request] = TokenStream(self.worker, request, self._abort)
+        sent = bounds.Sent(len(prompt) // 4, sampling.max_tokens, self._clock(), sampling.stop)
+        stream = self.streams[request] = TokenStream(self.worker, request, self._abort, sent)
         self.credits.submit(request, uncached_tokens, salt, priority)
         self._send(
             wire.Submit(
@@ -150,6 +162,8 @@ class WorkerClient:
                 problem = "the worker closed the link"
             except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
+                if isinstance(error, bounds.OutOfRange):
+                    self._events.excess(self.worker, (error.field,))
             delay = FIRST_RETRY_S if self._lost(problem) else min(2 * delay, LAST_RETRY_S)
             await asyncio.sleep(delay)
 
@@ -196,13 +210,14 @@ class WorkerClient:
             match wire.decode_up(frame.data):
                 case [wire.Asset(name, data, _)]:
                     parts.setdefault(name, bytearray()).extend(data)
-                    size += len(data)
+                    size += ASSET_OVERHEAD_BYTES + len(data)
                     if size > MAX_ASSET_BYTES:
                         raise ValueError(f"assets of over {MAX_ASSET_BYTES:,} bytes")
                 case [wire.Hello() as hello]:
                     break
                 case messages:
                     raise ValueError(f"{', '.join(type(message).__name__ for message in messages)} before Hello")
+        bounds.check_hello(hello)
         if hello.protocol != wire.PROTOCOL:
             raise ValueError(f"the worker speaks protocol {hello.protocol}, this gateway {wire.PROTOCOL}: run the same version")
         files = {name: bytes(data) for name, data in parts.items()}
@@ -252,14 +267,12 @@ class WorkerClient:
                 for piece in pieces:
                     if stream := self.streams.get(piece.request):
                         self.credits.prefilled(piece.request)
-                        stream.push(piece)
+                        stream.push(self._bounded(piece, stream))
             case wire.Finished():
-                if not _is_plausible(message):
-                    raise ValueError(f"Finished of request {message.request} has counts or times out of range")
                 self._finish(message)
             case wire.Load():
-                if not all(map(_is_time, (message.busy_s, message.idle_s, message.attributed_s))):
-                    raise ValueError("Load has times out of range")
+                assert self.hello
+                bounds.check_load(message, self.hello)
                 first = self.load is None
                 self.load = message
                 self.credits.grant(message)
@@ -268,6 +281,7 @@ class WorkerClient:
                     log.info("worker %s is up", self.worker)
                     self._events.state(self.worker)
             case wire.Cache():
+                bounds.check_cache(message)
                 if not self._events.cache(self.worker, message):
                     raise ValueError(f"cache frame {message.sequence} is out of order: reconnecting to resync")
             case wire.Asset() | wire.Hello():
@@ -275,12 +289,28 @@ class WorkerClient:
             case _:
                 assert_never(message)
 
+    def _bounded(self, piece: wire.Piece, stream: TokenStream) -> wire.Piece:
+        bounded = bounds.cut_piece(piece, tokens_left=stream.tokens_left)
+        stream.tokens_left -= bounded.num_tokens
+        if bounded is not piece and PIECE_TOKENS not in stream.cut:
+            stream.cut += (PIECE_TOKENS,)
+        return bounded
+
     def _finish(self, finished: wire.Finished) -> None:
+        """End a stream with the report cut to its bounds. Raises OutOfRange for a value that no request has."""
+        if (stream := self.streams.get(finished.request)) is None:
+            return
+        assert self.hello
+        now = self._clock()
+        bounded, cut = bounds.cut_finished(finished, stream.sent, now=now, max_sequences=self.hello.max_sequences)
+        stream.cut += cut
+        if stream.cut:
+            log.warning("worker %s: its report exceeds what the request allows: %s", self.worker, ", ".join(stream.cut))
+            self._events.excess(self.worker, stream.cut)
+        del self.streams[finished.request]
         self.credits.finish(finished.request)
-        stream = self.streams.pop(finished.request, None)
-        if stream:
-            self._events.finished(self.worker, finished)
-            stream.end(finished)
+        self._events.finished(self.worker, bounded)
+        stream.end(bounded)
 
     def _lost(self, problem: str) -> bool:
         """End all running requests with an error. Return whether the worker had been up."""
@@ -300,19 +330,6 @@ class WorkerClient:
         if was_healthy:
             self._events.state(self.worker)
         return was_healthy
-
-
-def _is_plausible(finished: wire.Finished) -> bool:
-    """Return whether the counts and times are finite and in range: one NaN would stay in every mean learned from them."""
-    counts = (finished.num_cached_tokens, finished.num_output_tokens, finished.num_steps)
-    times = (finished.queue_s, finished.prefill_s, finished.decode_s, finished.device_s, finished.prefill_device_s)
-    whole = min(counts) >= 0 and finished.num_cached_tokens <= finished.num_prompt_tokens <= MAX_TOKENS
-    return whole and finished.num_output_tokens <= MAX_TOKENS and all(map(_is_time, times))
-
-
-def _is_time(seconds: float) -> bool:
-    """Return whether a time is in range; False for NaN. Clock differences may be slightly below zero."""
-    return -0.001 < seconds < MAX_SECONDS
 
 
 def target_of(client: WorkerClient) -> Target | None:

@@ -1,5 +1,7 @@
 """`POST /v1/headway/explain`: the decision that a chat request would get, without running it."""
 
+from functools import partial
+
 import msgspec
 
 from gateway.api.chat import parse_chat
@@ -29,7 +31,9 @@ def explain_handler(services: Services) -> Posted:
         """Return the decision that a chat request would get, without running it."""
         caller = services.keys.caller_of(headers)
         with admitted(services, caller):
-            request = parse_chat(await read(), max_tokens_default=DEFAULT_MAX_TOKENS)
+            body = await read()
+            parse = partial(parse_chat, body, max_tokens_default=DEFAULT_MAX_TOKENS)
+            request = await services.parsing.run(caller.tenant, parse)
             context = RequestContext.now(headers, "/v1/headway/explain")
             context.key_id = caller.key_id
             request, identity, decision = await services.pipeline.preparer.explain(request, context, caller.tenant)

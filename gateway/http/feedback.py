@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from gateway.errors import NotFound, Overloaded
-from gateway.http.post_route import Headers, Posted, Read, posted
+from gateway.http.post_route import Headers, Posted, Read, admitted, posted
 from gateway.http.services import Services
 from gateway.ledger.outcomes import LabelledRequest, OutcomeBody, label, parse_body
 from gateway.ledger.rows import OutcomeRow
@@ -16,10 +16,11 @@ first."""
 
 def feedback_handler(services: Services) -> Posted:
     async def labelled(headers: Headers, read: Read) -> LabelledRequest:
-        tenant = services.keys.tenant_of(headers)
-        known = services.policy.tenants.get(tenant)
+        caller = services.keys.caller_of(headers)
+        known = services.policy.tenants.get(caller.tenant)
         everybody = not services.keys.required or (known is not None and known.operator)
-        row = await _row(services, parse_body(await read()), None if everybody else tenant)
+        with admitted(services, caller):
+            row = await _row(services, parse_body(await read()), None if everybody else caller.tenant)
         if not services.ledger.record(row):
             raise Overloaded("the ledger's queue is full: try again", retry_after_s=1.0)
         return LabelledRequest(decision=row.decision, model=row.model, tier=row.tier, score=row.score, trainable=bool(row.body))

@@ -1,7 +1,7 @@
 """POST routes that need no generation: common handling of method, body and errors."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from gateway.http.auth import Caller
 from gateway.http.body import Receive, Send, read_body, respond
 from gateway.http.response import OPENAI, send_error
 from gateway.http.services import Services
+from gateway.metering.rate_limits import RateLimitPass
 
 Headers = list[tuple[bytes, bytes]]
 Read = Callable[[], Awaitable[bytes]]
@@ -42,11 +43,19 @@ def posted(services: Services, answer: Answer, *, other_method: str, dialect: Di
     return handle
 
 
+def counted(services: Services, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
+    """Return the caller of a request that only reads memory, and count it towards the rate limits. Raises Unauthorized or
+    RateLimited."""
+    caller = services.keys.caller_of(headers)
+    with admitted(services, caller):
+        return caller
+
+
 @contextmanager
-def admitted(services: Services, caller: Caller) -> Iterator[None]:
-    """Count a request that tokenizes a prompt towards the caller's rate limits. Raises RateLimited."""
+def admitted(services: Services, caller: Caller) -> Iterator[RateLimitPass]:
+    """Count a request that does not generate towards the caller's rate limits. Raises RateLimited."""
     rate_limit_pass = services.rate_limits.enter(caller.limited, time.monotonic())
     try:
-        yield
+        yield rate_limit_pass
     finally:
         services.rate_limits.leave(rate_limit_pass, time.monotonic())

@@ -18,7 +18,7 @@ from gateway.api.openapi_page import openapi_page
 from gateway.errors import HeadwayError
 from gateway.http.explain import explain_handler
 from gateway.http.feedback import feedback_handler
-from gateway.http.post_route import Headers, Posted, Read, admitted, posted
+from gateway.http.post_route import Headers, Posted, Read, admitted, counted, posted
 from gateway.http.reports import report_handlers, run_report
 from gateway.http.response import error_answer
 from gateway.http.services import Services
@@ -56,9 +56,12 @@ def _health(services: Services) -> list[HTTPRouteHandler]:
 
     @get("/readyz", media_type=MediaType.JSON, sync_to_thread=False)
     def readyz() -> Response[dict[str, Any]]:
-        """Return 503 until every local worker is up, and while the gateway stops."""
-        missing = {"gateway": "stopping"} if services.pipeline.preparer.stopping else services.fleet.missing()
-        body = {"status": "not ready", "missing": missing} if missing else {"status": "ready"}
+        """Return 503 until every local worker is up, while a background task has failed, and while the gateway stops. Failing
+        spans are reported but delay no request."""
+        missing = {"gateway": "stopping"} if services.pipeline.preparer.stopping else services.missing()
+        body: dict[str, Any] = {"status": "not ready", "missing": missing} if missing else {"status": "ready"}
+        if degraded := services.degraded():
+            body["degraded"] = degraded
         return Response(body, status_code=503 if missing else 200)
 
     @get("/metrics", sync_to_thread=False)
@@ -87,14 +90,14 @@ def _readings(services: Services) -> list[HTTPRouteHandler]:
     @get("/v1/models", sync_to_thread=False)
     def models(request: AnyRequest) -> dict[str, Any]:
         """Return `auto`, the tiers and the models that this key may request."""
-        tenant = services.keys.tenant_of(request.scope["headers"])
+        tenant = counted(services, request.scope["headers"]).tenant
         names = [AUTO, *services.policy.tiers, *services.policy.tier_by_model()]
         allowed = [name for name in names if name == AUTO or may_use(services.policy, tenant=tenant, name=name)]
         return {"object": "list", "data": [_model(services, name) for name in allowed]}
 
     @get("/v1/models/{name:str}", sync_to_thread=False)
     def model(request: AnyRequest, name: FromPath[str]) -> dict[str, Any]:
-        tenant = services.keys.tenant_of(request.scope["headers"])
+        tenant = counted(services, request.scope["headers"]).tenant
         known = name in (AUTO, *services.policy.tiers, *services.policy.tier_by_model())
         if not known or (name != AUTO and not may_use(services.policy, tenant=tenant, name=name)):
             raise NotFoundException(f'there is no model "{name}"')
@@ -103,12 +106,12 @@ def _readings(services: Services) -> list[HTTPRouteHandler]:
     @get("/v1/headway/runs", sync_to_thread=False)
     def runs(request: AnyRequest) -> dict[str, Any]:
         """Return this tenant's live runs, last seen first, with the field that identified each."""
-        tenant = services.keys.tenant_of(request.scope["headers"])
+        tenant = counted(services, request.scope["headers"]).tenant
         return {"runs": [run_report(run) for run in services.runs.recent(tenant, MAX_RUNS_LISTED)]}
 
     @get("/v1/headway/workers", sync_to_thread=False)
     def workers(request: AnyRequest) -> dict[str, Any]:
-        services.keys.tenant_of(request.scope["headers"])
+        counted(services, request.scope["headers"])
         upstreams = [upstream.health() for upstream in services.fleet.upstreams.values()]
         return {"workers": [_worker(services, name) for name in services.fleet.clients] + upstreams}
 
@@ -119,13 +122,13 @@ def _responses(services: Services) -> list[HTTPRouteHandler]:
     @get("/v1/responses/{response_id:str}", media_type=MediaType.JSON)
     async def stored(request: AnyRequest, response_id: FromPath[str]) -> Response[bytes]:
         """Return a stored response as it was sent."""
-        tenant = services.keys.tenant_of(request.scope["headers"])
+        tenant = counted(services, request.scope["headers"]).tenant
         response = await services.responses.get(tenant, response_id)
         return Response(response.body, media_type=MediaType.JSON)
 
     @delete("/v1/responses/{response_id:str}", status_code=200)
     async def forget(request: AnyRequest, response_id: FromPath[str]) -> dict[str, Any]:
-        tenant = services.keys.tenant_of(request.scope["headers"])
+        tenant = counted(services, request.scope["headers"]).tenant
         await services.responses.delete(tenant, response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
@@ -137,7 +140,9 @@ def _count_tokens(services: Services) -> Posted:
         """Return the prompt tokens of a message, without running it."""
         caller = services.keys.caller_of(headers)
         with admitted(services, caller):
-            return {"input_tokens": await services.pipeline.preparer.count(parse_count(await read()), caller.tenant)}
+            body = await read()
+            request = await services.parsing.run(caller.tenant, lambda: parse_count(body))
+            return {"input_tokens": await services.pipeline.preparer.count(request, caller.tenant)}
 
     return posted(services, count_tokens, other_method="use POST with the body of a message", dialect=MessagesDialect())
 

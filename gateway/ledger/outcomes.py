@@ -8,13 +8,15 @@ from typing import Any
 
 import msgspec
 
-from gateway.errors import BadRequest, NotFound
+from gateway.errors import BadRequest, BodyTooLarge, NotFound
 from gateway.ledger.ledger import open_reader
 from gateway.ledger.rows import OutcomeRow
 from gateway.ledger.store import Values
 from gateway.training.outcome import Outcome, TrainingError
 from gateway.training.outcome_reader import joined, parse_outcome
 
+MAX_LABEL_BYTES = 1_000_000
+"""Bytes of one label: a conversation of some 200,000 tokens. It is stored whole."""
 Read = Callable[[str, Values], list[dict[str, Any]]]
 _TRAINED = "SELECT body FROM outcomes WHERE length(body) > 0 ORDER BY at, rowid"
 
@@ -42,7 +44,9 @@ class LabelledRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_body(body: bytes) -> OutcomeBody:
-    """Decode and check a request body. Raises BadRequest."""
+    """Decode and check a request body. Raises BodyTooLarge or BadRequest."""
+    if len(body) > MAX_LABEL_BYTES:
+        raise BodyTooLarge(f"the outcome has {len(body):,} bytes: send at most {MAX_LABEL_BYTES:,}, or no messages")
     try:
         parsed = msgspec.json.decode(body, type=OutcomeBody)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -16,7 +16,8 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True, tag="requests"):
     """One request. A rejected one has no model, worker and decision, and spent nothing.
 
     `at` is Unix time; `status` a finish reason or an error code; `run` the id as the client knows it. `slo_met` is valid only
-    if `slo_counted`: caller errors do not count against the SLO. `key_id` is the key's name, not the key.
+    if `slo_counted`: caller errors do not count against the SLO. `key_id` is the key's name, not the key. `cut` names
+    the reported fields that exceeded their bounds and were cut to them.
     """
 
     decision: str
@@ -54,6 +55,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True, tag="requests"):
     num_attempts: int = 1
     trace: str = ""
     key_id: str = ""
+    cut: str = ""
 
 
 class DecisionRow(msgspec.Struct, frozen=True, kw_only=True, tag="decisions"):

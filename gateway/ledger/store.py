@@ -1,6 +1,7 @@
 """Tables of the ledger in one SQLite connection: migration, inserts, reads, and deletion of old rows."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -91,7 +92,10 @@ CREATE TABLE responses (
     PRIMARY KEY (tenant, id));
 CREATE INDEX responses_by_time ON responses (at, tenant, size);
 """
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7)
+_V8 = """
+ALTER TABLE requests ADD COLUMN cut TEXT NOT NULL DEFAULT '';
+"""
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8)
 """Scripts from each version to the next. A file's `user_version` is the number of scripts applied to it."""
 
 _AGES: dict[type[Row], str] = {
@@ -107,6 +111,19 @@ _MAY_GO: dict[type[Row], str] = {
 }
 MAX_RESPONSES, MAX_RESPONSE_BYTES = 10_000, 256 * 1024 * 1024
 """Bounds on the stored responses of each tenant. The oldest are deleted first."""
+MAX_LABELS, MAX_LABEL_BYTES = 100_000, 64 * 1024 * 1024
+"""Bounds on the labels of each tenant. The oldest are deleted first."""
+_TRIM_AFTER_BYTES = MAX_LABEL_BYTES // 64
+"""Bytes of new labels of a tenant after which its labels are counted: counting reads all of them."""
+_LABEL_OVERHEAD_BYTES = 512
+_TRIM_LABELS = f"""
+DELETE FROM outcomes WHERE rowid IN (
+    SELECT id FROM (
+        SELECT rowid AS id, row_number() OVER newest AS number,
+        sum(length(body) + {_LABEL_OVERHEAD_BYTES}) OVER newest AS bytes FROM outcomes
+        WHERE tenant = ? WINDOW newest AS (ORDER BY at DESC, rowid DESC))
+    WHERE number > {MAX_LABELS} OR bytes > {MAX_LABEL_BYTES})
+"""
 _TRIM = """
 DELETE FROM responses WHERE rowid IN (
     SELECT id FROM (
@@ -114,6 +131,11 @@ DELETE FROM responses WHERE rowid IN (
         WHERE tenant = ? WINDOW newest AS (ORDER BY at DESC, rowid DESC))
     WHERE number > ? OR bytes > ?)
 """
+_FILE_ERRORS = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB,
+}  # fmt: skip
+"""Primary result codes of SQLite, in the low byte of an error's code."""
 ROWS_A_STATEMENT = 16
 """Rows of one INSERT. Each statement releases the GIL and takes it again, which delays the other threads (docs/log.md)."""
 _FORGET_ROWS = 5_000
@@ -126,6 +148,7 @@ class Store:
     def __init__(self, path: str) -> None:
         """Open and migrate a file. Raises sqlite3.Error when it cannot be created, is no ledger, or is of a later version."""
         self.connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._new_label_bytes = Counter[str]()
         try:
             _migrate(self.connection)
         except sqlite3.Error:
@@ -148,6 +171,7 @@ class Store:
             if self.connection.execute("SELECT EXISTS (SELECT 1 FROM holds)").fetchone()[0]:  # usually there are no budgets
                 self.connection.executemany("DELETE FROM holds WHERE request = ?", [(request,) for request in ended])
             self._bound_responses([row for row in rows if isinstance(row, ResponseRow)])
+            self._bound_labels([row for row in rows if isinstance(row, OutcomeRow)])
             self.connection.execute("COMMIT")
         finally:
             if self.connection.in_transaction:
@@ -158,6 +182,14 @@ class Store:
         self.connection.executemany("DELETE FROM responses WHERE tenant = ? AND id = ? AND body = x''", gone)
         for tenant in {row.tenant for row in rows}:
             self.connection.execute(_TRIM, (tenant, MAX_RESPONSES, MAX_RESPONSE_BYTES))
+
+    def _bound_labels(self, rows: Sequence[OutcomeRow]) -> None:
+        for row in rows:
+            self._new_label_bytes[row.tenant] += len(row.body) + _LABEL_OVERHEAD_BYTES
+        for tenant in {row.tenant for row in rows}:
+            if self._new_label_bytes[tenant] >= _TRIM_AFTER_BYTES:
+                self.connection.execute(_TRIM_LABELS, (tenant,))
+                del self._new_label_bytes[tenant]
 
     def forget(self, before: float, kinds: Iterable[type[Row]] = KINDS) -> int:
         """Delete at most _FORGET_ROWS rows a table that are older than `before` (Unix time), and free their pages on disk.
@@ -173,6 +205,11 @@ class Store:
 
     def close(self) -> None:
         self.connection.close()
+
+
+def is_of_file(error: Exception) -> bool:
+    """Return whether an error is of the file, so that no row can be written, and not of a row."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _FILE_ERRORS
 
 
 def select(connection: sqlite3.Connection, query: str, values: Values) -> list[dict[str, Any]]:

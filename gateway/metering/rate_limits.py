@@ -125,6 +125,11 @@ class RateLimiter:
         for account in admitted.accounts:
             account.num_open -= 1
 
+    def charge(self, admitted: RateLimitPass, requests: int) -> None:
+        """Take more requests for one that cost as much as several. The level may become negative: later ones wait."""
+        for account in admitted.accounts:
+            account.requests -= requests
+
     def headers(self, limited: Sequence[LimitedParty], now: float) -> list[tuple[bytes, bytes]]:
         """Return OpenAI's rate limit headers of the party with least left: limit, remaining, and time until it is full."""
         headers: list[tuple[bytes, bytes]] = []

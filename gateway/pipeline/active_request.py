@@ -89,6 +89,8 @@ class ActiveRequest:
     cost_usd: float = 0.0
     saved_usd: float = 0.0
     counterfactual_usd: float = 0.0
+    cut: tuple[str, ...] = ()
+    """Fields of the servers' reports that exceeded their bounds and were cut."""
 
     @property
     def queue_s(self) -> float:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from gateway.background import Background
 from gateway.fleet.circuit_breaker import BREAKER_STATES
 from gateway.fleet.fleet import Fleet
-from gateway.ledger.ledger import Ledger
+from gateway.ledger.ledger import Ledger, SqliteLedger
 from gateway.metering.budgets import Budgets
 from gateway.metering.device_time import DeviceTimes
 from gateway.pipeline.dispatcher import Dispatcher
@@ -31,6 +32,30 @@ def request_gauges(
         yield Gauge("headway_ttft_margin", "Share by which predictions to a first token are stretched.", labels, margin)
 
 
+def excess_gauges(fleet: Fleet) -> Iterable[Gauge]:
+    """Yield the counters of all servers, also at 0: an increase shows only in a series that exists before it."""
+    numbers = dict.fromkeys([*fleet.clients, *fleet.upstreams], 0)
+    for (server, _), number in fleet.excess.items():
+        numbers[server] += number
+    for server, number in numbers.items():
+        labels = {"server": server}
+        yield Gauge("headway_out_of_bounds_reports", "Reports beyond their bounds.", labels, number, counts=True)
+
+
+def background_gauges(background: Background, ledger: Ledger) -> Iterable[Gauge]:
+    """Yield the state of every background task and thread."""
+    restarts, problems = {**background.restarts}, {**background.problems}
+    if isinstance(ledger, SqliteLedger):
+        restarts["ledger"] = ledger.restarts
+        problems |= {"ledger": ledger.problem} if ledger.problem else {}
+    for task, number in restarts.items():
+        labels = {"task": task}
+        yield Gauge(
+            "headway_background_up", "0 while a failed task waits for its restart.", labels, float(task not in problems)
+        )
+        yield Gauge("headway_background_restarts", "Failures of a background task.", labels, number, counts=True)
+
+
 def worker_gauges(fleet: Fleet, device_times: DeviceTimes) -> Iterable[Gauge]:
     for name, client in fleet.clients.items():
         labels = {"worker": name, "model": fleet.policy.workers[name].model}
@@ -50,6 +75,8 @@ def worker_gauges(fleet: Fleet, device_times: DeviceTimes) -> Iterable[Gauge]:
         yield Gauge("headway_worker_busy_seconds", "Device time in steps.", labels, load.busy_s, counts=True)
         yield Gauge("headway_worker_idle_seconds", "Time between steps.", labels, load.idle_s, counts=True)
         yield Gauge("headway_worker_attributed_seconds", "Busy time charged.", labels, load.attributed_s, counts=True)
+        excess_s = device_times.workers[name].excess_s
+        yield Gauge("headway_worker_excess_seconds", "Reported time beyond the wall time.", labels, excess_s, counts=True)
         yield Gauge("headway_idle_usd", "Dollars of time between steps.", labels, spent.idle_usd, counts=True)
         unattributed = max(0.0, spent.unattributed_usd)
         yield Gauge("headway_unattributed_usd", "Dollars of steps for nobody.", labels, unattributed, counts=True)

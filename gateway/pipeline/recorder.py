@@ -91,6 +91,8 @@ class RequestRecorder:
             on_large=decision.chosen.tier == self.fleet.policy.tiers[-1],
         )
         active.finished, active.charge = finished, paid
+        if active.stream:
+            active.cut += active.stream.cut
         active.device_s += paid.device_s
         active.cost_usd += paid.usd
         active.saved_usd += paid.saved_by_cache_usd
@@ -235,6 +237,7 @@ def _entry(active: ActiveRequest, outcome: Outcome, status: int, error_code: str
         cost_usd=active.cost_usd,
         saved_usd=active.saved_usd,
         counterfactual_usd=active.counterfactual_usd,
+        cut=active.cut,
         num_attempts=active.num_attempts,
         slo=active.pending.slo,
         slo_met=_slo_met(active, outcome, status, duration_s),
@@ -325,4 +328,5 @@ def _request_row(record: RequestRecord) -> RequestRow:
         num_attempts=record.num_attempts,
         trace=f"{record.trace.trace_id:032x}" if record.trace else "",
         key_id=record.key_id,
+        cut=",".join(sorted(set(record.cut))),
     )

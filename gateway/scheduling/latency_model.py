@@ -197,7 +197,8 @@ class LatencyPredictor:
         self._changed()
         step_s, token_s, *_ = load.step_cost
         if not self._informed and token_s > 0:
-            self._start(WorkerRates(max(step_s, 0.0), token_s, step_s + token_s, step_s + token_s))
+            step_s = max(step_s, 0.0)
+            self._start(WorkerRates(step_s, token_s, step_s + token_s, step_s + token_s))
 
     def wait_s(self, *, max_sequences: int, queued_tokens: int, now: float) -> float:
         """Return the seconds until a new request's prefill starts: the prefills before it, and its wait for a seat if none

@@ -63,6 +63,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: float = 0.0
     saved_usd: float = 0.0
     counterfactual_usd: float = 0.0
+    cut: tuple[str, ...] = ()
     num_attempts: int = 1
     slo: str = ""
     slo_met: bool | None = None

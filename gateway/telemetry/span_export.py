@@ -1,7 +1,9 @@
 """Destinations of spans: an OTLP receiver, standard error, or a file."""
 
+import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +12,10 @@ import msgspec
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from gateway.background import FIRST_PAUSE_S, LAST_PAUSE_S, Background
 from gateway.telemetry.tracing import AtExport, NoSpans, RequestSpans, SpanRecorder, SpanWriter, yield_gil
+
+log = logging.getLogger("headway.spans")
 
 
 class LineExporter(SpanExporter):
@@ -34,7 +39,44 @@ class LineExporter(SpanExporter):
             self._out.close()
 
 
-def open_spans(where: str, *, sample: float) -> SpanWriter:
+SPANS = "spans"
+"""Name of the exporter among the background tasks."""
+
+
+class RetriedExporter(SpanExporter):
+    """Exporter that survives the failures of another. After one it drops spans for a growing pause, and reports it."""
+
+    def __init__(self, exporter: SpanExporter, background: Background, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._exporter, self._background, self._clock = exporter, background, clock
+        self._pause_s, self._resume_at = FIRST_PAUSE_S, 0.0
+        background.restarts.setdefault(SPANS, 0)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self._clock() < self._resume_at:
+            return SpanExportResult.FAILURE
+        try:
+            result, problem = self._exporter.export(spans), "the receiver refused spans"
+        except Exception as error:  # one of the places that catch everything: the exporter is foreign code
+            result, problem = SpanExportResult.FAILURE, f"{type(error).__name__}: {error}"
+        if result is SpanExportResult.SUCCESS:
+            self._pause_s = FIRST_PAUSE_S
+            self._background.problems.pop(SPANS, None)
+            return result
+        log.error("spans are dropped for %g s: %s", self._pause_s, problem)
+        self._background.restarts[SPANS] += 1
+        self._background.problems[SPANS] = "spans cannot be exported, see the gateway's log"
+        self._resume_at = self._clock() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+
+def open_spans(where: str, *, sample: float, background: Background | None = None) -> SpanWriter:
     """Return the span writer for a setting.
 
     `where` is empty or `none` (no spans), `otlp` (endpoint, headers and timeout from the OTEL_EXPORTER_OTLP_ variables),
@@ -44,7 +86,8 @@ def open_spans(where: str, *, sample: float) -> SpanWriter:
     """
     if where in ("", "none"):
         return NoSpans()
-    return SpanRecorder(BatchSpanProcessor(_exporter(where)), sample=sample)
+    exporter = RetriedExporter(_exporter(where), background or Background())
+    return SpanRecorder(BatchSpanProcessor(exporter), sample=sample)
 
 
 def _exporter(where: str) -> SpanExporter:

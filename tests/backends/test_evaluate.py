@@ -10,7 +10,7 @@ from gateway.cli import main
 from tests.backends.conftest import MakeCheckpoint
 
 
-def test_a_report_says_what_a_quantization_costs(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_report_shows_the_accuracy_of_a_quantization(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     directory, text = make_checkpoint(), tmp_path / "text"
     text.write_text("the quick brown fox jumps over the lazy dog " * 20)
     for linear in ("float32", "int4"):

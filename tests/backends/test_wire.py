@@ -12,7 +12,7 @@ SIZES = st.lists(st.integers(0, 3 * wire.MAX_PACKED_BYTES // 2), max_size=8)
 
 
 @given(SIZES)
-def test_messages_come_out_as_they_went_in_and_share_frames_while_they_are_small(sizes: list[int]) -> None:
+def test_messages_round_trip_and_small_ones_share_frames(sizes: list[int]) -> None:
     messages = [wire.Asset(str(number), bytes(size), last=True) for number, size in enumerate(sizes)]
     frames = list(wire.frames(messages))
     decoded = [wire.decode_up(frame) for frame in frames]
@@ -23,7 +23,7 @@ def test_messages_come_out_as_they_went_in_and_share_frames_while_they_are_small
         assert size > wire.MAX_PACKED_BYTES
 
 
-def test_the_smallest_messages_are_no_more_than_a_head_can_count() -> None:
+def test_number_of_messages_fits_the_frame_head() -> None:
     messages = [wire.Abort(1)] * 70_000
     frames = list(wire.frames(messages))
     assert len(frames) > 1

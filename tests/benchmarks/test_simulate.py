@@ -44,7 +44,7 @@ def simulate(name: str, *, pool: int, workers: int = 1, host: int = 0, hours: fl
     return outcome
 
 
-def test_the_disciplines_are_those_that_the_page_names() -> None:
+def test_disciplines_equal_those_of_the_page() -> None:
     assert list(DISCIPLINES) == NAMES
 
 
@@ -60,17 +60,17 @@ def test_the_same_seed_gives_the_same_figures() -> None:
     assert simulate("headway", pool=300_000) == simulate("headway", pool=300_000)
 
 
-def test_when_the_pool_is_too_small_order_and_retention_do_more_turns() -> None:
+def test_order_and_retention_complete_more_turns_in_a_small_pool() -> None:
     ours, plain = (simulate(name, pool=600_000, num=48).turns for name in ("headway", "fcfs_lru"))
     assert ours > 1.8 * plain
 
 
-def test_when_everything_fits_they_change_nothing() -> None:
+def test_order_and_retention_change_nothing_in_a_large_pool() -> None:
     ours, plain = (simulate(name, pool=10_000_000).turns for name in ("headway", "fcfs_lru"))
     assert ours == pytest.approx(plain, rel=0.02)
 
 
-def test_in_an_open_loop_all_that_came_is_served_while_there_is_time() -> None:
+def test_open_loop_serves_every_arrival_given_time() -> None:
     discipline = DISCIPLINES["headway"](1, Rates())
     worker = VirtualWorker(0, VirtualPool(10_000_000, 0, keep_tails="compacted"))
     simulation = Simulation(discipline, [worker], endless(sessions(), 0), rates=Rates(), until_s=7200, from_s=0)
@@ -80,7 +80,7 @@ def test_in_an_open_loop_all_that_came_is_served_while_there_is_time() -> None:
 
 
 @pytest.mark.parametrize("by_worth", [False, True])
-def test_a_pool_under_a_random_walk_neither_loses_nor_invents_tokens(by_worth: bool) -> None:
+def test_random_walk_keeps_the_tokens_of_the_pool(by_worth: bool) -> None:
     rng, pool = random.Random(2), VirtualPool(10_000, 4_000, keep_tails="all", host_by_worth=by_worth)
     running: set[int] = set()
 

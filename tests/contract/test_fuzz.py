@@ -126,7 +126,7 @@ FRAMES = [
 
 @settings(max_examples=200, database=None)
 @given(data=st.data())
-def test_a_frame_that_is_no_message_is_said_to_be_none(data: st.DataObject) -> None:
+def test_frame_that_is_no_message_is_refused(data: st.DataObject) -> None:
     frame = bytearray(wire.encode(data.draw(st.sampled_from(FRAMES))))
     for _ in range(data.draw(st.integers(0, 3))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
@@ -183,7 +183,7 @@ def frame(message: Any, live: dict[int, Any]) -> bytes:
     return message if isinstance(message, bytes) else wire.encode(message)
 
 
-async def test_a_worker_that_talks_nonsense_harms_nobody_else_and_is_taken_back(tmp_path: Path) -> None:
+async def test_worker_with_invalid_frames_affects_no_other_and_reconnects(tmp_path: Path) -> None:
     found: list[list[Any]] = []
 
     @settings(max_examples=30, database=None)

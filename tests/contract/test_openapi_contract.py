@@ -40,7 +40,7 @@ def session() -> Iterator[requests.Session]:
 
 
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_an_operation_answers_as_the_document_says(label: str, served: Served, session: requests.Session) -> None:
+def test_operation_conforms_to_its_document(label: str, served: Served, session: requests.Session) -> None:
     operation = OPERATIONS[label]
     modes = [operation.as_strategy(generation_mode=mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)]
 

@@ -72,7 +72,7 @@ async def faults(page: Page) -> list[str]:
 @pytest.mark.parametrize(
     ("width", "dark"), [(1280, False), (1280, True), (390, False), (390, True)], ids=["light", "dark", "phone", "phone-dark"]
 )
-async def test_every_view_opens_without_a_fault(tmp_path: Path, width: int, dark: bool) -> None:
+async def test_every_view_opens_without_an_error(tmp_path: Path, width: int, dark: bool) -> None:
     async with shown(tmp_path) as (served, page):
         await page.look(width=width, height=844, dark=dark)
         await page.open(f"{served.url}/dashboard")
@@ -113,7 +113,7 @@ async def test_a_run_leads_to_its_decision_by_keys_alone(tmp_path: Path) -> None
 
 
 @needs_chromium
-async def test_a_request_to_open_leads_to_its_turn(tmp_path: Path) -> None:
+async def test_notable_request_links_to_its_turn(tmp_path: Path) -> None:
     async with shown(tmp_path) as (served, page):
         turns = [row for row in served.ledger.rows if isinstance(row, RequestRow) and row.run == "agent-1"]
         served.ledger.record(msgspec.structs.replace(turns[2], at=turns[2].at + 1e-6, request="late", slo_met=False))
@@ -131,7 +131,7 @@ async def test_a_request_to_open_leads_to_its_turn(tmp_path: Path) -> None:
 
 
 @needs_chromium
-async def test_money_is_shown_by_every_key_and_adds_up(tmp_path: Path) -> None:
+async def test_costs_view_shows_every_dimension_and_adds_up(tmp_path: Path) -> None:
     async with shown(tmp_path) as (served, page):
         await page.open(f"{served.url}/dashboard#/costs")
         for by, first in (("model", "nano"), ("tenant", "development"), ("run", "agent-"), ("day", "20")):
@@ -142,7 +142,7 @@ async def test_money_is_shown_by_every_key_and_adds_up(tmp_path: Path) -> None:
 
 
 @needs_chromium
-async def test_a_key_is_asked_for_and_kept_in_the_tab(tmp_path: Path) -> None:
+async def test_key_prompt_appears_and_the_key_stays_in_the_tab(tmp_path: Path) -> None:
     async with shown(tmp_path, KEYS, "acme-key-1234567890") as (served, page):
         await page.open(f"{served.url}/dashboard#/runs")
         await page.until("document.querySelector('#key')?.open")
@@ -187,7 +187,7 @@ async def test_a_tenant_sees_its_own_and_an_operator_all(tmp_path: Path) -> None
         assert (await read("costs?by=colour", "boss"))[0] == (await read("history?hours=-1", "boss"))[0] == 400
 
 
-async def test_attention_goes_to_what_went_wrong_last_and_cost_most(tmp_path: Path) -> None:
+async def test_summary_lists_latest_failures_and_highest_costs(tmp_path: Path) -> None:
     async with serve(tmp_path, more=KEYS) as served:
         now = time.time()
 
@@ -251,7 +251,7 @@ def test_every_endpoint_of_the_dashboard_is_one_of_the_api() -> None:
     assert {re.sub(r"\$?\{.*\}", "{}", path) for path in paths} <= {re.sub(r"\{.*\}", "{}", one.path) for one in OPERATIONS}
 
 
-def test_no_file_asks_for_anything_from_elsewhere() -> None:
+def test_dashboard_files_load_nothing_from_other_hosts() -> None:
     for file in WEB.rglob("*"):
         if file.is_file() and "vendor" not in file.parts and file.suffix in (".html", ".js", ".css"):
             assert "//" not in file.read_text().replace("// ", "").replace("http://www.w3.org", ""), file
@@ -260,7 +260,7 @@ def test_no_file_asks_for_anything_from_elsewhere() -> None:
     assert "style=" not in page and "onclick=" not in page
 
 
-async def test_readings_of_an_empty_ledger_are_empty(tmp_path: Path) -> None:
+async def test_reports_of_an_empty_ledger_are_empty(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         await asyncio.sleep(0)
         for path in ("live", "runs", "costs", "slo", "summary", "policy", "whoami"):

@@ -23,6 +23,6 @@ def test_every_metric_that_alerts_and_boards_name_is_on_the_page() -> None:
         assert re.sub(r"_(bucket|sum|count)$", "", name) in PAGE, name
 
 
-def test_the_pictures_are_there_and_small() -> None:
+def test_pictures_exist_and_are_small() -> None:
     for name in re.findall(r"\]\((dashboard/[a-z-]+\.png)\)", PAGE):
         assert (ROOT / "docs" / name).stat().st_size < 200_000, name

@@ -27,5 +27,5 @@ def test_every_query_names_an_exported_metric(board: Path) -> None:
         assert {re.sub(_SUFFIXES, "", name) for name in names} <= exported(), query
 
 
-def test_there_is_a_board() -> None:
+def test_grafana_board_exists() -> None:
     assert BOARDS

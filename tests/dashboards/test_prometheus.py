@@ -30,7 +30,7 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="pr
 
 
 @needs_promtool
-def test_the_rules_are_sound_and_fire_when_they_should() -> None:
+def test_rules_are_valid_and_fire_on_their_conditions() -> None:
     for command in (
         ["check", "rules", "rules.yaml"],
         ["test", "rules", "rules_test.yaml"],
@@ -40,7 +40,7 @@ def test_the_rules_are_sound_and_fire_when_they_should() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_says_what_happened_and_what_to_do() -> None:
+def test_every_alert_has_a_summary_and_an_action() -> None:
     for group in yaml.safe_load((RULES / "rules.yaml").read_text())["groups"]:
         for rule in group["rules"]:
             if "alert" in rule:

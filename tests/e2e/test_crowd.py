@@ -25,7 +25,7 @@ async def post(http: aiohttp.ClientSession, served: Served, tenant: str, text: s
 
 
 @pytest.mark.timeout(200)
-async def test_one_of_another_tenant_is_not_behind_the_connections_of_a_crowd(tmp_path: Path) -> None:
+async def test_crowd_of_connections_does_not_delay_another_tenant(tmp_path: Path) -> None:
     worker = fake("nano", max_sequences=8)
     async with serve(tmp_path, workers={"nano-0": worker}, more=POLICY) as served:
         connector = aiohttp.TCPConnector(limit=0)
@@ -41,7 +41,7 @@ async def test_one_of_another_tenant_is_not_behind_the_connections_of_a_crowd(tm
 
 
 @pytest.mark.timeout(200)
-async def test_who_sends_slowly_holds_up_nobody(tmp_path: Path) -> None:
+async def test_slow_senders_delay_no_other_request(tmp_path: Path) -> None:
     """Heads and bodies that come byte by byte, and answers that nobody takes."""
     worker = fake("nano")
     async with serve(tmp_path, workers={"nano-0": worker}) as served:

@@ -38,7 +38,7 @@ def rows(served: Served) -> list[RequestRow]:
     return [row for row in served.ledger.rows if isinstance(row, RequestRow)]
 
 
-async def test_a_worker_that_makes_no_step_is_given_up_and_its_streams_are_told(tmp_path: Path) -> None:
+async def test_hung_worker_is_dropped_and_its_streams_get_an_error(tmp_path: Path) -> None:
     worker = fake("nano", step_s=0.005)
     async with serve(tmp_path, workers={"nano-0": worker}, more=PATIENCE) as served:
         began = asyncio.Event()
@@ -53,7 +53,7 @@ async def test_a_worker_that_makes_no_step_is_given_up_and_its_streams_are_told(
         await until(lambda: len(rows(served)) == 2)
 
 
-async def test_what_had_not_begun_on_a_hanging_worker_goes_elsewhere(tmp_path: Path) -> None:
+async def test_unstarted_request_of_a_hung_worker_moves(tmp_path: Path) -> None:
     workers = {"nano-0": fake("nano"), "nano-1": fake("nano")}
     async with serve(tmp_path, workers=workers, more=PATIENCE) as served:
         for worker in workers.values():
@@ -71,7 +71,7 @@ def local_fakes(name: str, worker: Worker, model: Path, socket: Path, threads: i
     return [*run, "--listen", f"unix://{socket}", "--model-dir", str(model)]
 
 
-async def test_a_local_worker_that_stands_still_is_killed_and_started_again(tmp_path: Path) -> None:
+async def test_hung_local_worker_is_killed_and_restarted(tmp_path: Path) -> None:
     started = serve(tmp_path, local={"nano-0": "nano"}, command=local_fakes, env=dict(os.environ), more=PATIENCE)
     async with started as served:
         local = served.gateway.fleet.supervisor.workers["nano-0"]
@@ -87,7 +87,7 @@ async def test_a_local_worker_that_stands_still_is_killed_and_started_again(tmp_
 
 
 @pytest.mark.timeout(200)
-async def test_a_worker_without_the_memory_for_its_pages_says_so_and_is_tried_again(tmp_path: Path) -> None:
+async def test_worker_without_memory_for_its_pages_reports_it_and_is_retried(tmp_path: Path) -> None:
     def command(name: str, worker: Worker, model: Path, socket: Path, threads: int) -> list[str]:
         run = [sys.executable, "-m", "backends", "--exit-with-parent", "--name", name, "--kv-tokens", "100000000000"]
         return [*run, "--listen", f"unix://{socket}", "--model", str(model)]
@@ -104,7 +104,7 @@ async def test_a_worker_without_the_memory_for_its_pages_says_so_and_is_tried_ag
 
 
 @pytest.mark.parametrize("frame", [b"\xc1", b"", b"\x81\xa4type\xa6tokens", b"\x93\x01"])
-async def test_a_corrupt_frame_ends_what_ran_and_the_link_is_made_anew(tmp_path: Path, frame: bytes) -> None:
+async def test_corrupt_frame_ends_running_requests_and_the_link_reconnects(tmp_path: Path, frame: bytes) -> None:
     worker = fake("nano", step_s=0.005)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
         began = asyncio.Event()
@@ -117,7 +117,7 @@ async def test_a_corrupt_frame_ends_what_ran_and_the_link_is_made_anew(tmp_path:
         await until(lambda: worker.num_live == 0)
 
 
-async def test_a_client_that_does_not_read_holds_up_nobody_and_is_cleared_when_it_goes(tmp_path: Path) -> None:
+async def test_client_that_does_not_read_delays_no_other_and_is_freed_on_disconnect(tmp_path: Path) -> None:
     worker = fake("nano", max_context=100_000, num_pages=10_000, tokens_per_step=50, step_s=0.001)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
         body = json.dumps(ask(stream=True, max_tokens=90_000)).encode()
@@ -137,7 +137,7 @@ async def test_a_client_that_does_not_read_holds_up_nobody_and_is_cleared_when_i
 
 
 @pytest.mark.timeout(200)
-async def test_bodies_of_ten_megabytes_are_read_judged_and_hold_up_nobody(tmp_path: Path) -> None:
+async def test_bodies_of_ten_megabytes_delay_no_other_request(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
 
         async def send(size: int) -> tuple[int, Any]:

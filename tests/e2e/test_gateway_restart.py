@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.builders import ROOT, policy_text
 from tests.gateway.http.test_server import SERVER
-from tests.served import PICO, POLICY, ROOT, free_port
+from tests.served import free_port
 
 BUDGET = "budgets: {run: {per: run, tokens: 5000}}"
 
@@ -25,9 +26,8 @@ BUDGET = "budgets: {run: {per: run, tokens: 5000}}"
 @contextmanager
 def gateway(folder: Path, ledger: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     policy, port = folder / "policy.yaml", free_port()
-    text = POLICY.replace("candidates: [small, large]", "candidates: [small, large], budgets: [run]")
     more = f"{BUDGET}\nlisten: {{port: {port}}}"
-    policy.write_text(text.format(pico=PICO, workers="  nano-0: {model: nano, device: cpu}", more=more))
+    policy.write_text(policy_text("  nano-0: {model: nano, device: cpu}", route="budgets: [run]", more=more))
     env = {"HEADWAY_LEDGER": str(ledger), "HEADWAY_STOP_GRACE_S": "0.2", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", SERVER, str(policy)]
     with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
@@ -54,7 +54,7 @@ def held(ledger: Path) -> list[tuple[str, int, int]]:
         return connection.execute("SELECT run, tokens, turns FROM holds").fetchall()
 
 
-def test_what_was_in_flight_when_it_was_killed_stays_held_after_a_restart(tmp_path: Path) -> None:
+def test_reservations_in_flight_survive_a_kill(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.sqlite"
     with gateway(tmp_path, ledger) as (url, process):
         with ask(url, max_tokens=10) as answer:

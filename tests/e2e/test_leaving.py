@@ -36,7 +36,7 @@ def aborted(served: Served) -> list[RequestRow]:
     return [row for row in served.ledger.rows if isinstance(row, RequestRow) and row.status == "client_gone"]
 
 
-async def test_leaving_mid_stream(tmp_path: Path) -> None:
+async def test_disconnect_in_a_stream_frees_its_sequence(tmp_path: Path) -> None:
     worker = fake("nano", step_s=0.005)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
         await leave_after(served, ask(stream=True, max_tokens=4000), first_bytes=True)
@@ -45,7 +45,7 @@ async def test_leaving_mid_stream(tmp_path: Path) -> None:
         assert aborted(served)[0].device_s == pytest.approx(worker.busy_s)
 
 
-async def test_leaving_while_it_runs_without_streaming(tmp_path: Path) -> None:
+async def test_disconnect_without_streaming_frees_its_sequence(tmp_path: Path) -> None:
     worker = fake("nano", step_s=0.005)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
         await leave_after(served, ask(max_tokens=4000), first_bytes=False)
@@ -54,7 +54,7 @@ async def test_leaving_while_it_runs_without_streaming(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_leaving_before_the_first_frame(tmp_path: Path, stream: bool) -> None:
+async def test_disconnect_before_the_first_frame_frees_its_sequence(tmp_path: Path, stream: bool) -> None:
     worker = fake("nano", step_s=0.005, prefill_steps=10_000)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
         await leave_after(served, ask(stream=stream), first_bytes=False)
@@ -62,7 +62,7 @@ async def test_leaving_before_the_first_frame(tmp_path: Path, stream: bool) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_leaving_the_queue(tmp_path: Path, stream: bool) -> None:
+async def test_disconnect_in_the_queue_removes_the_request(tmp_path: Path, stream: bool) -> None:
     worker = fake("nano", max_sequences=1)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
         worker.hold()
@@ -76,7 +76,7 @@ async def test_leaving_the_queue(tmp_path: Path, stream: bool) -> None:
         await assert_all_free(served)
 
 
-async def test_many_that_come_and_go_leave_nothing(tmp_path: Path) -> None:
+async def test_many_disconnects_leave_nothing_behind(tmp_path: Path) -> None:
     worker = fake("nano", step_s=0.002, max_sequences=3)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
 
@@ -89,7 +89,7 @@ async def test_many_that_come_and_go_leave_nothing(tmp_path: Path) -> None:
         assert worker.refused == 0
 
 
-async def test_what_a_drain_cuts_off_is_told_and_accounted_before_the_books_close(tmp_path: Path) -> None:
+async def test_requests_cut_off_by_a_drain_get_an_error_and_are_recorded(tmp_path: Path) -> None:
     worker = fake("nano", step_s=0.005)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
         asked = asyncio.create_task(served.chat(ask(max_tokens=4000)))

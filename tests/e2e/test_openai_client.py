@@ -66,7 +66,7 @@ async def test_the_sync_client_works_too(tmp_path: Path) -> None:
     assert "auto" in models
 
 
-async def test_a_tool_call_whole_and_streamed_and_its_loop_found_again_without_headers(tmp_path: Path) -> None:
+async def test_tool_loop_is_recognised_without_headers_streamed_or_not(tmp_path: Path) -> None:
     workers = {"nano-0": fake("nano", answer=calls_a_tool)}
     async with serve(tmp_path, workers=workers) as served, served.client() as client:
         asked: dict[str, Any] = {"model": "auto", "messages": HI, "tools": TOOLS, "max_tokens": 500}

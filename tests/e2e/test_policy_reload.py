@@ -73,7 +73,7 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_a_changed_file_holds_and_a_wrong_one_does_not(running: Running) -> None:
+def test_valid_change_is_applied_and_an_invalid_one_is_not(running: Running) -> None:
     until(lambda: running.bar() == 0.5)
     running.routes.write_text(ROUTES.format(bar=0.75))
     until(lambda: running.bar() == 0.75)
@@ -88,7 +88,7 @@ def test_a_changed_file_holds_and_a_wrong_one_does_not(running: Running) -> None
     assert refused["hash"] == refused["hash_before"] == taken["hash"] != taken["hash_before"]
 
 
-def test_a_signal_takes_over_what_the_look_once_a_second_cannot_see(running: Running) -> None:
+def test_sighup_applies_a_change_that_polling_cannot_see(running: Running) -> None:
     until(lambda: running.bar() == 0.5)
     stamp = running.routes.stat()
     running.routes.write_text(ROUTES.format(bar=0.2))

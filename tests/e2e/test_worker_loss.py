@@ -39,7 +39,7 @@ async def test_streams_of_a_lost_worker_end_with_an_error_event(tmp_path: Path) 
         assert (await served.chat())[0] == 200
 
 
-async def test_what_had_not_begun_goes_to_another_worker(tmp_path: Path) -> None:
+async def test_unstarted_request_of_a_lost_worker_moves(tmp_path: Path) -> None:
     workers = {"nano-0": fake("nano", prefill_steps=10_000, step_s=0.005), "nano-1": fake("nano")}
     async with serve(tmp_path, workers=workers) as served:
         served.workers["nano-1"].hold()
@@ -102,7 +102,7 @@ async def test_others_on_workers_that_a_request_ended_are_answered(tmp_path: Pat
         assert [answered for answered, _ in await asyncio.gather(*others)] == [200] * 6
 
 
-async def test_with_nobody_else_it_is_a_503_that_says_try_again(tmp_path: Path) -> None:
+async def test_loss_of_the_only_worker_is_a_503_with_retry(tmp_path: Path) -> None:
     worker = fake("nano", prefill_steps=10_000, step_s=0.005)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
         asked = [asyncio.create_task(served.chat(ask(f"n {n}", stream=n % 2 == 0))) for n in range(4)]
@@ -113,7 +113,7 @@ async def test_with_nobody_else_it_is_a_503_that_says_try_again(tmp_path: Path) 
             assert body["error"]["code"] == "no_worker"
 
 
-async def test_what_waits_for_a_lost_worker_is_told(tmp_path: Path) -> None:
+async def test_queued_request_of_a_lost_worker_gets_an_error(tmp_path: Path) -> None:
     worker = fake("nano", max_sequences=1)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
         worker.hold()

@@ -14,7 +14,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from backends.wire import Sampling
-from tests.served import PICO, fake, serve
+from tests.builders import PICO
+from tests.served import fake, serve
 
 TOKENIZER = Tokenizer.from_file(str(PICO / "tokenizer.json"))
 SUM = "42"

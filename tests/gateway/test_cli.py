@@ -74,12 +74,12 @@ def request_file(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_good_policy_is_said_to_be_good(capsys: pytest.CaptureFixture[str]) -> None:
+def test_policy_check_accepts_a_valid_policy(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["policy", "check", str(DEFAULT)], {}) == 0
     assert "valid (2 tiers, 2 models, 2 workers, 1 routes)" in capsys.readouterr().out
 
 
-def test_a_bad_policy_is_told_by_file_line_and_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_policy_check_names_file_line_and_path_of_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(DEFAULT.read_text().replace("usd_per_hour", "usd_per_our").replace("model: pico", "model: pica"))
     assert main(["policy", "check", str(bad)], {}) == 1
@@ -89,7 +89,7 @@ def test_a_bad_policy_is_told_by_file_line_and_path(tmp_path: Path, capsys: pyte
     assert f"{bad}: 2 problems" in shown
 
 
-def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_policy_schema_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["policy", "schema"], {}) == 0
     assert json.loads(capsys.readouterr().out) == policy_json_schema()
 
@@ -117,12 +117,14 @@ def test_explain_asks_a_running_gateway(request_file: Path, gateway_url: str, ca
     assert shown[-1] == "4 more rejected; in all: 1 costs more, 4 not healthy"
 
 
-def test_explain_prints_json_when_told_to(request_file: Path, gateway_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_with_json_option_prints_json(request_file: Path, gateway_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(request_file), "--url", gateway_url, "--json"], {"HEADWAY_API_KEY": "secret"}) == 0
     assert msgspec.json.decode(capsys.readouterr().out, type=Decision) == DECISION
 
 
-def test_what_the_gateway_refuses_is_shown(request_file: Path, gateway_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_shows_the_error_of_the_gateway(
+    request_file: Path, gateway_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["explain", str(request_file), "--url", gateway_url], {}) == 1
     assert "answered 401: no such key" in capsys.readouterr().err
 
@@ -139,7 +141,7 @@ def tiny_model(folder: Path, *, weights: int) -> None:
     (folder / "model.safetensors").write_bytes(b"x" * weights)
 
 
-def test_explain_decides_by_itself_when_nobody_answers(
+def test_explain_decides_locally_without_a_gateway(
     tmp_path: Path, request_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as unused:
@@ -157,7 +159,7 @@ def test_explain_decides_by_itself_when_nobody_answers(
     assert shown[-1].endswith("below quality bar")
 
 
-def test_explain_needs_a_file_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_of_a_missing_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(tmp_path / "none.json")], {}) == 1
     assert "none.json" in capsys.readouterr().err
 
@@ -183,7 +185,7 @@ def test_the_router_is_trained_and_graded_by_command(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("line", ["{", '{"messages": []}', '{"messages": [{"role": "robot"}], "outcomes": {}}'])
-def test_a_bad_line_of_outcomes_is_told_by_number(tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_line_of_outcomes_is_named_by_its_number(tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     good = json.dumps({"messages": [{"role": "user", "content": "x"}], "outcomes": {"small": True, "large": True}})
     (tmp_path / "o.jsonl").write_text(f"{good}\n\n{line}\n")
     assert main(["router", "train", str(tmp_path / "o.jsonl"), "--out", str(tmp_path / "q.json")], {}) == 1

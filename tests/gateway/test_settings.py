@@ -5,11 +5,11 @@ import pytest
 from gateway.settings import TABLE, Settings, SettingsError, read_settings
 
 
-def test_nothing_given_means_the_defaults() -> None:
+def test_empty_environment_gives_the_defaults() -> None:
     assert read_settings({}) == read_settings({"HEADWAY_PORT": ""}) == Settings()
 
 
-def test_what_is_given_is_read() -> None:
+def test_variables_are_read() -> None:
     settings = read_settings({"HEADWAY_PORT": "9000", "HEADWAY_LEDGER": "/tmp/l.sqlite", "HEADWAY_LOG_LEVEL": "debug"})
     assert (settings.port, settings.ledger, settings.log_level) == (9000, Path("/tmp/l.sqlite"), "DEBUG")
 
@@ -46,6 +46,6 @@ def test_a_bad_value_names_its_variable(variable: str, value: str) -> None:
         read_settings({variable: value})
 
 
-def test_the_table_covers_every_field_and_says_what_it_may_be() -> None:
+def test_settings_table_covers_every_field_with_its_range() -> None:
     assert {field for field, _, _ in TABLE.values()} == set(Settings.__struct_fields__)
     assert all(meaning for _, _, meaning in TABLE.values())

@@ -27,13 +27,13 @@ def said_by(module: str) -> Any:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.large], ids=lambda case: f"{case.kernel}/{case.name}")
-def test_a_kernel_computes_what_its_twin_does(case: Case, errors: dict[str, float | str]) -> None:
+def test_kernel_equals_its_reference(case: Case, errors: dict[str, float | str]) -> None:
     error = errors[f"{case.kernel}/{case.name}"]
     assert isinstance(error, float) and error <= case.tolerance, error
 
 
 @pytest.mark.timeout(300)
-def test_models_say_the_same_on_the_kernels_as_on_torch() -> None:
+def test_models_give_equal_text_on_kernels_and_torch() -> None:
     same = said_by("tests.kernels.forward")
     assert len(same) == 2 and all(same.values()), same
 

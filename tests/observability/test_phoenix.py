@@ -84,7 +84,7 @@ def spans_of(url: str) -> list[Span]:
     return found
 
 
-def test_the_runs_of_the_demo_are_there_with_session_tokens_and_cost(phoenix: str) -> None:
+def test_demo_runs_appear_with_session_tokens_and_cost(phoenix: str) -> None:
     environment = {
         "HEADWAY_PORT": str(free_port()),
         "OTEL_EXPORTER_OTLP_ENDPOINT": phoenix,
@@ -125,7 +125,7 @@ def assert_tree(spans: list[Span]) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None or PICTURE is None, reason="no Chromium, or no picture is asked for")
-async def test_a_picture_of_it(phoenix: str, tmp_path: Path) -> None:
+async def test_phoenix_page_renders(phoenix: str, tmp_path: Path) -> None:
     assert PICTURE
     project = read(f"{phoenix}/v1/projects/default")["data"]["id"]
     async with browser(tmp_path) as page:

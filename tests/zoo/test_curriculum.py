@@ -28,7 +28,7 @@ def test_held_out_instances_are_the_same_every_time(skill: str, level: int) -> N
 
 
 @pytest.mark.parametrize(("skill", "level"), CELLS)
-def test_the_references_are_graded_right_and_a_changed_answer_wrong(skill: str, level: int) -> None:
+def test_reference_answers_pass_grading_and_changed_ones_fail(skill: str, level: int) -> None:
     instances = held_out(skill, level, 3)
     references = {id(one.messages): one for one in instances}
 

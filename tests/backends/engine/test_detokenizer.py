@@ -30,7 +30,7 @@ def test_no_piece_ends_inside_a_character(tokenizer: Tokenizer, text: str) -> No
     assert "�" in text or not any("�" in piece for piece in pieces)
 
 
-def test_special_tokens_are_silent(tokenizer: Tokenizer) -> None:
+def test_special_tokens_have_no_text(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("the fox").ids, 0, *tokenizer.encode(" jumps").ids, 0]
     assert "".join(streamed(tokenizer, ids)) == "the fox jumps"
 
@@ -45,12 +45,12 @@ def test_a_decoder_that_strips_the_first_space_keeps_the_others(words: list[str]
     assert "".join(streamed(spaced, ids)) == spaced.decode(ids)
 
 
-def test_an_endless_row_of_silent_tokens_changes_nothing(tokenizer: Tokenizer) -> None:
+def test_long_run_of_tokens_without_text_changes_nothing(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("the").ids, *[0] * 300, *tokenizer.encode(" 🦊 fox").ids]
     assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids) == "the 🦊 fox"
 
 
-def test_endless_broken_bytes_are_let_go_of_in_time(tokenizer: Tokenizer) -> None:
+def test_endless_broken_bytes_are_released(tokenizer: Tokenizer) -> None:
     broken = tokenizer.token_to_id("ÿ")
     assert broken is not None
     pieces = streamed(tokenizer, [broken] * 200)

@@ -35,7 +35,7 @@ def test_shares_sum_to_the_step_exactly(caused: list[Caused], dt_ns: int, seen: 
         cost.observe(seen, seen_s)
 
 
-def test_the_fit_finds_what_a_step_costs() -> None:
+def test_fit_recovers_the_cost_of_a_step() -> None:
     rng, cost = random.Random(0), StepCostModel()
     for _ in range(1500):
         step = some_step(rng)
@@ -47,7 +47,7 @@ def test_the_fit_finds_what_a_step_costs() -> None:
     assert min(a, b, c, d) >= 0
 
 
-def test_steps_that_something_else_disturbed_do_not_lead_the_fit_away() -> None:
+def test_disturbed_steps_do_not_bias_the_fit() -> None:
     rng, cost = random.Random(3), StepCostModel()
     for _ in range(1500):
         step = some_step(rng)
@@ -58,7 +58,7 @@ def test_steps_that_something_else_disturbed_do_not_lead_the_fit_away() -> None:
         assert found == pytest.approx(true_cost(step), rel=0.05)
 
 
-def test_who_causes_more_pays_more_and_the_fixed_part_is_shared() -> None:
+def test_sequence_with_more_work_pays_more_and_the_fixed_part_is_shared() -> None:
     rng, cost = random.Random(1), StepCostModel()
     for _ in range(500):
         step = some_step(rng)
@@ -90,7 +90,7 @@ def test_busy_and_idle_are_the_wall_time() -> None:
     assert busy_meter.busy_ns + busy_meter.idle_ns == now_ns - 12_345
 
 
-def test_what_all_read_together_makes_each_byte_dearer() -> None:
+def test_bytes_read_by_all_rows_have_a_rising_cost() -> None:
     rng, cost = random.Random(4), StepCostModel()
     kv = 8192
 

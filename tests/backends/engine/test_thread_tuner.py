@@ -28,7 +28,7 @@ def test_short_steps_run_on_one_thread_and_long_ones_on_all() -> None:
     assert rounds(thread_tuner, 1000, with_meetings, work=1_000, chunks=True) > 950
 
 
-def test_a_step_that_was_held_up_changes_nothing() -> None:
+def test_delayed_step_does_not_change_the_choice() -> None:
     thread_tuner, number = ThreadTuner(2), 0
 
     def held_up(work: int, threads: int) -> float:
@@ -40,19 +40,19 @@ def test_a_step_that_was_held_up_changes_nothing() -> None:
     assert rounds(thread_tuner, 1000, held_up, work=1_000) > 950
 
 
-def test_what_has_become_the_slower_way_is_left() -> None:
+def test_slower_number_of_threads_is_dropped() -> None:
     thread_tuner = ThreadTuner(2)
     rounds(thread_tuner, 5000, with_meetings, work=1_000_000)
     rounds(thread_tuner, 8 * SELDOM, lambda work, threads: work * threads, work=1_000_000)
     assert rounds(thread_tuner, 1000, lambda work, threads: work * threads, work=1_000_000) > 950
 
 
-def test_the_slower_way_is_tried_ever_more_seldom() -> None:
+def test_slower_number_of_threads_is_tried_less_and_less_often() -> None:
     thread_tuner = ThreadTuner(2)
     rounds(thread_tuner, 20_000, with_meetings, work=1_000)
     assert 5 <= 10_000 - rounds(thread_tuner, 10_000, with_meetings, work=1_000) <= 12
 
 
-def test_of_one_thread_there_is_nothing_to_choose() -> None:
+def test_single_thread_needs_no_choice() -> None:
     thread_tuner = ThreadTuner(1)
     assert rounds(thread_tuner, 10, with_meetings, work=1_000_000) == 10

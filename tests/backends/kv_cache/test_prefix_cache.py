@@ -13,7 +13,7 @@ from backends.wire import page_hashes
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.integers(1, 9), st.text(max_size=5), st.integers(0, 40))
-def test_pages_named_one_by_one_have_the_names_of_the_wire(ids: list[int], page_size: int, salt: str, shared: int) -> None:
+def test_page_hashes_one_by_one_equal_those_of_the_wire(ids: list[int], page_size: int, salt: str, shared: int) -> None:
     tokens = array("I", ids)
     page_hasher, names = PageHasher("weights", salt, shared // page_size), list[bytes]()
     for start in range(0, len(ids) - len(ids) % page_size, page_size):
@@ -112,7 +112,7 @@ def filled(index: PrefixIndex, name: bytes, chain: str, parent: bytes = b"") -> 
     return page
 
 
-def test_the_least_recently_used_page_goes_first() -> None:
+def test_least_recently_used_page_is_evicted_first() -> None:
     index = PrefixIndex(PagePool(3))
     for name in (b"a", b"b", b"c"):
         filled(index, name, "")
@@ -122,7 +122,7 @@ def test_the_least_recently_used_page_goes_first() -> None:
     assert set(index.page_hashes()) == {b"a", b"c", b"d"}
 
 
-def test_children_go_before_their_parents() -> None:
+def test_children_are_evicted_before_their_parents() -> None:
     index = PrefixIndex(PagePool(3))
     filled(index, b"a", "")
     filled(index, b"ab", "", b"a")
@@ -131,7 +131,7 @@ def test_children_go_before_their_parents() -> None:
     assert index.page_hashes() == [b"a"]
 
 
-def test_a_chain_of_lower_score_goes_first_and_of_score_zero_at_once() -> None:
+def test_chain_of_lower_score_is_evicted_first_and_of_score_zero_at_once() -> None:
     index = PrefixIndex(PagePool(3))
     filled(index, b"a", "keep")
     filled(index, b"b", "drop")
@@ -154,7 +154,7 @@ def turn(index: PrefixIndex, page_hashes: list[bytes], chain: str) -> None:
     index.give_back(held)
 
 
-def test_what_a_turn_did_not_go_on_with_goes_before_what_is_worth_less() -> None:
+def test_pages_that_a_turn_did_not_reuse_are_evicted_before_lower_scores() -> None:
     index = PrefixIndex(PagePool(7))
     turn(index, [b"s", b"t", b"old-1", b"old-2"], "a")
     filled(index, b"other", "other")
@@ -170,7 +170,7 @@ def test_what_a_turn_did_not_go_on_with_goes_before_what_is_worth_less() -> None
     index.check()
 
 
-def test_side_requests_and_sub_agents_under_the_same_name_cost_the_main_thread_nothing() -> None:
+def test_side_requests_under_the_same_chain_evict_nothing_of_the_main_thread() -> None:
     index, main = PrefixIndex(PagePool(9)), [b"m1", b"m2", b"m3", b"m4"]
     turn(index, main, "session")
     turn(index, [b"m1", b"sub-1"], "session")  # of two turns while the main thread waits
@@ -185,7 +185,7 @@ def test_side_requests_and_sub_agents_under_the_same_name_cost_the_main_thread_n
     assert set(main) | {b"title"} <= set(index.page_hashes()) and b"other" not in index.page_hashes()
 
 
-def test_a_released_chain_lets_go_of_nothing_that_another_shares() -> None:
+def test_released_chain_keeps_pages_that_another_shares() -> None:
     index = PrefixIndex(PagePool(4))
     filled(index, b"a", "one")
     filled(index, b"ab", "two", b"a")

@@ -36,7 +36,7 @@ def test_int8_kv_is_within_half_a_step_of_what_was_written() -> None:
 
 
 @pytest.mark.parametrize("kind", [PagedKV, Int8KV])
-def test_pages_come_back_from_the_host_as_they_left(kind: type[PagedKV]) -> None:
+def test_host_pages_round_trip_unchanged(kind: type[PagedKV]) -> None:
     kv = kind(**SIZES, dtype=torch.float32, device="cpu")  # type: ignore[arg-type]
     copier = ThreadCopier(kv, 3)
     for layer in range(2):
@@ -86,7 +86,7 @@ def answers(served: LoadedModel, kv: PagedKV, library: Library | None, host_page
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_with_a_host_tier_a_model_says_the_same_and_computes_less(
+def test_host_tier_gives_the_same_text_with_less_prefill(
     make_checkpoint: MakeCheckpoint, library: Library | None, int8: bool
 ) -> None:
     chooser = LinearChooser("float32", torch.float32, "cpu", library)

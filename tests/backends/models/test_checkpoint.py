@@ -46,7 +46,9 @@ def edit(directory: Path, **changed: Any) -> None:
         ),
     ],
 )
-def test_what_is_not_served_is_refused_by_name(make_checkpoint: MakeCheckpoint, changed: dict[str, Any], named: str) -> None:
+def test_unsupported_checkpoint_is_refused_by_name(
+    make_checkpoint: MakeCheckpoint, changed: dict[str, Any], named: str
+) -> None:
     directory = make_checkpoint()
     edit(directory, **changed)
     with pytest.raises(UnsupportedCheckpoint, match=named):
@@ -67,7 +69,7 @@ def test_missing_files_and_tensors_are_named(make_checkpoint: MakeCheckpoint, tm
         Checkpoint(directory)
 
 
-def test_old_and_new_spellings_of_rope_are_read_alike(make_checkpoint: MakeCheckpoint) -> None:
+def test_old_and_new_rope_fields_give_the_same_config(make_checkpoint: MakeCheckpoint) -> None:
     scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     new, old = make_checkpoint(), make_checkpoint()
     edit(new, rope_parameters={"rope_type": "llama3", "rope_theta": 500.0, **scaling})

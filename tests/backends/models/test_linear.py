@@ -24,7 +24,7 @@ def weight(bias: bool = False) -> Weight:
 @pytest.mark.parametrize("rows", [1, 2, 33])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("kernel", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("w8a8", 0.03), ("int4", 0.15)])
-def test_kernels_multiply(library: Library | None, kernel: str, tolerance: float, bias: bool, rows: int) -> None:
+def test_every_linear_kernel_multiplies(library: Library | None, kernel: str, tolerance: float, bias: bool, rows: int) -> None:
     x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1))
     expected = torch.nn.functional.linear(x, weight(bias).values, weight(bias).bias)
     kernels = kernels_of(library)
@@ -66,7 +66,7 @@ def test_stored_int8_is_used_as_it_is() -> None:
     assert stack([stored, stored]).scale.shape == (96, 1)  # type: ignore[union-attr]
 
 
-def test_auto_only_weighs_kernels_that_keep_the_stored_weights() -> None:
+def test_auto_considers_only_kernels_that_keep_the_stored_weights() -> None:
     assert candidates("float32", torch.float32) == ("float32",)
     assert candidates("bfloat16", torch.float32) == ("float32", "bfloat16")
     assert candidates("int8", torch.float32) == ("float32", "w8a8")
@@ -80,7 +80,7 @@ def test_the_first_kernel_is_kept_unless_another_is_clearly_faster() -> None:
     assert fastest([Timing("float32", 10, 100), Timing("bfloat16", 12, 30)], prefills=False) == "float32"
 
 
-def test_what_is_asked_for_is_taken_and_a_shape_is_probed_once() -> None:
+def test_requested_kernel_is_used_and_a_shape_is_probed_once() -> None:
     chooser = LinearChooser("bfloat16", torch.float32, "cpu")
     chooser.build(weight())
     assert chooser.chosen_for_layers == ["bfloat16"]

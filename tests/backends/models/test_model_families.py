@@ -104,7 +104,7 @@ def test_an_architecture_gives_the_logits_of_transformers(family: str, library: 
         torch.testing.assert_close(logits, expected(tokens)[-1], atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_what_keeps_another_state_than_kv_is_refused_by_name(tmp_path: Path) -> None:
+def test_architecture_with_state_besides_kv_is_refused_by_name(tmp_path: Path) -> None:
     import transformers
 
     config = transformers.MambaConfig(vocab_size=320, hidden_size=16, num_hidden_layers=1, state_size=4)

@@ -28,7 +28,7 @@ def ours(library: Library | None) -> Library:
     return library
 
 
-def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: Library) -> None:
+def test_native_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: Library) -> None:
     runs: list[Path] = []
     compile_it = compiled.compile_step
     monkeypatch.setattr(
@@ -38,7 +38,7 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ou
     assert len(runs) == 1 and {path.suffix for path in tmp_path.iterdir()} == {".so", ""}
 
 
-def test_without_a_compiler_steps_run_on_torch_and_the_reason_is_said(
+def test_missing_compiler_falls_back_to_torch_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, make_checkpoint: MakeCheckpoint
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -56,7 +56,7 @@ def test_without_a_compiler_steps_run_on_torch_and_the_reason_is_said(
         resolve_library("compiled", device="cpu")
 
 
-def test_a_compiler_that_fails_is_named_with_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_compiler_is_named_with_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho cannot do that >&2\nexit 3\n")
     broken.chmod(0o755)
@@ -65,7 +65,7 @@ def test_a_compiler_that_fails_is_named_with_what_it_said(tmp_path: Path, monkey
         open_library(tmp_path / "cache")
 
 
-def test_what_it_does_not_take_is_said(ours: Library, make_checkpoint: MakeCheckpoint) -> None:
+def test_unsupported_model_is_reported(ours: Library, make_checkpoint: MakeCheckpoint) -> None:
     def opened(**changed: int) -> LoadedModel:
         chooser = LinearChooser("float32", torch.float32, "cpu", ours)
         return open_model(make_checkpoint(**changed), chooser, dtype=torch.float32, device="cpu")
@@ -82,7 +82,7 @@ def test_what_it_does_not_take_is_said(ours: Library, make_checkpoint: MakeCheck
 
 
 @pytest.mark.parametrize("kernel", ["float32", "bfloat16", "w8a8", "int4"])
-def test_a_row_is_the_same_whatever_rows_are_beside_it(ours: Library, kernel: str) -> None:
+def test_row_does_not_depend_on_the_other_rows(ours: Library, kernel: str) -> None:
     generator = torch.Generator().manual_seed(0)
     linear = kernels_of(ours)[kernel](Weight(torch.randn(208, 96, generator=generator)), torch.float32)
     rows = torch.randn(23, 96, generator=generator)
@@ -93,7 +93,7 @@ def test_a_row_is_the_same_whatever_rows_are_beside_it(ours: Library, kernel: st
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("int8", [False, True])
-def test_one_thread_computes_what_several_do(
+def test_one_thread_gives_the_result_of_several(
     ours: Library, make_checkpoint: MakeCheckpoint, dtype: torch.dtype, int8: bool
 ) -> None:
     """Few rows, and so many that threads take blocks of them."""
@@ -113,9 +113,7 @@ def test_one_thread_computes_what_several_do(
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("count", [3, 230])
-def test_a_step_that_was_broken_off_is_done_anew(
-    ours: Library, make_checkpoint: MakeCheckpoint, threads: int, count: int
-) -> None:
+def test_interrupted_step_is_run_again(ours: Library, make_checkpoint: MakeCheckpoint, threads: int, count: int) -> None:
     chooser = LinearChooser("float32", torch.float32, "cpu", ours)
     served = open_model(make_checkpoint(), chooser, dtype=torch.float32, device="cpu")
     kv = served.kv(num_pages=64, page_size=4, dtype=torch.float32, device="cpu", int8=False)

@@ -85,7 +85,7 @@ def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
     assert [sample(logits, [SampleRequest(asked, 1, position)])[0].token for position in range(5)] == [1] * 5
 
 
-def test_penalties_count_what_was_said_and_biases_are_added() -> None:
+def test_penalties_count_generated_tokens_and_biases_are_added() -> None:
     logits = torch.tensor([[1.0, 1.2, 1.1]])
     assert sample(logits, [SampleRequest(Sampling(max_tokens=1, frequency_penalty=0.15), 0, 1, (1,))])[0].token == 2
     assert sample(logits, [SampleRequest(Sampling(max_tokens=1, frequency_penalty=0.05), 0, 1, (1, 1, 1))])[0].token == 2
@@ -96,7 +96,7 @@ def test_penalties_count_what_was_said_and_biases_are_added() -> None:
     assert logits.tolist() == torch.tensor([[1.0, 1.2, 1.1]]).tolist()
 
 
-def test_confidence_is_the_probability_of_what_was_drawn_and_only_on_request() -> None:
+def test_confidence_is_the_probability_of_the_drawn_token_on_request() -> None:
     asked = Sampling(max_tokens=1, temperature=1.0, confidence=True)
     both = [SampleRequest(asked, 7, 3), SampleRequest(Sampling(max_tokens=1), 7, 3)]
     sure, silent = sample(LOGITS.expand(2, -1), both)

@@ -83,7 +83,7 @@ def tally(engine: Engine) -> Tally:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_its_own_twin_guesses_nearly_everything(
+def test_draft_equal_to_the_target_is_nearly_always_accepted(
     library: Library | None, make_checkpoint: MakeCheckpoint, temperature: float
 ) -> None:
     directory = make_checkpoint()
@@ -104,7 +104,7 @@ def apart(directory: Path, prompt: list[int], one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_another_model_guesses_badly_and_the_text_is_the_same(
+def test_poor_draft_model_does_not_change_the_text(
     library: Library | None, make_checkpoint: MakeCheckpoint, temperature: float
 ) -> None:
     """With shared prefixes, and more sequences than fit, so that some are preempted."""
@@ -160,7 +160,7 @@ def pairs(directory: Path, prompt: list[int], temperature: float, top_k: int) ->
     }
 
 
-def test_what_a_draft_costs_closes_the_gate() -> None:
+def test_expensive_draft_turns_speculation_off() -> None:
     runner: Any = None
     drafter = DraftModel(runner, num_pages=4, page_size=4, most_tokens=8, longest=99, kv_bytes=1, clock_ns=Ticks())
     engine = Engine(runner, CharacterDecoder(), LIMITS, clock_ns=Ticks(), rng=random.Random(0), drafter=drafter)

@@ -25,7 +25,7 @@ from tests.backends.fakes import Ticks
 from tests.backends.models.test_llama import CharacterDecoder
 
 
-def test_what_followed_the_longest_part_of_the_end_is_guessed() -> None:
+def test_ngram_proposes_the_continuation_of_the_longest_match() -> None:
     assert own(array("I", [1, 2, 3]), 4) is None
     assert own(array("I", [1, 2, 3, 4, 5, 1, 2, 3]), 4) == NgramMatch("own", 3, (4, 5, 1, 2))
     assert own(array("I", [1, 2, 3, 4, 5, 1, 2, 3, 9, 1, 2, 3]), 2) == NgramMatch("own", 3, (9, 1))
@@ -33,7 +33,7 @@ def test_what_followed_the_longest_part_of_the_end_is_guessed() -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 5))
-def test_a_match_is_what_a_search_by_hand_finds(tokens: list[int], count: int) -> None:
+def test_ngram_match_equals_a_naive_search(tokens: list[int], count: int) -> None:
     best = None
     for end in range(1, len(tokens)):  # what follows is at `end`
         length = 0
@@ -44,7 +44,7 @@ def test_a_match_is_what_a_search_by_hand_finds(tokens: list[int], count: int) -
     assert own(array("I", tokens), count) == best
 
 
-def test_what_a_tenant_was_told_is_a_guess_for_that_tenant_alone() -> None:
+def test_answers_of_a_tenant_are_proposed_to_that_tenant_only() -> None:
     said = AnswerHistory()
     said.add("a", array("I", [9, 9, 1, 2, 3, 4]), 4)
     said.add("a", array("I", [9, 9, 5, 6]), 2)
@@ -53,7 +53,7 @@ def test_what_a_tenant_was_told_is_a_guess_for_that_tenant_alone() -> None:
     assert said.find("b", array("I", [8, 1, 2]), 9) is None
 
 
-def test_what_was_said_is_bounded() -> None:
+def test_stored_answers_are_bounded() -> None:
     said, rng = AnswerHistory(), random.Random(0)
     for number in range(3 * MAX_TENANTS):
         said.add(str(number), array("I", [number, 7]), 2)
@@ -75,7 +75,7 @@ def test_the_gate_follows_measured_costs() -> None:
     assert best_count(0.0, draft_cost(fixed, 1, 100, 0)) == 0
 
 
-def test_a_chunk_costs_something_of_its_own_and_few_guesses_do_not_pay_it_back() -> None:
+def test_few_drafts_do_not_repay_the_cost_of_a_wider_step() -> None:
     cost = Cost(step=1e-3, group=0.0, row=1e-4, chunk=0.0, token=1e-5, mixed=0.0, kv_byte=0.0)
     assert best_count(0.8, draft_cost(cost, 1, 100, 0)) == MAX_DRAFTS
     assert best_count(0.8, draft_cost(cost._replace(chunk=2e-2), 1, 100, 0)) == 0
@@ -83,7 +83,7 @@ def test_a_chunk_costs_something_of_its_own_and_few_guesses_do_not_pay_it_back()
     assert best_count(0.3, dear) == 0 < best_count(0.9, dear)
 
 
-def test_a_chance_is_learned_and_a_lost_one_comes_back() -> None:
+def test_acceptance_is_learned_and_recovers() -> None:
     acceptance_rate = AcceptanceRate()
     for _ in range(30):
         acceptance_rate.learn(4, 0)
@@ -96,7 +96,7 @@ def test_a_chance_is_learned_and_a_lost_one_comes_back() -> None:
     assert acceptance_rate.value > 0.95
 
 
-def test_what_chooses_by_more_than_the_position_is_not_guessed_for() -> None:
+def test_sampling_that_depends_on_more_than_position_is_not_speculated() -> None:
     assert may_guess(Sampling(max_tokens=3, temperature=0.7, top_p=0.9, seed=4, stop=("x",)))
 
 
@@ -140,7 +140,7 @@ def said(directory: Path, library: Library | None, *, lookup: bool, temperature:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.4])
-def test_guessing_says_the_same_in_fewer_steps(
+def test_speculation_gives_the_same_text_in_fewer_steps(
     library: Library | None, make_checkpoint: MakeCheckpoint, temperature: float
 ) -> None:
     """A small initializer makes a model that repeats itself, as agents do."""

@@ -44,14 +44,14 @@ def grammars() -> Grammars:
     return Grammars(tokenizer, vocab_size=tokenizer.get_vocab_size(), eos_tokens=[2], timeout_s=60)
 
 
-def test_what_the_gateway_takes_has_an_expression() -> None:
+def test_every_accepted_format_has_an_expression() -> None:
     assert FORMATS == PATTERNS.keys() == EXAMPLES.keys()
 
 
 @pytest.mark.parametrize("name", PATTERNS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_what_the_expression_lets_through_is_of_the_format(name: str, data: st.DataObject) -> None:
+def test_text_of_the_expression_is_valid_for_the_format(name: str, data: st.DataObject) -> None:
     text = data.draw(st.from_regex(PATTERNS[name].strip("^$"), fullmatch=True))
     assert text.isascii() and json.dumps(text) == f'"{text}"'
     if name not in CHECKER.checkers:
@@ -60,7 +60,7 @@ def test_what_the_expression_lets_through_is_of_the_format(name: str, data: st.D
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_masks_hold_an_answer_to_the_format(grammars: Grammars, name: str) -> None:
+def test_masks_enforce_the_format(grammars: Grammars, name: str) -> None:
     good, bad = EXAMPLES[name]
     schema = json.dumps({"type": "string", "format": name})
     for text in good + bad:
@@ -72,7 +72,7 @@ def test_masks_hold_an_answer_to_the_format(grammars: Grammars, name: str) -> No
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_what_the_masks_let_through_is_of_the_format(grammars: Grammars, name: str) -> None:
+def test_masked_text_is_valid_for_the_format(grammars: Grammars, name: str) -> None:
     """Walks at random through what the library makes of the expression: it is not always what the expression says."""
     tokenizer, filler, rng = read_tokenizer(NANO), MaskFiller(), random.Random(name)
     quote = tokenizer.token_to_id('"')

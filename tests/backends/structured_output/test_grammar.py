@@ -66,12 +66,12 @@ def takes(grammars: Grammars, grammar: Grammar, text: str) -> bool:
         (Grammar(kind="regex", param="regex", text="yes|no", thinks="inside"), "hm</think>\n\nyes", "yes"),
     ],
 )
-def test_masks_let_through_what_the_grammar_says(grammars: Grammars, grammar: Grammar, good: str, bad: str) -> None:
+def test_masks_allow_exactly_the_grammar(grammars: Grammars, grammar: Grammar, good: str, bad: str) -> None:
     assert takes(grammars, grammar, good)
     assert not takes(grammars, grammar, bad)
 
 
-def test_control_tokens_are_never_text(grammars: Grammars) -> None:
+def test_masks_never_allow_control_tokens_as_text(grammars: Grammars) -> None:
     matcher = compiled(grammars, Grammar(kind="regex", param="regex", text=".*"))
     assert isinstance(matcher, XgrammarMatcher)
     masks = MaskFiller().fill([matcher])
@@ -88,7 +88,7 @@ def test_control_tokens_are_never_text(grammars: Grammars) -> None:
         Grammar(kind="schema", param="response_format", text="{"),
     ],
 )
-def test_a_grammar_that_cannot_be_had_is_refused(grammars: Grammars, grammar: Grammar) -> None:
+def test_unsupported_grammar_is_refused(grammars: Grammars, grammar: Grammar) -> None:
     refused = compiled(grammars, grammar)
     assert isinstance(refused, Refusal)
     assert (refused.code, refused.param) == ("bad_grammar", grammar.param)

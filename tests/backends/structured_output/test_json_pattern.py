@@ -51,7 +51,7 @@ def walked(at: XgrammarMatcher, rng: random.Random) -> str | None:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_what_the_masks_let_through_matches(grammars: Grammars, seed: int) -> None:
+def test_masked_text_matches_the_pattern(grammars: Grammars, seed: int) -> None:
     rng = random.Random(seed)
     pattern = expression(rng)
     for _ in range(5):
@@ -63,7 +63,7 @@ def test_what_the_masks_let_through_matches(grammars: Grammars, seed: int) -> No
 
 
 @pytest.mark.parametrize("pattern", ["b{1,2}|(b|[ab])", "(a{0,2}|c|a)", "(c{2,}|a|a{1,2})", "((c{2,}|b))?", "^(?:(a)+b?)$"])
-def test_no_word_more_and_none_less(grammars: Grammars, pattern: str) -> None:
+def test_pattern_accepts_exactly_the_expected_words(grammars: Grammars, pattern: str) -> None:
     taken = []
     for word in WORDS:
         at = matcher(grammars, pattern)
@@ -75,7 +75,7 @@ def test_no_word_more_and_none_less(grammars: Grammars, pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", [".*", "[ -~]+", r"[^a]+", r"\D[^a]", r'["x]', "é[à-ü]{2}"])
-def test_what_json_escapes_is_left_out_of_classes(grammars: Grammars, pattern: str) -> None:
+def test_characters_that_json_escapes_are_excluded_from_classes(grammars: Grammars, pattern: str) -> None:
     rng = random.Random(pattern)
     for _ in range(20):
         at = matcher(grammars, pattern)
@@ -88,6 +88,6 @@ def test_what_json_escapes_is_left_out_of_classes(grammars: Grammars, pattern: s
 @pytest.mark.parametrize(
     "pattern", [r"[\^\w]", '["]', r"[\\]", r'["\\]', r'a["\\]+b', r'["\\]|a', r"[\x22]", r"[\n\t]", '"', r"[\x00-\x1f]"]
 )
-def test_what_cannot_be_had_is_refused(grammars: Grammars, pattern: str) -> None:
+def test_unsupported_pattern_is_refused(grammars: Grammars, pattern: str) -> None:
     refused = matcher(grammars, pattern)
     assert isinstance(refused, Refusal) and "`pattern`" in refused.message

@@ -60,7 +60,7 @@ def schema_matcher(grammars: Grammars, schema: Any, **more: Any) -> XgrammarMatc
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_is_said_the_answer_ends_within_its_limit_and_is_valid(grammars: Grammars, seed: int) -> None:
+def test_any_answer_ends_valid_within_its_limit(grammars: Grammars, seed: int) -> None:
     schema = schema_for(seed)
     reason, text, _ = babbled(schema_matcher(grammars, schema), 400, random.Random(seed))
     assert reason is not None
@@ -70,19 +70,19 @@ def test_whatever_is_said_the_answer_ends_within_its_limit_and_is_valid(grammars
 
 @pytest.mark.parametrize("limit", [40, 100, 300])
 @pytest.mark.parametrize("seed", range(5))
-def test_what_nests_without_bound_ends_too(grammars: Grammars, limit: int, seed: int) -> None:
+def test_unbounded_nesting_ends_valid_within_its_limit(grammars: Grammars, limit: int, seed: int) -> None:
     reason, text, _ = babbled(schema_matcher(grammars, NODE), limit, random.Random(seed))
     assert reason == "length"
     jsonschema.validate(json.loads(text), NODE)
 
 
-def test_an_answer_that_was_led_to_its_end_stopped_only_where_it_was_told_to_fit(grammars: Grammars) -> None:
+def test_shortened_answer_has_finish_reason_stop_only_with_fit(grammars: Grammars) -> None:
     for fit, told in ((False, "length"), (True, "stop")):
         reason, text, count = babbled(schema_matcher(grammars, TEXT, fit=fit), 50, random.Random(1))
         assert reason == told and json.loads(text).keys() == {"text"} and 40 <= count <= 50
 
 
-def test_json_mode_ends_too_also_behind_thoughts(grammars: Grammars) -> None:
+def test_json_mode_ends_valid_also_after_reasoning(grammars: Grammars) -> None:
     for thinks in ("no", "inside"):
         matcher = compiled(grammars, Grammar(kind="json", param="response_format", thinks=thinks))  # type: ignore[arg-type]
         assert isinstance(matcher, XgrammarMatcher)
@@ -91,13 +91,13 @@ def test_json_mode_ends_too_also_behind_thoughts(grammars: Grammars) -> None:
         assert isinstance(json.loads(text.rpartition("</think>")[2]), dict)
 
 
-def test_where_no_end_fits_nothing_is_changed(grammars: Grammars) -> None:
+def test_answer_is_unchanged_where_no_end_fits(grammars: Grammars) -> None:
     matcher = schema_matcher(grammars, NODE)
     reason, _, count = babbled(matcher, 6, random.Random(3))
     assert reason is None and count == 6
 
 
-def test_an_answer_that_ends_in_time_is_never_touched(grammars: Grammars) -> None:
+def test_answer_that_ends_in_time_is_unchanged(grammars: Grammars) -> None:
     text = '{"text": "a \\"quoted\\" {brace}"}'
     matcher = schema_matcher(grammars, TEXT)
     matcher.limit(80)

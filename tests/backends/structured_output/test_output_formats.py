@@ -64,7 +64,7 @@ def read(output_format: OutputFormat, text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("output_format", "call", "between"), WRITTEN, ids=lambda value: getattr(value, "calls", None))
-def test_a_forced_call_is_written_as_it_is_read(
+def test_forced_call_round_trips_through_its_parser(
     grammars: Grammars, output_format: OutputFormat, call: str, between: str
 ) -> None:
     assert takes(grammars, output_format, call, required=True, parallel=True)
@@ -76,7 +76,7 @@ def test_a_forced_call_is_written_as_it_is_read(
 
 
 @pytest.mark.parametrize(("output_format", "call", "between"), WRITTEN, ids=lambda value: getattr(value, "calls", None))
-def test_a_free_call_is_held_to_its_schema(grammars: Grammars, output_format: OutputFormat, call: str, between: str) -> None:
+def test_optional_call_follows_its_schema(grammars: Grammars, output_format: OutputFormat, call: str, between: str) -> None:
     assert takes(grammars, output_format, "No.", required=False, parallel=True)
     assert takes(grammars, output_format, call, required=False, parallel=True)
     assert not takes(grammars, output_format, call.replace("weather", "other"), required=False, parallel=True)
@@ -90,7 +90,7 @@ def test_the_list_form_of_mistral(grammars: Grammars) -> None:
     assert read(output_format, f"[TOOL_CALLS][{one}, {one}]") == [ARGUMENTS, ARGUMENTS]
 
 
-def test_reasoning_may_stand_in_front(grammars: Grammars) -> None:
+def test_reasoning_may_precede_a_call(grammars: Grammars) -> None:
     output_format, call, _ = WRITTEN[0]
     opens, inside = output_format._replace(thinks="opens"), output_format._replace(thinks="inside")
     assert takes(grammars, opens, f"<think>hm</think>\n\n{call}", required=True, parallel=True)
@@ -110,5 +110,5 @@ def test_reasoning_may_stand_in_front(grammars: Grammars) -> None:
         ("</think>", "<assistant><think>\n", OutputFormat(thinks="inside")),
     ],
 )
-def test_a_template_shows_its_family(template: str, prompt: str, output_format: OutputFormat) -> None:
+def test_template_reveals_its_call_format(template: str, prompt: str, output_format: OutputFormat) -> None:
     assert output_format_of({"default": template}, prompt) == output_format

@@ -44,7 +44,7 @@ def engine() -> Engine:
     return Engine(FakeRunner(of), LetterDecoder(), of, clock_ns=Ticks(), rng=random.Random(0))
 
 
-def test_what_ran_is_counted_once_under_old_and_new_names() -> None:
+def test_requests_are_counted_once_under_both_metric_names() -> None:
     worked = engine()
     registry = registry_for(worked, "fake")
     for number in range(3):
@@ -69,14 +69,14 @@ def test_what_ran_is_counted_once_under_old_and_new_names() -> None:
     assert registry.get_sample_value("headway_worker_steps_total", LABELS) == worked.busy_meter.num_steps > 0
 
 
-def test_an_end_without_a_token_has_no_time_to_one() -> None:
+def test_request_without_a_token_has_no_ttft() -> None:
     registry = CollectorRegistry()
     Ends(registry, "fake")(Finished(request=1, reason="abort", queue_s=1.0))
     assert registry.get_sample_value("vllm:time_to_first_token_seconds_count", LABELS) == 0
     assert registry.get_sample_value("headway_worker_queue_seconds_sum", LABELS) == 1.0
 
 
-def test_a_gpu_says_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_metrics_hold_the_values_of_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "ctypes", _Ctypes(_Library()))
     assert gpu.open_gpu("GPU-2") is None
     opened = gpu.open_gpu("GPU-1")

@@ -12,14 +12,14 @@ from tests.backends.fakes import FakeRunner, LetterDecoder, Ticks, limits
     "of",
     [limits(), limits(num_pages=400, max_context=1500), limits(num_pages=3), limits(max_sequences=1), limits(max_context=4)],
 )
-def test_it_learns_from_steps_of_its_own(of: RequestLimits) -> None:
+def test_profile_learns_from_its_own_steps(of: RequestLimits) -> None:
     cost = StepCostModel()
     assert profile_steps(cost, FakeRunner(of), LetterDecoder(), of, clock_ns=Ticks()) > 0
     step_s, token_s, *_ = cost.coefficients
     assert step_s + token_s > 0
 
 
-def test_a_slow_worker_is_not_kept_from_serving_for_long() -> None:
+def test_profile_of_a_slow_worker_is_bounded_in_time() -> None:
     of, clock = limits(), Ticks()
 
     def slow() -> int:

@@ -3,7 +3,7 @@ import asyncio
 from backends.worker.send_buffer import Close, SendBuffer
 
 
-async def test_frames_leave_in_order_and_the_reason_last() -> None:
+async def test_frames_are_sent_in_order_with_the_reason_last() -> None:
     send_buffer = SendBuffer()
     waiting = asyncio.create_task(send_buffer.get())
     await asyncio.sleep(0)
@@ -13,7 +13,7 @@ async def test_frames_leave_in_order_and_the_reason_last() -> None:
     assert send_buffer.num_bytes == 0
 
 
-async def test_it_is_bounded_in_bytes_beside_its_greeting() -> None:
+async def test_send_buffer_is_bounded_in_bytes_besides_the_greeting() -> None:
     send_buffer = SendBuffer([b"hello", b"there"], max_bytes=10)
     assert all(send_buffer.put([b"z"]) for _ in range(10))
     assert not send_buffer.put([b"z"])

@@ -158,7 +158,7 @@ async def test_a_submit_streams_its_text_and_finishes_once(tmp_path: Path) -> No
         assert gateway.resident == set(worker.engine.index.page_hashes())
 
 
-async def test_a_second_gateway_learns_what_is_resident_and_has_its_own_request_numbers(tmp_path: Path) -> None:
+async def test_second_gateway_receives_residency_and_has_its_own_request_numbers(tmp_path: Path) -> None:
     async with rig(tmp_path) as worker:
         first = await worker.link()
         await first.submit(1, [5] * 20)
@@ -204,7 +204,7 @@ async def test_an_abort_ends_a_sequence_within_a_step(tmp_path: Path) -> None:
         await worker.idle()
 
 
-async def test_a_lost_link_aborts_what_ran_on_it_and_nothing_else(tmp_path: Path) -> None:
+async def test_lost_link_aborts_only_its_own_requests(tmp_path: Path) -> None:
     async with rig(tmp_path, max_context=100_000, num_pages=30_000) as worker:
         staying, leaving = await worker.link(), await worker.link()
         await staying.submit(1, [1] * 9, max_tokens=400, ignore_eos=True)
@@ -221,7 +221,7 @@ UPWARD = wire.encode(wire.Tokens(()))
 
 
 @pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x93\x01\x02\x03", UPWARD])
-async def test_what_is_no_message_closes_the_link_with_the_reason(tmp_path: Path, frame: bytes) -> None:
+async def test_invalid_message_closes_the_link_with_the_reason(tmp_path: Path, frame: bytes) -> None:
     async with rig(tmp_path) as worker:
         gateway = await worker.link()
         await gateway.submit(1, [1] * 9, max_tokens=150, ignore_eos=True)
@@ -245,7 +245,7 @@ async def test_text_frames_and_reused_numbers_close_the_link(tmp_path: Path) -> 
         await worker.idle()
 
 
-async def test_without_the_token_only_health_is_shown(tmp_path: Path) -> None:
+async def test_link_without_the_token_gets_only_health(tmp_path: Path) -> None:
     async with rig(tmp_path) as worker:
         session = worker.session()
         for headers in ({"Authorization": "Bearer wrong"}, {"Authorization": "secret"}, {"Authorization": ""}):
@@ -294,7 +294,7 @@ async def test_busy_and_idle_are_the_wall_time_and_all_of_busy_is_charged(tmp_pa
     assert busy_meter.idle_ns >= 3 * 50_000_000 and busy_meter.attributed_ns == busy_meter.busy_ns
 
 
-async def test_an_idle_worker_goes_on_saying_how_long(tmp_path: Path) -> None:
+async def test_idle_worker_reports_its_idle_time(tmp_path: Path) -> None:
     async with rig(tmp_path) as worker:
         gateway = await worker.link()
         assert gateway.load is not None
@@ -303,7 +303,7 @@ async def test_an_idle_worker_goes_on_saying_how_long(tmp_path: Path) -> None:
         assert gateway.load.busy_s == gateway.load.attributed_s == 0
 
 
-async def test_a_gateway_that_does_not_read_is_cut() -> None:
+async def test_gateway_that_does_not_read_is_disconnected() -> None:
     of = limits()
     server = Server(hello(of), {}, CollectorRegistry(), post=lambda command: None)
     transport = Transport()
@@ -344,7 +344,7 @@ async def test_the_command_serves_a_checkpoint_until_its_parent_is_gone(
     assert not address.exists() or address.is_socket()
 
 
-async def test_the_command_says_what_is_wrong_with_a_model(tmp_path: Path) -> None:
+async def test_command_names_the_problem_of_a_checkpoint(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "backends", "--model", str(tmp_path), "--listen", f"unix://{tmp_path}/x.sock",
         stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3],

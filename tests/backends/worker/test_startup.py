@@ -57,7 +57,7 @@ def test_a_draft_of_the_same_tokenizer_guesses_and_another_is_refused(
         start_engine(Settings(model=model, name="tiny", listen="unix:///x", draft=stranger), lines.append)
 
 
-def test_an_architecture_of_transformers_starts_too(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_transformers_architecture_starts(tmp_path: Path, tokenizer: Tokenizer) -> None:
     directory = save("gpt-neox", tmp_path)
     with pytest.raises(UnsupportedCheckpoint, match=r"no tokenizer\.json"):
         start_engine(Settings(model=directory, name="tiny", listen="unix:///x"), lambda line: None)

@@ -59,7 +59,7 @@ def test_every_parameter_has_a_row(endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_what_the_page_says_is_what_happens(endpoint: str) -> None:
+def test_behaviour_of_each_parameter_equals_the_page(endpoint: str) -> None:
     _, parse, least = ENDPOINTS[endpoint]
     for name, word in rows(endpoint).items():
         if word == "refused":

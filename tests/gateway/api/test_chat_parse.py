@@ -65,7 +65,7 @@ def test_every_optional_field_may_be_null() -> None:
     assert parse(**dict.fromkeys(NULLABLE)) == parse()
 
 
-def test_messages_of_every_role_become_ours() -> None:
+def test_messages_of_every_role_are_parsed() -> None:
     request = parse(
         messages=[
             {"role": "system", "content": "be good", "name": "sys"},
@@ -95,7 +95,7 @@ def test_tools_are_shown_unless_the_client_forbids_calls() -> None:
     assert parse(tools=[TOOL], tool_choice="none").tools == ()
 
 
-def test_what_changes_nothing_is_accepted_and_listed() -> None:
+def test_advisory_parameter_is_accepted_and_listed() -> None:
     fields = {
         "store": False, "modalities": ["text"], "user": "me",
         "metadata": {"any": ["thing"]}, "safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h",
@@ -105,7 +105,7 @@ def test_what_changes_nothing_is_accepted_and_listed() -> None:
     assert request.sampling == parse().sampling
 
 
-def test_hints_say_which_run_it_is() -> None:
+def test_hints_name_the_run() -> None:
     request = parse(
         program_id="p", session_id="s", prompt_cache_key="k", litellm_session_id="l", conversation={"id": "c"},
         previous_response_id="r", metadata={"session_id": "ms", "user_id": "mu", "litellm_session_id": "ml", "other": "no"},
@@ -124,7 +124,7 @@ UNSUPPORTED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_would_change_the_answer_is_refused_by_name(name: str) -> None:
+def test_unsupported_parameter_that_changes_the_answer_is_refused_by_name(name: str) -> None:
     error = refused(tools=[TOOL], **{name: UNSUPPORTED[name]})
     assert isinstance(error, UnsupportedParameter) and error.param == name and name in error.message
 
@@ -132,7 +132,7 @@ def test_what_would_change_the_answer_is_refused_by_name(name: str) -> None:
 OTHER = {"type": "function", "function": {"name": "g", "parameters": {"type": "object", "not": {}}}}
 
 
-def test_a_tool_choice_says_which_calls_may_be_written() -> None:
+def test_tool_choice_limits_the_callable_tools() -> None:
     assert parse(tools=[TOOL, OTHER]).calls is None
     assert parse(tools=[TOOL], tool_choice="none").calls is None
     required = parse(tools=[TOOL, OTHER], tool_choice="required").calls
@@ -207,7 +207,7 @@ def test_a_pattern_that_needs_no_escapes_is_taken(pattern: str) -> None:
     check_schema({"type": "string", "pattern": pattern}, param="x")
 
 
-def test_options_that_nothing_satisfies_twice_may_be_one_of() -> None:
+def test_disjoint_options_may_be_one_of() -> None:
     a = {"type": "object", "properties": {"kind": {"const": "a"}}, "required": ["kind"]}
     b = {"type": "object", "properties": {"kind": {"enum": ["b", "c"]}}, "required": ["kind"]}
     schema = {"$defs": {"b": b}, "oneOf": [a, {"$ref": "#/$defs/b"}, {"type": "null"}]}
@@ -323,7 +323,7 @@ def test_a_tool_schema_nested_without_end_is_refused(depth: int) -> None:
     assert error.param == "tools[0].function.parameters" and "flatten it" in error.message
 
 
-def test_a_huge_wrong_value_is_not_sent_back() -> None:
+def test_huge_invalid_value_is_not_echoed() -> None:
     error = refused(messages=[{"role": "x" * 100_000, "content": ""}])
     assert len(error.message) < 1000
     assert len(refused(**{"y" * 100_000: 1}).message) < 1000
@@ -388,7 +388,7 @@ def test_any_bytes_give_a_bad_request(body: bytes) -> None:
     check_only_bad_requests(body)
 
 
-def test_what_would_hold_up_everybody_else_is_refused_whole() -> None:
+def test_schema_over_the_work_bound_is_refused() -> None:
     user = {"role": "user", "content": ""}
     tool = {"type": "function", "function": {"name": "f"}}
     assert refused(messages=[user] * 10_001).param == "messages"
@@ -403,7 +403,7 @@ def test_what_would_hold_up_everybody_else_is_refused_whole() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "apart"), [(["x"], ["y"], True), ([1], [1.0], False), ([[1, {"a": 2}]], [[1, {"a": 2}]], False)]
 )
-def test_values_that_tell_options_apart_are_compared_as_json_does(a: list[Any], b: list[Any], apart: bool) -> None:
+def test_discriminating_values_are_compared_as_json(a: list[Any], b: list[Any], apart: bool) -> None:
     def option(values: list[Any]) -> dict[str, Any]:
         return {"type": "object", "properties": {"k": {"enum": values}}, "required": ["k"]}
 

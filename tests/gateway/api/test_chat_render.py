@@ -126,7 +126,7 @@ def test_usage_is_null_until_the_last_chunk_and_only_if_asked_for() -> None:
     }
 
 
-def test_finish_reasons_in_openais_words() -> None:
+def test_finish_reasons_are_openais() -> None:
     assert [finish_reason("stop", 0), finish_reason("stop", 2), finish_reason("length", 2)] == ["stop", "tool_calls", "length"]
 
 

@@ -110,7 +110,7 @@ def test_any_value_anywhere_gives_a_request_or_a_bad_request(data: st.DataObject
 
 @settings(STEADY, max_examples=400)
 @given(place=st.sampled_from(places(SCHEMA)), value=json_values)
-def test_any_schema_is_taken_or_refused(place: tuple[Any, ...], value: Any) -> None:
+def test_any_schema_is_accepted_or_a_bad_request(place: tuple[Any, ...], value: Any) -> None:
     check_schema(SCHEMA, param="x")
     try:
         check_schema(replaced(SCHEMA, place, value), param="x")
@@ -147,7 +147,7 @@ HOUR = {"type": "ephemeral", "ttl": "1h"}
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": EPHEMERAL}]}]}, 300.0),
     ],
 )
-def test_cache_control_says_for_how_long_a_prefix_is_wanted(more: dict[str, Any], keep_s: float) -> None:
+def test_cache_control_sets_the_retention_of_a_prefix(more: dict[str, Any], keep_s: float) -> None:
     body = {"model": "auto", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]} | more
     assert parse_messages(msgspec.json.encode(body)).keep_s == keep_s
 
@@ -159,7 +159,7 @@ def test_cache_control_of_another_kind_is_refused(wrong: dict[str, str]) -> None
         parse_messages(msgspec.json.encode(body))
 
 
-def test_a_day_of_retention_is_the_same_wish() -> None:
+def test_prompt_cache_retention_sets_the_same_retention() -> None:
     chat = {"model": "auto", "messages": [{"role": "user", "content": "x"}], "prompt_cache_retention": "24h"}
     assert parse_chat(msgspec.json.encode(chat), max_tokens_default=5).keep_s == 86_400.0
     chat["prompt_cache_retention"] = "in_memory"

@@ -2,7 +2,7 @@ from gateway.fleet.approx_kv import ApproxKvIndex
 from gateway.fleet.circuit_breaker import CircuitBreaker
 
 
-def test_so_many_failures_in_a_row_open_it_and_one_success_closes_it() -> None:
+def test_consecutive_failures_open_the_breaker_and_one_success_closes_it() -> None:
     breaker = CircuitBreaker(failures=2, cooldown_s=10.0)
     breaker.failed(0.0)
     breaker.succeeded()
@@ -17,7 +17,7 @@ def test_so_many_failures_in_a_row_open_it_and_one_success_closes_it() -> None:
     assert (breaker.state, breaker.may_try(12.0)) == ("closed", True)
 
 
-def test_a_probe_that_fails_opens_it_again_and_one_that_is_given_up_lets_another() -> None:
+def test_failed_probe_reopens_the_breaker_and_an_aborted_one_allows_another() -> None:
     breaker = CircuitBreaker(failures=1, cooldown_s=10.0)
     breaker.failed(0.0)
     breaker.trying()
@@ -38,7 +38,7 @@ def test_residency_is_expected_only_after_usage_has_shown_it() -> None:
     assert cache.expect("a", 102.0) == 0
 
 
-def test_it_forgets_the_oldest_chain() -> None:
+def test_approximate_index_forgets_the_oldest_chain() -> None:
     cache = ApproxKvIndex(keep_s=100.0, max_chains=2)
     for chain in "abc":
         cache.learn(chain, prompt_tokens=100, cached_tokens=0, now=0.0)

@@ -21,7 +21,7 @@ def load(sequences: int, *, running: int = 0, waiting: int = 0, tokens: int = 10
     )
 
 
-def test_a_load_made_before_a_submit_arrived_does_not_give_its_seat_away_twice() -> None:
+def test_load_older_than_a_submit_does_not_free_its_seat() -> None:
     credits = Credits()
     credits.grant(load(1))
     credits.submit(1, 10)
@@ -45,7 +45,7 @@ def test_an_idle_worker_takes_a_prompt_longer_than_its_credits_and_a_busy_one_do
     assert not credits.has_capacity(101)
 
 
-def test_nothing_may_be_submitted_after_the_link_was_lost() -> None:
+def test_lost_link_grants_no_credits() -> None:
     credits = Credits()
     credits.grant(load(4))
     credits.submit(1, 1)
@@ -55,7 +55,7 @@ def test_nothing_may_be_submitted_after_the_link_was_lost() -> None:
 
 
 @given(st.lists(st.sampled_from(["submit", "arrive", "finish", "load"]), max_size=80), st.integers(1, 5))
-def test_a_worker_never_has_more_than_its_seats_however_frames_cross(moves: list[str], seats: int) -> None:
+def test_crossing_frames_never_exceed_the_seats_of_a_worker(moves: list[str], seats: int) -> None:
     credits = Credits()
     credits.grant(load(seats))
     on_the_way: list[int] = []
@@ -74,7 +74,7 @@ def test_a_worker_never_has_more_than_its_seats_however_frames_cross(moves: list
         assert len(running) + len(on_the_way) <= seats
 
 
-def test_who_has_the_seats_is_counted_by_tenant() -> None:
+def test_seats_are_counted_by_tenant() -> None:
     credits = Credits()
     credits.submit(1, 10, "ash")
     credits.submit(2, 10, "oak")
@@ -88,7 +88,7 @@ def test_who_has_the_seats_is_counted_by_tenant() -> None:
     assert not credits.taken
 
 
-def test_a_busy_worker_takes_beyond_its_credits_what_it_reads_first() -> None:
+def test_busy_worker_takes_a_prompt_beyond_its_credits_that_it_prefills_first() -> None:
     credits = Credits()
     credits.grant(load(4, tokens=0))
     credits.submit(1, 500, priority=3)

@@ -15,7 +15,7 @@ POLICY = Path(__file__).parents[3] / "policies" / "default.yaml"
 NAMES = [number.to_bytes(PAGE_HASH_BYTES, "big") for number in range(10)]
 
 
-def test_a_reload_is_cheaper_than_a_prefill_and_dearer_than_nothing() -> None:
+def test_host_reload_costs_between_zero_and_a_prefill() -> None:
     assert reload_credit(1000, reload_s_per_token=0.0, prefill_s_per_token=1e-3) == 1000
     assert reload_credit(1000, reload_s_per_token=2e-4, prefill_s_per_token=1e-3) == 800
     assert reload_credit(1000, reload_s_per_token=2e-3, prefill_s_per_token=1e-3) == 0

@@ -10,7 +10,7 @@ HOLD = "import sys, time; from pathlib import Path; from gateway.fleet.socket_di
 HOLD += "f = SocketDirectory(Path(sys.argv[1])); print(f.path, flush=True); time.sleep(600)"
 
 
-def test_a_killed_gateways_folder_goes_and_a_living_ones_stays(tmp_path: Path) -> None:
+def test_folder_of_a_killed_gateway_is_removed_and_a_live_ones_kept(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gateway.fleet.supervisor import LocalWorker, Supervisor, assign_threads, worker_command
 from gateway.policy.schema import Worker
-from tests.served import PICO, until
+from tests.builders import PICO
+from tests.served import until
 
 SLEEPS = "import sys; print('{\"ready\": 1}', flush=True); sys.stdin.read()"
 
@@ -29,7 +30,7 @@ def test_threads_sum_to_the_cores_at_most_and_each_worker_has_one() -> None:
     assert assign_threads(two, 1) == {"a": 1, "b": 1}
 
 
-def test_the_command_carries_what_the_policy_says() -> None:
+def test_worker_command_carries_the_policy_options() -> None:
     command = worker_command("w", worker(kv_tokens=4096), Path("/models/x"), Path("/run/w.sock"), 3)
     said = " ".join(command)
     for part in ("--model /models/x", "--listen unix:///run/w.sock", "--threads 3", "--kv-tokens 4096", "--exit-with-parent"):
@@ -114,3 +115,10 @@ def _runs(pid: int) -> bool:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return False
+
+
+async def test_endless_line_of_a_worker_does_not_end_its_supervision() -> None:
+    worker = local("print('x' * 200_000, flush=True); print('{\"ready\": true}', flush=True); import time; time.sleep(60)")
+    worker.start()
+    await until(lambda: worker.ready)
+    await worker.stop()

@@ -33,7 +33,7 @@ async def wakes(wait: Callable[[], object]) -> bool:
     return bool(wait())
 
 
-async def test_it_begins_with_its_first_piece() -> None:
+async def test_stream_begins_with_its_first_piece() -> None:
     heard: list[str] = []
     one = stream(heard)
     waiting = asyncio.create_task(one.wait_begun())
@@ -46,7 +46,7 @@ async def test_it_begins_with_its_first_piece() -> None:
     assert heard == ["first", "begun", "stop"]
 
 
-async def test_held_back_it_begins_with_the_last_token_to_wait_for() -> None:
+async def test_held_back_stream_begins_after_its_holdback_tokens() -> None:
     heard: list[str] = []
     one = stream(heard)
     one.hold_back(3, 0.5)
@@ -62,7 +62,7 @@ async def test_held_back_it_begins_with_the_last_token_to_wait_for() -> None:
 
 
 @pytest.mark.parametrize("only_end", [True, False])
-async def test_a_doubt_wakes_also_who_waits_for_the_end(only_end: bool) -> None:
+async def test_doubt_wakes_a_reader_that_waits_for_the_end(only_end: bool) -> None:
     one = stream()
     one.hold_back(10, 0.5)
     waiting = asyncio.create_task(one.wait_end() if only_end else one.wait_begun())
@@ -74,7 +74,7 @@ async def test_a_doubt_wakes_also_who_waits_for_the_end(only_end: bool) -> None:
     assert one.is_doubtful and one.confidence == 0.4
 
 
-async def test_who_waits_for_the_end_sleeps_through_what_comes_before() -> None:
+async def test_reader_that_waits_for_the_end_is_not_woken_by_pieces() -> None:
     heard: list[str] = []
     one = stream(heard)
     waiting = asyncio.create_task(one.wait_end())
@@ -88,7 +88,7 @@ async def test_who_waits_for_the_end_sleeps_through_what_comes_before() -> None:
 
 
 @pytest.mark.parametrize(("reason", "begins"), [("stop", True), ("length", True), ("error", False), ("abort", False)])
-async def test_a_good_end_lets_go_what_was_held_back(reason: FinishReason, begins: bool) -> None:
+async def test_confident_end_releases_the_held_back_pieces(reason: FinishReason, begins: bool) -> None:
     heard: list[str] = []
     one = stream(heard)
     one.hold_back(10, 0.5)
@@ -106,7 +106,7 @@ async def test_an_end_without_a_piece_begins_nothing() -> None:
     assert heard == ["stop"] and not one.begun
 
 
-async def test_in_the_middle_of_an_answer_its_reader_is_woken_at_most_so_often() -> None:
+async def test_reader_is_woken_at_a_bounded_rate_within_an_answer() -> None:
     one = stream()
     one.push(piece())
     one.take()

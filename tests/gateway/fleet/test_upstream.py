@@ -83,7 +83,7 @@ async def test_a_server_that_does_not_stream_is_understood(tmp_path: Path) -> No
         assert body["choices"][0]["finish_reason"] == "length"
 
 
-async def test_tools_go_there_and_calls_come_back(tmp_path: Path) -> None:
+async def test_tools_reach_the_upstream_and_calls_return(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     call = {"index": 0, "id": "x", "function": {"name": "look", "arguments": ""}}
     more = {"index": 0, "function": {"arguments": '{"at": "<tool_call>'}}
@@ -110,7 +110,7 @@ async def test_tools_go_there_and_calls_come_back(tmp_path: Path) -> None:
             assert upstream.bodies[-1]["parallel_tool_calls"] is False
 
 
-async def test_results_of_tools_and_a_schema_go_there(tmp_path: Path) -> None:
+async def test_tool_results_and_a_schema_reach_the_upstream(tmp_path: Path) -> None:
     messages = [
         {"role": "user", "content": "q"},
         {
@@ -131,7 +131,7 @@ async def test_results_of_tools_and_a_schema_go_there(tmp_path: Path) -> None:
         assert sent["response_format"]["json_schema"]["schema"]["type"] == "object"
 
 
-async def test_what_it_cannot_be_asked_for_is_a_400(tmp_path: Path) -> None:
+async def test_parameter_that_an_upstream_lacks_is_a_400(tmp_path: Path) -> None:
     async with served(tmp_path) as (one, upstream):
         code, body = await one.chat(ask(logprobs=True))
         assert (code, body["error"]["code"], body["error"]["param"]) == (400, "unsupported_parameter", "logprobs")
@@ -148,7 +148,7 @@ async def test_a_failure_before_the_first_byte_is_tried_again(tmp_path: Path, fa
         assert (code, content(body), len(upstream.bodies)) == (200, "".join(WORDS), 3)
 
 
-async def test_one_that_goes_on_failing_is_a_503_and_then_left_alone(tmp_path: Path) -> None:
+async def test_upstream_that_keeps_failing_is_a_503_and_then_skipped(tmp_path: Path) -> None:
     async with served(tmp_path, retries=1, failures=2) as (one, upstream):
         upstream.usual = status(500)
         code, body = await one.chat()
@@ -175,7 +175,7 @@ async def test_one_that_goes_on_failing_is_a_503_and_then_left_alone(tmp_path: P
         assert (code, one.gateway.fleet.upstreams["vendor"].breaker.state) == (200, "closed")
 
 
-async def test_a_worker_takes_over_what_it_cannot(tmp_path: Path) -> None:
+async def test_worker_takes_over_when_an_upstream_fails(tmp_path: Path) -> None:
     async with served(tmp_path, pico=True, retries=0) as (one, upstream):
         upstream.usual = status(500)
         code, body = await one.chat()
@@ -189,7 +189,7 @@ async def test_a_wrong_key_is_not_tried_again(tmp_path: Path) -> None:
         assert (code, len(upstream.bodies)) == (503, 1)
 
 
-async def test_what_it_finds_wrong_with_a_request_is_the_callers_to_know(tmp_path: Path) -> None:
+async def test_upstreams_bad_request_reaches_the_caller(tmp_path: Path) -> None:
     async with served(tmp_path) as (one, upstream):
         upstream.replies = [status(400, "bad tool name"), status(400, "maximum context length is 8 tokens")]
         code, body = await one.chat()
@@ -210,7 +210,7 @@ async def test_a_stream_that_is_cut_ends_with_an_error(tmp_path: Path, end: dict
         assert (code, body["error"]["code"], len(upstream.bodies)) == (502, "worker_lost", 2)
 
 
-async def test_one_that_is_too_slow_is_given_up(tmp_path: Path) -> None:
+async def test_slow_upstream_times_out(tmp_path: Path) -> None:
     async with served(tmp_path, retries=0, first_s=0.05) as (one, upstream):
         upstream.usual = stream(*chunks("late"), pause_s=5.0)
         upstream_timeouts = one.gateway.fleet.upstreams["vendor"].policy.timeouts
@@ -219,7 +219,7 @@ async def test_one_that_is_too_slow_is_given_up(tmp_path: Path) -> None:
         assert code == 503
 
 
-async def test_a_caller_who_leaves_ends_the_request_there(tmp_path: Path) -> None:
+async def test_client_disconnect_aborts_the_upstream_request(tmp_path: Path) -> None:
     async with served(tmp_path) as (one, upstream):
         upstream.usual = stream(*chunks(*(" w" for _ in range(200))), pause_s=0.05)
         with pytest.raises(TimeoutError):
@@ -230,7 +230,7 @@ async def test_a_caller_who_leaves_ends_the_request_there(tmp_path: Path) -> Non
         assert (row.outcome, row.usd > 0) == ("aborted", True)
 
 
-async def test_what_it_said_it_had_cached_is_expected_of_the_next_turn(tmp_path: Path) -> None:
+async def test_reported_cached_tokens_are_expected_of_the_next_turn(tmp_path: Path) -> None:
     headers = {"x-headway-run-id": "r1", "x-headway-chain-id": "c1"}
     usage = {"prompt_tokens": 100, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 80}}
     async with served(tmp_path) as (one, upstream):
@@ -246,7 +246,7 @@ async def test_what_it_said_it_had_cached_is_expected_of_the_next_turn(tmp_path:
         assert option["usd"] == pytest.approx((uncached * 2.0 + 80 * 0.5 + 3.0 * 10) / 1e6, rel=0.9)
 
 
-async def test_models_and_readiness_know_it(tmp_path: Path) -> None:
+async def test_models_and_readyz_include_upstreams(tmp_path: Path) -> None:
     async with served(tmp_path) as (one, _):
         async with one.http.get(f"{one.url}/v1/models") as answer:
             assert "afar" in [model["id"] for model in (await answer.json())["data"]]

@@ -35,7 +35,7 @@ def sampling(max_tokens: int = 5) -> wire.Sampling:
     return wire.Sampling(max_tokens=max_tokens)
 
 
-async def test_a_stream_gives_its_pieces_and_then_exactly_one_end(tmp_path: Path) -> None:
+async def test_stream_yields_its_pieces_and_exactly_one_end(tmp_path: Path) -> None:
     async with linked(fake(), tmp_path) as client:
         await until(lambda: client.healthy)
         stream = client.submit(PROMPT, sampling(5), uncached_tokens=40)
@@ -54,7 +54,7 @@ async def test_the_tokenizer_comes_over_the_link(tmp_path: Path) -> None:
         assert len(client.text.encode("hello there")) > 1
 
 
-async def test_scores_go_out_alone_after_a_moment_or_before_what_is_submitted_next(tmp_path: Path) -> None:
+async def test_scores_are_sent_after_a_delay_or_before_the_next_submit(tmp_path: Path) -> None:
     worker = fake()
     async with linked(worker, tmp_path) as client:
         await until(lambda: client.healthy)
@@ -110,18 +110,18 @@ async def test_a_gap_in_cache_frames_reconnects_and_resyncs(tmp_path: Path) -> N
         await until(lambda: kv_index.num_pages("w") == worker.cached_pages == 2)
 
 
-async def test_a_wrong_token_is_said_and_tried_again(tmp_path: Path) -> None:
+async def test_wrong_link_token_is_logged_and_retried(tmp_path: Path) -> None:
     async with linked(fake(token="secret"), tmp_path, token="wrong") as client:
         await until(lambda: "401" in client.problem)
         assert not client.healthy
 
 
-async def test_a_right_token_is_let_in(tmp_path: Path) -> None:
+async def test_right_link_token_is_accepted(tmp_path: Path) -> None:
     async with linked(fake(token="secret"), tmp_path, token="secret") as client:
         await until(lambda: client.healthy)
 
 
-async def test_pieces_of_a_reader_far_behind_are_joined_not_piled_up(tmp_path: Path) -> None:
+async def test_pieces_for_a_slow_reader_are_joined(tmp_path: Path) -> None:
     async with linked(fake(), tmp_path) as client:
         await until(lambda: client.healthy)
         stream = client.submit(PROMPT, sampling(1000), uncached_tokens=40)
@@ -132,7 +132,7 @@ async def test_pieces_of_a_reader_far_behind_are_joined_not_piled_up(tmp_path: P
         assert sum(piece.num_tokens for piece in pieces) == 1000
 
 
-async def test_a_worker_that_hangs_up_before_its_hello_is_asked_again(tmp_path: Path) -> None:
+async def test_worker_that_closes_before_its_hello_is_retried(tmp_path: Path) -> None:
     worker = fake()
     worker.num_hang_ups = 2
     async with linked(worker, tmp_path) as client:
@@ -143,7 +143,7 @@ async def test_a_worker_that_hangs_up_before_its_hello_is_asked_again(tmp_path: 
 @pytest.mark.parametrize(
     "wrong", [{"device_s": float("nan")}, {"decode_s": -5.0}, {"num_output_tokens": -1}, {"queue_s": 1e300}]
 )
-async def test_an_end_with_numbers_that_cannot_be_is_no_end(tmp_path: Path, wrong: dict[str, float]) -> None:
+async def test_finished_with_impossible_numbers_is_refused(tmp_path: Path, wrong: dict[str, float]) -> None:
     worker = fake()
     async with linked(worker, tmp_path) as client:
         await until(lambda: client.healthy)

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from gateway.ledger.rows import DecisionRow
+from gateway.policy.schema import Policy
+from gateway.request import Request
 from gateway.scheduling.shed_gate import EVALUATE_EVERY
 from gateway.text.prompt_encoder import Prompt
-from tests.served import POLICY, Served, ask, fake, serve, until
+from tests.fake_worker import FakeWorker
+from tests.served import Served, ask, fake, serve, until
 
 SLO = "slo: {interactive: {ttft_s: 0.2}, agent: {ttft_s: 0.4}, batch: {deadline_s: 3600}}"
 
 
-@pytest.fixture(params=["shed"])
-def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The only route, with `on_overload`."""
-    plain = "candidates: [small, large]"
-    monkeypatch.setattr("tests.served.POLICY", POLICY.replace(plain, f"{plain}, on_overload: {request.param}"))
+def one_seat() -> dict[str, FakeWorker]:
+    return {"nano-0": fake("nano", max_sequences=1)}
 
 
 async def post(served: Served, body: dict[str, Any], **headers: str) -> tuple[int, dict[str, Any], Mapping[str, str]]:
@@ -38,9 +38,10 @@ async def busy(served: Served, name: str) -> "asyncio.Task[Any]":
     return task
 
 
-@pytest.mark.usefixtures("route")
-async def test_who_would_wait_too_long_is_told_at_once_and_runs_that_began_go_on(tmp_path: Path) -> None:
-    async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=1)}, more=SLO) as served:
+async def test_request_that_misses_its_slo_is_shed_and_turns_of_admitted_runs_wait(tmp_path: Path) -> None:
+    async with serve(
+        tmp_path, workers={"nano-0": fake("nano", max_sequences=1)}, route="on_overload: shed", more=SLO
+    ) as served:
         run = {"x-headway-run-id": "begun"}
         assert (await post(served, ask("turn 1"), **run))[0] == 200
         first = await busy(served, "nano-0")
@@ -58,20 +59,17 @@ async def test_who_would_wait_too_long_is_told_at_once_and_runs_that_began_go_on
         assert [status for status, *_ in await asyncio.gather(first, patient, late, turn)] == [200] * 4
 
 
-@pytest.mark.usefixtures("route")
-async def test_no_worker_is_another_answer(tmp_path: Path) -> None:
-    async with serve(tmp_path, workers={"nano-0": fake("nano")}, more=SLO) as served:
+async def test_request_without_a_worker_gets_no_worker_instead_of_overloaded(tmp_path: Path) -> None:
+    async with serve(tmp_path, workers={"nano-0": fake("nano")}, route="on_overload: shed", more=SLO) as served:
         await served.workers["nano-0"].stop()
         await until(lambda: not served.gateway.fleet.clients["nano-0"].healthy)
         status, body, _ = await post(served, ask())
         assert (status, body["error"]["code"]) == (503, "no_worker")
 
 
-@pytest.mark.usefixtures("route")
-@pytest.mark.parametrize("route", ["degrade"], indirect=True)
-async def test_another_tier_answers_where_the_route_says_so(tmp_path: Path) -> None:
+async def test_request_that_misses_its_slo_is_answered_by_another_tier_on_a_degrade_route(tmp_path: Path) -> None:
     workers = {"pico-0": fake("pico"), "nano-0": fake("nano", max_sequences=1)}
-    async with serve(tmp_path, workers=workers, more=SLO) as served:
+    async with serve(tmp_path, workers=workers, route="on_overload: degrade", more=SLO) as served:
         assert (await post(served, ask("before")))[1]["usage"]["headway"]["tier"] == "large"
         first = await busy(served, "nano-0")
         status, body, headers = await post(served, ask("second"))
@@ -81,12 +79,10 @@ async def test_another_tier_answers_where_the_route_says_so(tmp_path: Path) -> N
         assert (await first)[0] == 200
 
 
-async def test_before_anybody_is_told_no_another_device_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = "candidates: [small, large]"
-    more = "on_overload: shed, quality_bar: 0, mistake_cost: 1"
-    monkeypatch.setattr("tests.served.POLICY", POLICY.replace(plain, f"{plain}, {more}"))
+async def test_late_request_goes_to_another_device_before_it_is_shed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    route = "on_overload: shed, quality_bar: 0, mistake_cost: 1"
     workers = {"pico-0": fake("pico"), "nano-0": fake("nano", max_sequences=1)}
-    async with serve(tmp_path, workers=workers, more=SLO) as served:
+    async with serve(tmp_path, workers=workers, route=route, more=SLO) as served:
         first = await busy(served, "nano-0")
         same = await post(served, ask("on the same device"))
         monkeypatch.setattr(served.gateway.dispatcher, "_devices", {"pico-0": "one", "nano-0": "other"})
@@ -111,7 +107,7 @@ async def test_before_anybody_is_told_no_another_device_takes_it(tmp_path: Path,
         ({"x-llm-d-slo-ttft-ms": "soon"}, 400, "milliseconds"),
     ],
 )
-async def test_a_stricter_class_needs_a_right(tmp_path: Path, headers: dict[str, str], status: int, said: str) -> None:
+async def test_stricter_slo_class_needs_a_permission(tmp_path: Path, headers: dict[str, str], status: int, said: str) -> None:
     slo = "slo: {express: {ttft_s: 0.05}, interactive: {ttft_s: 0.2}, agent: {ttft_s: 0.4}, batch: {deadline_s: 3600}}"
     more = f"{slo}\ntenants: {{acme: {{keys: [one]}}, right: {{keys: [two], slo: [express]}}}}"
     async with serve(tmp_path, more=more) as served:
@@ -122,7 +118,7 @@ async def test_a_stricter_class_needs_a_right(tmp_path: Path, headers: dict[str,
             assert (await post(served, ask(), authorization="Bearer two", **headers))[0] == 200
 
 
-async def test_a_full_queue_makes_room_for_a_run_that_began(tmp_path: Path) -> None:
+async def test_full_queue_evicts_for_a_turn_of_an_admitted_run(tmp_path: Path) -> None:
     worker = fake("nano", max_sequences=1)
     async with serve(tmp_path, workers={"nano-0": worker}, more="limits: {max_queued_requests: 1}") as served:
         run = {"x-headway-run-id": "begun"}
@@ -206,20 +202,21 @@ async def test_batch_takes_a_reserved_seat_only_where_it_is_owed_a_start(tmp_pat
         assert [status for status, *_ in await asyncio.gather(*posted)] == [200] * 18
 
 
-@pytest.mark.usefixtures("route")
 async def test_request_of_a_flow_being_shed_is_refused_without_tokenizing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.scheduling.shed_gate.SHEDDING_S", 60.0)
-    async with serve(tmp_path, workers={"nano-0": fake("nano", max_sequences=1)}, more=SLO) as served:
+    async with serve(
+        tmp_path, workers={"nano-0": fake("nano", max_sequences=1)}, route="on_overload: shed", more=SLO
+    ) as served:
         preparer, tokenized = served.gateway.pipeline.preparer, list[str]()
-        prompts = preparer._prompts
+        encode = preparer.encoder.encode
 
-        async def recorded(request: Any, *rest: Any) -> dict[str, Prompt]:
+        async def recorded(policy: Policy, request: Request, *, chain: str, tenant: str) -> dict[str, Prompt]:
             tokenized.append(request.messages[-1].content)
-            return await prompts(request, *rest)
+            return await encode(policy, request, chain=chain, tenant=tenant)
 
-        preparer._prompts = recorded  # type: ignore[method-assign]
+        preparer.encoder.encode = recorded  # type: ignore[method-assign]
         run = {"x-headway-run-id": "begun"}
         assert (await post(served, ask("turn 1"), **run))[0] == 200
         first = await busy(served, "nano-0")

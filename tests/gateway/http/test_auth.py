@@ -16,7 +16,8 @@ from gateway.ledger.policy_record import shown
 from gateway.ledger.rows import RequestRow
 from gateway.policy.load import load_policy
 from gateway.policy.schema import Listen
-from tests.served import POLICY, Served, ask, serve, until
+from tests.builders import policy_text
+from tests.served import Served, ask, serve, until
 
 HASH = f"sha256:{hashlib.sha256(b'hw-secret').hexdigest()}"
 
@@ -27,11 +28,10 @@ async def status_with(served: Served, key: str, path: str = "/v1/chat/completion
         return answer.status, await answer.json()
 
 
-async def test_a_hash_in_the_policy_lets_its_key_in_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    routes = "routes:\n  - {{name: nightly, match: {{key: [ci]}}, candidates: [small]}}"
-    monkeypatch.setattr("tests.served.POLICY", POLICY.replace("routes:", routes))
+async def test_hash_in_the_policy_admits_its_key_under_its_name(tmp_path: Path) -> None:
+    nightly = "  - {name: nightly, match: {key: [ci]}, candidates: [small]}"
     more = f"tenants: {{acme: {{keys: [plain]}}}}\nkeys: {{ci: {{tenant: acme, hash: '{HASH}'}}}}"
-    async with serve(tmp_path, more=more) as served:
+    async with serve(tmp_path, first_routes=nightly, more=more) as served:
         assert (await status_with(served, "plain"))[0] == 200
         assert (await status_with(served, "hw-secret"))[0] == 200
         for wrong in ("hw-secret2", HASH, HASH.removeprefix("sha256:"), "ci", 9999 * "x"):
@@ -80,9 +80,9 @@ async def shown_keys(ledger: list[str], capsys: pytest.CaptureFixture[str]) -> s
     return capsys.readouterr().out
 
 
-def test_the_commands_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_key_commands_name_missing_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = tmp_path / "policy.yaml"
-    policy.write_text(POLICY.format(pico=tmp_path, workers="  nano-0: {model: nano, device: cpu}", more="tenants: {acme: {}}"))
+    policy.write_text(policy_text("  nano-0: {model: nano, device: cpu}", more="tenants: {acme: {}}"))
     ledger = ["--ledger", str(tmp_path / "ledger.db")]
     create = ["keys", "create", "--policy", str(policy), "--tenant"]
     assert main([*create, "acmee", *ledger], {}) == 1
@@ -97,9 +97,9 @@ def test_the_commands_say_what_is_missing(tmp_path: Path, capsys: pytest.Capture
         main([*create, "acme", *ledger, "--tokens-per-minute", "0"], {})
 
 
-def test_a_store_that_had_keys_and_a_policy_that_wants_them_let_nobody_in_without(tmp_path: Path) -> None:
+def test_store_with_revoked_keys_or_require_key_admits_no_request_without_a_key(tmp_path: Path) -> None:
     file, ledger = tmp_path / "policy.yaml", tmp_path / "ledger.db"
-    file.write_text(POLICY.format(pico=tmp_path, workers="  nano-0: {model: nano, device: cpu}", more="tenants: {acme: {}}"))
+    file.write_text(policy_text("  nano-0: {model: nano, device: cpu}", more="tenants: {acme: {}}"))
     policy = load_policy(file, {})
     assert Keys(policy).tenant_of([]) == "development"
     with pytest.raises(KeylessBindError, match="require_key"):

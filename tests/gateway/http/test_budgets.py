@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from gateway.http.auth import key_id_of
 from gateway.ledger.rows import RequestRow
 from gateway.metering.budget_history import restore
 from gateway.metering.budgets import NOTHING, Budgets, Payers
-from tests.served import POLICY, Served, ask, fake, serve, until
+from tests.served import Served, ask, fake, serve, until
 
 RUN = {"x-headway-run-id": "job"}
 
@@ -23,17 +24,12 @@ async def served_chat(served: Served, body: dict[str, Any], **headers: str) -> t
         return answer.status, await answer.json(), answer.headers
 
 
-@pytest.fixture
-def budgeted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The only route has budget `b`."""
-    route = "candidates: [small, large]"
-    monkeypatch.setattr("tests.served.POLICY", POLICY.replace(route, f"{route}, budgets: [b]"))
+budgeted = partial(serve, route="budgets: [b]")
 
 
-@pytest.mark.usefixtures("budgeted")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_hundred_at_once_on_an_almost_empty_run_budget_overshoot_by_none(tmp_path: Path, stream: bool) -> None:
-    async with serve(tmp_path, more="budgets: {b: {per: run, tokens: 400, turns: 20}}") as served:
+async def test_hundred_requests_at_once_never_overshoot_a_run_budget(tmp_path: Path, stream: bool) -> None:
+    async with budgeted(tmp_path, more="budgets: {b: {per: run, tokens: 400, turns: 20}}") as served:
 
         async def one(number: int) -> int:
             body = ask(f"question {number}", stream=stream)
@@ -51,10 +47,9 @@ async def test_a_hundred_at_once_on_an_almost_empty_run_budget_overshoot_by_none
         served.gateway.budgets.check()
 
 
-@pytest.mark.usefixtures("budgeted")
-async def test_the_answer_names_the_budget_what_is_left_and_when_it_resets(tmp_path: Path) -> None:
+async def test_refusal_names_the_budget_its_rest_and_its_reset(tmp_path: Path) -> None:
     more = "budgets: {b: {per: tenant, turns: 1, window_s: 1000000}}"
-    async with serve(tmp_path, more=more) as served:
+    async with budgeted(tmp_path, more=more) as served:
         assert (await served.chat())[0] == 200
         status, body, headers = await served_chat(served, ask())
         assert (status, body["error"]["code"], body["error"]["type"]) == (429, "budget_exceeded", "insufficient_quota")
@@ -66,10 +61,9 @@ async def test_the_answer_names_the_budget_what_is_left_and_when_it_resets(tmp_p
             assert (answer.status, (await answer.json())["error"]["type"]) == (429, "rate_limit_error")
 
 
-@pytest.mark.usefixtures("budgeted")
-async def test_what_an_abort_did_not_take_comes_back(tmp_path: Path) -> None:
+async def test_abort_releases_the_unused_reservation(tmp_path: Path) -> None:
     worker = fake("nano")
-    async with serve(tmp_path, workers={"nano-0": worker}, more="budgets: {b: {per: run, tokens: 100}}") as served:
+    async with budgeted(tmp_path, workers={"nano-0": worker}, more="budgets: {b: {per: run, tokens: 100}}") as served:
         worker.hold()
         asked = asyncio.create_task(served_chat(served, ask(max_tokens=60), **RUN))
         await until(lambda: worker.num_live == 1)
@@ -85,10 +79,9 @@ async def test_what_an_abort_did_not_take_comes_back(tmp_path: Path) -> None:
         served.gateway.budgets.check()
 
 
-@pytest.mark.usefixtures("budgeted")
-async def test_a_lost_worker_spends_no_more_than_it_said_and_nothing_stays_held(tmp_path: Path) -> None:
+async def test_lost_worker_is_charged_for_reported_tokens_and_reservations_are_released(tmp_path: Path) -> None:
     worker = fake("nano")
-    async with serve(tmp_path, workers={"nano-0": worker}, more="budgets: {b: {per: run, turns: 2}}") as served:
+    async with budgeted(tmp_path, workers={"nano-0": worker}, more="budgets: {b: {per: run, turns: 2}}") as served:
         worker.hold()
         asked = asyncio.create_task(served_chat(served, ask(), **RUN))
         await until(lambda: worker.num_live == 1)
@@ -101,9 +94,8 @@ async def test_a_lost_worker_spends_no_more_than_it_said_and_nothing_stays_held(
         served.gateway.budgets.check()
 
 
-@pytest.mark.usefixtures("budgeted")
-async def test_dollars_stop_within_what_was_learned_of_the_price(tmp_path: Path) -> None:
-    async with serve(tmp_path, more="budgets: {b: {per: run, usd: 0.00005}}") as served:
+async def test_dollar_budget_stops_within_the_learned_price(tmp_path: Path) -> None:
+    async with budgeted(tmp_path, more="budgets: {b: {per: run, usd: 0.00005}}") as served:
         for number in range(5):
             await served.chat(ask(f"warm {number}"))
         answers = await asyncio.gather(*(served_chat(served, ask(f"question {n}"), **RUN) for n in range(100)))
@@ -112,11 +104,10 @@ async def test_dollars_stop_within_what_was_learned_of_the_price(tmp_path: Path)
         assert 0 < spent <= 0.00005
 
 
-@pytest.mark.usefixtures("budgeted")
-async def test_a_restart_gives_no_fresh_budget(tmp_path: Path) -> None:
+async def test_budget_survives_a_restart(tmp_path: Path) -> None:
     keys = "tenants: {acme: {keys: [one, two]}}"
     for per, key, run in (("tenant", "", ""), ("key", key_id_of(b"one"), ""), ("run", "", "job")):
-        async with serve(tmp_path, more=f"budgets: {{b: {{per: {per}, turns: 9}}}}\n{keys}") as served:
+        async with budgeted(tmp_path, more=f"budgets: {{b: {{per: {per}, turns: 9}}}}\n{keys}") as served:
             for number in range(2):
                 assert (await served_chat(served, ask(f"{number}"), authorization="Bearer one", **RUN))[0] == 200
             payers = Payers("acme", key, run)

@@ -28,10 +28,10 @@ async def turns(served: Served) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("capture", [False, True])
-async def test_each_turn_says_why(tmp_path: Path, capture: bool) -> None:
+async def test_each_turn_has_a_cache_miss_reason(tmp_path: Path, capture: bool) -> None:
     async with serve(tmp_path, workers={"nano-0": fake("nano")}) as served:
         if capture:
-            served.gateway.pipeline.preparer.prompt_encoder = PromptEncoder(capture=True)
+            served.gateway.pipeline.preparer.encoder.prompt_encoder = PromptEncoder(capture=True)
         await send(served, WORDS, "at 9:15 " + WORDS, "yes", "more")
         await send(served, WORDS, "at 9:15 " + WORDS, "yes", "more", "yes", "and more")
         await send(served, WORDS, "at 9:16 " + WORDS, "yes", "more", "yes", "and more", "yes", "still")

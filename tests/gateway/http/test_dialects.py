@@ -101,7 +101,7 @@ async def test_a_streamed_response_ends_as_the_whole_one(tmp_path: Path) -> None
     assert kinds.count("response.output_item.added") == kinds.count("response.output_item.done") == 2
 
 
-async def test_what_a_response_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
+async def test_unsupported_response_parameter_is_refused_by_name(tmp_path: Path) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"truncation": "auto"}, "truncation"),
         ({"background": True}, "background"),
@@ -158,7 +158,7 @@ async def test_tool_results_in_messages_close_the_loop(tmp_path: Path) -> None:
     assert second["stop_reason"] == "end_turn" and run.turns == 2
 
 
-async def test_wrong_messages_are_refused_in_their_own_shape(tmp_path: Path) -> None:
+async def test_invalid_messages_request_gets_anthropics_error_shape(tmp_path: Path) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"max_tokens": None}, "max_tokens"),
         ({"messages": []}, "messages"),
@@ -187,7 +187,7 @@ async def test_wrong_messages_are_refused_in_their_own_shape(tmp_path: Path) -> 
         assert status == 200
 
 
-async def test_completions_take_text_as_it_stands(tmp_path: Path) -> None:
+async def test_completions_prompt_is_used_without_a_template(tmp_path: Path) -> None:
     async with serve(tmp_path) as served, served.client() as client:
         asked: dict[str, Any] = {"model": "large", "prompt": "Once upon a time", "max_tokens": 6}
         whole = await client.completions.create(**asked, n=2, logprobs=1)

@@ -9,7 +9,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from gateway.cli import main
 from gateway.ledger.rows import DecisionRow, RequestRow, RunRow
 from gateway.telemetry.tracing import AtExport, SpanRecorder
-from tests.served import PICO, Served, ask, fake, serve, until
+from tests.builders import PICO
+from tests.served import Served, ask, fake, serve, until
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -19,7 +20,7 @@ async def get(served: Served, path: str) -> tuple[int, Any]:
         return answer.status, await answer.json()
 
 
-async def test_it_lives_is_ready_and_lists_its_models(tmp_path: Path) -> None:
+async def test_gateway_is_live_ready_and_lists_its_models(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         assert await get(served, "/livez") == (200, {"status": "ok"})
         assert await get(served, "/readyz") == (200, {"status": "ready"})
@@ -29,7 +30,7 @@ async def test_it_lives_is_ready_and_lists_its_models(tmp_path: Path) -> None:
         assert model["tier"] == "small"
 
 
-async def test_it_is_not_ready_while_a_local_worker_is_missing_and_says_which(tmp_path: Path) -> None:
+async def test_readyz_names_a_missing_local_worker(tmp_path: Path) -> None:
     def fails(*_: object) -> list[str]:
         return [sys.executable, "-c", "raise SystemExit('/secret/path is not there')"]
 
@@ -63,7 +64,7 @@ async def test_an_answer_carries_its_decision_and_its_cost(tmp_path: Path) -> No
         assert run["turns"] == 1
 
 
-async def test_explain_decides_and_runs_nothing(tmp_path: Path) -> None:
+async def test_explain_returns_a_decision_without_running_the_request(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         async with served.http.post(f"{served.url}/v1/headway/explain", json=ask(user="u-1")) as answer:
             body = await answer.json()
@@ -74,7 +75,7 @@ async def test_explain_decides_and_runs_nothing(tmp_path: Path) -> None:
         assert len(served.gateway.runs) == 0
 
 
-async def test_workers_are_shown_with_what_they_hold(tmp_path: Path) -> None:
+async def test_workers_endpoint_shows_residency_and_load(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         await served.chat(ask("many words " * 30))
         _, body = await get(served, "/v1/headway/workers")
@@ -84,7 +85,7 @@ async def test_workers_are_shown_with_what_they_hold(tmp_path: Path) -> None:
         assert str(PICO) not in str(body)
 
 
-async def test_every_end_is_counted_once_in_metrics_ledger_and_spans(tmp_path: Path) -> None:
+async def test_every_outcome_is_counted_once_in_metrics_ledger_and_spans(tmp_path: Path) -> None:
     exporter = InMemorySpanExporter()
     async with serve(tmp_path, spans=SpanRecorder(SimpleSpanProcessor(AtExport(exporter)))) as served:
         headers = {"traceparent": TRACEPARENT, "x-headway-run-id": "run-1"}

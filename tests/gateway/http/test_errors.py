@@ -52,7 +52,7 @@ def assert_nothing_left(served: Served) -> None:
     assert all(not client.streams and not client.credits.live for client in served.gateway.fleet.clients.values())
 
 
-async def test_wrong_requests_are_told_what_is_wrong(tmp_path: Path) -> None:
+async def test_invalid_request_names_the_problem(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         for body, status, code, param in WRONG:
             for stream in (False, True):
@@ -63,7 +63,7 @@ async def test_wrong_requests_are_told_what_is_wrong(tmp_path: Path) -> None:
         assert_nothing_left(served)
 
 
-async def test_what_is_no_json_is_a_400(tmp_path: Path) -> None:
+async def test_body_that_is_not_json_is_a_400(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         for data in (b"", b"{", b"[]", b"\xff\xfe", b'{"model": "auto"}', b'"x"'):
             async with served.http.post(f"{served.url}/v1/chat/completions", data=data) as answer:
@@ -101,7 +101,7 @@ async def test_a_huge_body_is_refused_whether_or_not_its_length_is_announced(tmp
                     assert_error(await answer.json(), "body_too_large")
 
 
-async def test_keys_are_asked_for_and_tenants_see_only_their_own(tmp_path: Path) -> None:
+async def test_keys_are_required_and_tenants_see_only_their_own_requests(tmp_path: Path) -> None:
     async with serve(tmp_path, more=KEYED) as served:
         for headers in (
             {},
@@ -168,7 +168,7 @@ async def test_a_body_that_breaks_off_is_a_400_and_is_counted(tmp_path: Path) ->
         assert b'error_code="invalid_request",outcome="rejected",status="400"' in served.gateway.metrics.render()
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+async def test_body_that_does_not_arrive_is_a_408() -> None:
     async def never() -> None:
         await asyncio.Event().wait()
 
@@ -217,7 +217,7 @@ def num_arrivals() -> int:
     return sum(type(one) is RequestContext for one in gc.get_objects())
 
 
-async def test_what_is_refused_or_left_is_gone_without_the_garbage_collector(tmp_path: Path) -> None:
+async def test_refused_and_aborted_requests_are_freed_without_the_garbage_collector(tmp_path: Path) -> None:
     """A full collection stops the gateway, so there is hardly ever one: what is in a cycle stays."""
     async with serve(tmp_path, workers={"nano-0": fake("nano", step_s=0.02)}) as served:
 

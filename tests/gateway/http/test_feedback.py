@@ -59,7 +59,7 @@ async def test_a_tenant_labels_only_its_own_answers(tmp_path: Path) -> None:
         assert (await post(one, {"decision": decision, "right": True}, key="nobody"))[0] == 401
 
 
-async def test_what_is_no_outcome_is_a_400(tmp_path: Path) -> None:
+async def test_malformed_outcome_is_a_400(tmp_path: Path) -> None:
     async with serve(tmp_path) as one:
         decision, _ = await answered(one)
         _, several = await answered(one, n=2)

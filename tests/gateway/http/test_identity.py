@@ -108,7 +108,7 @@ async def test_every_body_field_names_the_run_in_every_dialect(tmp_path: Path, p
 
 
 @pytest.mark.parametrize("path", DIALECTS)
-async def test_what_is_no_id_names_nothing_but_is_an_error_in_our_own_headers(tmp_path: Path, path: str) -> None:
+async def test_invalid_run_id_is_ignored_but_an_error_in_headway_headers(tmp_path: Path, path: str) -> None:
     async with one_worker(tmp_path) as served:
         for bad in ("x" * 201, "a b", "-x", "a#b", "ä"):
             served.gateway.runs.expire(float("inf"))
@@ -120,7 +120,7 @@ async def test_what_is_no_id_names_nothing_but_is_an_error_in_our_own_headers(tm
 
 
 @pytest.mark.parametrize("path", DIALECTS)
-async def test_an_answer_id_that_comes_back_names_its_chain(tmp_path: Path, path: str) -> None:
+async def test_returned_answer_id_names_its_chain(tmp_path: Path, path: str) -> None:
     async with one_worker(tmp_path) as served:
         _, first = await post(served, path, {"x-headway-run-id": "r", "x-headway-chain-id": "sub"})
         status, second = await post(served, path, previous_response_id=first["id"])
@@ -159,7 +159,7 @@ async def test_a_tenant_sees_and_joins_only_its_own_runs(tmp_path: Path) -> None
         assert {run.turns for run in served.gateway.runs.all()} == {1}
 
 
-async def test_a_sub_agent_that_is_done_gives_its_pages_up_and_its_run_goes_on(tmp_path: Path) -> None:
+async def test_finished_sub_agent_releases_its_pages_and_its_run_continues(tmp_path: Path) -> None:
     child = {"X-Dynamo-Session-ID": "child", "X-Dynamo-Parent-Session-ID": "main"}
     async with one_worker(tmp_path) as served:
         path = "/v1/chat/completions"

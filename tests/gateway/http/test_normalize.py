@@ -55,7 +55,7 @@ async def test_the_cache_is_hit_where_both_are_on_and_missed_where_they_are_off(
             assert not any("normalized" in report for report in reports)
 
 
-async def test_explain_says_what_was_done(tmp_path: Path) -> None:
+async def test_explain_lists_normalized_parts(tmp_path: Path) -> None:
     async with serve(tmp_path, workers={"nano-0": fake("nano")}) as served:
         functions = [{"type": "function", "function": {"name": name}} for name in ("b", "a")]
         body = {"model": "nano", "messages": [{"role": "user", "content": "hi"}], "tools": functions}
@@ -63,7 +63,7 @@ async def test_explain_says_what_was_done(tmp_path: Path) -> None:
             assert (await answer.json())["normalized"] == ["tools: sorted by name"]
 
 
-async def test_a_named_call_is_held_to_its_tool_whatever_the_order(tmp_path: Path) -> None:
+async def test_forced_call_keeps_its_tool_after_sorting(tmp_path: Path) -> None:
     async with serve(tmp_path, workers={"nano-0": fake("nano")}) as served:
         choice = {"type": "tool", "name": "read"}
         async with served.http.post(f"{served.url}/v1/messages", json=turn(1, tool_choice=choice)) as answer:

@@ -34,7 +34,7 @@ async def sent(served: Served, body: dict[str, Any], run: str) -> str:
     return took
 
 
-async def test_a_run_that_begins_goes_where_most_is_free_and_one_like_it_follows(tmp_path: Path) -> None:
+async def test_new_run_goes_to_the_freest_worker_and_a_similar_run_follows(tmp_path: Path) -> None:
     async with serve(tmp_path, workers=two()) as served:
         first = await sent(served, begun("one", "something else"), "r0")
         second = await sent(served, begun("two"), "r1")
@@ -46,7 +46,7 @@ async def test_a_run_that_begins_goes_where_most_is_free_and_one_like_it_follows
         assert (unlike["chosen"]["worker"], unlike["placement"]) == (first, "roomiest")
 
 
-async def test_a_run_stays_with_its_pages_and_goes_on_elsewhere_when_they_are_lost(tmp_path: Path) -> None:
+async def test_run_stays_with_its_pages_and_moves_when_they_are_lost(tmp_path: Path) -> None:
     async with serve(tmp_path, workers=two()) as served:
         home = await sent(served, begun("one"), "r")
         (away,) = served.workers.keys() - {home}
@@ -66,7 +66,7 @@ async def test_placement_can_be_switched_off(tmp_path: Path) -> None:
         assert (await explained(served, begun("one")))["placement"] is None
 
 
-async def test_without_retention_workers_are_told_nothing(tmp_path: Path) -> None:
+async def test_workers_get_no_scores_with_retention_off(tmp_path: Path) -> None:
     async with serve(tmp_path, workers=two(), more="scheduling: {retention: false}") as served:
         await sent(served, begun("one"), "r")
         await sent(served, begun("two"), "s")  # what is to be told goes with the next question at the latest

@@ -103,7 +103,7 @@ def error_of(answer: bytes) -> dict[str, Any]:
     return error
 
 
-async def test_what_is_no_http_is_told_so() -> None:
+async def test_bytes_that_are_not_http_get_a_400() -> None:
     async with serving() as port:
         answer = await said(port, b"\x16\x03\x01 this is TLS\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 400 ")
@@ -119,14 +119,14 @@ async def test_what_is_no_http_is_told_so() -> None:
         [b"GET /" + MAX_HEAD_BYTES * b"a" + b" HTTP/1.1\r\n\r\n"],
     ],
 )
-async def test_a_head_has_a_limit_however_it_comes(parts: list[bytes]) -> None:
+async def test_head_over_the_limit_is_a_431_in_any_segmentation(parts: list[bytes]) -> None:
     async with serving() as port:
         answer = await said(port, *parts)
         assert answer.startswith(b"HTTP/1.1 431 ")
         assert error_of(answer)["code"] == "headers_too_large"
 
 
-async def test_the_limit_is_of_a_head_and_not_of_a_connection() -> None:
+async def test_head_limit_applies_to_each_request_of_a_connection() -> None:
     async with serving() as port:
         large = b"GET /hello HTTP/1.1\r\nx: " + 60_000 * b"a" + b"\r\n\r\n"
         answer = await said(port, large, large, large.replace(b"x:", b"connection: close\r\nx:"))
@@ -134,13 +134,13 @@ async def test_the_limit_is_of_a_head_and_not_of_a_connection() -> None:
 
 
 @pytest.mark.parametrize("parts", [[], [b"GET /hello HTT"], [HELLO], [HELLO, HELLO[:9]]])
-async def test_who_sends_no_whole_head_in_time_is_left(parts: list[bytes]) -> None:
+async def test_connection_without_a_whole_head_in_time_is_closed(parts: list[bytes]) -> None:
     async with serving(max_head_s=0.2) as port:
         answer = await said(port, *parts)
         assert answer.count(b"hello") == (1 if HELLO in parts else 0)
 
 
-async def test_a_head_that_drips_is_not_given_more_time() -> None:
+async def test_dripping_head_gets_no_more_time() -> None:
     async with serving(max_head_s=0.3) as port:
         began = asyncio.get_running_loop().time()
         await said(port, *[HELLO[at : at + 1] for at in range(len(HELLO) - 1)], *[b"x"] * 30)
@@ -159,7 +159,7 @@ async def test_an_answer_may_take_longer_than_a_head(before: bytes) -> None:
         writer.close()
 
 
-async def test_who_comes_when_all_connections_are_taken_is_told_so() -> None:
+async def test_connection_over_the_limit_gets_a_503() -> None:
     async with serving(max_connections=1) as port:
         _, first = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.sleep(0.05)
@@ -205,7 +205,7 @@ async def test_http_1_0_gets_no_chunks() -> None:
         assert (await said(port, b"GET /hello HTTP/1.0\r\n\r\n")).endswith(b"\r\n\r\nhello")
 
 
-async def test_an_answer_under_way_breaks_off_when_what_follows_is_no_http() -> None:
+async def test_streaming_answer_ends_when_invalid_http_follows() -> None:
     async with serving() as port:
         answer = await said(port, b"GET /slow HTTP/1.1\r\nhost: here\r\n\r\n", b"\x00\x01\r\n\r\n")
         assert answer.count(b"HTTP/1.1") == 1
@@ -213,13 +213,13 @@ async def test_an_answer_under_way_breaks_off_when_what_follows_is_no_http() -> 
         assert not answer.endswith(b"0\r\n\r\n")
 
 
-async def test_a_body_with_wrong_framing_is_told_so() -> None:
+async def test_body_with_wrong_framing_is_a_400() -> None:
     async with serving() as port:
         answer = await said(port, b"POST /hello HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nthis is no size\r\n")
         assert answer.startswith(b"HTTP/1.1 400 ")
 
 
-async def test_a_body_that_goes_on_after_its_answer_ends_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_body_after_its_answer_is_drained_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MAX_REST_BYTES", 100_000)
     async with serving() as port:
         head = b"POST /hello HTTP/1.1\r\ncontent-length: 100000000\r\n\r\n"
@@ -246,7 +246,7 @@ OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings:
         b"transfer-encoding: chunked\r\n\r\n15\r\n" + 21 * b"a" + b"\r\n0\r\n\r\n",
     ],
 )
-async def test_who_offers_another_protocol_is_answered_in_this_one(body: bytes, parts: int) -> None:
+async def test_upgrade_request_is_answered_in_http_1_1(body: bytes, parts: int) -> None:
     sent = HELLO + POST + OFFER + body + LAST
     size = -(-len(sent) // parts)
     async with serving() as port:
@@ -256,7 +256,7 @@ async def test_who_offers_another_protocol_is_answered_in_this_one(body: bytes, 
         assert (answer.count(b"HTTP/1.1 200"), answer.count(b"hello")) == (3, 2)
 
 
-async def test_a_proxy_is_not_what_this_is() -> None:
+async def test_connect_method_is_refused() -> None:
     async with serving() as port:
         assert (await said(port, b"CONNECT there:80 HTTP/1.1\r\nhost: there\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
 
@@ -268,7 +268,7 @@ async def test_nothing_is_written_into_another_answer() -> None:
 
 
 @pytest.mark.parametrize("behind", [b"", HELLO, 9 * HELLO])
-async def test_who_leaves_is_seen_whatever_waits_behind(behind: bytes) -> None:
+async def test_disconnect_is_noticed_with_pipelined_requests_behind(behind: bytes) -> None:
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(SLOW)
@@ -301,7 +301,7 @@ async def test_trailers_have_a_limit_and_are_no_headers() -> None:
         assert (await said(port, chunks + b"x: ", *[9_000 * b"a"] * 9)).startswith(b"HTTP/1.1 431 ")
 
 
-async def test_a_body_before_it_does_not_count_as_head() -> None:
+async def test_previous_body_does_not_count_towards_the_head_limit() -> None:
     async with serving() as port:
         body = POST + b"content-length: 200000\r\n\r\n" + 200_000 * b"a"
         answer = await said(port, body + LAST[:9], LAST[9:])
@@ -318,14 +318,14 @@ async def test_http_1_0_expects_nothing() -> None:
         assert (await said(port, HELLO.replace(b"1.1", b"2.0"))).startswith(b"HTTP/1.1 400 ")
 
 
-async def test_who_expects_a_word_before_the_body_starts_anew_afterwards() -> None:
+async def test_expect_100_continue_applies_to_one_request() -> None:
     async with serving() as port:
         answer = await said(port, HELLO.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n"))
         assert answer.endswith(b"hello")
         assert b"connection: close" in answer
 
 
-async def test_a_refusal_is_read_by_who_is_still_sending() -> None:
+async def test_client_that_is_still_sending_receives_the_refusal() -> None:
     async with serving() as port:
         answer = await said(port, b"\x00\x01\r\n\r\n", *[1_000_000 * b"a"] * 3)
         assert answer.startswith(b"HTTP/1.1 400 ")
@@ -342,7 +342,7 @@ async def test_a_half_sent_body_ends_with_the_server() -> None:
     writer.close()
 
 
-async def test_an_address_that_this_machine_does_not_have_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_address_that_is_not_of_this_machine_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     here, elsewhere = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("127.0.0.1", "203.0.113.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [elsewhere, here])
     (listening,) = listen("both", 0)

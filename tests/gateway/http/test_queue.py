@@ -37,7 +37,7 @@ async def full_queue(tmp_path: Path) -> AsyncIterator[Served]:
         assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
 
 
-async def test_a_full_queue_turns_away_at_once_and_says_when_to_come_back(tmp_path: Path) -> None:
+async def test_full_queue_refuses_at_once_with_retry_after(tmp_path: Path) -> None:
     async with full_queue(tmp_path) as served, served.http.post(f"{served.url}/v1/chat/completions", json=ask()) as answer:
         assert answer.status == 429
         assert int(answer.headers["retry-after"]) >= 1
@@ -45,22 +45,23 @@ async def test_a_full_queue_turns_away_at_once_and_says_when_to_come_back(tmp_pa
         assert (await answer.json())["error"]["code"] == "overloaded"
 
 
-async def test_what_a_full_queue_turns_away_is_not_read_and_still_counts_as_a_broken_promise(tmp_path: Path) -> None:
+async def test_request_refused_by_a_full_queue_is_not_tokenized_and_counts_as_an_slo_miss(tmp_path: Path) -> None:
     async with full_queue(tmp_path) as served:
-        read, missed = served.gateway.pipeline.preparer._prompts, 'headway_slo_total{met="no",slo="interactive"} 1.0'
+        encoder, missed = served.gateway.pipeline.preparer.encoder, 'headway_slo_total{met="no",slo="interactive"} 1.0'
+        encode = encoder.encode
 
-        async def must_not(*_: object) -> dict[str, Prompt]:
-            raise AssertionError("it was read")
+        async def must_not(*_: object, **__: object) -> dict[str, Prompt]:
+            raise AssertionError("the prompt was tokenized")
 
-        served.gateway.pipeline.preparer._prompts = must_not  # type: ignore[method-assign]
+        encoder.encode = must_not  # type: ignore[method-assign]
         status, body = await served.chat()
         assert status == 429 and "2 requests with" in body["error"]["message"]
-        served.gateway.pipeline.preparer._prompts = read  # type: ignore[method-assign]
+        encoder.encode = encode  # type: ignore[method-assign]
         async with served.http.get(f"{served.url}/metrics") as answer:
             assert missed in (await answer.text()).splitlines()
 
 
-async def test_a_request_that_waits_too_long_is_told_so(tmp_path: Path) -> None:
+async def test_request_that_waits_past_the_limit_is_refused(tmp_path: Path) -> None:
     worker = fake("nano", max_sequences=1)
     async with serve(tmp_path, workers={"nano-0": worker}, more="limits: {max_queue_s: 0.2}") as served:
         worker.hold()
@@ -164,7 +165,7 @@ async def test_a_worker_that_comes_up_while_a_request_waits_does_not_get_it_with
         assert [(status, body["usage"]["headway"]["worker"]) for status, body in answers] == [(200, "nano-0")] * 2
 
 
-async def test_nobody_goes_past_a_long_prompt_that_waits_for_room(tmp_path: Path) -> None:
+async def test_long_prompt_that_waits_for_credits_is_not_overtaken(tmp_path: Path) -> None:
     worker = fake("nano", credit_tokens=60)
     async with serve(tmp_path, workers={"nano-0": worker}) as served:
         worker.hold()
@@ -184,7 +185,7 @@ async def test_nobody_goes_past_a_long_prompt_that_waits_for_room(tmp_path: Path
 TENANTS = "tenants: {ash: {keys: [key-of-ash]}, oak: {keys: [key-of-oak]}}"
 
 
-async def test_a_tenant_that_floods_leaves_a_seat_to_another_that_was_here(tmp_path: Path) -> None:
+async def test_flooding_tenant_leaves_a_seat_to_an_active_tenant(tmp_path: Path) -> None:
     worker = fake("nano", max_sequences=8)
     async with serve(tmp_path, workers={"nano-0": worker}, more=TENANTS) as served:
 
@@ -205,7 +206,7 @@ async def test_a_tenant_that_floods_leaves_a_seat_to_another_that_was_here(tmp_p
         assert await asyncio.gather(*flood, asked) == [200] * 21
 
 
-async def test_however_many_of_one_tenant_wait_the_seat_that_it_leaves_is_found_by_the_other(tmp_path: Path) -> None:
+async def test_reserved_seat_is_found_behind_any_number_of_waiting_requests(tmp_path: Path) -> None:
     worker = fake("nano", max_sequences=8)
     async with serve(tmp_path, workers={"nano-0": worker}, more=TENANTS) as served:
 

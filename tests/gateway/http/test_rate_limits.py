@@ -29,7 +29,7 @@ async def post(
         return answer.status, await answer.json(), answer.headers
 
 
-async def test_requests_are_counted_by_key_and_tenant_and_told_in_headers(tmp_path: Path) -> None:
+async def test_requests_count_for_key_and_tenant_and_headers_report_it(tmp_path: Path) -> None:
     more = keys(tenant="requests_per_minute: 4", ci="requests_per_minute: 2")
     async with serve(tmp_path, more=more) as served:
         status, _, headers = await post(served, "ci", ask())
@@ -56,7 +56,7 @@ async def test_requests_are_counted_by_key_and_tenant_and_told_in_headers(tmp_pa
         served.gateway.rates.check()
 
 
-async def test_tokens_are_held_while_it_runs_and_an_abort_gives_back_what_it_did_not_take(tmp_path: Path) -> None:
+async def test_tokens_are_reserved_while_running_and_an_abort_releases_the_unused(tmp_path: Path) -> None:
     worker = fake("nano")
     more = keys(ci="tokens_per_minute: 300", small="tokens_per_minute: 10")
     async with serve(tmp_path, workers={"nano-0": worker}, more=more) as served:
@@ -83,7 +83,7 @@ async def test_tokens_are_held_while_it_runs_and_an_abort_gives_back_what_it_did
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_hundred_at_once_are_no_more_than_may_be_under_way(tmp_path: Path, stream: bool) -> None:
+async def test_hundred_requests_at_once_keep_the_concurrency_limit(tmp_path: Path, stream: bool) -> None:
     worker = fake("nano")
     async with serve(tmp_path, workers={"nano-0": worker}, more=keys(ci="concurrent_requests: 7")) as served:
         worker.hold()
@@ -104,7 +104,7 @@ async def test_a_hundred_at_once_are_no_more_than_may_be_under_way(tmp_path: Pat
         assert await one() == 200
 
 
-async def test_the_official_client_reads_the_refusal(tmp_path: Path) -> None:
+async def test_official_client_raises_its_rate_limit_error(tmp_path: Path) -> None:
     async with serve(tmp_path, more=keys(ci="requests_per_minute: 1")) as served, served.client("ci") as client:
         raw = await client.chat.completions.with_raw_response.create(**ask())
         assert raw.headers["x-ratelimit-limit-requests"] == "1"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.served import PICO, POLICY, free_port
+from tests.builders import policy_text
+from tests.served import free_port
 
 SERVER = """
 import os, sys
@@ -30,9 +31,7 @@ run(load_policy(Path(sys.argv[1]), {}), read_settings(os.environ), os.environ, c
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_gateway_its_streams_and_its_workers(tmp_path: Path, number: signal.Signals) -> None:
     policy, port = tmp_path / "policy.yaml", free_port()
-    policy.write_text(
-        POLICY.format(pico=PICO, workers="  nano-0: {model: nano, device: cpu}", more=f"listen: {{port: {port}}}")
-    )
+    policy.write_text(policy_text("  nano-0: {model: nano, device: cpu}", more=f"listen: {{port: {port}}}"))
     env = {"HEADWAY_STOP_GRACE_S": "0.2", "PATH": "/usr/bin:/bin"}
     with subprocess.Popen([sys.executable, "-c", SERVER, str(policy)], env=env, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -23,7 +23,7 @@ def reader(store: Store) -> Any:
     return lambda query, values: select(store.connection, query, values)
 
 
-def test_of_a_key_only_its_hash_and_how_it_begins_are_kept(tmp_path: Path) -> None:
+def test_key_store_keeps_only_hash_and_prefix(tmp_path: Path) -> None:
     file = tmp_path / "ledger.db"
     with closing(Store(str(file))) as store:
         key, row = create(store, "acme", RateLimits(tokens_per_minute=100), now=7.0)
@@ -50,7 +50,7 @@ def test_every_change_shows(store: Store) -> None:
     assert last_change(read) == 4
 
 
-def test_there_is_an_end_to_keys(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_keys_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_store, "MAX_KEYS", 1)
     _, row = create(store, "acme", RateLimits(), now=1.0)
     with pytest.raises(KeyStoreError, match="revoke some"):
@@ -59,7 +59,7 @@ def test_there_is_an_end_to_keys(store: Store, monkeypatch: pytest.MonkeyPatch) 
     create(store, "acme", RateLimits(), now=3.0)
 
 
-def test_old_revoked_keys_go_and_one_row_stays(store: Store) -> None:
+def test_old_revoked_keys_are_deleted_but_one(store: Store) -> None:
     rows = [create(store, "acme", RateLimits(), now=1.0).row for _ in range(3)]
     for row in rows[:2]:
         store.insert([KeyUseRow(id=row.id, at=1.5)])

@@ -75,7 +75,7 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def test_what_was_recorded_is_kept_when_it_is_closed(tmp_path: Path) -> None:
+def test_recorded_rows_are_written_at_close(tmp_path: Path) -> None:
     path = tmp_path / "new" / "ledger.db"
     ledger = SqliteLedger(path)
     for number in range(2500):
@@ -91,7 +91,7 @@ def test_what_was_recorded_is_kept_when_it_is_closed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, ROWS_A_STATEMENT - 1, ROWS_A_STATEMENT, ROWS_A_STATEMENT + 1, 3 * ROWS_A_STATEMENT])
-def test_a_batch_is_written_whole_and_in_order_whatever_its_length(tmp_path: Path, number: int) -> None:
+def test_batch_of_any_length_is_written_whole_and_in_order(tmp_path: Path, number: int) -> None:
     one = Store(str(tmp_path / "ledger.db"))
     one.insert([msgspec.structs.replace(REQUEST, decision=f"d{turn}") for turn in range(number)])
     one.insert([msgspec.structs.replace(RUN, turns=turn) for turn in range(number)])
@@ -101,7 +101,7 @@ def test_a_batch_is_written_whole_and_in_order_whatever_its_length(tmp_path: Pat
     assert rows(tmp_path / "ledger.db", "SELECT run, turns FROM runs") == [("r", number - 1)]
 
 
-def test_a_second_opening_goes_on(tmp_path: Path) -> None:
+def test_reopened_ledger_continues(tmp_path: Path) -> None:
     for _ in range(2):
         ledger = SqliteLedger(tmp_path / "ledger.db")
         ledger.record(REQUEST)
@@ -118,7 +118,7 @@ def test_a_file_of_another_version_is_left_alone(tmp_path: Path) -> None:
         SqliteLedger(path)
 
 
-def test_what_cannot_be_written_is_counted_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_row_that_cannot_be_written_is_counted_and_the_rest_continues(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     ledger = SqliteLedger(path)
     other = sqlite3.connect(path)
@@ -154,7 +154,7 @@ print(ledger.dropped)
 """
 
 
-def test_a_full_disk_costs_rows_that_are_counted_and_nothing_else(tmp_path: Path) -> None:
+def test_full_disk_loses_only_counted_rows(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     run = subprocess.run(
         [sys.executable, "-c", FULL, str(path)], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
@@ -184,7 +184,7 @@ def test_rows_that_cannot_be_made_do_not_end_the_writing(tmp_path: Path) -> None
     assert rows(tmp_path / "ledger.sqlite", "SELECT count(*) FROM requests") == [(1,)]
 
 
-def test_a_hold_goes_when_its_request_is_written_down(tmp_path: Path) -> None:
+def test_reservation_row_is_deleted_with_its_request_row(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     hold = HoldRow(request="r1", at=1.0, route="default", tenant="t", key_id="", run="r", usd=0.1, tokens=5, turns=1)
     ledger = SqliteLedger(path)
@@ -234,7 +234,7 @@ def test_the_memory_ledger_keeps_the_last() -> None:
     assert [row.id for row in ledger.rows if isinstance(row, DecisionRow)] == ["1", "2"]
 
 
-def test_the_memory_ledger_reads_what_it_holds() -> None:
+def test_memory_ledger_answers_reports() -> None:
     ledger = MemoryLedger(max_rows=3)
     for number in range(12):
         ledger.record(msgspec.structs.replace(REQUEST, decision=f"d{number}"))
@@ -265,7 +265,7 @@ def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> No
     assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
 
 
-def test_what_is_too_old_goes_and_the_policy_in_force_stays(tmp_path: Path) -> None:
+def test_old_rows_are_deleted_and_the_policy_in_force_stays(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     ledger = SqliteLedger(path, keep_days=1.0)
     idle = DeviceRow(at=0.0, worker="w", model="m", busy_s=1.0, idle_s=0.0, charged_usd=1.0, unattributed_usd=0.0, idle_usd=0.0)
@@ -292,7 +292,7 @@ while True:
 """
 
 
-def test_a_killed_writer_leaves_a_whole_file_with_all_that_was_readable(tmp_path: Path) -> None:
+def test_killed_writer_leaves_a_consistent_file(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     root = Path(__file__).parents[3]
     with subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], cwd=root, stdout=subprocess.PIPE) as writer:

@@ -93,7 +93,7 @@ def test_a_series_has_few_points_however_long_the_time() -> None:
         assert 3600 * hours / scope.step_s <= MAX_POINTS
 
 
-def test_percentiles_are_those_of_the_answered_and_burn_counts_the_broken(ledger: Ledgers) -> None:
+def test_percentiles_cover_answered_requests_and_burn_counts_misses(ledger: Ledgers) -> None:
     rows = [request(at=n / 10, ttft_s=n / 100, slo_met=n <= 98) for n in range(1, 101)]
     rows.append(request(at=1.0, outcome="rejected", http_status=429, status="overloaded", slo_met=False, ttft_s=99.0))
     rows.append(
@@ -109,7 +109,7 @@ def test_percentiles_are_those_of_the_answered_and_burn_counts_the_broken(ledger
     assert [moment.at for moment in series] == [0, 10] and sum(moment.counted for moment in series) == 101
 
 
-def test_worker_time_is_told_once_and_survives_a_restart() -> None:
+def test_worker_time_is_counted_once_across_a_restart() -> None:
     times = DeviceTimes({"w": 2.0}, {"w": "m"})
     worker = FakeWorker({}, step_device_s=0.0)
     told = []

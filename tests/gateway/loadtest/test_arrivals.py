@@ -10,7 +10,7 @@ from gateway.loadtest.arrivals import Planned, TraceError, read_trace, scaled, s
 TRACE = [Planned(0.0, 10, 1), Planned(1.0, 20, 2), Planned(4.0, 30, 3), Planned(4.0, 40, 4)]
 
 
-def test_a_trace_is_stretched_to_a_rate_and_keeps_the_proportions_of_its_gaps() -> None:
+def test_scaled_trace_keeps_the_proportions_of_its_gaps() -> None:
     planned = scaled(TRACE, rate=2.0, duration_s=4.0)
     assert [one.prompt_tokens for one in planned] == [10, 20, 30, 40, 10, 20, 30, 40]
     gaps = [b.at_s - a.at_s for a, b in pairwise(planned)]
@@ -56,7 +56,7 @@ def test_both_kinds_of_trace_are_read(tmp_path: Path) -> None:
         ("t.jsonl", "no\n", ":1: expected timestamp"),
     ],
 )
-def test_a_bad_trace_is_told_with_its_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_bad_trace_is_reported_with_its_line(tmp_path: Path, name: str, text: str, said: str) -> None:
     file = tmp_path / name
     file.write_text(text)
     with pytest.raises(TraceError, match=said):

@@ -13,7 +13,7 @@ from tests.served import ask, fake, free_port, serve, until
 GOOD = Response(200, 0.0, 1.1, first_s=0.1, finish="stop", prompt_tokens=50, output_tokens=11)
 
 
-def test_what_is_promised_counts_from_when_it_was_to_be_sent() -> None:
+def test_latency_counts_from_the_planned_send_time() -> None:
     assert GOOD.tpot_s == pytest.approx(0.1)
     assert LatencySlo().is_met(GOOD) and LatencySlo(0.1, 0.11, 1.2).is_met(GOOD)
     assert not LatencySlo(ttft_s=0.09).is_met(GOOD)
@@ -22,7 +22,7 @@ def test_what_is_promised_counts_from_when_it_was_to_be_sent() -> None:
     assert not LatencySlo().is_met(GOOD._replace(error="worker_lost")) and not LatencySlo().is_met(GOOD._replace(status=429))
 
 
-def test_figures_count_refusals_against_attainment_and_not_against_what_was_admitted() -> None:
+def test_refusals_lower_attainment_but_not_admitted_attainment() -> None:
     refused = Response(429, 0.0, 0.02, error="overloaded")
     broken = GOOD._replace(error="worker_lost")
     seen = [GOOD] * 6 + [refused] * 3 + [broken]
@@ -39,7 +39,7 @@ def test_figures_count_refusals_against_attainment_and_not_against_what_was_admi
     assert load_report([], [], 1.0).ttft_ms.p50 is None
 
 
-async def test_an_open_loop_sends_on_time_whatever_becomes_of_the_others() -> None:
+async def test_open_loop_sends_on_time_regardless_of_other_requests() -> None:
     now, sent = 0.0, []
     release = asyncio.Event()
 
@@ -54,7 +54,7 @@ async def test_an_open_loop_sends_on_time_whatever_becomes_of_the_others() -> No
     assert sent == [0.0, 0.001, 0.002]
 
 
-async def test_while_a_load_lasts_garbage_is_collected_seldom() -> None:
+async def test_garbage_is_collected_rarely_during_a_load() -> None:
     before = gc.get_threshold()
 
     async def send(number: int, due: float) -> int:
@@ -120,7 +120,7 @@ async def test_the_command_measures_a_gateway(tmp_path: Path, capsys: pytest.Cap
         (["http://127.0.0.1:9", "--rate", "0.001", "--duration", "0.1"], "raise either"),
     ],
 )
-def test_what_cannot_be_sent_is_told(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_request_file_is_an_error(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["load", *arguments], {}) == 1
     assert said in capsys.readouterr().err
 

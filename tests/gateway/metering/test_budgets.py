@@ -11,7 +11,7 @@ ALICE = Payers("alice", "key-1", "run-1")
 DAY_S = 86_400.0
 
 
-def test_what_is_held_cannot_be_held_again_and_what_was_not_taken_comes_back() -> None:
+def test_reserved_amount_cannot_be_reserved_again_and_the_unused_is_released() -> None:
     budgets = Budgets({"day": Budget(tokens=100)})
     (reservation,) = budgets.reserve(["day"], ALICE, [Amount(tokens=60)], 0.0)
     with pytest.raises(OverBudget, match="40 tokens of 100 tokens left, while 60 tokens are reserved") as told:
@@ -23,7 +23,7 @@ def test_what_is_held_cannot_be_held_again_and_what_was_not_taken_comes_back() -
         budgets.reserve(["day"], ALICE, [Amount(tokens=1)], 0.0)
 
 
-def test_a_window_begins_anew_and_says_when() -> None:
+def test_budget_window_resets_at_the_stated_time() -> None:
     budgets = Budgets({"day": Budget(usd=1.0, window_s=DAY_S)})
     (reservation,) = budgets.reserve(["day"], ALICE, [Amount(usd=1.0)], 10.0)
     budgets.settle(reservation, Amount(usd=1.0))
@@ -33,7 +33,7 @@ def test_a_window_begins_anew_and_says_when() -> None:
     budgets.reserve(["day"], ALICE, [Amount(usd=0.5)], DAY_S)
 
 
-def test_what_came_in_the_old_window_is_spent_there() -> None:
+def test_request_of_the_old_window_is_charged_there() -> None:
     budgets = Budgets({"day": Budget(turns=1, window_s=DAY_S)})
     (old,) = budgets.reserve(["day"], ALICE, [Amount(turns=1)], DAY_S - 1)
     budgets.reserve(["day"], ALICE, [Amount(turns=1)], DAY_S + 1)
@@ -58,14 +58,14 @@ def test_each_payer_has_an_account(per: str, same: Payers, other: Payers) -> Non
     budgets.reserve(["b"], other, [Amount(turns=1)], 0.0)
 
 
-def test_all_budgets_hold_or_none_does() -> None:
+def test_all_budgets_reserve_or_none_does() -> None:
     budgets = Budgets({"wide": Budget(turns=5), "narrow": Budget(per="run", turns=1)})
     with pytest.raises(OverBudget, match='"narrow"'):
         budgets.reserve(["wide", "narrow"], ALICE, [Amount(turns=1), Amount(turns=1)], 0.0)
     assert len(budgets.reserve(["wide"], ALICE, [Amount(turns=1)] * 5, 0.0)) == 5
 
 
-def test_other_limits_keep_what_was_spent() -> None:
+def test_changed_budget_keeps_the_spent_amount() -> None:
     budgets = Budgets({"b": Budget(turns=1)})
     budgets.spend("b", ALICE, Amount(turns=1), 0.0)
     budgets.limit({"b": Budget(turns=2)})
@@ -110,7 +110,7 @@ def test_no_order_of_holds_and_ends_spends_more_than_there_is(seed: int) -> None
         assert budgets.spent("r", run, 0.0).turns <= 20
 
 
-def test_accounts_whose_window_is_over_are_forgotten_and_those_without_one_never() -> None:
+def test_accounts_of_past_windows_are_forgotten_and_windowless_ones_kept() -> None:
     budgets = Budgets({"hourly": Budget(per="run", turns=9, window_s=3600.0), "ever": Budget(per="run", turns=9)})
     for number in range(50):
         for reservation in budgets.reserve(["hourly"], Payers("t", "", f"r{number}"), [Amount(turns=1)], 10.0):

@@ -33,7 +33,7 @@ def policy(**shares: float | None) -> Policy:
     return msgspec.convert(raw, Policy)
 
 
-def test_a_device_is_split_equally_unless_told() -> None:
+def test_device_price_is_split_equally_by_default() -> None:
     assert worker_usd_per_s(policy(a=None)) == pytest.approx({"a": 0.001})
     assert worker_usd_per_s(policy(a=None, b=None)) == pytest.approx({"a": 0.0005, "b": 0.0005})
     assert worker_usd_per_s(policy(a=0.8, b=None, c=None)) == pytest.approx({"a": 0.0008, "b": 0.0001, "c": 0.0001})
@@ -59,7 +59,7 @@ def test_on_the_large_tier_the_counterfactual_is_what_was_paid() -> None:
     assert alone.all_large_usd == alone.usd
 
 
-def test_what_did_nothing_costs_nothing() -> None:
+def test_request_without_device_time_costs_nothing() -> None:
     refused = Finished(request=1, reason="refused", num_prompt_tokens=100)
     paid = charge(refused, ByTime(FAST, 2.0), large=ByTime(SLOW, 4.0), on_large=False)
     assert (paid.usd, paid.saved_by_cache_usd, paid.all_large_usd) == (0.0, 0.0, 0.0)

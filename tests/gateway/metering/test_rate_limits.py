@@ -12,7 +12,7 @@ def limited(requests: int | None = None, tokens: int | None = None, at_once: int
     return LimitedParty('tenant "acme"', limits)
 
 
-def test_a_minutes_worth_may_come_at_once_and_fills_evenly() -> None:
+def test_burst_of_a_minutes_worth_is_admitted_and_refills_evenly() -> None:
     rates, who = RateLimiter(), [limited(requests=60)]
     for _ in range(60):
         rates.leave(rates.enter(who, 0.0), 0.0)
@@ -26,7 +26,7 @@ def test_a_minutes_worth_may_come_at_once_and_fills_evenly() -> None:
         rates.enter(who, 1.0)
 
 
-def test_tokens_are_held_and_what_was_not_taken_comes_back() -> None:
+def test_tokens_are_reserved_and_the_unused_are_released() -> None:
     rates, who = RateLimiter(), [limited(tokens=600)]
     first = rates.enter(who, 0.0)
     rates.reserve(first, who, [250, 250], 0.0)
@@ -56,7 +56,7 @@ def test_an_answer_longer_than_expected_is_paid_back_by_waiting() -> None:
     rates.enter(who, 31.0)
 
 
-def test_only_so_many_are_under_way() -> None:
+def test_concurrent_requests_are_limited() -> None:
     rates, who = RateLimiter(), [limited(at_once=2)]
     first, _ = rates.enter(who, 0.0), rates.enter(who, 0.0)
     with pytest.raises(RateLimited, match="2 requests in flight, and its concurrent_requests is 2"):
@@ -83,7 +83,7 @@ def test_key_and_tenant_both_count_or_neither_does() -> None:
     assert dict(rates.headers([keys[1]], 0.0))[b"x-ratelimit-remaining-requests"] == b"8"
 
 
-def test_other_limits_keep_what_is_left() -> None:
+def test_changed_limits_keep_the_rest_of_an_account() -> None:
     rates = RateLimiter()
     for _ in range(3):
         rates.enter([limited(requests=4)], 0.0)
@@ -108,7 +108,7 @@ def test_accounts_are_bounded_and_those_at_work_stay() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0s"), (0.12, "120ms"), (1, "1s"), (7.5, "7.5s"), (60, "1m0s"), (61.25, "1m1.25s"), (-1, "0s")]
 )
-def test_times_are_said_as_openai_says_them(seconds: float, text: str) -> None:
+def test_reset_times_have_openais_format(seconds: float, text: str) -> None:
     assert _duration(seconds) == text
 
 

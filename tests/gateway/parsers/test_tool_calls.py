@@ -90,7 +90,7 @@ def cut_outputs(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 @settings(STEADY, max_examples=800)
 @given(cut=cut_outputs(), output_format=st.sampled_from(FAMILIES))
-def test_any_cutting_gives_what_the_whole_gives(cut: tuple[str, list[str]], output_format: OutputFormat) -> None:
+def test_any_chunking_gives_the_events_of_the_whole_text(cut: tuple[str, list[str]], output_format: OutputFormat) -> None:
     text, pieces = cut
     whole = joined(parse([text], output_format))
     assert joined(parse(pieces, output_format)) == whole
@@ -99,7 +99,7 @@ def test_any_cutting_gives_what_the_whole_gives(cut: tuple[str, list[str]], outp
 
 @settings(STEADY, max_examples=500)
 @given(text=outputs, output_format=st.sampled_from(FAMILIES[:4]))
-def test_text_without_a_call_comes_out_as_it_is(text: str, output_format: OutputFormat) -> None:
+def test_text_without_a_call_is_unchanged(text: str, output_format: OutputFormat) -> None:
     answer = assemble(parse([text], output_format))
     if not answer.tool_calls:
         assert answer.content == text
@@ -124,7 +124,7 @@ def test_a_call_between_text() -> None:
     )
 
 
-def test_white_space_around_calls_is_theirs() -> None:
+def test_white_space_around_calls_is_dropped() -> None:
     text = '\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\n\n'
     assert assemble(parse([text])) == Answer("", (ToolCall(id="call_0", name="f", arguments="{}"),))
     assert assemble(parse([" \n "])).content == " \n "
@@ -150,7 +150,7 @@ def test_the_closing_mark_inside_a_string_closes_nothing() -> None:
         "<tool_call>" + '{"a":' * 5000,
     ],
 )
-def test_what_never_begins_a_call_is_text(text: str) -> None:
+def test_mark_that_never_becomes_a_call_is_text(text: str) -> None:
     assert assemble(parse([text])) == Answer(text, ())
     assert assemble(parse(text)) == Answer(text, ())
 
@@ -168,13 +168,13 @@ def test_what_never_begins_a_call_is_text(text: str) -> None:
         ('<tool_call>{"name": "f", "arguments": {"a": nul}}</tool_ca', '{"a": nul}}</tool_ca', ""),
     ],
 )
-def test_what_has_begun_as_a_call_stays_one(text: str, arguments: str, content: str) -> None:
+def test_call_that_has_begun_stays_a_call(text: str, arguments: str, content: str) -> None:
     expected = Answer(content, (ToolCall(id="call_0", name="f", arguments=arguments),))
     assert assemble(parse([text])) == expected
     assert assemble(parse(text)) == expected
 
 
-def test_arguments_come_while_they_are_written() -> None:
+def test_arguments_stream_while_they_are_generated() -> None:
     parser = new_parser()
     assert parser.feed('<tool_call>{"name": "f", ') == []
     assert parser.feed('"arguments": {"text": "a') == [CallStart(0, "call_0", "f"), CallArguments(0, '{"text": "a')]
@@ -218,7 +218,7 @@ CODER_CALL = """<tool_call>
         (OutputFormat(calls="qwen_coder"), "<tool_call>\n<function=f>\n</function>\n</tool_call>", "", [("f", "{}")]),
     ],
 )
-def test_each_family_writes_calls_its_own_way(
+def test_every_family_parses_its_call_format(
     output_format: OutputFormat, text: str, content: str, calls: list[tuple[str, str]]
 ) -> None:
     answer = assemble(parse(text, output_format))
@@ -251,11 +251,11 @@ def test_reasoning_is_kept_apart(output_format: OutputFormat, text: str, answer:
         ("x", None, '"x"'),
     ],
 )
-def test_values_are_cast_to_what_the_schema_says(value: str, schema: object, expected: str) -> None:
+def test_values_are_cast_to_the_types_of_the_schema(value: str, schema: object, expected: str) -> None:
     assert cast(value, schema) == expected
 
 
-def test_a_call_inside_what_was_none_is_found() -> None:
+def test_call_after_a_false_start_is_found() -> None:
     answer = assemble(parse(["<tool_call><tool_call>oops " + call("f")]))
     assert answer == Answer("<tool_call><tool_call>oops ", (ToolCall(id="call_0", name="f", arguments="{}"),))
 
@@ -274,7 +274,7 @@ def test_a_call_inside_what_was_none_is_found() -> None:
         (['x<tool_call>{"name": "f"}', "</x"], "</x"),
     ],
 )
-def test_text_comes_out_as_soon_as_it_is_known_to_be_no_mark(pieces: list[str], last: str) -> None:
+def test_text_is_released_once_it_cannot_be_a_mark(pieces: list[str], last: str) -> None:
     parser = new_parser()
     for piece in pieces[:-1]:
         parser.feed(piece)
@@ -300,7 +300,7 @@ json_texts = st.recursive(
 
 @settings(STEADY, max_examples=800)
 @given(text=json_texts, at=st.integers(0, 200), cut=st.integers(0, 3), extra=st.sampled_from(["", " ", *'{}[]",:0e.-\\tu\n']))
-def test_an_object_ends_where_the_standard_library_says(text: str, at: int, cut: int, extra: str) -> None:
+def test_end_of_a_json_object_equals_the_standard_librarys(text: str, at: int, cut: int, extra: str) -> None:
     at %= len(text) + 1
     damaged = (text[:at] + extra + text[at + cut :]).replace("NaN", "").replace("Infinity", "")
     whole, by_character = JsonObject(), JsonObject()

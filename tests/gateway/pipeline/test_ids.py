@@ -1,7 +1,7 @@
 from gateway.pipeline.ids import AT_A_TIME, BYTES, RandomIds
 
 
-def test_no_id_comes_twice_and_the_system_is_asked_seldom() -> None:
+def test_ids_are_unique_and_system_randomness_is_read_in_blocks() -> None:
     asked: list[int] = []
 
     def read(count: int) -> bytes:

@@ -65,7 +65,7 @@ def test_paths_start_at_the_policy_file(tmp_path: Path) -> None:
     assert len(missing_files(policy)) == 3
 
 
-def test_all_problems_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once_with_their_lines(tmp_path: Path) -> None:
     text = GOOD.replace("usd_per_hour: 0.2", "usd_per_hour: -1").replace("candidates: [nano]", "candidats: [nano]")
     text = text.replace("device: cpu}\ntenants", "device: gpu}\ntenants").replace("version: 1", "version: 2")
     found = problems(tmp_path, text)
@@ -108,7 +108,7 @@ def test_a_key_written_twice_is_an_error_that_names_both_lines(tmp_path: Path) -
         ("? [a]\n: b", 1, "a key must be a word"),
     ],
 )
-def test_what_is_no_policy_is_told_with_a_line(tmp_path: Path, text: str, line: int, word: str) -> None:
+def test_malformed_policy_is_reported_with_its_line(tmp_path: Path, text: str, line: int, word: str) -> None:
     found = problems(tmp_path, text)
     assert any(word in message and at == line for at, _, message in found), found
 
@@ -121,7 +121,7 @@ def test_no_text_raises_anything_but_a_policy_error(tmp_path_factory: pytest.Tem
         load_policy(file, {})
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_policy_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="cannot be read"):
         load_policy(tmp_path / "none.yaml", {})
 
@@ -145,7 +145,7 @@ def test_unquoted_braces_are_explained(tmp_path: Path) -> None:
     assert 'put "${...}" in quotes' in found[0][2]
 
 
-def test_a_number_where_a_word_belongs_is_told_to_be_quoted(tmp_path: Path) -> None:
+def test_number_in_place_of_text_is_an_error_that_asks_for_quotes(tmp_path: Path) -> None:
     found = problems(tmp_path, GOOD.replace("keys: [key-a]", "keys: [1234]"))
     assert found[0][2].endswith("put it in quotes")
 
@@ -166,7 +166,7 @@ def test_a_number_where_a_word_belongs_is_told_to_be_quoted(tmp_path: Path) -> N
         ("model: pico, device: cpu", "model: pico, device: cpu, url: ws://x:1, threads: 2", "workers.pico-0.threads"),
     ],
 )
-def test_what_does_not_fit_together_is_an_error(tmp_path: Path, old: str, new: str, path: str) -> None:
+def test_inconsistent_policy_is_an_error(tmp_path: Path, old: str, new: str, path: str) -> None:
     assert old in GOOD
     assert path in [found for _, found, _ in problems(tmp_path, GOOD.replace(old, new))]
 
@@ -203,7 +203,7 @@ def test_the_first_route_that_matches_is_taken(tmp_path: Path) -> None:
     assert route("pico", tenant="acme") == "default"
 
 
-def test_candidates_are_what_the_route_offers_and_the_tenant_may_use(tmp_path: Path) -> None:
+def test_candidates_are_offered_by_the_route_and_allowed_to_the_tenant(tmp_path: Path) -> None:
     policy = load(tmp_path, GOOD)
     default, long = policy.routes[2], policy.routes[1]
     assert candidates_for(policy, default, tenant="globex") == ("pico", "nano")

@@ -91,7 +91,7 @@ wholes = st.fixed_dictionaries(
 
 @settings(max_examples=500, deadline=None, database=None)
 @given(value=wholes | json_values)
-def test_what_msgspec_refuses_is_named_and_what_it_takes_is_not(value: Any) -> None:
+def test_mismatch_names_a_problem_exactly_where_msgspec_refuses(value: Any) -> None:
     text = msgspec.json.encode(value)
     found = find_mismatch(text, Whole)
     try:

@@ -51,7 +51,7 @@ routes:
     assert route(policy, x_api_key="secret-key-2") == "rest"
 
 
-def test_a_run_always_falls_into_the_same_arm_and_shares_hold(tmp_path: Path) -> None:
+def test_run_stays_in_one_arm_of_a_split_and_weights_hold(tmp_path: Path) -> None:
     split = "{canary: {share: 0.1, candidates: [large]}, bold: {share: 0.3, quality_bar: 0.5}}"
     policy = loaded(tmp_path, f"routes: [{{name: rest, candidates: [small, large], split: {split}}}]\n")
     names = [route(policy, run=f"run-{i}") for i in range(4000)]
@@ -63,7 +63,7 @@ def test_a_run_always_falls_into_the_same_arm_and_shares_hold(tmp_path: Path) ->
     assert arm.candidates == ("large",)
 
 
-def test_what_is_included_gives_way_and_its_routes_come_after(tmp_path: Path) -> None:
+def test_including_file_overrides_and_included_routes_come_after(tmp_path: Path) -> None:
     policy = loaded(
         tmp_path,
         "include: [more.yaml]\nroutes: [{name: mine, candidates: [large], match: {tools: true}}]\n",
@@ -167,7 +167,7 @@ def test_a_change_of_an_included_file_counts(tmp_path: Path) -> None:
     assert reloader.policy.routes[0].name == "other"
 
 
-def test_a_request_that_no_route_takes_is_refused(tmp_path: Path) -> None:
+def test_request_without_a_matching_route_is_refused(tmp_path: Path) -> None:
     policy = loaded(tmp_path, "routes: [{name: only, candidates: [small], match: {headers: {x: '1'}}}]\n")
     with pytest.raises(Forbidden):
         route(policy)

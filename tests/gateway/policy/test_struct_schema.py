@@ -74,7 +74,7 @@ VALIDATOR = jsonschema.Draft202012Validator(
 
 @settings(max_examples=300, deadline=None, database=None)
 @given(value=wholes | json_values)
-def test_the_schema_takes_what_msgspec_takes(value: Any) -> None:
+def test_schema_accepts_exactly_the_values_that_msgspec_accepts(value: Any) -> None:
     try:
         msgspec.json.decode(msgspec.json.encode(value), type=Whole)
     except msgspec.ValidationError:

@@ -45,13 +45,13 @@ def test_a_policy_of_upstreams_alone_is_one(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_one_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_problem_of_an_upstream_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
     with pytest.raises(PolicyError) as error:
         load(tmp_path, TEXT.replace(old, new))
     assert said in str(error.value)
 
 
-def test_a_decision_holds_its_prices_against_a_worker_s_time(tmp_path: Path) -> None:
+def test_decision_compares_upstream_prices_with_worker_time(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(TEXT)
     prices = load_policy(tmp_path / "p.yaml", {"KEY": "k"}).upstreams["vendor"].prices
 

@@ -146,7 +146,7 @@ def test_every_worker_is_chosen_or_counted(case: tuple[list[WorkerView], Routing
     assert len(decision.rejected) == min(MAX_REJECTED, len(fleet) - 1)
 
 
-def test_the_cheap_one_is_taken_when_it_is_good_enough() -> None:
+def test_cheap_worker_is_chosen_when_it_is_good_enough() -> None:
     decision = run([LARGE, SMALL])
     assert (decision.chosen.worker, decision.reason) == ("s", "cheapest_good_enough")
     assert [(one.option.worker, one.reason) for one in decision.rejected] == [("l", "costs_more")]
@@ -165,13 +165,13 @@ def test_a_whole_cached_prompt_still_computes_one_token() -> None:
     assert run([SMALL, LARGE], cached_tokens={"s": 100}).chosen.cached_tokens == 99
 
 
-def test_the_dear_one_is_taken_when_the_cheap_one_is_below_the_bar() -> None:
+def test_expensive_worker_is_chosen_when_the_cheap_one_is_below_the_bar() -> None:
     decision = run([SMALL, LARGE], quality={"small": 0.89, "large": 1.0})
     assert (decision.chosen.worker, decision.reason) == ("l", "cheapest_good_enough")
     assert decision.rejected[0].reason == "below_quality_bar"
 
 
-def test_the_best_is_taken_when_none_is_over_the_bar() -> None:
+def test_best_worker_is_chosen_when_none_is_over_the_bar() -> None:
     decision = run([SMALL, LARGE], quality={"small": 0.3, "large": 0.6})
     assert (decision.chosen.worker, decision.reason) == ("l", "best_quality")
 
@@ -195,7 +195,7 @@ def test_a_doubtful_answer_has_to_save_enough() -> None:
     assert run([SMALL, LARGE], quality=doubtful, quality_bar=0.9, prompt_tokens=longer).chosen.tier == "large"
 
 
-def test_leaving_the_warm_worker_costs_what_it_has_to_catch_up_with() -> None:
+def test_leaving_the_warm_worker_costs_the_prefill_of_its_pages() -> None:
     warm, cool = view("warm", decode_device_s_per_token=0.0021), view("cool")
     assert run([warm, cool], warm_worker="warm").chosen.worker == "cool"
     stayed = run([warm, cool], warm_worker="warm", expected_remaining_turns=5.0)
@@ -207,7 +207,7 @@ def test_leaving_the_warm_worker_costs_what_it_has_to_catch_up_with() -> None:
     assert known.rejected[0].option.switch_usd == pytest.approx((50 + 20) * 0.0001)
 
 
-def test_leaving_a_dearer_worker_is_for_good() -> None:
+def test_leaving_a_more_expensive_worker_costs_no_return() -> None:
     decision = run([SMALL, LARGE], warm_worker="l", expected_remaining_turns=5.0)
     assert decision.chosen.worker == "s"
     assert decision.chosen.switch_usd == 0.0
@@ -224,7 +224,7 @@ def test_a_tool_loop_on_a_model_below_the_bar_stays_there() -> None:
     assert (decision.chosen.worker, decision.reason) == ("s", "locked_tool_loop")
 
 
-def test_a_lock_whose_worker_died_binds_no_more_and_the_bar_holds_again() -> None:
+def test_lock_on_a_lost_model_is_released_and_the_bar_applies() -> None:
     dead = msgspec.structs.replace(SMALL, healthy=False)
     other = view("s2", tier="small", model="another-small")
     decision = run([dead, other, LARGE], locked_model="model-small", quality={"small": 0.1, "large": 1.0})
@@ -232,17 +232,17 @@ def test_a_lock_whose_worker_died_binds_no_more_and_the_bar_holds_again() -> Non
 
 
 @pytest.mark.parametrize("asked", ["large", "model-large"])
-def test_who_asks_by_name_gets_it(asked: str) -> None:
+def test_requested_model_is_chosen(asked: str) -> None:
     decision = run([SMALL, LARGE], asked=asked)
     assert (decision.chosen.worker, decision.reason) == ("l", "asked_by_name")
     assert decision.rejected[0].reason == "not_allowed"
 
 
-def test_who_asks_for_a_small_tier_gets_it_below_the_bar() -> None:
+def test_requested_small_tier_is_chosen_below_the_bar() -> None:
     assert run([SMALL, LARGE], asked="small", quality={"small": 0.1, "large": 1.0}).chosen.worker == "s"
 
 
-def test_the_only_one_left_is_said_to_be_that() -> None:
+def test_only_candidate_has_its_own_reason() -> None:
     assert run([msgspec.structs.replace(SMALL, healthy=False), LARGE]).reason == "only_candidate"
 
 
@@ -252,7 +252,7 @@ def test_failover_leaves_the_lost_worker_out() -> None:
     assert (decision.chosen.worker, decision.reason) == ("s2", "failover")
 
 
-def test_a_promise_about_to_be_broken_moves_the_choice() -> None:
+def test_predicted_slo_miss_changes_the_choice() -> None:
     busy = msgspec.structs.replace(SMALL, wait_s=2.0)
     assert run([busy, LARGE], ttft_slo_s=0.2).chosen.worker == "s"
     moved = run([busy, LARGE], ttft_slo_s=0.2, miss_penalty_usd=1.0)
@@ -282,17 +282,17 @@ def test_no_worker_up_and_unknown_model_are_different_errors() -> None:
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9), st.none() | st.floats(0, 1e9))
-def test_being_later_never_lowers_the_chance_to_miss(a: float, b: float, slo_s: float | None) -> None:
+def test_later_prediction_never_lowers_the_miss_probability(a: float, b: float, slo_s: float | None) -> None:
     early, late = sorted([a, b])
     assert 0 <= miss_probability(early, slo_s) <= miss_probability(late, slo_s) <= 1
 
 
-def test_the_chance_to_miss_is_half_where_prediction_equals_promise() -> None:
+def test_miss_probability_is_half_where_the_prediction_equals_the_slo() -> None:
     assert miss_probability(0.2, 0.2) == 0.5
     assert miss_probability(0.1, 0.2) == pytest.approx(0.06, abs=0.01)
 
 
-def test_a_worker_that_came_up_after_the_prompt_was_made_cannot_take_it() -> None:
+def test_worker_without_a_prompt_is_rejected() -> None:
     fleet = [view("old", price=9.0), view("new", price=0.1)]
     made = decide(ask(fleet, prompt_tokens={"old": 100}), fleet, decision_id="d")
     assert made.chosen.worker == "old"

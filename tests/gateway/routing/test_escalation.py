@@ -75,7 +75,7 @@ async def test_a_doubtful_answer_comes_from_the_best_tier_and_both_are_charged(t
         assert not nano.submitted[0].sampling.confidence
 
 
-async def test_a_confident_answer_is_let_go(tmp_path: Path) -> None:
+async def test_confident_answer_is_not_escalated(tmp_path: Path) -> None:
     workers = {"pico-0": fake("pico", confidence=0.9), "nano-0": fake("nano")}
     async with serve(tmp_path, workers=workers) as served:
         escalating(served)
@@ -86,7 +86,7 @@ async def test_a_confident_answer_is_let_go(tmp_path: Path) -> None:
         assert not workers["nano-0"].submitted
 
 
-async def test_without_the_best_tier_the_doubtful_answer_stands(tmp_path: Path) -> None:
+async def test_doubtful_answer_stands_without_a_best_tier(tmp_path: Path) -> None:
     pico, nano = fake("pico", confidence=0.05, step_s=0.01), fake("nano")
     async with serve(tmp_path, workers={"pico-0": pico, "nano-0": nano}) as served:
         escalating(served)
@@ -127,26 +127,26 @@ def offered(prompt_tokens: int, *, mistake_cost: float, bar: float | None = None
     return next(one for one in (found.chosen, *(other.option for other in found.rejected)) if one.tier == "small")
 
 
-def test_an_answer_begins_anew_sooner_where_the_best_tier_is_cheap() -> None:
+def test_escalation_is_more_likely_where_the_best_tier_is_cheap() -> None:
     short, long = offered(20, mistake_cost=1.5), offered(400, mistake_cost=1.5)
     assert short.escalate_below > long.escalate_below > 0.0
     assert short.escalation_chance > long.escalation_chance
 
 
-def test_the_dearer_a_mistake_the_sooner_an_answer_begins_anew() -> None:
+def test_escalation_is_more_likely_where_a_mistake_is_expensive() -> None:
     cheap, dear = offered(200, mistake_cost=1.0), offered(200, mistake_cost=4.0)
     assert cheap.escalate_below < dear.escalate_below
     assert cheap.quality < dear.quality
 
 
-def test_an_answer_that_would_stand_however_unsure_it_is_is_not_held_back() -> None:
+def test_answer_that_never_escalates_is_not_held_back() -> None:
     one = offered(4000, mistake_cost=1.5)
     assert (one.holdback_tokens, one.escalate_below, one.escalation_chance) == (0, 0.0, 0.0)
     assert one.quality == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(("mistake_cost", "bar", "told"), [(0.0, None, 0.5), (1.5, 0.7, 0.7)])
-def test_the_bar_is_the_route_s_or_the_fitted_one_where_no_price_says(
+def test_confidence_bar_is_the_routes_or_the_fitted_one_without_a_mistake_cost(
     mistake_cost: float, bar: float | None, told: float
 ) -> None:
     for tokens in (20, 4000):
@@ -171,7 +171,7 @@ def even(row: Outcome) -> float:
     return 0.5
 
 
-def test_the_bar_is_the_lowest_that_keeps_what_is_wanted() -> None:
+def test_fitted_bar_is_the_lowest_that_keeps_the_wanted_accuracy() -> None:
     found = fit_escalation(rows(), even, tier="small", top="large", keep=1.0, tokens=4)
     assert 0.39 < found.at(0.5).threshold < 0.81
     assert (found.catch, found.alarm, found.kept, found.share) == (1.0, 0.0, 1.0, 0.5)
@@ -197,7 +197,7 @@ def noisy_rows(number: int = 4000) -> tuple[list[Outcome], dict[str, float]]:
     return found, estimates
 
 
-def test_a_likely_answer_needs_less_confidence_than_an_unlikely_one_and_more_is_caught_of_those() -> None:
+def test_confidence_bar_falls_with_estimated_quality() -> None:
     outcomes, estimates = noisy_rows()
     found = fit_escalation(
         outcomes, lambda row: estimates[row.messages[0].content], tier="small", top="large", keep=0.95, tokens=4
@@ -214,7 +214,7 @@ def test_a_likely_answer_needs_less_confidence_than_an_unlikely_one_and_more_is_
             assert share == pytest.approx(told, abs=0.06)
 
 
-def test_weighing_the_estimate_too_escalates_less_for_the_same_accuracy() -> None:
+def test_bar_with_the_estimate_escalates_less_for_the_same_accuracy() -> None:
     outcomes, estimates = noisy_rows()
     asked = {"keep": 0.95, "tokens": 4, "tier": "small", "top": "large"}
     blind = fit_escalation(outcomes, even, **asked)  # type: ignore[arg-type]
@@ -224,7 +224,7 @@ def test_weighing_the_estimate_too_escalates_less_for_the_same_accuracy() -> Non
 
 
 @pytest.mark.parametrize(("bar", "least", "most"), [(0.0, 0.0, 0.0), (1.0, 1.0, 2.0), (0.5, 0.01, 0.99)])
-def test_the_threshold_is_where_the_chance_meets_the_bar(bar: float, least: float, most: float) -> None:
+def test_threshold_is_where_the_probability_equals_the_bar(bar: float, least: float, most: float) -> None:
     threshold = FITTED.at(0.8, bar=bar).threshold
     assert least <= threshold <= most
     if 0 < bar < 1:

@@ -27,7 +27,7 @@ def test_any_conversation_has_features_within_bounds(conversation: list[Message]
     assert found == features(conversation, tools, bits=bits)
 
 
-def test_their_number_is_bounded_however_long_the_text() -> None:
+def test_number_of_features_is_bounded_for_any_text() -> None:
     found = features([user("word one two 3, 4. " * 100_000)], [])
     assert len(found.structure) + len(found.ngrams) < 1000
 
@@ -43,18 +43,18 @@ def test_values_do_not_count_but_sizes_do() -> None:
     assert few != features([user("Sort ascending: 12, 34, 56, 78, 90, 11, 22, 33")], [])
 
 
-def test_what_carries_is_not_what_does_not() -> None:
+def test_additions_with_and_without_carries_have_different_features() -> None:
     assert features([user("What is 57 + 68?")], []) != features([user("What is 51 + 23?")], [])
     assert features([user("What is 57 + 68?")], []) == features([user("What is 46 + 87?")], [])
 
 
-def test_a_tool_loop_shows() -> None:
+def test_tool_loop_has_a_feature() -> None:
     loop = [user("q"), Message(role="assistant"), Message(role="tool", content="7", tool_call_id="x")]
     assert {b"last=tool", b"results=1", b"tools=1results=1"} <= set(structure_names(loop, [WEATHER]))
     assert features(loop, [WEATHER]) != features(loop[:1], [WEATHER])
 
 
-def test_a_schema_that_is_none_counts_no_properties() -> None:
+def test_malformed_schema_counts_no_properties() -> None:
     for wrong in (5, "abc", [1, 2], None):
         assert features([user("hi")], [Tool(name="f", parameters={"properties": wrong})]) == features(
             [user("hi")], [Tool(name="f")]

@@ -22,7 +22,7 @@ def artefact(training_rows: list[Outcome]) -> Artefact:
     return train(training_rows, tiers=TIERS, command="headway router train x.jsonl")
 
 
-def test_it_tells_easy_from_hard_on_rows_it_has_not_seen(artefact: Artefact, held_out: tuple[Labelled, ...]) -> None:
+def test_quality_model_separates_easy_from_hard_on_held_out_rows(artefact: Artefact, held_out: tuple[Labelled, ...]) -> None:
     found = grade(artefact, [row for _, row in held_out])["small"]
     assert found.metrics.auc > 0.85
     assert found.metrics.log_loss < 0.75 * found.metrics.log_loss_of_base_rate
@@ -34,13 +34,13 @@ def test_it_tells_easy_from_hard_on_rows_it_has_not_seen(artefact: Artefact, hel
     assert by_level[1] > 0.8 > 0.65 > by_level[2]
 
 
-def test_going_by_the_bar_keeps_accuracy_and_saves(artefact: Artefact, held_out: tuple[Labelled, ...]) -> None:
+def test_quality_bar_keeps_accuracy_and_saves_cost(artefact: Artefact, held_out: tuple[Labelled, ...]) -> None:
     bars = grade(artefact, [row for _, row in held_out])["small"].bars
     assert [bar.share for bar in bars] == sorted((bar.share for bar in bars), reverse=True)
     assert max(bar.share for bar in bars if bar.kept >= 0.97) > 0.4
 
 
-def test_the_artefact_is_small_and_says_how_it_was_made(artefact: Artefact, training_rows: list[Outcome]) -> None:
+def test_artefact_is_small_and_holds_its_provenance(artefact: Artefact, training_rows: list[Outcome]) -> None:
     assert len(msgspec.json.encode(artefact)) < 300_000
     assert artefact.rows == len(training_rows)
     assert artefact.data.startswith("blake2b-16:")
@@ -65,7 +65,7 @@ def test_an_artefact_survives_its_file(artefact: Artefact, tmp_path: Path, train
 
 
 @pytest.mark.parametrize("changes", [{"version": 99}, {"features": {"version": 99, "bits": 15}}, {"tiers": {"small": 3}}])
-def test_what_is_no_artefact_is_refused_by_name(artefact: Artefact, tmp_path: Path, changes: dict[str, object]) -> None:
+def test_file_that_is_no_artefact_is_refused_by_name(artefact: Artefact, tmp_path: Path, changes: dict[str, object]) -> None:
     raw = msgspec.to_builtins(artefact) | changes
     (tmp_path / "quality.json").write_bytes(msgspec.json.encode(raw))
     with pytest.raises(ArtefactError, match=r"quality\.json"):
@@ -97,7 +97,7 @@ def test_a_tier_is_as_good_when_the_top_one_is_wrong_too() -> None:
     assert not as_good(row(False, True), "small", "large")
 
 
-def test_what_cannot_be_trained_on_says_why(training_rows: list[Outcome]) -> None:
+def test_outcomes_that_cannot_be_trained_on_are_an_error_with_the_reason(training_rows: list[Outcome]) -> None:
     with pytest.raises(TrainingError, match="at least 10 outcomes"):
         train(training_rows[:3], tiers=TIERS)
     with pytest.raises(TrainingError, match="outcome 1 has no label of medium"):

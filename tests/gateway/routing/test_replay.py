@@ -66,7 +66,7 @@ def recorded(asked: str = "auto") -> list[Recorded]:
     return [Recorded(one, "development", f"run-{i}", asked) for i, one in enumerate(DECISIONS)]
 
 
-def test_a_higher_bar_moves_the_doubtful_ones() -> None:
+def test_higher_quality_bar_moves_doubtful_requests() -> None:
     found = replay(recorded(), policy_with(0.75), policy_with(0.3))
     assert found == replay(recorded(), policy_with(0.75), policy_with(0.3))
     assert found.before.tiers == {"small": 100}
@@ -76,13 +76,13 @@ def test_a_higher_bar_moves_the_doubtful_ones() -> None:
     assert found.after.quality > found.before.quality
 
 
-def test_the_price_of_a_mistake_is_the_recorded_one() -> None:
+def test_replay_uses_the_recorded_mistake_cost() -> None:
     # 1e-6 + 3 * 4e-6 * (1 - q) against 4e-6: even at q = 0.75
     found = replay(recorded(), policy_with(0.0, mistake_cost=3.0), policy_with(0.3))
     assert found.after.tiers["large"] == pytest.approx(50, abs=1)
 
 
-def test_what_was_asked_by_name_stays() -> None:
+def test_replay_keeps_requests_for_a_named_model() -> None:
     found = replay(recorded("small"), policy_with(0.99), policy_with(0.3))
     assert found.after.tiers == {"small": 100}
     assert found.moved == 0

@@ -86,7 +86,7 @@ def among(routing_request: RoutingRequest, short: Short) -> Decision | str:
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_a_short_list_gives_the_decision_of_the_whole_fleet(seed: int) -> None:
+def test_shortlist_gives_the_decision_of_the_whole_fleet(seed: int) -> None:
     rng = random.Random(seed)
     fleet = [a_view(rng, number, alike=seed % 2 == 0) for number in range(rng.choice((1, 5, 60)))]
     shortlist = Shortlist(fleet)

@@ -14,20 +14,20 @@ def told(change: PromptChange | None, cached: int, **changes: Any) -> TurnReport
     return report(change, cached_tokens=cached, **(TURN | changes))
 
 
-def test_a_chain_that_only_grew_and_was_there_hits() -> None:
+def test_grown_chain_on_its_worker_is_a_hit() -> None:
     assert told(PromptChange(810, 810), 800).why == "hit"
     assert told(PromptChange(1000, 1000), 992).why == "hit"  # sent again: its last token is computed
     assert told(None, 0).why == "first_turn"
 
 
-def test_what_was_given_up_is_told_from_what_is_elsewhere() -> None:
+def test_evicted_pages_differ_from_pages_on_another_worker() -> None:
     given_up = told(PromptChange(810, 810), 320)
     assert (given_up.why, given_up.missed_tokens, given_up.part) == ("not_resident", 480, "")
     assert told(PromptChange(810, 810), 0, previous_worker="b").why == "moved"
     assert told(PromptChange(810, 810), 0, previous_worker=None).why == "not_resident"  # it was lost meanwhile
 
 
-def test_what_changed_is_told_with_its_place() -> None:
+def test_changed_text_is_reported_with_its_position() -> None:
     changed = told(PromptChange(810, 100, "message 1 (user)", "at 9:15", "at 9:16"), 96)
     assert (changed.why, changed.shared_tokens, changed.missed_tokens) == ("changed", 100, 0)
     assert (changed.part, changed.before, changed.after) == ("message 1 (user)", "at 9:15", "at 9:16")
@@ -55,7 +55,7 @@ TEXT = "<s>Be brief.<tools>[]</tools><u>one<a>two<u>one<a>"
         ("<a>\0", "end"),
     ],
 )
-def test_the_part_is_that_in_which_the_place_lies(at: str, part: str) -> None:
+def test_reported_part_contains_the_position(at: str, part: str) -> None:
     assert part_at(TEXT, (TEXT + "\0").index(at), MESSAGES, has_tools=True) == part
     if part != "tools":
         assert part_at(TEXT, (TEXT + "\0").index(at), MESSAGES, has_tools=False) == part

@@ -13,7 +13,7 @@ def known(headers: dict[str, str] | None = None, **hints: str) -> Identity | Non
     return identify(headers or {}, [(name.replace("__", "."), value) for name, value in hints.items()], tenant="acme")
 
 
-def test_our_own_headers_say_everything() -> None:
+def test_headway_headers_name_run_and_chain() -> None:
     headers = {
         "x-headway-run-id": "r1",
         "x-headway-chain-id": "c2",
@@ -94,7 +94,7 @@ def test_tenants_never_share_a_run() -> None:
 
 
 @pytest.mark.parametrize("bad", ["a b", "x" * 201, "ä", "a\nb", "a#b", "-", '"'])
-def test_what_is_no_id_is_passed_over_except_in_our_own_headers(bad: str) -> None:
+def test_invalid_id_is_ignored_except_in_headway_headers(bad: str) -> None:
     assert known({"session-id": bad}, session_id=bad) is None
     with pytest.raises(BadRequest, match="x-headway-run-id"):
         known({"x-headway-run-id": bad})
@@ -102,7 +102,7 @@ def test_what_is_no_id_is_passed_over_except_in_our_own_headers(bad: str) -> Non
         known({"x-headway-run-id": "good", "x-headway-chain-id": bad})
 
 
-def test_nothing_said_is_nothing_known() -> None:
+def test_request_without_hints_has_no_identity() -> None:
     assert known({"content-type": "application/json", "session-id": ""}) is None
     assert new_run("acme", "1a") == Identity("acme:run-1a", "acme:run-1a", None, "new", False)
 
@@ -121,11 +121,11 @@ def test_minted_ids_differ_by_number() -> None:
 
 
 @given(st.text(max_size=40) | st.text("call_ABCab01-_=", min_size=20, max_size=30).map(lambda text: "call_" + text))
-def test_other_ids_are_not_ours(call_id: str) -> None:
+def test_foreign_id_is_not_a_minted_one(call_id: str) -> None:
     assert read_id(SECRET, call_id, tenant="t") is None
 
 
-def test_a_changed_id_is_not_ours() -> None:
+def test_changed_id_is_not_a_minted_one() -> None:
     minted = mint_id(SECRET, "chain", 1, tenant="t")
     for place in range(5, 29):
         other = "A" if minted[place] != "A" else "B"

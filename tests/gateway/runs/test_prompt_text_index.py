@@ -5,7 +5,7 @@ from gateway.runs.prompt_text_index import MIN_CHARS, PromptTextIndex
 LONG = "You are an agent. " * 300
 
 
-def test_text_that_begins_with_all_a_chain_sent_goes_on_with_it() -> None:
+def test_text_that_extends_a_chain_continues_it() -> None:
     blocks = PromptTextIndex()
     blocks.claim("a", LONG + "first", tenant="t")
     assert blocks.find(LONG + "first answer and second", tenant="t") == "a"
@@ -17,13 +17,13 @@ def test_runs_of_one_program_begin_alike_and_are_not_merged() -> None:
     assert blocks.find(LONG + "another task", tenant="t") is None
 
 
-def test_the_same_again_is_a_retry() -> None:
+def test_equal_text_is_a_retry() -> None:
     blocks = PromptTextIndex()
     blocks.claim("a", LONG + "first", tenant="t")
     assert blocks.find(LONG + "first", tenant="t") == "a"
 
 
-def test_when_two_could_be_meant_neither_is() -> None:
+def test_ambiguous_text_matches_no_chain() -> None:
     blocks = PromptTextIndex()
     blocks.claim("a", LONG, tenant="t")
     blocks.claim("b", LONG, tenant="t")
@@ -33,13 +33,13 @@ def test_when_two_could_be_meant_neither_is() -> None:
     assert blocks.find(LONG + "else", tenant="t") == "a"
 
 
-def test_a_short_beginning_says_nothing() -> None:
+def test_short_prefix_matches_no_chain() -> None:
     blocks = PromptTextIndex()
     blocks.claim("a", "x" * (MIN_CHARS - 1), tenant="t")
     assert blocks.find("x" * 500, tenant="t") is None
 
 
-def test_another_tenant_finds_nothing() -> None:
+def test_other_tenant_matches_no_chain() -> None:
     blocks = PromptTextIndex()
     blocks.claim("a", LONG, tenant="t")
     assert blocks.find(LONG + "more", tenant="u") is None

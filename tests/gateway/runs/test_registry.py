@@ -30,7 +30,7 @@ def began(runs: RunRegistry, name: str, *messages: Message, answer: str = "yes",
     return chain
 
 
-def test_a_history_that_ends_in_our_answer_is_continued() -> None:
+def test_history_that_ends_in_a_recorded_answer_continues_its_chain() -> None:
     runs = RunRegistry(10, 900)
     began(runs, "a", user("hi"))
     found = inferred(runs, user("hi"), says(" yes "), user("and then?"))
@@ -47,7 +47,7 @@ def test_two_runs_that_look_alike_are_not_merged() -> None:
     assert inferred(runs, user("hi"), says("yes"), user("go on")).source == "new"
 
 
-def test_of_two_alike_the_one_that_has_not_gone_on_is_meant() -> None:
+def test_history_of_two_equal_chains_continues_the_one_without_a_later_turn() -> None:
     runs = RunRegistry(10, 900)
     a = began(runs, "a", user("hi"))
     runs.answered(a, (user("hi"), says("yes"), user("go on")), says("gone"), tenant="t")
@@ -62,7 +62,7 @@ def test_a_retry_of_an_older_turn_stays_in_its_run() -> None:
     assert inferred(runs, user("hi"), says("yes"), user("do something else")).run == "t:a"
 
 
-def test_minted_ids_make_tool_loops_exact() -> None:
+def test_minted_call_ids_identify_tool_loops() -> None:
     runs = RunRegistry(10, 900)
     for name in ("a", "b"):
         began(runs, name, user("hi"))
@@ -114,7 +114,7 @@ def test_remaining_turns_are_learned() -> None:
     assert runs.expected_remaining_turns(fresh) == pytest.approx(3.0, abs=0.1)
 
 
-def test_the_longest_idle_run_makes_room_and_idle_ones_expire() -> None:
+def test_longest_idle_run_is_evicted_and_idle_runs_expire() -> None:
     runs = RunRegistry(2, 900)
     for now, name in enumerate("abc"):
         began(runs, name, user(name), now=float(now))
@@ -178,7 +178,7 @@ def test_a_final_run_ends_with_the_last_of_its_requests_and_keeps_its_chains() -
     runs.check()
 
 
-def test_the_chain_that_was_used_last_is_not_the_one_that_makes_room() -> None:
+def test_most_recent_chain_is_not_evicted() -> None:
     runs = RunRegistry(2, 900)
     _, main = touched(runs, "a")
     main.locked_model = "m"
@@ -187,7 +187,7 @@ def test_the_chain_that_was_used_last_is_not_the_one_that_makes_room() -> None:
         assert touched(runs, "a")[1] is main
 
 
-def test_an_answer_to_a_chain_that_made_room_is_not_remembered() -> None:
+def test_answer_to_an_evicted_chain_is_not_recorded() -> None:
     runs = RunRegistry(1, 900)
     _, gone = touched(runs, "a")
     touched(runs, "b")
@@ -196,7 +196,7 @@ def test_an_answer_to_a_chain_that_made_room_is_not_remembered() -> None:
     runs.check()
 
 
-def test_a_turn_that_is_tried_again_is_one_turn() -> None:
+def test_retried_turn_counts_once() -> None:
     runs = RunRegistry(1, 900)
     run, chain = touched(runs, "a")
     runs.dispatched(chain, model="m", worker="w")
@@ -204,7 +204,7 @@ def test_a_turn_that_is_tried_again_is_one_turn() -> None:
     assert (run.turns, chain.turns, chain.warm_worker) == (1, 1, "v")
 
 
-def test_a_changed_answer_still_continues_its_chain_by_text_and_a_program_that_begins_alike_does_not() -> None:
+def test_edited_answer_continues_its_chain_and_a_similar_program_does_not() -> None:
     runs = RunRegistry(max_runs=10, idle_s=900.0)
     system = Message(role="system", content="You are an agent. " * 50)
     first = (system, Message(role="user", content="Mend the first test."))
@@ -220,7 +220,7 @@ def test_a_changed_answer_still_continues_its_chain_by_text_and_a_program_that_b
     runs.check()
 
 
-def test_a_rewritten_history_is_known_by_its_opening_within_its_trace() -> None:
+def test_rewritten_history_is_matched_by_its_opening_within_its_trace() -> None:
     runs = RunRegistry(10, 900.0)
     opening = (Message(role="system", content="be brief"), user("find the fault"))
     first = began(runs, "a", *opening)

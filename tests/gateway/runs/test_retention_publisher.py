@@ -23,7 +23,7 @@ def chain(name: str, worker: str | None = "w") -> Chain:
     return Chain(name, "run", None, warm_worker=worker)
 
 
-def test_the_worker_is_told_less_and_less_as_a_pause_goes_on_and_then_nothing() -> None:
+def test_scores_fall_during_a_pause_and_then_stop() -> None:
     worker = Worker()
     retention = RetentionPublisher(Retention(), worker.retain)
     retention.finished(chain("a"), 0.0, finish="tool_calls", tool="bash")
@@ -36,7 +36,7 @@ def test_the_worker_is_told_less_and_less_as_a_pause_goes_on_and_then_nothing() 
     assert len(retention) == 0
 
 
-def test_when_the_next_turn_comes_its_pages_are_kept() -> None:
+def test_next_turn_keeps_its_pages() -> None:
     worker = Worker()
     retention = RetentionPublisher(Retention(), worker.retain)
     retention.finished(chain("a"), 0.0, finish="stop", tool="")
@@ -47,7 +47,7 @@ def test_when_the_next_turn_comes_its_pages_are_kept() -> None:
     assert worker.take() == []
 
 
-def test_of_a_chain_that_was_nowhere_nobody_is_told() -> None:
+def test_chain_without_a_worker_sends_no_scores() -> None:
     worker = Worker()
     retention = RetentionPublisher(Retention(), worker.retain)
     retention.arrived(chain("new", None), 0.0)
@@ -55,7 +55,7 @@ def test_of_a_chain_that_was_nowhere_nobody_is_told() -> None:
     assert worker.take() == []
 
 
-def test_a_worker_that_a_chain_leaves_may_give_its_pages_up_first() -> None:
+def test_worker_that_a_chain_left_evicts_its_pages_first() -> None:
     worker = Worker()
     retention = RetentionPublisher(Retention(), worker.retain)
     retention.moved(chain("a", "old"), "old")
@@ -73,7 +73,7 @@ def test_a_run_that_ended_is_forgotten_with_its_chains() -> None:
     assert (len(retention), len(retention.retention)) == (0, 0)
 
 
-def test_a_random_walk_keeps_every_score_between_never_and_surely() -> None:
+def test_random_walk_keeps_scores_between_zero_and_one() -> None:
     rng, worker = random.Random(8), Worker()
     retention = RetentionPublisher(Retention(max_chains=50), worker.retain)
     chains = [chain(f"{number}", rng.choice((None, "v", "w"))) for number in range(80)]

@@ -3,7 +3,7 @@ import random
 from gateway.scheduling.kv_footprint import KvFootprints
 
 
-def test_a_chain_counts_where_it_went_last_as_much_as_it_is_worth() -> None:
+def test_chain_counts_on_its_last_worker_by_its_score() -> None:
     prints = KvFootprints()
     prints.record("a", "one", 1000)
     prints.record("a", "two", 500)

@@ -29,7 +29,7 @@ def test_leading_resident_pages_count() -> None:
     assert kv_index.cached_tokens("w", names(2, 3, 4), 16) == 48
 
 
-def test_a_prompt_is_found_by_the_names_that_the_wire_gives() -> None:
+def test_prompt_is_found_by_the_page_hashes_of_the_wire() -> None:
     kv_index = KvIndex(100)
     prompt = b"".join(number.to_bytes(4, "little") for number in range(40))
     pages = page_hashes(prompt, page_size=16, fingerprint="f", cache_salt="t")
@@ -38,7 +38,7 @@ def test_a_prompt_is_found_by_the_names_that_the_wire_gives() -> None:
     assert kv_index.cached_tokens("w", page_hashes(prompt, page_size=16, fingerprint="f", cache_salt="u"), 16) == 0
 
 
-def test_after_a_gap_nothing_is_known_until_a_reset() -> None:
+def test_sequence_gap_clears_the_index_until_a_reset() -> None:
     kv_index = KvIndex(100)
     assert kv_index.apply("w", frame(0, (1, 2), reset=True))
     assert not kv_index.apply("w", frame(2, (3,)))
@@ -50,7 +50,7 @@ def test_after_a_gap_nothing_is_known_until_a_reset() -> None:
     assert kv_index.cached_tokens("w", names(7, 8), 16) == 32
 
 
-def test_a_reset_replaces_what_was_known() -> None:
+def test_reset_replaces_the_resident_pages() -> None:
     kv_index = KvIndex(100)
     kv_index.apply("w", frame(0, (1, 2), reset=True))
     kv_index.apply("w", frame(1, (2,), reset=True))
@@ -58,7 +58,7 @@ def test_a_reset_replaces_what_was_known() -> None:
     assert len(kv_index) == 1
 
 
-def test_when_full_the_largest_worker_is_known_by_every_second_page() -> None:
+def test_full_index_keeps_every_second_page_of_the_largest_worker() -> None:
     kv_index = KvIndex(40)
     kv_index.apply("a", frame(0, tuple(range(1, 31)), reset=True))
     kv_index.apply("b", frame(0, (99,), reset=True))
@@ -74,14 +74,14 @@ def test_when_full_the_largest_worker_is_known_by_every_second_page() -> None:
     assert kv_index.cached_tokens("a", prompt, 1) == 48
 
 
-def test_the_length_of_a_long_prefix_is_found_wherever_it_ends() -> None:
+def test_bisection_finds_the_exact_length_of_a_long_prefix() -> None:
     for held in range(40):
         kv_index = KvIndex(100)
         kv_index.apply("w", frame(0, tuple(range(held)), reset=True))
         assert kv_index.cached_tokens("w", names(*range(40)), 1) == held
 
 
-def test_holders_of_a_prefix_are_those_that_hold_most_of_it() -> None:
+def test_holders_are_the_workers_with_most_of_a_prefix() -> None:
     rng = random.Random(2)
     for _ in range(200):
         kv_index = KvIndex(rng.choice((10_000, 150)))
@@ -98,7 +98,7 @@ def test_holders_of_a_prefix_are_those_that_hold_most_of_it() -> None:
         assert max(left_out, default=0) < min(found.values(), default=0) + 8
 
 
-def test_repair_learns_what_was_cached_and_drops_what_was_claimed() -> None:
+def test_repair_adds_cached_pages_and_drops_wrong_ones() -> None:
     kv_index = KvIndex(100)
     kv_index.apply("w", frame(0, (2, 3), reset=True))
     submitted_at = kv_index.sequence("w")
@@ -111,7 +111,7 @@ def test_repair_learns_what_was_cached_and_drops_what_was_claimed() -> None:
     kv_index.repair("gone", names(1), 16)
 
 
-def test_a_random_walk_knows_no_more_than_the_worker_has() -> None:
+def test_random_walk_never_claims_pages_that_the_worker_lacks() -> None:
     rng = random.Random(7)
     kv_index, truth, sequence = KvIndex(60), {"a": set[int](), "b": set[int]()}, {"a": -1, "b": -1}
     known = {"a": False, "b": False}
@@ -136,7 +136,7 @@ def test_a_random_walk_knows_no_more_than_the_worker_has() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_is_lost_late_or_sent_twice_the_index_claims_nothing_that_is_not_there(seed: int) -> None:
+def test_lost_late_or_repeated_updates_never_claim_absent_pages(seed: int) -> None:
     """A worker's frames as they are, and a network that loses, delays and repeats them; a frame that is refused is answered by
     a resync in chunks, as after a reconnect."""
     rng, kv_index, held = random.Random(seed), KvIndex(200), dict[int, None]()

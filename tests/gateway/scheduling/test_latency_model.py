@@ -96,7 +96,7 @@ def test_a_larger_model_is_expected_to_be_slower() -> None:
     assert all(small < large for small, large in zip(cold_rates(2_000_000), cold_rates(20_000_000), strict=True))
 
 
-def test_waiting_is_for_the_prefills_before() -> None:
+def test_wait_is_the_time_of_the_prefills_ahead() -> None:
     predictor = LatencyPredictor(WorkerRates(0.0, 1e-3, 0.01, 0.01))
     assert predictor.wait_s(max_sequences=4, queued_tokens=0, now=0) == 0
     predictor.submitted(1, 100)
@@ -108,7 +108,7 @@ def test_waiting_is_for_the_prefills_before() -> None:
     assert predictor.running == 0
 
 
-def test_a_full_worker_is_waited_for_and_a_stale_load_is_not_believed() -> None:
+def test_full_worker_adds_a_wait_and_a_stale_load_is_ignored() -> None:
     predictor = LatencyPredictor()
     for _ in range(100):
         predictor.observe_finished(finished(prompt=100, output=100, rates=WorkerRates(0.0, 1e-5, 0.01, 0.01)))
@@ -160,7 +160,7 @@ def ended(request: int, *, queue_s: float, prefill_s: float = 0.012) -> Finished
     )
 
 
-def test_errors_are_those_of_what_was_predicted_when_it_was_sent() -> None:
+def test_errors_compare_with_the_prediction_at_submission() -> None:
     predictor = LatencyPredictor(WorkerRates(0.002, 1e-4, 0.005, 0.005))
     for request in range(400):
         predictor.submitted(request, 100, wait_s=0.1)
@@ -171,7 +171,7 @@ def test_errors_are_those_of_what_was_predicted_when_it_was_sent() -> None:
     assert abs(ttft.bias_s - 0.15) < 0.01 and abs(ttft.deviation_s - 0.15) < 0.01
 
 
-def test_what_was_too_slow_once_is_forgotten() -> None:
+def test_slow_outlier_is_forgotten() -> None:
     predictor = LatencyPredictor(WorkerRates(0.002, 1e-4, 0.005, 0.005))
     predictor.submitted(0, 100)
     predictor.observe_finished(ended(0, queue_s=30.0))
@@ -183,7 +183,7 @@ def test_what_was_too_slow_once_is_forgotten() -> None:
     assert predictor.errors["ttft"].bias_s < 0.0
 
 
-def test_an_end_that_nobody_waited_for_tells_nothing() -> None:
+def test_end_of_an_unknown_request_teaches_nothing() -> None:
     predictor = LatencyPredictor()
     predictor.submitted(1, 100)
     predictor.lost()

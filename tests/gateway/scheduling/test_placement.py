@@ -7,24 +7,24 @@ def site(worker: str, **changes: object) -> Candidate:
     return Candidate(worker, 0.0, 0, 1_000_000, 0.0, 10_000.0)._replace(**changes)  # type: ignore[arg-type]
 
 
-def test_a_run_stays_where_its_pages_are_while_waiting_costs_less_than_computing_them_anew() -> None:
+def test_run_stays_with_its_pages_while_waiting_is_cheaper_than_recomputing() -> None:
     placement = Placement()
     there = site("home", wait_s=5.0, resident_tokens=90_000)
     assert placement.choose([there, site("away")], 100_000, 0.0) == ("home", "stays")
     assert placement.choose([there._replace(wait_s=20.0), site("away")], 100_000, 0.0) == ("away", "moves")
 
 
-def test_it_does_not_move_to_where_it_would_push_others_out() -> None:
+def test_run_does_not_move_to_a_worker_whose_pages_it_would_evict() -> None:
     there = site("home", wait_s=20.0, resident_tokens=90_000)
     assert Placement().choose([there, site("away", footprint_tokens=950_000.0)], 100_000, 0.0) == ("home", "stays")
 
 
-def test_a_new_run_goes_where_most_is_free_not_where_least_wait() -> None:
+def test_new_run_goes_to_the_worker_with_most_free_pages() -> None:
     sites = [site("a", footprint_tokens=800_000.0), site("b", footprint_tokens=300_000.0, wait_s=2.0)]
     assert Placement().choose(sites, 50_000, 0.0) == ("b", "roomiest")
 
 
-def test_runs_that_begin_alike_go_together_while_the_burst_lasts_and_there_is_room() -> None:
+def test_runs_with_a_common_prefix_go_to_one_worker_within_a_burst() -> None:
     placement = Placement()
     sites = [site("a"), site("b", footprint_tokens=1000.0)]
     assert placement.choose(sites, 10_000, 0.0, prefix=b"same") == ("a", "roomiest")

@@ -3,7 +3,7 @@ import random
 from gateway.scheduling.retention import LEAST, WAITS_COLD, WANTED, WITHIN_S, Retention, horizon_s
 
 
-def test_the_longer_a_chain_pauses_the_less_its_pages_are_worth() -> None:
+def test_score_falls_while_a_chain_pauses() -> None:
     retention = Retention()
     retention.turn_finished("a", 0.0, finish="tool_calls", tool="bash")
     scores = [retention.score("a", at) for at in (10.0, 40.0, 160.0, 640.0)]
@@ -11,7 +11,7 @@ def test_the_longer_a_chain_pauses_the_less_its_pages_are_worth() -> None:
     assert 0 < scores[-1] < 0.25 < 0.5 < scores[0]
 
 
-def test_what_waits_is_kept_only_if_it_goes_soon() -> None:
+def test_waiting_chain_keeps_its_pages_only_if_it_starts_soon() -> None:
     retention = Retention()
     retention.turn_finished("a", 0.0, finish="tool_calls")
     retention.turn_arrived("a", 5.0)
@@ -19,7 +19,7 @@ def test_what_waits_is_kept_only_if_it_goes_soon() -> None:
     assert retention.score("a", 6.0, waits=True, resident=False) == WAITS_COLD
 
 
-def test_a_callers_wish_lifts_what_was_idle_for_long_and_nothing_above_what_is_likely_wanted() -> None:
+def test_requested_retention_raises_an_idle_chain_but_not_above_a_likely_one() -> None:
     retention = Retention()
     retention.turn_finished("marked", 0.0, finish="stop", keep_s=300.0)
     retention.turn_finished("hour", 0.0, finish="stop", keep_s=3600.0)
@@ -34,7 +34,7 @@ def test_a_callers_wish_lifts_what_was_idle_for_long_and_nothing_above_what_is_l
     assert LEAST < WANTED < WAITS_COLD
 
 
-def test_what_is_learned_of_those_that_mark_their_prompts_is_said_of_no_others() -> None:
+def test_return_times_of_marked_prompts_do_not_affect_unmarked_ones() -> None:
     retention = Retention()
     for number in range(300):
         retention.turn_finished(f"m{number}", 0.0, finish="stop", keep_s=300.0)
@@ -46,11 +46,11 @@ def test_what_is_learned_of_those_that_mark_their_prompts_is_said_of_no_others()
     assert retention.score("marked", 0.0) > 0.8 > 0.2 > retention.score("plain", 0.0)
 
 
-def test_nothing_is_known_of_a_new_chain_and_it_is_kept() -> None:
+def test_new_chain_is_kept() -> None:
     assert Retention().score("new", 0.0) == 1.0
 
 
-def test_a_chain_that_pauses_long_is_let_go_sooner_the_next_time() -> None:
+def test_chain_that_paused_long_is_released_sooner_next_time() -> None:
     retention = Retention()
     for number in range(60):
         name, length = f"chain-{number}", 3.0 if number % 2 else 200.0
@@ -62,7 +62,7 @@ def test_a_chain_that_pauses_long_is_let_go_sooner_the_next_time() -> None:
     assert retention.score("chain-2", 1500.0) < 0.5
 
 
-def test_an_ended_chain_is_forgotten_and_counts_as_one_that_never_came_back() -> None:
+def test_ended_chain_is_forgotten_and_counts_as_never_returned() -> None:
     retention = Retention()
     for number in range(100):
         retention.turn_finished(f"{number}", 0.0, finish="stop")
@@ -88,7 +88,7 @@ def test_a_random_walk_stays_bounded_with_scores_that_never_release() -> None:
     assert 15 <= len(retention) <= 20
 
 
-def test_the_horizon_is_half_of_what_a_worker_takes_to_fill_its_pages_anew() -> None:
+def test_horizon_is_half_the_time_to_refill_the_pool() -> None:
     assert horizon_s(10_000, 4_000.0) == 1.25
     assert horizon_s(10_000_000, 4_000.0) == WITHIN_S
     retention = Retention()

@@ -5,14 +5,14 @@ from gateway.scheduling.return_time import EDGES, ReturnClass, ReturnTimeModel, 
 TOOL, END = ReturnClass("tool_calls", "bash"), ReturnClass("stop")
 
 
-def test_before_anything_was_seen_a_tool_call_is_expected_back_soon() -> None:
+def test_tool_call_without_observations_is_expected_back_soon() -> None:
     times = ReturnTimeModel()
     assert times.chance(TOOL, 0.0, 9.0) > 0.4
     assert times.chance(TOOL, 0.0, 60.0) > 0.7
     assert times.chance(TOOL, 300.0, 9.0) < 0.2
 
 
-def test_classes_that_differ_are_told_apart() -> None:
+def test_return_times_of_different_classes_are_learned_apart() -> None:
     times = ReturnTimeModel()
     for _ in range(100):
         times.observe(TOOL, 5.0)
@@ -21,7 +21,7 @@ def test_classes_that_differ_are_told_apart() -> None:
     assert times.chance(END, 0.0, 30.0) < 0.25
 
 
-def test_who_has_paused_longer_than_its_class_ever_did_hardly_comes_back() -> None:
+def test_chain_that_paused_longer_than_its_class_ever_did_rarely_returns() -> None:
     times = ReturnTimeModel()
     for _ in range(500):
         times.observe(TOOL, 5.0)
@@ -37,11 +37,11 @@ def test_runs_that_end_lower_the_chance() -> None:
     assert times.chance(END, 0.0, 600.0) < 0.2
 
 
-def test_paces_are_five_lengths() -> None:
+def test_pace_classes_are_five_lengths_of_pause() -> None:
     assert [pace(seconds) for seconds in (None, 1.0, 5.0, 20.0, 60.0, 300.0)] == [-1, 0, 1, 2, 3, 4]
 
 
-def test_kinds_are_bounded_and_those_beyond_share_what_all_do() -> None:
+def test_classes_are_bounded_and_further_ones_share_the_overall_distribution() -> None:
     times = ReturnTimeModel(max_kinds=2)
     for number in range(50):
         times.observe(ReturnClass("stop", f"tool-{number}"), 2.0)
@@ -49,7 +49,7 @@ def test_kinds_are_bounded_and_those_beyond_share_what_all_do() -> None:
     assert times.chance(ReturnClass("stop", "tool-49"), 0.0, 30.0) > 0.7
 
 
-def test_in_a_random_walk_chances_are_chances_and_grow_with_the_time_given() -> None:
+def test_random_walk_keeps_return_probabilities_valid_and_growing_with_time() -> None:
     rng, times = random.Random(4), ReturnTimeModel()
     for _ in range(2000):
         return_class = ReturnClass(rng.choice(("stop", "tool_calls")), rng.choice(("", "bash", "edit")), rng.randrange(-1, 5))

@@ -9,7 +9,7 @@ def bound_s(ttft_margin: TtftMargin, predicted_s: float, now: float) -> float:
     return predicted_s + ttft_margin.margin(now) * (predicted_s + FLOOR_S)
 
 
-def test_few_come_later_than_the_bound_whatever_the_errors_look_like() -> None:
+def test_few_requests_exceed_the_bound_for_any_error_distribution() -> None:
     rng, ttft_margin = random.Random(3), TtftMargin()
     late, under_way = 0, list[tuple[float, float, float, float]]()
     for number in range(4000):
@@ -25,7 +25,7 @@ def test_few_come_later_than_the_bound_whatever_the_errors_look_like() -> None:
     assert late / 3000 == pytest.approx(1 - SHARE, abs=0.015)
 
 
-def test_predictions_that_hold_cost_no_margin_and_silence_takes_it_back() -> None:
+def test_margin_is_zero_for_exact_predictions_and_decays_without_news() -> None:
     ttft_margin = TtftMargin()
     for number in range(300):
         ttft_margin.observe(0.1, 0.1, number / 50, predicted_at=number / 50)
@@ -37,7 +37,7 @@ def test_predictions_that_hold_cost_no_margin_and_silence_takes_it_back() -> Non
     assert ttft_margin.margin(66.2) == pytest.approx(before / 2, rel=0.01)
 
 
-def test_what_one_standstill_made_late_is_learned_a_few_times() -> None:
+def test_requests_late_from_one_standstill_count_a_few_times() -> None:
     ttft_margin = TtftMargin()
     for number in range(500):
         ttft_margin.observe(0.1, 5.0, 6.0 + number / 1000, predicted_at=1.0 + number / 1000)

@@ -2,7 +2,7 @@ from gateway.telemetry.metrics import FOLDED_AT, Metrics
 from tests.gateway.telemetry.test_tracing import entry
 
 
-def test_every_request_counts_whenever_somebody_looks() -> None:
+def test_scrape_at_any_time_counts_every_request() -> None:
     metrics = Metrics()
     for number in (1, FOLDED_AT - 1, FOLDED_AT, FOLDED_AT + 1):
         before = _requests(metrics)

@@ -88,7 +88,7 @@ async def test_a_receiver_gets_the_tree_over_otlp(tmp_path: Path, monkeypatch: p
     assert "gen_ai.usage.cost" in {attribute.key for attribute in found["chat nano"].attributes}
 
 
-def test_content_is_written_as_the_conventions_say() -> None:
+def test_content_attributes_follow_the_conventions() -> None:
     call = ToolCall(id="c1", name="f", arguments="{}")
     request = Request(
         model="auto",
@@ -125,7 +125,7 @@ def conventional() -> set[str]:
     }
 
 
-async def test_every_attribute_is_of_the_conventions_or_ours(tmp_path: Path) -> None:
+async def test_every_attribute_is_in_the_conventions_or_documented(tmp_path: Path) -> None:
     exporter = InMemorySpanExporter()
     capturing = Settings(capture_content=True)
     async with serve(tmp_path, spans=SpanRecorder(SimpleSpanProcessor(AtExport(exporter))), settings=capturing) as served:

@@ -32,7 +32,7 @@ def entry(trace: Trace | None, status: int = 200) -> RequestRecord:
 @pytest.mark.parametrize(
     "header", ["", "00-0-0-01", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "ff-" + "1" * 32 + "-" + "1" * 16 + "-01"]
 )
-def test_what_is_no_trace_context_is_none(header: str) -> None:
+def test_malformed_trace_context_is_ignored(header: str) -> None:
     assert read_traceparent(header) is None
 
 
@@ -51,7 +51,7 @@ def test_a_callers_decision_not_to_sample_is_kept() -> None:
     assert (span.start_time, span.end_time) == (1_000, 500_001_000)
 
 
-def test_no_share_no_spans() -> None:
+def test_sampling_share_of_zero_writes_no_spans() -> None:
     exporter = InMemorySpanExporter()
     spans = SpanRecorder(SimpleSpanProcessor(AtExport(exporter)), sample=0.0)
     spans.record(entry(spans.begin({})))
@@ -66,7 +66,7 @@ def test_a_file_gets_one_line_of_json_a_span(tmp_path: Path) -> None:
     assert msgspec.json.decode(line)["status"] == "ERROR"
 
 
-def test_it_is_off_unless_told_where_to() -> None:
+def test_tracing_is_off_without_a_destination() -> None:
     assert isinstance(open_spans("", sample=1.0), NoSpans)
     with pytest.raises(ValueError, match="otlp"):
         open_spans("nowhere", sample=1.0)

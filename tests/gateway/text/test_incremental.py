@@ -52,7 +52,7 @@ def test_awkward_added_tokens_change_nothing(texts: list[str]) -> None:
     check_chain(text_of("awkward"), texts)
 
 
-def test_an_id_that_came_from_elsewhere_is_not_taken_for_an_added_token_in_the_text() -> None:
+def test_id_of_an_added_token_from_plain_text_is_not_an_anchor() -> None:
     check_chain(text_of("awkward"), ["Ωx<unk>", "Ωx<unk>b"])
 
 
@@ -76,7 +76,7 @@ def test_conversations_that_grow_and_branch(
         assert previous == text.prompt(turn, tools, now=NOW)
 
 
-def test_only_what_follows_the_last_common_anchor_is_encoded() -> None:
+def test_only_text_after_the_last_common_anchor_is_encoded() -> None:
     text = text_of("chatml")
     encoded: list[str] = []
 
@@ -95,7 +95,7 @@ def test_only_what_follows_the_last_common_anchor_is_encoded() -> None:
     assert len(encoded) == 2
 
 
-def test_a_prompt_of_another_model_is_no_start() -> None:
+def test_prompt_of_another_model_is_not_reused() -> None:
     other = text_of("llama3").prompt((Message(role="user", content="hi"),), (), now=NOW)
     text = text_of("chatml")
     assert text.continue_from(other, other.text).ids == text.encode(other.text)

@@ -24,7 +24,7 @@ def test_a_directory_without_a_tokenizer_names_what_is_missing(tmp_path: Path) -
         ModelText.from_directory(tmp_path)
 
 
-def test_a_model_without_a_template_says_where_to_put_one() -> None:
+def test_model_without_a_template_names_the_place_for_one() -> None:
     files = {name: data for name, data in files_of("chatml").items() if name != "chat_template.jinja"}
     with pytest.raises(ValueError, match=r"no chat template: add chat_template.jinja"):
         ModelText.from_files(files)
@@ -54,14 +54,14 @@ def test_fingerprints_differ_with_the_template_and_only_then() -> None:
     assert text.fingerprint != with_template("{{ messages[0].content }}").fingerprint
 
 
-def test_what_a_template_refuses_is_the_callers_error_in_its_words() -> None:
+def test_refusal_of_a_template_is_a_bad_request_with_its_message() -> None:
     with pytest.raises(BadRequest, match="roles must alternate") as caught:
         with_template("{{ raise_exception('roles must alternate') }}").render(HELLO, (), now=NOW)
     assert caught.value.param == "messages"
 
 
 @pytest.mark.parametrize("source", ["{{ messages[0].content + 1 }}", "{{ messages[9].content }}", "{{ nothing() }}"])
-def test_whatever_a_template_stumbles_over_is_a_bad_request(source: str) -> None:
+def test_exception_in_a_template_is_a_bad_request(source: str) -> None:
     with pytest.raises(BadRequest, match="chat template refuses the conversation"):
         with_template(source).render(HELLO, (), now=NOW)
 
@@ -95,7 +95,7 @@ def test_json_is_plain_and_html_is_not_escaped() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["", "no json", "[1]", '"text"', "1e999", '{"a": NaN}', "{" * 5000, '{"a":' * 5000])
-def test_arguments_that_are_no_object_stay_text(arguments: str) -> None:
+def test_arguments_that_are_not_an_object_stay_text(arguments: str) -> None:
     call = ToolCall(id="1", name="f", arguments=arguments)
     text = with_template("{{ messages[0].tool_calls[0].function.arguments is string }}")
     assert text.render((Message(role="assistant", tool_calls=(call,)),), (), now=NOW) == "True"

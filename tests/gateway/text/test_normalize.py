@@ -21,21 +21,21 @@ def request(*messages: tuple[str, str], tools: tuple[str, ...] = (), call: str =
     )
 
 
-def test_a_line_that_matches_goes_and_all_others_stay_to_the_letter() -> None:
+def test_matching_line_is_dropped_and_all_others_are_unchanged() -> None:
     given = request(("system", f"{BILLING.format('ab1')}\nYou are \n\n  careful. \n"), ("user", BILLING.format("x")))
     found = normalized(given, Text())
     assert [message.content for message in found.messages] == ["You are \n\n  careful. \n", BILLING.format("x")]
     assert found.normalized == ("message 0 (system): 1 line dropped",)
 
 
-def test_a_system_message_that_says_nothing_else_goes_but_never_the_only_message() -> None:
+def test_system_message_of_dropped_lines_is_removed_unless_it_is_the_only_message() -> None:
     alone = request(("system", BILLING.format(1)))
     assert [one.content for one in normalized(alone, Text()).messages] == [""]
     other = request(("system", BILLING.format(1)), ("user", "hello"))
     assert [one.role for one in normalized(other, Text()).messages] == ["user"]
 
 
-def test_where_nothing_is_to_do_it_is_the_same_request() -> None:
+def test_request_without_matches_is_returned_as_it_is() -> None:
     for given in (
         request(("system", "the x-anthropic-billing-header: of others"), ("user", "hi"), tools=("a", "b")),
         request(("user", "hi"), tools=("b", "a"), call="b"),
@@ -55,7 +55,7 @@ def test_an_operator_may_name_lines_of_other_clients() -> None:
     assert found.normalized == ("message 0 (system): 2 lines dropped",)
 
 
-def test_tools_in_any_order_are_shown_in_one_and_what_may_be_called_stays() -> None:
+def test_tools_are_sorted_and_callable_tools_stay_the_same() -> None:
     names, rng = ["search", "edit", "bash", "Read"], random.Random(3)
     seen = set()
     for _ in range(20):

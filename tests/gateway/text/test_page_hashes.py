@@ -8,7 +8,7 @@ from backends.wire import PAGE_HASH_BYTES, page_hashes
 from gateway.text.page_hashes import PageHashes
 
 
-def test_they_are_read_like_a_list_of_them() -> None:
+def test_page_hashes_index_and_iterate_as_a_list() -> None:
     rng = random.Random(0)
     listed = [rng.randbytes(PAGE_HASH_BYTES) for _ in range(9)]
     page_hashes = PageHashes(b"".join(listed))
@@ -25,7 +25,7 @@ def test_they_are_read_like_a_list_of_them() -> None:
 
 
 @pytest.mark.parametrize("shared_tokens", [0, 7, 40, 1000])
-def test_a_prompt_goes_on_from_wherever_the_one_before_is_known_to(shared_tokens: int) -> None:
+def test_hashing_continues_from_the_known_part_of_the_previous_prompt(shared_tokens: int) -> None:
     rng = random.Random(1)
     before, after = rng.randbytes(4 * 83), rng.randbytes(4 * 50)
 

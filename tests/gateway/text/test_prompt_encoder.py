@@ -19,7 +19,7 @@ def a_request(words: list[str]) -> Request:
     )
 
 
-def test_names_of_a_growing_and_rewritten_chain_are_those_of_its_ids() -> None:
+def test_page_hashes_of_a_growing_and_rewritten_chain_follow_its_ids() -> None:
     text = ModelText.from_directory(ROOT / "backends" / "zoo" / "pico")
     targets = [Target("a", text, "one", 16, 4096), Target("b", text, "one", 16, 4096), Target("c", text, "two", 4, 4096)]
     rng, words, prompt_encoder = random.Random(0), ["begin"], PromptEncoder()
@@ -36,7 +36,7 @@ def test_names_of_a_growing_and_rewritten_chain_are_those_of_its_ids() -> None:
     prompt_encoder.close()
 
 
-def test_only_what_no_user_said_is_named_for_all_who_share() -> None:
+def test_only_pages_before_user_text_have_shared_hashes() -> None:
     text = ModelText.from_directory(ROOT / "backends" / "zoo" / "pico")
     targets, prompt_encoder = [Target("a", text, "one", 4, 4096)], PromptEncoder()
 
@@ -60,7 +60,7 @@ def test_only_what_no_user_said_is_named_for_all_who_share() -> None:
     prompt_encoder.close()
 
 
-def test_what_a_run_that_is_over_said_is_forgotten() -> None:
+def test_text_of_an_ended_run_is_forgotten() -> None:
     text = ModelText.from_directory(ROOT / "backends" / "zoo" / "pico")
     targets, prompt_encoder = [Target("a", text, "one", 4, 4096)], PromptEncoder()
     request = Request(model="auto", messages=(Message(role="user", content="hello"),), sampling=Sampling(max_tokens=1))

@@ -46,7 +46,7 @@ def words_of(pattern: str, normal: bool) -> WordTokenCache:
 @pytest.mark.parametrize("pattern", sorted(PATTERNS))
 @settings(STEADY, max_examples=1500)
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=40))
-def test_ids_are_those_of_the_tokenizer_new_and_remembered(pattern: str, normal: bool, pieces: list[str]) -> None:
+def test_cached_and_new_words_have_the_ids_of_the_tokenizer(pattern: str, normal: bool, pieces: list[str]) -> None:
     text = "".join(pieces)
     wanted = tokenizer_of(pattern, normal).encode(text, add_special_tokens=False).ids
     for _ in range(3):
@@ -55,7 +55,7 @@ def test_ids_are_those_of_the_tokenizer_new_and_remembered(pattern: str, normal:
     assert ids is not None or (normal and not text.isascii()) or len(set(text.split(" "))) > words.MAX_LEARNED
 
 
-def test_a_text_of_many_new_words_is_left_to_the_tokenizer_until_they_are_known() -> None:
+def test_text_of_many_new_words_goes_to_the_tokenizer() -> None:
     known = WordTokenCache.of(tokenizer_of(min(PATTERNS)), {"<end>", "<tool>"})
     assert known is not None
     text = " ".join(f"w{number}" for number in range(3 * words.MAX_LEARNED))
@@ -75,12 +75,12 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama3", "mistral", "awkward"])
-def test_tokenizers_that_may_not_be_cut_so_are_left_alone(name: str) -> None:
+def test_tokenizer_without_safe_splits_is_not_cached(name: str) -> None:
     text = ModelText.from_files(files_of(name))
     assert WordTokenCache.of(text.tokenizer, text._anchors.contents) is None
 
 
 @pytest.mark.parametrize("model", ["nano", "pico"])
-def test_shipped_models_remember(model: str) -> None:
+def test_shipped_models_use_the_word_cache(model: str) -> None:
     text = ModelText.from_directory(ROOT / "backends" / "zoo" / model)
     assert WordTokenCache.of(text.tokenizer, text._anchors.contents) is not None

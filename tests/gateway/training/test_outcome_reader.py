@@ -31,7 +31,7 @@ def test_lines_of_one_model_are_put_together_by_question(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("line", [{"model": "m", "right": True}, {"prompt": "a"}, {"prompt": "a", "model": "m"}, {"prompt": 3}])
-def test_a_line_that_says_nothing_is_named(tmp_path: Path, line: dict[str, object]) -> None:
+def test_empty_line_of_outcomes_is_named(tmp_path: Path, line: dict[str, object]) -> None:
     with pytest.raises(TrainingError, match="line 1"):
         list(read_outcomes(written(tmp_path, line)))
 

@@ -1,0 +1,71 @@
+"""A thread for work that would stop the event loop: turns between tenants, a bound for each tenant."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+from gateway.errors import Overloaded
+
+RETRY_S = 1.0
+
+Got = TypeVar("Got")
+
+
+class _Waiting(NamedTuple):
+    work: Callable[[], Any]
+    done: "asyncio.Future[Any]"
+
+
+class TurnThread:
+    """Work by tenant. The tenant whose turn is longest ago is served next; its own work is in order of arrival.
+
+    `noun` is the plural name of the work in messages.
+    """
+
+    def __init__(self, noun: str, *, max_waiting: int) -> None:
+        self._noun = noun
+        self._max_waiting = max_waiting
+        self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=noun)
+        self._server: asyncio.Task[None] | None = None
+
+    def num_waiting(self, tenant: str) -> int:
+        return len(self._waiting.get(tenant, ()))
+
+    async def run(self, tenant: str, work: Callable[[], Got]) -> Got:
+        """Run `work` in the thread and return its result. Raises Overloaded if too many of the tenant wait."""
+        if self.num_waiting(tenant) >= self._max_waiting:
+            raise Overloaded(f"{self._max_waiting} {self._noun} of {tenant} wait: try again", retry_after_s=RETRY_S)
+        done: asyncio.Future[Got] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(_Waiting(work, done))
+        if self._server is None or self._server.done():
+            self._server = asyncio.create_task(self._serve(), name=self._noun)
+        return await done
+
+    async def _serve(self) -> None:
+        """Serve until none waits. A failure is its caller's."""
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            tenant, waiting = next(iter(self._waiting.items()))
+            item = waiting.popleft()
+            if waiting:
+                self._waiting.move_to_end(tenant)
+            else:
+                del self._waiting[tenant]
+            if item.done.done():  # its caller left
+                continue
+            future = loop.run_in_executor(self._thread, item.work)
+            result: Any = (await asyncio.gather(future, return_exceptions=True))[0]
+            if item.done.done():
+                continue
+            if isinstance(result, BaseException):
+                item.done.set_exception(result)
+            else:
+                item.done.set_result(result)
+
+    def close(self) -> None:
+        if self._server:
+            self._server.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
