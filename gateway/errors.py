@@ -4,7 +4,8 @@ HeadwayError
 ├── BadRequest            400   the request is invalid
 │   ├── UnsupportedParameter    affects the answer, and is not supported
 │   ├── ContextTooLong
-│   └── PreviousResponseNotFound
+│   ├── PreviousResponseNotFound
+│   └── EndedWorkers            two workers ended right after they received it
 ├── Unauthorized          401
 ├── Forbidden             403
 ├── UnknownModel          404
@@ -58,6 +59,10 @@ class ContextTooLong(BadRequest):
 
 class PreviousResponseNotFound(BadRequest):
     code = "previous_response_not_found"
+
+
+class EndedWorkers(BadRequest):
+    code = "request_ended_workers"
 
 
 class Unauthorized(HeadwayError):

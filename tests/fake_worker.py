@@ -74,7 +74,7 @@ class _LinkSide:
 class FakeWorker:
     """`submitted`, `refused` and `retained` are what arrived; `hold()` stops the engine until `release()`.
 
-    The next `num_hang_ups` links are closed before a word is said.
+    A submit that is `poison` drops every link, as a crash does. The next `num_hang_ups` links are closed before a word is said.
     """
 
     def __init__(
@@ -95,7 +95,9 @@ class FakeWorker:
         step_device_s: float = 0.001,
         grammars: bool = True,
         confidence: float = 1.0,
+        poison: Callable[[wire.Submit], bool] = lambda submit: False,
     ) -> None:
+        self.poison = poison
         self.confidence = confidence
         self.assets, self.answer, self.token = assets, answer, token
         self.max_sequences, self.credit_tokens = max_sequences, credit_tokens
@@ -215,6 +217,9 @@ class FakeWorker:
             case wire.Submit():
                 self.submitted.append(message)
                 del self.submitted[:-1000]
+                if self.poison(message):
+                    self.drop_links()
+                    return
                 await self._submit(link, message)
             case wire.Abort(request):
                 if sequence := link.live.get(request):

@@ -367,4 +367,14 @@ def finished(sequence: RequestSequence, reason: FinishReason, now_ns: int, stop_
         prefill_device_s=charge.prefill_device_ns / 1e9,
         num_steps=charge.num_steps,
         mean_batch=charge.sum_batch / charge.num_steps if charge.num_steps else 0.0,
+        **_error_of(sequence, reason),
     )
+
+
+def _error_of(sequence: RequestSequence, reason: FinishReason) -> dict[str, str]:
+    """Return the error fields of a sequence whose grammar had no next token, or refused the one that was sampled."""
+    if reason != "error":
+        return {}
+    param = sequence.sampling.grammar.param if sequence.sampling.grammar else ""
+    message = f"{param}: the answer came to a place where this format allows no token: change the format"
+    return {"error": message, "error_code": "bad_grammar", "error_param": param}

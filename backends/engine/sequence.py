@@ -32,7 +32,7 @@ class Matcher(Protocol):
         ...
 
     def accept(self, token: int) -> FinishReason | None:
-        """Accept a token. Return the finish reason if the answer is complete."""
+        """Accept a token. Return the finish reason if the answer is over: `error` if the grammar does not allow the token."""
         ...
 
     def fill(self, masks: Any, row: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from backends.engine.request_limits import Refusal
 from backends.engine.sequence import Matcher
+from backends.structured_output.dead_ends import check_dead_ends
 from backends.structured_output.json_pattern import with_patterns_spelled_out
 from backends.structured_output.length_limit import LengthLimiter, Pieces
 from backends.structured_output.schema_bounds import bounded, bounded_rules
@@ -28,6 +29,8 @@ COMPILE_S = 10.0
 """A schema of ordinary size takes milliseconds, with a vocabulary of 150,000 some tenths of a second."""
 CACHE_BYTES = 256 * 1024 * 1024
 SEPARATORS = (", ", ": ")
+_FAILURES = (RuntimeError, MemoryError)
+"""Errors of the library about one matcher. They end its sequence, never the step."""
 CHARS_A_TOKEN = 3
 """Of a schema's text. What a schema says is longer than the least that satisfies it."""
 
@@ -41,6 +44,7 @@ class XgrammarMatcher:
         self._matcher, self._grammar, self.vocab_size = matcher, grammar, vocab_size
         self._pieces = pieces
         self._length_limiter: LengthLimiter | None = None
+        self._stuck = False
 
     def limit(self, room: int) -> None:
         """The answer has this many tokens at most."""
@@ -51,17 +55,32 @@ class XgrammarMatcher:
 
     def settle(self, token: int) -> int:
         """What is taken for a token that the mask allowed: itself, unless the answer could then not end within its limit."""
-        return token if self._length_limiter is None else self._length_limiter.settle(self._matcher, token)
+        if self._length_limiter is None or self._stuck:
+            return token
+        try:
+            return self._length_limiter.settle(self._matcher, token)
+        except _FAILURES:
+            self._stuck = True
+            return token
 
     def accept(self, token: int) -> FinishReason | None:
-        """Takes a token that the mask allowed. How the answer ended, if it is over: `length` if its limit ended it."""
-        accepted = self._matcher.accept_token(token)
-        assert accepted, f"token {token} was sampled against its mask"
+        """Take a token. Return how the answer ended, if it is over: `length` if its limit ended it, `error` if the grammar does
+        not allow the token or allowed none.
+        """
+        if self._stuck or not self._accepts(token):
+            return "error"
         if self._length_limiter is not None:
             self._length_limiter.accepted(token)
         if not self._matcher.is_terminated():
             return None
         return "length" if self.was_led and not self._grammar.fit else "stop"
+
+    def _accepts(self, token: int) -> bool:
+        try:
+            accepted: bool = self._matcher.accept_token(token)
+        except _FAILURES:
+            return False
+        return accepted
 
     @property
     def was_led(self) -> bool:
@@ -69,7 +88,13 @@ class XgrammarMatcher:
         return self._length_limiter is not None and self._length_limiter.steered
 
     def fill(self, masks: Tensor, row: int) -> None:
-        self._matcher.fill_next_token_bitmask(masks, row)
+        """A row that allows no token ends its sequence: the next `accept` returns `error`."""
+        try:
+            self._matcher.fill_next_token_bitmask(masks, row)
+        except _FAILURES:
+            self._stuck = True
+        else:
+            self._stuck = not bool(masks[row].any())
 
 
 class Masks(NamedTuple):
@@ -151,17 +176,21 @@ class Grammars:
             matcher = xgrammar.GrammarMatcher(self._compiled(grammar))
             pieces = self._pieces if grammar.kind in ("json", "schema") else None
             return XgrammarMatcher(matcher, grammar, vocab_size=self._vocab_size, pieces=pieces)
-        except (RuntimeError, ValueError, TypeError) as error:  # what the library raises for a grammar that it cannot take
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+        ) as error:  # what the library raises for a grammar that it cannot take
             return Refusal("bad_grammar", f"{grammar.param}: {_reason(error)}", grammar.param)
 
     def _compiled(self, grammar: Grammar) -> "xgrammar.CompiledGrammar":
+        import xgrammar
+
         compiler = self._ready_compiler()
-        if grammar.thinks != "no" or grammar.kind == "calls":
-            return compiler.compile_grammar(_tagged_rules(structural_tag(grammar)))
-        if grammar.kind == "regex":
-            return compiler.compile_regex(grammar.text)
-        schema = bounded(json.loads(grammar.text)) if grammar.kind == "schema" else ANY_OBJECT
-        return compiler.compile_grammar(_rules(schema))
+        rules = xgrammar.Grammar.from_ebnf(_rules_of(grammar))
+        check_dead_ends(rules.serialize_json())
+        return compiler.compile_grammar(rules)
 
     def _ready_compiler(self) -> "xgrammar.GrammarCompiler":
         import xgrammar
@@ -178,6 +207,17 @@ class Grammars:
                 self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES)
             compiler: xgrammar.GrammarCompiler = self._compiler
             return compiler
+
+
+def _rules_of(grammar: Grammar) -> str:
+    """The grammar as xgrammar's EBNF."""
+    import xgrammar
+
+    if grammar.thinks != "no" or grammar.kind == "calls":
+        return _tagged_rules(structural_tag(grammar))
+    if grammar.kind == "regex":
+        return str(xgrammar.Grammar.from_regex(grammar.text))
+    return _rules(bounded(json.loads(grammar.text)) if grammar.kind == "schema" else ANY_OBJECT)
 
 
 def _rules(schema: Any) -> str:

@@ -33,6 +33,7 @@ class TokenStream:
         "_waiter",
         "_woken_at",
         "begun",
+        "blamed",
         "confidence",
         "cut",
         "finished",
@@ -61,6 +62,8 @@ class TokenStream:
         self.begun = False
         self.confidence = 1.0
         """Lowest confidence of the tokens held back."""
+        self.blamed = False
+        """The worker was lost while this was its newest request, before any output of it."""
         self._held, self._threshold = 0, 0.0
         self._abort = abort
         self._loop = asyncio.get_running_loop()
@@ -76,6 +79,10 @@ class TokenStream:
     @property
     def is_doubtful(self) -> bool:
         return self.confidence < self._threshold
+
+    @property
+    def has_output(self) -> bool:
+        return self.begun or bool(self.pieces)
 
     def abort(self) -> None:
         """Ask the worker to stop. The `Finished` that follows still counts the tokens and time spent."""

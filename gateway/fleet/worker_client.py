@@ -322,6 +322,8 @@ class WorkerClient:
         self._stop_waiting()
         self.credits.forget()
         streams, self.streams = self.streams, {}
+        if newest := streams.get(self._next_request):
+            newest.blamed = not newest.has_output
         for stream in streams.values():
             error = f"worker {self.worker} was lost while the request ran: {problem}"
             stream.end(wire.Finished(request=stream.request, reason="error", error=error, error_code="worker_lost"))

@@ -75,6 +75,8 @@ class ActiveRequest:
     is_extra: bool = False
     """A further choice of the same turn."""
     num_attempts: int = 0
+    num_blamed: int = 0
+    """Workers that were lost right after they received this request."""
     previous_worker: str | None = None
     """The worker that was warm for its chain at its arrival."""
     confidence: float | None = None

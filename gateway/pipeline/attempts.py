@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from backends.wire import Finished
-from gateway.errors import BadRequest, ContextTooLong, HeadwayError, NoWorker, UnsupportedParameter, WorkerLost
+from gateway.errors import BadRequest, ContextTooLong, EndedWorkers, HeadwayError, NoWorker, UnsupportedParameter, WorkerLost
 from gateway.fleet.token_stream import TokenStream
 from gateway.pipeline.active_request import ActiveRequest, ClientGone
 from gateway.pipeline.dispatcher import Dispatcher
@@ -16,6 +16,11 @@ from gateway.runs.retention_publisher import RetentionPublisher
 from gateway.telemetry.record import LostAttempt
 
 MAX_ATTEMPTS = 4
+MAX_BLAMED = 2
+"""Workers that a request may end. One may have ended by chance; a third is not tried."""
+BLAMED_S = 15.0
+"""Seconds from submission in which a lost worker is blamed on its newest request. A grammar compiles within 10 s, and the first
+step follows."""
 MAX_REFUSALS = 20
 """Refusals after which a request fails. A worker refuses only a submission that crosses its last report."""
 
@@ -36,7 +41,7 @@ class Attempts:
     async def start(self, active: ActiveRequest) -> None:
         """Return when the request's stream has its first frame or its end. A worker lost before that is replaced.
 
-        Raises NoWorker, Overloaded, ContextTooLong, BadRequest, WorkerLost or ClientGone.
+        Raises NoWorker, Overloaded, ContextTooLong, BadRequest, EndedWorkers, WorkerLost or ClientGone.
         """
         refusals = 0
         while True:
@@ -54,11 +59,22 @@ class Attempts:
                 continue
             if finished.error_code != "worker_lost":
                 raise failure_of(finished)
+            self._blame(active, stream)
             if active.num_attempts >= MAX_ATTEMPTS:
                 raise self.dispatcher.all_workers_lost()
             self._record_lost_attempt(active, stream, "failover")
             active.pending.excluded += (stream.worker,)
             self.recorder.metrics.failovers.inc()
+
+    def _blame(self, active: ActiveRequest, stream: TokenStream) -> None:
+        """Count a worker that this request may have ended. Raises EndedWorkers at the second one."""
+        if stream.blamed and time.monotonic() - active.submitted_at < BLAMED_S:
+            active.num_blamed += 1
+        if active.num_blamed >= MAX_BLAMED:
+            self._record_lost_attempt(active, stream, "failover")
+            raise EndedWorkers(
+                f"{active.num_blamed} workers ended right after they received this request: it is not tried again, change it"
+            )
 
     async def _attempt(self, active: ActiveRequest) -> TokenStream:
         pending = active.pending

@@ -7,7 +7,10 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from gateway.policy.schema import Worker
+from tests.fake_worker import FakeWorker
 from tests.served import Served, ask, fake, serve, until
 
 
@@ -50,6 +53,53 @@ async def test_unstarted_request_of_a_lost_worker_moves(tmp_path: Path) -> None:
         own = [body["usage"]["headway"] for _, body in answers]
         assert {answer["worker"] for answer in own} == {"nano-1"}
         assert "failover" in {answer["reason"] for answer in own}
+
+
+POISON = 13
+"""The `max_tokens` of a request that ends the worker that receives it."""
+DIALECTS: dict[str, dict[str, object]] = {
+    "/v1/chat/completions": {"max_tokens": POISON, "messages": [{"role": "user", "content": "x"}]},
+    "/v1/responses": {"max_output_tokens": POISON, "input": "x"},
+    "/v1/messages": {"max_tokens": POISON, "messages": [{"role": "user", "content": "x"}]},
+    "/v1/completions": {"max_tokens": POISON, "prompt": "x"},
+}
+
+
+def poisonable(count: int) -> dict[str, FakeWorker]:
+    names = [f"nano-{number}" for number in range(count)]
+    return {name: fake("nano", step_s=0.005, poison=lambda submit: submit.sampling.max_tokens == POISON) for name in names}
+
+
+def num_received(workers: dict[str, FakeWorker]) -> int:
+    return sum(submit.sampling.max_tokens == POISON for worker in workers.values() for submit in worker.submitted)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_a_request_that_ended_two_workers_is_refused_and_no_third_receives_it(
+    tmp_path: Path, path: str, stream: bool
+) -> None:
+    workers = poisonable(3)
+    async with serve(tmp_path, workers=workers) as served:
+        body = {"model": "auto", "stream": stream, **DIALECTS[path]}
+        async with served.http.post(f"{served.url}{path}", json=body) as answer:
+            error = (await answer.json())["error"]
+            assert answer.status == 400 and "not tried again" in error["message"]
+            assert error["type"] == "invalid_request_error"
+        assert num_received(workers) == 2
+        assert (await served.chat())[0] == 200
+
+
+async def test_others_on_workers_that_a_request_ended_are_answered(tmp_path: Path) -> None:
+    workers = poisonable(3)
+    for worker in workers.values():
+        worker.prefill_steps = 40
+    async with serve(tmp_path, workers=workers) as served:
+        others = [asyncio.create_task(served.chat(ask(f"n {n}"))) for n in range(6)]
+        await until(lambda: sum(worker.num_live for worker in workers.values()) == 6)
+        status, _ = await served.chat(ask("x", max_tokens=POISON))
+        assert status == 400 and num_received(workers) == 2
+        assert [answered for answered, _ in await asyncio.gather(*others)] == [200] * 6
 
 
 async def test_loss_of_the_only_worker_is_a_503_with_retry(tmp_path: Path) -> None:

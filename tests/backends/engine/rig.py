@@ -5,12 +5,13 @@ from array import array
 
 from backends.engine.engine import Engine
 from backends.engine.request_limits import RequestLimits
+from backends.engine.sequence import Matcher
 from backends.engine.work import Reload, Work
 from backends.kv_cache.host_cache import HostCache
 from backends.spec_decode.draft_model import DraftModel
 from backends.spec_decode.speculator import Speculator
 from backends.spec_decode.state import DraftCost
-from backends.wire import Finished, Sampling, Submit
+from backends.wire import Finished, Grammar, Sampling, Submit
 from tests.backends.fakes import EOS, FakeRunner, LateCopier, LetterDecoder, Ticks, letter, reference
 
 
@@ -79,6 +80,11 @@ class Rig:
         )
         self.engine.submit("me", message)
         self.collect()
+
+    def submit_held(self, request: int, prompt: list[int], matcher: Matcher) -> None:
+        """Submit a request that a grammar constrains."""
+        sampling = Sampling(max_tokens=8, grammar=Grammar(kind="json", param="response_format"))
+        self.engine.submit("me", Submit(request=request, prompt=array("I", prompt).tobytes(), sampling=sampling), matcher)
 
     def step(self) -> None:
         self.engine.step()

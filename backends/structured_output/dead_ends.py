@@ -1,0 +1,150 @@
+"""Dead ends of a grammar: places from which no text completes it. There a mask is empty, or the answer never ends.
+
+The check reads the rules alone, in time linear in their size for each level of nesting. It is complete where every byte is a
+token; the engine ends a sequence that meets an empty mask all the same.
+"""
+
+import json
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+_LAST_CODE = 0x10FFFF
+
+
+class _Kind(IntEnum):
+    """Kinds of expressions in the serialization of xgrammar 0.2. Any other kind is taken as one without a dead end."""
+
+    BYTES = 0
+    CLASS = 1
+    CLASS_STAR = 2
+    RULE = 4
+    SEQUENCE = 5
+    CHOICES = 6
+    TAG_DISPATCH = 7
+    REPEAT = 8
+
+
+class _Facts(NamedTuple):
+    """`ends`: some text completes it. `starts`: some first byte is allowed. `empties`: the empty text completes it."""
+
+    ends: bool
+    starts: bool
+    empties: bool
+
+
+_NOTHING, _ANYTHING = _Facts(ends=False, starts=False, empties=False), _Facts(ends=True, starts=True, empties=True)
+
+
+def check_dead_ends(serialized: str) -> None:
+    """Raise ValueError if the grammar, xgrammar's JSON of it, allows a beginning that no text completes."""
+    _Rules(json.loads(serialized)).check()
+
+
+class _Rules:
+    def __init__(self, grammar: dict[str, Any]) -> None:
+        data, starts = grammar["grammar_expr_data"], grammar["grammar_expr_indptr"]
+        self._expressions = [(data[at], data[at + 2 : at + 2 + data[at + 1]]) for at in starts]
+        self._bodies: list[int] = [rule[1] for rule in grammar["rules"]]
+        self._root: int = grammar["root_rule_id"]
+        self._rules = [_NOTHING] * len(self._bodies)
+        self._facts = [_NOTHING] * len(self._expressions)
+
+    def check(self) -> None:
+        self._settle()
+        root = self._rules[self._root]
+        if not root.ends:
+            raise ValueError("no text of finite length matches it: a required part asks for itself or allows no character")
+        if self._has_dead_end():
+            raise ValueError("a part of it allows a beginning that no text can complete: remove that part")
+
+    def _settle(self) -> None:
+        """Compute the least fixpoint. An expression stands behind its parts, so that one pass settles all but rules."""
+        while True:
+            for number, (kind, values) in enumerate(self._expressions):
+                self._facts[number] = self._fact(kind, values)
+            rules = [self._facts[body] for body in self._bodies]
+            if rules == self._rules:
+                return
+            self._rules = rules
+
+    def _fact(self, kind: int, values: Sequence[int]) -> _Facts:
+        match kind:
+            case _Kind.BYTES:
+                return _Facts(ends=True, starts=bool(values), empties=not values)
+            case _Kind.CLASS:
+                some = _has_member(values)
+                return _Facts(ends=some, starts=some, empties=False)
+            case _Kind.CLASS_STAR:
+                return _Facts(ends=True, starts=_has_member(values), empties=True)
+            case _Kind.RULE:
+                return self._rules[values[0]]
+            case _Kind.SEQUENCE:
+                return _in_order([self._facts[part] for part in values])
+            case _Kind.CHOICES:
+                options = [self._facts[part] for part in values]
+                return _Facts(
+                    ends=any(one.ends for one in options),
+                    starts=any(one.starts for one in options),
+                    empties=any(one.empties for one in options),
+                )
+            case _Kind.REPEAT:
+                rule, least, most = values[0], values[1], values[2]
+                inner = self._rules[rule]
+                starts = inner.starts and most != 0
+                return _Facts(ends=inner.ends or least == 0, starts=starts, empties=inner.empties or least == 0)
+            case _:
+                return _ANYTHING
+
+    def _has_dead_end(self) -> bool:
+        """Return whether an expression in reach can start and never end."""
+        todo, seen = [self._bodies[self._root]], set[int]()
+        while todo:
+            number = todo.pop()
+            if number in seen:
+                continue
+            seen.add(number)
+            facts = self._facts[number]
+            kind, values = self._expressions[number]
+            dispatched = [self._bodies[rule] for rule in values[1:-2:2]] if kind == _Kind.TAG_DISPATCH else []
+            if (facts.starts and not facts.ends) or not all(self._facts[body].ends for body in dispatched):
+                return True
+            todo += dispatched or self._parts(kind, values)
+        return False
+
+    def _parts(self, kind: int, values: Sequence[int]) -> list[int]:
+        """Return the expressions that a matching text may enter from this one."""
+        if kind == _Kind.CHOICES:
+            return list(values)
+        if kind == _Kind.RULE or (kind == _Kind.REPEAT and values[2] != 0):
+            return [self._bodies[values[0]]]
+        if kind != _Kind.SEQUENCE:
+            return []
+        entered = []
+        for part in values:
+            entered.append(part)
+            if not self._facts[part].ends:
+                break
+        return entered
+
+
+def _in_order(parts: Sequence[_Facts]) -> _Facts:
+    starts = False
+    for part in parts:
+        starts = starts or part.starts
+        if not part.empties:
+            break
+    return _Facts(ends=all(part.ends for part in parts), starts=starts, empties=all(part.empties for part in parts))
+
+
+def _has_member(values: Sequence[int]) -> bool:
+    """Return whether a class, as its negation and the bounds of its ranges, has a member."""
+    negated, ranges = values[0], sorted(zip(values[1::2], values[2::2], strict=True))
+    if not negated:
+        return bool(ranges)
+    covered = -1
+    for low, high in ranges:
+        if low > covered + 1:
+            return True
+        covered = max(covered, high)
+    return covered < _LAST_CODE
