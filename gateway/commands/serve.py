@@ -22,6 +22,7 @@ from gateway.http.server import listen, make_server
 from gateway.policy.load import PolicyError, load_policy
 from gateway.policy.reload import AuditLog, Reloader
 from gateway.policy.schema import Policy
+from gateway.private_files import UMASK
 from gateway.routing.quality import ArtefactError
 from gateway.settings import Settings, SettingsError, read_settings
 
@@ -67,6 +68,7 @@ def run(
     host = settings.host or policy.listen.host
     port = settings.port if settings.port is not None else policy.listen.port
     check_bind(policy, host)
+    os.umask(UMASK)
     gc.freeze()
     sys.setswitchinterval(_SWITCH_S)
     gc.set_threshold(*_GC_THRESHOLDS)
