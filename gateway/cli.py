@@ -153,6 +153,13 @@ def _add_router(commands: "_Commands[ArgumentParser]") -> None:
     train.add_argument("--ledger", metavar="FILE", help="also train on posted outcomes; needs --tiers")
     train.add_argument("--out", required=True, metavar="FILE", help="the artefact to write")
     train.add_argument("--tiers", help="from the cheapest to the best, by commas; by default as in the first line")
+    train.add_argument(
+        "--tenant-share",
+        type=_share,
+        default=0.5,
+        metavar="SHARE",
+        help="most of all rows of one tenant (default: %(default)s)",
+    )
     train.set_defaults(run="gateway.commands.router:train_command")
     grade = parts.add_parser("grade", help="show how good an artefact is on labelled outcomes")
     grade.add_argument("outcomes", metavar="OUTCOMES.jsonl")
@@ -234,6 +241,13 @@ def _positive(text: str) -> float:
         if 0 < (value := float(text)) < float("inf"):
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is no number over 0")
+
+
+def _share(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no share over 0 and up to 1")
 
 
 def _count(text: str) -> int:

@@ -16,6 +16,7 @@ from gateway.training.fit_escalation import fit_escalation
 from gateway.training.grade import Grade, grade
 from gateway.training.outcome import Outcome, TrainingError
 from gateway.training.outcome_reader import read_outcomes
+from gateway.training.tenant_share import capped
 from gateway.training.train import train
 
 
@@ -27,6 +28,7 @@ def train_command(arguments: Namespace, env: Mapping[str, str]) -> int:
         rows = list(read_outcomes(Path(arguments.outcomes))) if arguments.outcomes else []
         tiers = arguments.tiers.split(",") if arguments.tiers else list(rows[0].outcomes) if rows else []
         rows += _posted(arguments.ledger, tiers) if arguments.ledger else []
+        rows = _capped(rows, arguments.tenant_share)
         sources = [Path(arguments.outcomes).name] if arguments.outcomes else []
         sources += ["--ledger", Path(arguments.ledger).name] if arguments.ledger else []
         command = shlex.join(["headway", "router", "train", *sources, "--tiers", ",".join(tiers)])
@@ -51,6 +53,13 @@ def _posted(ledger: str, tiers: Sequence[str]) -> list[Outcome]:
     whole = [outcome for outcome in posted if all(tier in outcome.outcomes for tier in tiers)]
     print(f"{ledger}: {len(whole):,} of {len(posted):,} questions have an outcome for each tier", file=sys.stderr)
     return whole
+
+
+def _capped(rows: list[Outcome], share: float) -> list[Outcome]:
+    kept = capped(rows, share)
+    if left_out := len(rows) - len(kept):
+        print(f"{left_out:,} outcomes of tenants with more than {share:.0%} of all rows are left out", file=sys.stderr)
+    return kept
 
 
 def grade_command(arguments: Namespace, env: Mapping[str, str]) -> int:

@@ -17,7 +17,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True, tag="requests"):
 
     `at` is Unix time; `status` a finish reason or an error code; `run` the id as the client knows it. `slo_met` is valid only
     if `slo_counted`: caller errors do not count against the SLO. `key_id` is the key's name, not the key. `cut` names
-    the reported fields that exceeded their bounds and were cut to them.
+    the reported fields that exceeded their bounds and were cut to them. `asked_digest` is that of the messages, for labels.
     """
 
     decision: str
@@ -56,6 +56,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True, tag="requests"):
     trace: str = ""
     key_id: str = ""
     cut: str = ""
+    asked_digest: str = ""
 
 
 class DecisionRow(msgspec.Struct, frozen=True, kw_only=True, tag="decisions"):

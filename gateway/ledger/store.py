@@ -95,7 +95,12 @@ CREATE INDEX responses_by_time ON responses (at, tenant, size);
 _V8 = """
 ALTER TABLE requests ADD COLUMN cut TEXT NOT NULL DEFAULT '';
 """
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8)
+_V9 = """
+ALTER TABLE requests ADD COLUMN asked_digest TEXT NOT NULL DEFAULT '';
+DELETE FROM outcomes WHERE rowid NOT IN (SELECT max(rowid) FROM outcomes GROUP BY tenant, decision);
+CREATE UNIQUE INDEX outcomes_by_answer ON outcomes (tenant, decision);
+"""
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9)
 """Scripts from each version to the next. A file's `user_version` is the number of scripts applied to it."""
 
 _AGES: dict[type[Row], str] = {

@@ -91,6 +91,7 @@ class ActiveRequest:
     counterfactual_usd: float = 0.0
     cut: tuple[str, ...] = ()
     """Fields of the servers' reports that exceeded their bounds and were cut."""
+    asked_digest: str = ""
 
     @property
     def queue_s(self) -> float:

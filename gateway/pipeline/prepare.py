@@ -39,6 +39,7 @@ from gateway.scheduling.shed_gate import FlowKey
 from gateway.telemetry.trace_context import trace_of
 from gateway.text.normalize import normalized
 from gateway.text.prompt_encoder import Prompt, PromptEncoder, total_chars
+from gateway.training.asked_digest import digest_of
 
 CHARACTERS_A_TOKEN = 4
 """Rough length of a prompt that is not tokenized. Only the route of a request that is shed early depends on it."""
@@ -91,7 +92,11 @@ class Preparer:
         id = mint_id(self.secret, identified.chain.name, next(self._answers), tenant=tenant, prefix=id_prefix)
         reserved = reserve(pending, identified, self._fleet, self._recorder, id)
         self._record_arrival(identified)
-        return self._activate(id, identified, routed, pending, reserved)
+        actives = self._activate(id, identified, routed, pending, reserved)
+        digest = digest_of(request, id)
+        for active in actives:
+            active.asked_digest = digest
+        return actives
 
     async def explain(self, request: Request, context: RequestContext, tenant: str) -> tuple[Request, Identity, Decision]:
         """Return the decision that the request would get now, without side effects."""

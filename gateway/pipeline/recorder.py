@@ -238,6 +238,7 @@ def _entry(active: ActiveRequest, outcome: Outcome, status: int, error_code: str
         saved_usd=active.saved_usd,
         counterfactual_usd=active.counterfactual_usd,
         cut=active.cut,
+        asked_digest=active.asked_digest,
         num_attempts=active.num_attempts,
         slo=active.pending.slo,
         slo_met=_slo_met(active, outcome, status, duration_s),
@@ -329,4 +330,5 @@ def _request_row(record: RequestRecord) -> RequestRow:
         trace=f"{record.trace.trace_id:032x}" if record.trace else "",
         key_id=record.key_id,
         cut=",".join(sorted(set(record.cut))),
+        asked_digest=record.asked_digest,
     )

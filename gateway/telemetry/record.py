@@ -64,6 +64,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     saved_usd: float = 0.0
     counterfactual_usd: float = 0.0
     cut: tuple[str, ...] = ()
+    asked_digest: str = ""
     num_attempts: int = 1
     slo: str = ""
     slo_met: bool | None = None

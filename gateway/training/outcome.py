@@ -10,12 +10,13 @@ from gateway.request import Message, Tool
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Labels by tier. `outcomes` are 1 and 0 for right and wrong, or scores. `confidence` is the lowest probability among the
-    first tokens of a tier's answer."""
+    first tokens of a tier's answer. `tenant` is empty for an outcome of the operator's file."""
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
     outcomes: dict[str, float]
     confidence: dict[str, float] = {}
+    tenant: str = ""
 
     @property
     def question(self) -> str:

@@ -73,13 +73,13 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[Outcome]:
 
 
 def joined(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """Merge rows of a single model with others of the same question, in the order of each question's first row."""
+    """Merge rows of a single model with others of the same tenant and question, in the order of each question's first row."""
     waiting: dict[bytes, Outcome] = {}
     for one in outcomes:
         if len(one.outcomes) > 1:
             yield one
             continue
-        key = msgspec.json.encode((one.messages, one.tools))
+        key = msgspec.json.encode((one.tenant, one.messages, one.tools))
         old = waiting.get(key)
         if old is not None:
             both = {"outcomes": old.outcomes | one.outcomes, "confidence": old.confidence | one.confidence}

@@ -73,3 +73,46 @@ async def test_malformed_outcome_is_a_400(tmp_path: Path) -> None:
         ):
             status, said = await post(one, wrong)
             assert (status, said["error"]["code"]) == (400, "invalid_request"), wrong
+
+
+QUESTION = [{"role": "user", "content": "another question"}]
+
+
+async def test_label_with_messages_that_were_not_asked_is_refused(tmp_path: Path) -> None:
+    async with serve(tmp_path) as one:
+        decision, _ = await answered(one)
+        status, said = await post(one, {"decision": decision, "right": False, "messages": QUESTION})
+        assert (status, said["error"]["param"]) == (400, "messages")
+        longer = [*MESSAGES, {"role": "user", "content": ""}]
+        assert (await post(one, {"decision": decision, "right": False, "messages": longer}))[0] == 400
+        assert not [row for row in one.ledger.rows if isinstance(row, OutcomeRow)]
+
+
+async def test_label_with_tools_that_were_not_offered_is_refused(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "weather"}}
+    async with serve(tmp_path) as one:
+        decision, _ = await answered(one, tools=[tool])
+        label = {"decision": decision, "right": True, "messages": MESSAGES}
+        other = {"type": "function", "function": {"name": "shell"}}
+        assert (await post(one, {**label, "tools": [other]}))[0] == 400
+        assert (await post(one, {**label, "tools": [tool]}))[0] == 200
+
+
+async def test_score_is_from_zero_to_one(tmp_path: Path) -> None:
+    async with serve(tmp_path) as one:
+        decision, _ = await answered(one)
+        for score in (-1e308, -0.001, 1.001, 1e308):
+            status, said = await post(one, {"decision": decision, "score": score})
+            assert (status, said["error"]["param"]) == (400, "score")
+
+
+async def test_later_label_of_an_answer_replaces_the_first(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    async with serve(tmp_path, ledger=ledger) as one:
+        decision, request = await answered(one)
+        for number in range(50):
+            label = {"right": bool(number % 2), "messages": MESSAGES}
+            assert (await post(one, {"decision": decision, **label}))[0] == 200
+        assert (await post(one, {"request": request, "score": 0.25, "messages": MESSAGES}))[0] == 200
+    (outcome,) = outcomes_of(tmp_path / "ledger.db")
+    assert [*outcome.outcomes.values()] == [0.25]
