@@ -5,6 +5,7 @@ HeadwayError
 │   ├── UnsupportedParameter    affects the answer, and is not supported
 │   ├── ContextTooLong
 │   ├── PreviousResponseNotFound
+│   ├── UnsatisfiableSchema     no finite value satisfies a schema that the answer must satisfy
 │   └── EndedWorkers            two workers ended right after they received it
 ├── Unauthorized          401
 ├── Forbidden             403
@@ -59,6 +60,10 @@ class ContextTooLong(BadRequest):
 
 class PreviousResponseNotFound(BadRequest):
     code = "previous_response_not_found"
+
+
+class UnsatisfiableSchema(BadRequest):
+    code = "unsatisfiable_schema"
 
 
 class EndedWorkers(BadRequest):

@@ -38,25 +38,55 @@ _NOTHING, _ANYTHING = _Facts(ends=False, starts=False, empties=False), _Facts(en
 
 def check_dead_ends(serialized: str) -> None:
     """Raise ValueError if the grammar, xgrammar's JSON of it, allows a beginning that no text completes."""
-    _Rules(json.loads(serialized)).check()
+    rules = _Rules(json.loads(serialized))
+    rules.check_end()
+    if rules.has_dead_end():
+        raise ValueError("a part of it allows a beginning that no text can complete: remove that part")
+
+
+def without_dead_ends(serialized: str) -> str:
+    """Return the grammar without the options that have no end: an optional property, an item, an alternative. Raise ValueError
+    if nothing is left.
+    """
+    rules = _Rules(json.loads(serialized))
+    rules.check_end()
+    if not rules.has_dead_end():
+        return serialized
+    rules.prune()
+    if rules.has_dead_end():
+        raise ValueError("a part of it allows a beginning that no text can complete: remove that part")
+    return json.dumps(rules.grammar)
 
 
 class _Rules:
     def __init__(self, grammar: dict[str, Any]) -> None:
+        self.grammar = grammar
         data, starts = grammar["grammar_expr_data"], grammar["grammar_expr_indptr"]
         self._expressions = [(data[at], data[at + 2 : at + 2 + data[at + 1]]) for at in starts]
         self._bodies: list[int] = [rule[1] for rule in grammar["rules"]]
         self._root: int = grammar["root_rule_id"]
         self._rules = [_NOTHING] * len(self._bodies)
         self._facts = [_NOTHING] * len(self._expressions)
-
-    def check(self) -> None:
         self._settle()
-        root = self._rules[self._root]
-        if not root.ends:
+
+    def check_end(self) -> None:
+        """Raise ValueError if no text is complete."""
+        if not self._rules[self._root].ends:
             raise ValueError("no text of finite length matches it: a required part asks for itself or allows no character")
-        if self._has_dead_end():
-            raise ValueError("a part of it allows a beginning that no text can complete: remove that part")
+
+    def prune(self) -> None:
+        """Replace each option without an end by one that has an end, and each repetition of such a rule by none."""
+        data = self.grammar["grammar_expr_data"]
+        for number, at in enumerate(self.grammar["grammar_expr_indptr"]):
+            kind, values = self._expressions[number]
+            if kind == _Kind.CHOICES and self._facts[number].ends:
+                living = next(option for option in values if self._facts[option].ends)
+                values = [option if self._facts[option].ends else living for option in values]
+            elif kind == _Kind.REPEAT and not self._rules[values[0]].ends and values[1] == 0:
+                values = [values[0], 0, 0]
+            data[at + 2 : at + 2 + len(values)] = values
+            self._expressions[number] = kind, values
+        self._settle()
 
     def _settle(self) -> None:
         """Compute the least fixpoint. An expression stands behind its parts, so that one pass settles all but rules."""
@@ -96,7 +126,7 @@ class _Rules:
             case _:
                 return _ANYTHING
 
-    def _has_dead_end(self) -> bool:
+    def has_dead_end(self) -> bool:
         """Return whether an expression in reach can start and never end."""
         todo, seen = [self._bodies[self._root]], set[int]()
         while todo:

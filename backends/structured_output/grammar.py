@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backends.engine.request_limits import Refusal
 from backends.engine.sequence import Matcher
-from backends.structured_output.dead_ends import check_dead_ends
+from backends.structured_output.dead_ends import check_dead_ends, without_dead_ends
 from backends.structured_output.json_pattern import with_patterns_spelled_out
 from backends.structured_output.length_limit import LengthLimiter, Pieces
 from backends.structured_output.schema_bounds import bounded, bounded_rules
@@ -189,8 +189,7 @@ class Grammars:
 
         compiler = self._ready_compiler()
         rules = xgrammar.Grammar.from_ebnf(_rules_of(grammar))
-        check_dead_ends(rules.serialize_json())
-        return compiler.compile_grammar(rules)
+        return compiler.compile_grammar(_with_ends(grammar, rules))
 
     def _ready_compiler(self) -> "xgrammar.GrammarCompiler":
         import xgrammar
@@ -207,6 +206,18 @@ class Grammars:
                 self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES)
             compiler: xgrammar.GrammarCompiler = self._compiler
             return compiler
+
+
+def _with_ends(grammar: Grammar, rules: "xgrammar.Grammar") -> "xgrammar.Grammar":
+    """The rules without what no text completes. Of a regular expression nothing is dropped: that raises ValueError."""
+    import xgrammar
+
+    serialized: str = rules.serialize_json()
+    if grammar.kind == "regex":
+        check_dead_ends(serialized)
+        return rules
+    pruned = without_dead_ends(serialized)
+    return rules if pruned is serialized else xgrammar.Grammar.deserialize_json(pruned)
 
 
 def _rules_of(grammar: Grammar) -> str:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.errors import UnsupportedParameter
+from gateway.api.satisfiable import SatisfiableSchemas
+from gateway.errors import UnsatisfiableSchema, UnsupportedParameter
 
 ANNOTATIONS = frozenset(
     {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "discriminator"}
@@ -58,15 +59,20 @@ MAX_MARKS = 8
 MAX_STRICT_BYTES = 4 * MAX_BYTES
 """Bytes of all schemas of a request's strict tools together, as JSON."""
 
+_WAYS_OUT = "give each recursion an end (an optional property, an empty list, `null`), and each range a value"
+
 
 def check_schema(schema: Any, *, param: str) -> int:
     """Return the bytes of the schema as JSON. Raises UnsupportedParameter, with path and keyword, if output cannot be
-    constrained by it."""
+    constrained by it, and UnsatisfiableSchema if no finite value satisfies it."""
     try:
         if (size := len(msgspec.json.encode(schema))) > MAX_BYTES:
             message = f"{param}: the schema has {size:,} bytes, at most {MAX_BYTES:,} are allowed: make it smaller"
             raise UnsupportedParameter(message, param=param)
-        _Check(schema, param).run()
+        check = _Check(schema, param)
+        check.run()
+        if not SatisfiableSchemas(schema, check.references).has(schema):
+            raise UnsatisfiableSchema(f"{param}: no finite value satisfies this schema: {_WAYS_OUT}", param=param)
         return size
     except RecursionError as error:
         raise UnsupportedParameter(f"{param}: the schema is nested too deeply: flatten it", param=param) from error
@@ -75,8 +81,11 @@ def check_schema(schema: Any, *, param: str) -> int:
 
 
 class _Check:
+    """`references` are the schemas that the references name, after `run`."""
+
     def __init__(self, root: Any, param: str) -> None:
         self._root, self._param = root, param
+        self.references: dict[str, Any] = {}
 
     def run(self) -> None:
         todo: list[tuple[Any, str, int]] = [(self._root, "", 0)]
@@ -118,8 +127,10 @@ class _Check:
                 raise self._refused(path, f"the keyword `{keyword}` does not apply to its `type`: leave it out")
 
     def _check_values(self, schema: dict[str, Any], path: str) -> None:
-        if (ref := schema.get("$ref")) is not None and not (isinstance(ref, str) and self._resolved(ref) is not None):
-            raise self._refused(path, f"`$ref` {str(ref)[:100]!r} is not in this schema: use a local reference")
+        if (ref := schema.get("$ref")) is not None:
+            if not (isinstance(ref, str) and (target := self._resolved(ref)) is not None):
+                raise self._refused(path, f"`$ref` {str(ref)[:100]!r} is not in this schema: use a local reference")
+            self.references[ref] = target
         form = schema.get("format")
         if form is not None and form not in FORMATS:
             raise self._refused(path, f"the `format` {str(form)[:64]!r} is not supported: leave it out")

@@ -74,7 +74,10 @@ def _free(shown: Sequence[Tool], tools: tuple[Tool, ...], parallel: bool) -> Cal
 
 
 def _forced(tools: tuple[Tool, ...], parallel: bool) -> CallRule:
-    """Return the rule for at least one call. Arguments follow the schema if it is supported, even if the tool is not strict."""
+    """Return the rule for at least one call. Arguments follow the schema if it is supported, even if the tool is not strict.
+
+    Raises UnsatisfiableSchema for a tool that cannot be called.
+    """
     if not tools:
         raise BadRequest("tool_choice asks for a call, but there are no tools: send tools", param=PARAM)
     return CallRule(param=PARAM, tools=tuple(map(_held, tools)), required=True, parallel=parallel)
@@ -84,7 +87,7 @@ def _held(tool: Tool) -> Tool:
     if tool.strict or tool.parameters is None:
         return tool
     try:
-        check_schema(tool.parameters, param="")
+        check_schema(tool.parameters, param=f"tools[{tool.name!r}].parameters")
     except UnsupportedParameter:
         return tool
     return structs.replace(tool, strict=True)

@@ -41,12 +41,32 @@ def test_a_regex_whose_empty_part_cannot_be_entered_is_served(grammars: Grammars
         Grammar(kind="schema", param="p", text=ENDLESS, thinks="opens"),
         Grammar(kind="calls", param="p", calls=(CallForm("<t>", ENDLESS, "</t>"),), trigger="<t>"),
         Grammar(kind="calls", param="p", calls=(CallForm("<t>", ENDLESS, "</t>"),), required=True),
-        Grammar(kind="calls", param="p", calls=(CallForm("<t>", '{"type": "object"}', "</t>"),), required=True, text=ENDLESS),
     ],
 )
 def test_a_schema_that_asks_for_itself_without_end_is_refused(grammars: Grammars, grammar: Grammar) -> None:
     refused = compiled(grammars, grammar)
     assert isinstance(refused, Refusal) and refused.param == "p"
+
+
+LOOP = {"type": "object", "properties": {"next": {"$ref": "#/$defs/loop"}}, "required": ["next"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("part", "good", "bad"),
+    [
+        ({"anyOf": [{"$ref": "#/$defs/loop"}, {"type": "null"}]}, '{"a": null}', '{"a": {"next"'),
+        ({"type": "array", "items": {"$ref": "#/$defs/loop"}}, '{"a": []}', '{"a": [{'),
+        ({"$ref": "#/$defs/loop"}, "{}", '{"a": {'),
+    ],
+)
+def test_an_option_without_an_end_is_never_begun(grammars: Grammars, part: object, good: str, bad: str) -> None:
+    schema = {"$defs": {"loop": LOOP}, "type": "object", "properties": {"a": part}, "additionalProperties": False}
+    text = json.dumps(schema)
+    for forms in ({"kind": "schema", "text": text}, {"kind": "calls", "calls": (CallForm("", text, ""),), "required": True}):
+        for said, is_taken in ((good, True), (bad, False)):
+            at = compiled(grammars, Grammar(param="p", **forms))  # type: ignore[arg-type]
+            assert isinstance(at, XgrammarMatcher)
+            assert at._matcher.accept_string(said) is is_taken
 
 
 def test_an_empty_mask_or_a_refused_token_ends_its_own_row_alone(grammars: Grammars) -> None:
