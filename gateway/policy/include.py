@@ -5,13 +5,12 @@ lists are replaced. Only regular files in the folder of the loaded file are incl
 names. File paths in values are relative to the folder of the loaded file.
 """
 
-import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from gateway.policy.regular_file import read_regular
 from gateway.policy.schema import Policy
 from gateway.policy.yaml_document import Problem, YamlDocument
 from gateway.settings import FOLDERS, policy_folders
@@ -41,7 +40,7 @@ class Tree:
             return None
         self.files.append(path)
         try:
-            node = self._document.compose(_read_regular(path), name, quoted=not above)
+            node = self._document.compose(read_regular(path, MAX_FILE_BYTES), name, quoted=not above)
         except OSError as error:
             self._problem(name, f"cannot be read: {error.strerror or error}")
             return None
@@ -69,21 +68,6 @@ class Tree:
 
     def _problem(self, file: str, message: str) -> None:
         self._document.problems.append(Problem("", 1, message, file))
-
-
-def _read_regular(path: Path) -> str:
-    """Return a file's text. Raises OSError, or ValueError for anything but a regular UTF-8 file of bounded size."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(file, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise ValueError("is no regular file")
-        content = opened.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"is larger than {MAX_FILE_BYTES:,} bytes")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError("cannot be read: it is not UTF-8") from error
 
 
 def _is_policy(node: yaml.Node | None) -> bool:

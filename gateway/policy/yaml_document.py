@@ -17,6 +17,8 @@ from gateway.policy.mismatch import takes_text, wrong
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _WRONG = object()
+_SECRET = frozenset({"keys", "key", "token"})
+"""Names of values that no problem repeats."""
 
 Key = tuple[str | int, ...]
 
@@ -157,7 +159,11 @@ class YamlDocument:
 
     def _sequence(self, node: yaml.Node, kind: Any, key: Key) -> Any:
         if not isinstance(node, yaml.SequenceNode):
-            self.report(key, f"expected a list, got {_kind_of(node)}: write [{getattr(node, 'value', '...')}]"[:120])
+            if _SECRET.isdisjoint(key):
+                problem = f"got {_kind_of(node)}: write [{getattr(node, 'value', '...')}]"
+            else:
+                problem = "write [KEY]"
+            self.report(key, f"expected a list, {problem}"[:120])
             return _WRONG
         return [self._value(item, kind, (*key, index)) for index, item in enumerate(node.value)]
 
