@@ -55,8 +55,13 @@ class SampleRequest(NamedTuple):
     matcher: Matcher | None = None
 
 
+HELD = -1
+"""The token of a sequence that stays where it is: its matcher still searches. The step computes its last position again."""
+
+
 class Sampled(NamedTuple):
-    """`logprob`, `top` (id, logprob) and `confidence`, if requested, are of the model's distribution before temperature."""
+    """`token` may be HELD. `logprob`, `top` (id, logprob) and `confidence`, if requested, are of the model's distribution before
+    temperature."""
 
     token: int
     logprob: float | None = None
