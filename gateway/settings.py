@@ -1,6 +1,7 @@
 """Settings of a process: one table of environment variables, read once. Routing and limits are in the policy, not here."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     capture_content: bool = False
     log_level: str = "INFO"
     stop_grace_s: float = 5.0
+    policy_folders: tuple[Path, ...] = ()
 
 
 def _port(text: str) -> int:
@@ -86,6 +88,18 @@ def _capture(text: str) -> bool:
     return text.lower() in ("true", "span_only")
 
 
+FOLDERS = "HEADWAY_POLICY_FOLDERS"
+
+
+def _folders(text: str) -> tuple[Path, ...]:
+    return tuple(Path(folder).resolve() for folder in text.split(os.pathsep) if folder)
+
+
+def policy_folders(env: Mapping[str, str]) -> tuple[Path, ...]:
+    """Return the folders, besides its own, that a policy may include files from."""
+    return _folders(env.get(FOLDERS, ""))
+
+
 TABLE: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "HEADWAY_HOST": ("host", str, "an address to listen on, in place of the policy's"),
     "HEADWAY_PORT": ("port", _port, "a port from 0 to 65535, in place of the policy's"),
@@ -105,6 +119,7 @@ TABLE: dict[str, tuple[str, Callable[[str], Any], str]] = {
         "`true` to record messages in the spans, or `false`",
     ),
     "HEADWAY_LOG_LEVEL": ("log_level", _level, "DEBUG, INFO, WARNING or ERROR"),
+    FOLDERS: ("policy_folders", _folders, "folders, joined by colons, that policies may include files from besides their own"),
     "HEADWAY_STOP_GRACE_S": ("stop_grace_s", _seconds, "seconds that running answers have to end at a stop"),
 }
 """Variable: (field, parser, valid values). A later variable overrides an earlier one of the same field. A parser's None leaves

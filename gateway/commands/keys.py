@@ -86,7 +86,6 @@ def _with_store(arguments: Namespace, env: Mapping[str, str], work: Callable[[St
         print("headway: no ledger: name it with --ledger FILE or HEADWAY_LEDGER", file=sys.stderr)
         return 1
     try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
         with closing(Store(file)) as store:
             print(work(store))
     except (KeyStoreError, OSError, sqlite3.Error) as error:

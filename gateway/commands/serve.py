@@ -22,6 +22,9 @@ from gateway.http.server import listen, make_server
 from gateway.policy.load import PolicyError, load_policy
 from gateway.policy.reload import AuditLog, Reloader
 from gateway.policy.schema import Policy
+from gateway.policy.secret_files import secrets_of
+from gateway.private_files import UMASK
+from gateway.redaction import RedactingFormatter
 from gateway.routing.quality import ArtefactError
 from gateway.settings import Settings, SettingsError, read_settings
 
@@ -63,10 +66,13 @@ def run(
 
     Raises KeylessBindError, and OSError if the port is taken.
     """
-    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(levelname)s %(name)s: %(message)s", tuple(secrets_of(policy))))
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
     host = settings.host or policy.listen.host
     port = settings.port if settings.port is not None else policy.listen.port
     check_bind(policy, host)
+    os.umask(UMASK)
     gc.freeze()
     sys.setswitchinterval(_SWITCH_S)
     gc.set_threshold(*_GC_THRESHOLDS)

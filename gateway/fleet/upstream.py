@@ -27,6 +27,7 @@ from gateway.parsers.event_codec import encode_event
 from gateway.parsers.events import CallStart, Event
 from gateway.policy import schema
 from gateway.policy.worker_rates import WorkerRates
+from gateway.redaction import redacted
 from gateway.request import Request
 from gateway.routing.decision import WorkerView
 from gateway.scheduling.latency_model import LatencyPredictor
@@ -251,7 +252,7 @@ class Upstream:
         return self.breaker.state == "closed"
 
     def _failed(self, problem: str) -> None:
-        was_closed, self.problem = self.breaker_is_closed, problem
+        was_closed, self.problem = self.breaker_is_closed, redacted(problem, [self.policy.key] if self.policy.key else [])
         self.num_failures += 1
         self.breaker.failed(self._clock())
         if was_closed and not self.breaker_is_closed:
@@ -346,7 +347,7 @@ class Upstream:
         return Finished(
             request=job.stream.request,
             reason=reason,
-            error=error,
+            error=redacted(error, [self.policy.key] if self.policy.key else []),
             error_code=error_code,
             num_prompt_tokens=job.prompt_tokens if job.answering else 0,
             num_output_tokens=min(job.num_pieces, job.max_tokens),

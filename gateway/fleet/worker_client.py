@@ -12,6 +12,7 @@ from typing import assert_never
 
 import aiohttp
 import msgspec
+from msgspec import structs
 
 from backends import wire
 from gateway.background import Background
@@ -19,6 +20,7 @@ from gateway.errors import WorkerLost
 from gateway.fleet import bounds
 from gateway.fleet.credits import Credits
 from gateway.fleet.token_stream import TokenStream
+from gateway.redaction import redacted
 from gateway.text.model_text import ModelText
 from gateway.text.prompt_encoder import Target
 
@@ -161,7 +163,7 @@ class WorkerClient:
                 await self._connect()
                 problem = "the worker closed the link"
             except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError, ValueError) as error:
-                problem = f"{type(error).__name__}: {error}"
+                problem = redacted(f"{type(error).__name__}: {error}", [self._token] if self._token else [])
                 if isinstance(error, bounds.OutOfRange):
                     self._events.excess(self.worker, (error.field,))
             delay = FIRST_RETRY_S if self._lost(problem) else min(2 * delay, LAST_RETRY_S)
@@ -302,6 +304,7 @@ class WorkerClient:
             return
         assert self.hello
         now = self._clock()
+        finished = structs.replace(finished, error=redacted(finished.error)) if finished.error else finished
         bounded, cut = bounds.cut_finished(finished, stream.sent, now=now, max_sequences=self.hello.max_sequences)
         stream.cut += cut
         if stream.cut:

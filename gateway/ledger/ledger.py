@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from gateway.background import FIRST_PAUSE_S, LAST_PAUSE_S
 from gateway.ledger.rejected_rows import RejectedRows
 from gateway.ledger.rows import HoldRow, ResponseRow, Row, Rows
-from gateway.ledger.store import Store, Values, is_of_file, select
+from gateway.ledger.store import IN_MEMORY, Store, Values, is_of_file, select
 
 MAX_BUFFERED_ROWS = 50_000
 _BATCH_ROWS = 1_000
@@ -105,7 +105,7 @@ class MemoryLedger:
         new = rows[max(0, len(rows) - (recorded - self._num_stored)) :]
         if self._store is None or self._num_held + len(new) > 2 * self._max_rows:
             self.close()
-            self._store, new, self._num_held = Store(":memory:"), rows, 0
+            self._store, new, self._num_held = Store(IN_MEMORY), rows, 0
         self._store.insert(new)
         self._num_stored, self._num_held = recorded, self._num_held + len(new)
         return self._store
@@ -132,7 +132,6 @@ class SqliteLedger:
         max_report_s: float = MAX_REPORT_S,
     ) -> None:
         """Open or create the file. Raises sqlite3.Error or OSError, also for a file of a later version."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.dropped = self.restarts = 0
         self.error = ""
         self.rejected = RejectedRows(path)

@@ -4,6 +4,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,7 +24,9 @@ from gateway.ledger.rows import (
     RunRow,
     table,
 )
+from gateway.private_files import make_private
 
+IN_MEMORY = ":memory:"
 Values = Sequence[str | int | float]
 
 _V1 = """
@@ -151,7 +154,10 @@ class Store:
     """One connection to a ledger. Its owner closes it; one thread at a time may use it."""
 
     def __init__(self, path: str) -> None:
-        """Open and migrate a file. Raises sqlite3.Error when it cannot be created, is no ledger, or is of a later version."""
+        """Open and migrate a file, which only this user may read. Raises OSError, or sqlite3.Error if it is no ledger or is of
+        a later version."""
+        if path != IN_MEMORY:
+            make_private(Path(path), beside=("-wal", "-shm"))
         self.connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._new_label_bytes = Counter[str]()
         try:

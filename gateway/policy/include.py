@@ -1,7 +1,8 @@
 """Policy file merged with its includes, as one YAML tree whose marks carry the file.
 
 Mappings are merged. A value of the including file replaces the included one. Its routes stand before the included routes; other
-lists are replaced. File paths in values are relative to the folder of the loaded file.
+lists are replaced. Only regular files in the folder of the loaded file are included, or in those that HEADWAY_POLICY_FOLDERS
+names. File paths in values are relative to the folder of the loaded file.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import yaml
 
+from gateway.policy.regular_file import read_regular
+from gateway.policy.schema import Policy
 from gateway.policy.yaml_document import Problem, YamlDocument
+from gateway.settings import FOLDERS, policy_folders
 
 MAX_FILE_BYTES = 4_000_000
 MAX_FILES = 32
@@ -23,8 +27,10 @@ class Tree:
     def __init__(self, document: YamlDocument) -> None:
         self.files: list[Path] = []
         self._document = document
+        self._folders: tuple[Path, ...] = ()
 
     def read(self, path: Path) -> yaml.Node | None:
+        self._folders = (path.absolute().parent.resolve(), *policy_folders(self._document.env))
         return self._read(path.absolute(), ())
 
     def _read(self, path: Path, above: tuple[Path, ...]) -> yaml.Node | None:
@@ -34,19 +40,26 @@ class Tree:
             return None
         self.files.append(path)
         try:
-            text = path.read_text(encoding="utf-8") if path.stat().st_size <= MAX_FILE_BYTES else None
-        except (OSError, UnicodeDecodeError) as error:
-            self._problem(name, f"cannot be read: {error}")
+            node = self._document.compose(read_regular(path, MAX_FILE_BYTES), name, quoted=not above)
+        except OSError as error:
+            self._problem(name, f"cannot be read: {error.strerror or error}")
             return None
-        if text is None:
-            self._problem(name, f"is larger than {MAX_FILE_BYTES:,} bytes")
+        except ValueError as error:
+            self._problem(name, str(error))
             return None
-        node = self._document.compose(text, name)
+        if above and not _is_policy(node):
+            self._problem(name, "is no policy: it has none of its keys")
+            return None
         for include in _includes(node):
             file = (path.parent / include.value).resolve()
             if file in (path, *above):
                 line = include.start_mark.line + 1
                 self._document.problems.append(Problem("include", line, f"{include.value} includes itself", name))
+                continue
+            if not any(file.is_relative_to(folder) for folder in self._folders):
+                line = include.start_mark.line + 1
+                message = f"{include.value} is outside of the policy's folder: name its folder in {FOLDERS}"
+                self._document.problems.append(Problem("include", line, message, name))
                 continue
             below = self._read(file, (*above, path))
             if isinstance(node, yaml.MappingNode) and isinstance(below, yaml.MappingNode):
@@ -55,6 +68,13 @@ class Tree:
 
     def _problem(self, file: str, message: str) -> None:
         self._document.problems.append(Problem("", 1, message, file))
+
+
+def _is_policy(node: yaml.Node | None) -> bool:
+    """Return whether a tree has a key of a policy. Problems of other files would quote their content. None has its problem."""
+    if not isinstance(node, yaml.MappingNode):
+        return node is None
+    return any(isinstance(name, yaml.ScalarNode) and name.value in Policy.__struct_fields__ for name, _ in node.value)
 
 
 def _includes(node: yaml.Node | None) -> Sequence[yaml.ScalarNode]:

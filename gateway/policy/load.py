@@ -9,6 +9,7 @@ import msgspec
 from gateway.policy.include import Tree
 from gateway.policy.reference import field_docs
 from gateway.policy.schema import Policy
+from gateway.policy.secret_files import SecretFiles
 from gateway.policy.struct_schema import components
 from gateway.policy.validate import problems_of
 from gateway.policy.yaml_document import Problem, YamlDocument
@@ -28,7 +29,7 @@ class PolicyError(Exception):
 
 
 class Loaded(NamedTuple):
-    """A loaded policy. `files` are the file itself and all its includes."""
+    """A loaded policy. `files` are the file itself, its includes and its secrets."""
 
     policy: Policy
     files: tuple[Path, ...]
@@ -45,12 +46,14 @@ def load_files(path: Path, env: Mapping[str, str]) -> Loaded:
     tree = Tree(document)
     data = document.read(tree.read(path), Policy)
     policy = _converted(document, data)
+    secret_files = SecretFiles(path.absolute().parent, env, document.report)
     if policy is not None:
+        policy = secret_files.filled(policy)
         for key, message in problems_of(policy):
             document.report(key, message)
     if policy is None or document.problems:
         raise PolicyError(path, document.problems)
-    return Loaded(_resolved(policy, path.absolute().parent), tuple(tree.files))
+    return Loaded(_resolved(policy, path.absolute().parent), (*tree.files, *secret_files.files))
 
 
 def _converted(document: YamlDocument, data: Any) -> Policy | None:

@@ -13,6 +13,7 @@ import msgspec
 from gateway.policy.diff import diff_policies, policy_hash
 from gateway.policy.load import PolicyError, load_files
 from gateway.policy.schema import Policy
+from gateway.private_files import make_private
 
 FIXED = ("listen", "devices", "tiers", "models", "workers", "upstreams", "limits")
 
@@ -44,6 +45,7 @@ class AuditLog:
         if self._path is None:
             return
         try:
+            make_private(self._path)
             with self._path.open("ab") as out:
                 out.write(msgspec.json.encode(entry) + b"\n")
         except OSError as error:

@@ -60,6 +60,8 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Address of a worker that already runs elsewhere."""
     token: str | None = None
     """Token that the remote worker requires. Write `${NAME}` to take it from the environment."""
+    token_file: str | None = None
+    """File with the token, in place of `token`: a systemd credential, or a path from the policy's folder."""
     share: Share | None = None
     """Part of the device's price that a busy second of this worker costs. Null is an equal part."""
     threads: Count | None = None
@@ -127,6 +129,8 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Model name that the server expects. Empty is the value of `model`."""
     key: str | None = None
     """API key of the server. Write `${NAME}` to take it from the environment."""
+    key_file: str | None = None
+    """File with the API key, in place of `key`: a systemd credential, or a path from the policy's folder."""
     context_tokens: Count = 128_000
     """Context length in tokens."""
     concurrency: Count = 64
@@ -171,6 +175,8 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     keys: tuple[str, ...] = ()
     """Keys in plain text. Write `${NAME}` to take one from the environment, or list hashes in the policy's `keys`."""
+    key_files: tuple[str, ...] = ()
+    """Files with one key each: systemd credentials, or paths from the policy's folder."""
     weight: Positive = 1.0
     """Weight of the tenant when workers are shared."""
     models: tuple[str, ...] = ()

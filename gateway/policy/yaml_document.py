@@ -17,6 +17,8 @@ from gateway.policy.mismatch import takes_text, wrong
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _WRONG = object()
+_SECRET = frozenset({"keys", "key", "token"})
+"""Names of values that no problem repeats."""
 
 Key = tuple[str | int, ...]
 
@@ -71,8 +73,9 @@ class YamlDocument:
         """Return plain data for `msgspec.convert`. It converts to `kind` if `problems` is empty, else perhaps not."""
         return _WRONG if node is None else self._value(node, kind, ())
 
-    def compose(self, text: str, file: str = "") -> yaml.Node | None:
-        """Return the tree of a file, whose marks carry its name. Reports a problem and returns None for invalid YAML."""
+    def compose(self, text: str, file: str = "", *, quoted: bool = True) -> yaml.Node | None:
+        """Return the tree of a file, whose marks carry its name. Reports a problem and returns None for invalid YAML. Without
+        `quoted` the problem has only its line: it could quote the file."""
         try:
             loader = yaml.SafeLoader(text)
             loader.name = file
@@ -84,10 +87,12 @@ class YamlDocument:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 1
             hint = ': put "${...}" in quotes inside braces' if "${" in "".join(text.splitlines()[line - 1 : line]) else ""
-            self.problems.append(Problem("", line, f"not YAML: {error.problem or error.context}{hint}", file))
+            what = f": {error.problem or error.context}{hint}" if quoted else ""
+            self.problems.append(Problem("", line, f"not YAML{what}", file))
             return None
         except (yaml.YAMLError, RecursionError) as error:
-            self.problems.append(Problem("", 1, f"not YAML: {type(error).__name__}: {str(error).splitlines()[:1]}", file))
+            what = f": {type(error).__name__}: {str(error).splitlines()[:1]}" if quoted else ""
+            self.problems.append(Problem("", 1, f"not YAML{what}", file))
             return None
         if node is None:
             self.problems.append(Problem("", 1, "the file is empty", file))
@@ -154,7 +159,11 @@ class YamlDocument:
 
     def _sequence(self, node: yaml.Node, kind: Any, key: Key) -> Any:
         if not isinstance(node, yaml.SequenceNode):
-            self.report(key, f"expected a list, got {_kind_of(node)}: write [{getattr(node, 'value', '...')}]"[:120])
+            if _SECRET.isdisjoint(key):
+                problem = f"got {_kind_of(node)}: write [{getattr(node, 'value', '...')}]"
+            else:
+                problem = "write [KEY]"
+            self.report(key, f"expected a list, {problem}"[:120])
             return _WRONG
         return [self._value(item, kind, (*key, index)) for index, item in enumerate(node.value)]
 

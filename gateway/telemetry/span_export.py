@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from gateway.background import FIRST_PAUSE_S, LAST_PAUSE_S, Background
+from gateway.private_files import make_private
 from gateway.telemetry.tracing import AtExport, NoSpans, RequestSpans, SpanRecorder, SpanWriter, yield_gil
 
 log = logging.getLogger("headway.spans")
@@ -94,7 +95,10 @@ def _exporter(where: str) -> SpanExporter:
     if where == "console":
         return LineExporter(sys.stderr.buffer, close=False)
     if where.startswith("file:"):
-        return LineExporter(Path(where.removeprefix("file:")).open("ab"), close=True)
+        path = Path(where.removeprefix("file:"))
+        if path.is_file() or not path.exists():  # not a device or pipe
+            make_private(path)
+        return LineExporter(path.open("ab"), close=True)
     if where != "otlp":
         raise ValueError(f"spans go to `otlp`, `console` or `file:PATH`, not to {where!r}")
     try:

@@ -12,13 +12,17 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from gateway.errors import BadRequest
 from gateway.request import Message, Tool
 from gateway.text.conversation import as_messages, as_tools
+from gateway.text.template_budget import Budget, check_method, check_operator, concat, count_steps, guard_filters, joined, step
 
+MAX_SOURCE_CHARS = 1_000_000
+"""Characters of a template's source: a hundred times the longest public one."""
 _encode_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -49,7 +53,7 @@ class ChatTemplate:
         }
         try:
             context = template.new_context(self._special_tokens | variables)
-            text = "".join(template.root_render_func(context))
+            text = joined(template.root_render_func(context), _budget(messages, tools))
             context.vars.clear()  # macros keep a reference to their context: without this only the garbage collector frees it
             return text
         except Exception as error:  # a template is foreign code: any exception means that it refuses the conversation
@@ -63,6 +67,14 @@ class ChatTemplate:
         return self._by_name["default"]
 
 
+def _budget(messages: Sequence[Message], tools: Sequence[Tool]) -> Budget:
+    """Return the budget of a conversation. The size of a tool's schema is estimated by its encoding."""
+    chars = sum(len(message.content) + len(message.reasoning) for message in messages)
+    chars += sum(len(call.arguments) for message in messages for call in message.tool_calls)
+    chars += sum(len(tool.description) + len(_encode_json(tool.parameters)) for tool in tools)
+    return Budget(len(messages) + len(tools), chars)
+
+
 def _refusal(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "the conversation is nested too deeply for this model's chat template: flatten tool schemas and arguments"
@@ -70,9 +82,11 @@ def _refusal(error: Exception) -> str:
 
 
 def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.Template:
+    if len(source) > MAX_SOURCE_CHARS:
+        raise ValueError(f"chat template {name} has {len(source):,} characters: at most {MAX_SOURCE_CHARS:,} are allowed")
     try:
-        template = environment.from_string(source)
-    except jinja2.TemplateError as error:
+        template = environment.from_string(count_steps(environment.parse(source)))
+    except (jinja2.TemplateError, RecursionError) as error:
         raise ValueError(f"chat template {name} does not compile: {error}") from error
     template.globals = dict(template.globals)  # a plain dict: a ChainMap would be walked for every rendering
     return template
@@ -81,6 +95,22 @@ def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Sandbox that looks up `message.role` in a plain dict directly, the most frequent access in templates. jinja2 would first
     fail to find an attribute."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    budget_step = staticmethod(step)
+    budget_concat = staticmethod(concat)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        check_operator(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if obj is step:
+            return step()
+        owner = getattr(obj, "__self__", None)
+        if owner is not None:
+            check_method(owner, obj.__name__, args)
+        return super().call(context, obj, *args, **kwargs)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if type(obj) is dict and attribute not in _OF_DICTS:
@@ -97,6 +127,7 @@ _OF_DICTS = frozenset(dir(dict))
 def _environment() -> jinja2.Environment:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
     environment.filters["tojson"] = _tojson
+    guard_filters(environment)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["dict"] = _SafeDict()
     environment.globals["namespace"] = _SafeNamespace
