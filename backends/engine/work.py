@@ -56,12 +56,11 @@ class SampleRequest(NamedTuple):
 
 
 HELD = -1
-"""The token of a sequence that stays where it is: its matcher still searches. The step computes its last position again."""
+"""The sampled token of a sequence that stays where it is: its matcher still searches. The step computes its last position again."""
 
 
 class Sampled(NamedTuple):
-    """`token` may be HELD. `logprob`, `top` (id, logprob) and `confidence`, if requested, are of the model's distribution before
-    temperature."""
+    """`logprob`, `top` (id, logprob) and `confidence`, if requested, are of the model's distribution before temperature."""
 
     token: int
     logprob: float | None = None
