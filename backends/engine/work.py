@@ -56,7 +56,7 @@ class SampleRequest(NamedTuple):
 
 
 HELD = -1
-"""The sampled token of a sequence that stays where it is: its matcher still searches. The step computes its last position again."""
+"""The sampled token of a sequence that stays where it is: its matcher still searches. The next step computes it again."""
 
 
 class Sampled(NamedTuple):
