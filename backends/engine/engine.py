@@ -18,7 +18,7 @@ from backends.engine.sequence import Matcher, RequestSequence, SequenceTimes
 from backends.engine.step_cost_model import Caused, StepCostModel
 from backends.engine.step_interrupt import StepInterrupt
 from backends.engine.stop import StopFilter
-from backends.engine.work import Interruptible, Reload, Runner, Sampled, StepInterrupted, Work
+from backends.engine.work import HELD, Interruptible, Reload, Runner, Sampled, StepInterrupted, Work
 from backends.kv_cache.host_cache import HostCache
 from backends.kv_cache.page_pool import PagePool
 from backends.kv_cache.prefix_cache import PageHasher, PrefixIndex
@@ -229,6 +229,9 @@ class Engine:
         started_ns, ended = self.busy_meter.marked_ns, []
         prefilling = [one.sequence.num_output == 0 for one in work]
         for one, tokens in zip(work, sampled, strict=True):
+            if tokens and tokens[0].token == HELD:
+                self.scheduler.computed(one.sequence, one.length - 1)
+                continue
             self.scheduler.computed(one.sequence, one.length)
             ended += self._gain_all(one, tokens)
         if self.tier is not None:

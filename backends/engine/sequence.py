@@ -27,8 +27,8 @@ class Matcher(Protocol):
         """Bound the answer to `room` tokens."""
         ...
 
-    def settle(self, token: int) -> int:
-        """Return the token to take for one that the mask allowed."""
+    def settle(self, token: int) -> int | None:
+        """Return the token to take for one that the mask allowed. None if the sequence stays where it is for this step."""
         ...
 
     def accept(self, token: int) -> FinishReason | None:

@@ -55,6 +55,10 @@ class SampleRequest(NamedTuple):
     matcher: Matcher | None = None
 
 
+HELD = -1
+"""The sampled token of a sequence that stays where it is: its matcher still searches. The next step computes it again."""
+
+
 class Sampled(NamedTuple):
     """`logprob`, `top` (id, logprob) and `confidence`, if requested, are of the model's distribution before temperature."""
 

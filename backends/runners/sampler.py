@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backends.engine.work import Sampled, SampleRequest
+from backends.engine.work import HELD, Sampled, SampleRequest
 from backends.structured_output.grammar import Masks
 
 
@@ -31,11 +31,12 @@ def sample(
         if request.sampling.temperature > 0:
             tokens[row] = _draw(allowed[row], request)
         if request.matcher is not None:
-            tokens[row] = request.matcher.settle(tokens[row])
+            settled = request.matcher.settle(tokens[row])
+            tokens[row] = HELD if settled is None else settled
     sampled = [
         _described(logits[row], token, request) for row, (token, request) in enumerate(zip(tokens, requests, strict=True))
     ]
-    if rows := [row for row, request in enumerate(requests) if request.sampling.confidence]:
+    if rows := [row for row, request in enumerate(requests) if request.sampling.confidence and tokens[row] != HELD]:
         asked = logits[rows]
         chosen = asked.gather(1, torch.tensor([[tokens[row]] for row in rows], device=logits.device)).squeeze(1)
         for row, confidence in zip(rows, (chosen - asked.logsumexp(-1)).exp().tolist(), strict=True):
@@ -78,7 +79,7 @@ def _draw(logits: Tensor, request: SampleRequest) -> int:
 
 def _described(logits: Tensor, token: int, request: SampleRequest) -> Sampled:
     count = request.sampling.top_logprobs
-    if count is None:
+    if count is None or token == HELD:
         return Sampled(token)
     logprobs = torch.log_softmax(logits, -1)
     values, ids = logprobs.topk(min(count, len(logprobs)))

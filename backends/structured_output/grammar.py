@@ -15,9 +15,9 @@ from torch import Tensor
 
 from backends.engine.request_limits import Refusal
 from backends.engine.sequence import Matcher
-from backends.structured_output.dead_ends import check_dead_ends, without_dead_ends
+from backends.structured_output.grammar_rules import GrammarRules, Lengths
 from backends.structured_output.json_pattern import with_patterns_spelled_out
-from backends.structured_output.length_limit import LengthLimiter, Pieces
+from backends.structured_output.length_limit import MAX_JUMP, LengthLimiter, Pieces
 from backends.structured_output.schema_bounds import bounded, bounded_rules
 from backends.structured_output.structural_tag import ANY_OBJECT, structural_tag
 from backends.wire import FinishReason, Grammar
@@ -39,22 +39,35 @@ class XgrammarMatcher:
     """Where one sequence is in its grammar. `pieces` are the vocabulary, where the answer must come to its end in time."""
 
     def __init__(
-        self, matcher: "xgrammar.GrammarMatcher", grammar: Grammar, *, vocab_size: int, pieces: Pieces | None = None
+        self,
+        matcher: "xgrammar.GrammarMatcher",
+        grammar: Grammar,
+        *,
+        vocab_size: int,
+        lengths: Lengths,
+        pieces: Pieces | None = None,
     ) -> None:
-        self._matcher, self._grammar, self.vocab_size = matcher, grammar, vocab_size
+        self._matcher, self._grammar, self._lengths, self.vocab_size = matcher, grammar, lengths, vocab_size
         self._pieces = pieces
         self._length_limiter: LengthLimiter | None = None
         self._stuck = False
 
     def limit(self, room: int) -> None:
         """The answer has this many tokens at most."""
-        if self._pieces is not None:
+        if self._pieces is not None and self._lengths.answer < room * self._pieces.longest:
             grammar = self._grammar
-            most = len(grammar.text) // CHARS_A_TOKEN
-            self._length_limiter = LengthLimiter(self._pieces, room=room, most=most, thinks=grammar.thinks != "no")
+            self._length_limiter = LengthLimiter(
+                self._pieces,
+                room=room,
+                most=len(grammar.text) // CHARS_A_TOKEN,
+                thinks=grammar.thinks != "no",
+                can_jump=self._lengths.part <= MAX_JUMP,
+            )
 
-    def settle(self, token: int) -> int:
-        """What is taken for a token that the mask allowed: itself, unless the answer could then not end within its limit."""
+    def settle(self, token: int) -> int | None:
+        """What is taken for a token that the mask allowed: itself, unless the answer could then not end within its limit. None
+        while that is being searched.
+        """
         if self._length_limiter is None or self._stuck:
             return token
         try:
@@ -173,9 +186,11 @@ class Grammars:
         import xgrammar
 
         try:
-            matcher = xgrammar.GrammarMatcher(self._compiled(grammar))
+            compiler = self._ready_compiler()
+            rules, lengths = _checked(grammar)
+            matcher = xgrammar.GrammarMatcher(compiler.compile_grammar(rules))
             pieces = self._pieces if grammar.kind in ("json", "schema") else None
-            return XgrammarMatcher(matcher, grammar, vocab_size=self._vocab_size, pieces=pieces)
+            return XgrammarMatcher(matcher, grammar, vocab_size=self._vocab_size, lengths=lengths, pieces=pieces)
         except (
             RuntimeError,
             ValueError,
@@ -183,13 +198,6 @@ class Grammars:
             LookupError,
         ) as error:  # what the library raises for a grammar that it cannot take
             return Refusal("bad_grammar", f"{grammar.param}: {_reason(error)}", grammar.param)
-
-    def _compiled(self, grammar: Grammar) -> "xgrammar.CompiledGrammar":
-        import xgrammar
-
-        compiler = self._ready_compiler()
-        rules = xgrammar.Grammar.from_ebnf(_rules_of(grammar))
-        return compiler.compile_grammar(_with_ends(grammar, rules))
 
     def _ready_compiler(self) -> "xgrammar.GrammarCompiler":
         import xgrammar
@@ -208,16 +216,17 @@ class Grammars:
             return compiler
 
 
-def _with_ends(grammar: Grammar, rules: "xgrammar.Grammar") -> "xgrammar.Grammar":
-    """The rules without what no text completes. Of a regular expression nothing is dropped: that raises ValueError."""
+def _checked(grammar: Grammar) -> tuple["xgrammar.Grammar", Lengths]:
+    """Return the grammar without options that no text completes. Of a regular expression nothing is dropped: that raises
+    ValueError.
+    """
     import xgrammar
 
-    serialized: str = rules.serialize_json()
-    if grammar.kind == "regex":
-        check_dead_ends(serialized)
-        return rules
-    pruned = without_dead_ends(serialized)
-    return rules if pruned is serialized else xgrammar.Grammar.deserialize_json(pruned)
+    checked = xgrammar.Grammar.from_ebnf(_rules_of(grammar))
+    rules = GrammarRules(checked.serialize_json())
+    if rules.check(may_prune=grammar.kind != "regex"):
+        checked = xgrammar.Grammar.deserialize_json(rules.serialized())
+    return checked, rules.lengths()
 
 
 def _rules_of(grammar: Grammar) -> str:

@@ -14,13 +14,15 @@ from typing import Any, Protocol
 from gateway.background import FIRST_PAUSE_S, LAST_PAUSE_S
 from gateway.ledger.rejected_rows import RejectedRows
 from gateway.ledger.rows import HoldRow, ResponseRow, Row, Rows
-from gateway.ledger.store import IN_MEMORY, Store, Values, is_of_file, select
+from gateway.ledger.store import BUSY_S, IN_MEMORY, Store, Values, is_locked, is_of_file, select
 
 MAX_BUFFERED_ROWS = 50_000
 _BATCH_ROWS = 1_000
 _BATCH_WAIT_S = 0.2
 _FORGET_EVERY_S = 600.0
 _DAY_S = 86_400.0
+MAX_CLOSE_S = 10.0
+"""Seconds in which rows behind another connection's lock are still tried when the ledger closes. Then they are set aside."""
 MAX_REPORT_S = 10.0
 """Seconds of one query of a report. A year of a million requests takes about that long."""
 _STEPS_A_CHECK = 10_000
@@ -119,7 +121,8 @@ class MemoryLedger:
 class SqliteLedger:
     """Ledger in one SQLite file in WAL mode, so that others can read while we write. Rows older than `keep_days` are deleted.
 
-    `dropped` counts rows that did not fit or could not be written; `error` is the last write error. Rows that could not be
+    `dropped` counts rows that did not fit or could not be written; `error` is the last write error. Rows behind the lock of
+    another connection are tried again. Rows that could not be
     written are set aside in `rejected`. `restarts` counts failures of the writing thread.
     """
 
@@ -130,6 +133,7 @@ class SqliteLedger:
         max_buffered_rows: int = MAX_BUFFERED_ROWS,
         keep_days: float | None = None,
         max_report_s: float = MAX_REPORT_S,
+        busy_s: float = BUSY_S,
     ) -> None:
         """Open or create the file. Raises sqlite3.Error or OSError, also for a file of a later version."""
         self.dropped = self.restarts = 0
@@ -142,7 +146,7 @@ class SqliteLedger:
         self._rows: deque[Row | Rows] = deque()
         self._max_rows = max_buffered_rows
         self._some, self._closing = threading.Event(), threading.Event()
-        self._store = Store(str(path))
+        self._store = Store(str(path), busy_s=busy_s)
         self._lookups, self._keys = Reader(path), Reader(path)
         self._reports = Reader(path, max_s=max_report_s)
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -215,7 +219,7 @@ class SqliteLedger:
     def _insert(self, batch: Sequence[Row | Rows]) -> None:
         """Insert a batch. If a row is invalid, only it is set aside; if the file cannot be written, the whole batch is."""
         try:
-            self._store.insert([row for recorded in batch for row in _built(recorded)])
+            self._insert_unlocked([row for recorded in batch for row in _built(recorded)])
         except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
             if len(batch) == 1 or is_of_file(error):
                 self._set_aside(batch, error)
@@ -223,6 +227,26 @@ class SqliteLedger:
             middle = len(batch) // 2
             self._insert(batch[:middle])
             self._insert(batch[middle:])
+
+    def _insert_unlocked(self, rows: Sequence[Row]) -> None:
+        """Insert rows. While another connection holds the lock they stay first and are tried again, with a growing pause; once
+        the ledger closes, for at most MAX_CLOSE_S. Raises as `Store.insert` does.
+        """
+        pause_s, tries_until = FIRST_PAUSE_S, math.inf
+        while True:
+            try:
+                return self._store.insert(rows)
+            except sqlite3.OperationalError as error:
+                if self._closing.is_set():
+                    tries_until = min(tries_until, time.monotonic() + MAX_CLOSE_S)
+                if not is_locked(error) or time.monotonic() >= tries_until:
+                    raise
+                log.warning("another connection holds the ledger's lock: %d rows are tried again in %g s", len(rows), pause_s)
+                self.error = str(error)
+            if self._closing.is_set():
+                time.sleep(FIRST_PAUSE_S)
+            elif not self._closing.wait(pause_s):
+                pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
     def _set_aside(self, batch: Sequence[Row | Rows], error: Exception) -> None:
         """Count rows that are lost, and keep them in the file of rejected rows."""

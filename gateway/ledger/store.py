@@ -144,6 +144,8 @@ _FILE_ERRORS = {
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB,
 }  # fmt: skip
 """Primary result codes of SQLite, in the low byte of an error's code."""
+BUSY_S = 5.0
+"""Seconds in which SQLite waits for the lock of another connection: its own default."""
 ROWS_A_STATEMENT = 16
 """Rows of one INSERT. Each statement releases the GIL and takes it again, which delays the other threads (docs/log.md)."""
 _FORGET_ROWS = 5_000
@@ -153,12 +155,12 @@ _FORGET_ROWS = 5_000
 class Store:
     """One connection to a ledger. Its owner closes it; one thread at a time may use it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, busy_s: float = BUSY_S) -> None:
         """Open and migrate a file, which only this user may read. Raises OSError, or sqlite3.Error if it is no ledger or is of
         a later version."""
         if path != IN_MEMORY:
             make_private(Path(path), beside=("-wal", "-shm"))
-        self.connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self.connection = sqlite3.connect(path, timeout=busy_s, check_same_thread=False, isolation_level=None)
         self._new_label_bytes = Counter[str]()
         try:
             _migrate(self.connection)
@@ -221,6 +223,11 @@ class Store:
 def is_of_file(error: Exception) -> bool:
     """Return whether an error is of the file, so that no row can be written, and not of a row."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _FILE_ERRORS
+
+
+def is_locked(error: Exception) -> bool:
+    """Return whether another connection holds the file's lock, so that the same rows can be written later."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def select(connection: sqlite3.Connection, query: str, values: Values) -> list[dict[str, Any]]:

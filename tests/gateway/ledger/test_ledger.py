@@ -3,7 +3,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,48 @@ def test_full_disk_loses_only_counted_rows(tmp_path: Path) -> None:
     assert kept == 100 - int(dropped)
     assert rows(path, "SELECT count(*) FROM decisions WHERE id = 'after'") == [(1,)]
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("close_first", [False, True])
+def test_rows_behind_a_lock_stay_in_order_and_are_written_later(tmp_path: Path, close_first: bool) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = SqliteLedger(path, busy_s=0.01)
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    for number in range(3):
+        ledger.record(DecisionRow(id=f"d{number}", at=1.0, body=b"{}"))
+    until(lambda: "locked" in ledger.error)
+    for number in range(3, 5):
+        ledger.record(DecisionRow(id=f"d{number}", at=1.0, body=b"{}"))
+    closing = threading.Thread(target=ledger.close)
+    if close_first:
+        closing.start()
+    other.execute("COMMIT")
+    if not close_first:
+        until(lambda: bool(rows(path, "SELECT 1 FROM decisions")))
+        closing.start()
+    closing.join()
+    other.close()
+    assert rows(path, "SELECT id FROM decisions ORDER BY rowid") == [(f"d{number}",) for number in range(5)]
+    assert ledger.dropped == 0
+
+
+def test_a_ledger_that_closes_behind_a_lock_sets_its_rows_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.ledger.ledger.MAX_CLOSE_S", 0.0)
+    ledger = SqliteLedger(tmp_path / "ledger.db", busy_s=0.01)
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    ledger.record(REQUEST)
+    ledger.close()
+    other.close()
+    assert ledger.dropped == 1 and ledger.rejected.path.read_text().count("\n") == 1
 
 
 def test_rows_that_cannot_be_made_do_not_end_the_writing(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
-"""Dead ends of a grammar: places from which no text completes it. There a mask is empty, or the answer never ends.
+"""Facts about the rules of a grammar: its shortest texts, and its dead ends, from which no text completes it. There a mask is
+empty, or the answer never ends.
 
-The check reads the rules alone, in time linear in their size for each level of nesting. It is complete where every byte is a
+The checks read the rules alone, in time linear in their size for each level of nesting. It is complete where every byte is a
 token; the engine ends a sequence that meets an empty mask all the same.
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 _LAST_CODE = 0x10FFFF
 
@@ -36,30 +38,18 @@ class _Facts(NamedTuple):
 _NOTHING, _ANYTHING = _Facts(ends=False, starts=False, empties=False), _Facts(ends=True, starts=True, empties=True)
 
 
-def check_dead_ends(serialized: str) -> None:
-    """Raise ValueError if the grammar, xgrammar's JSON of it, allows a beginning that no text completes."""
-    rules = _Rules(json.loads(serialized))
-    rules.check_end()
-    if rules.has_dead_end():
-        raise ValueError("a part of it allows a beginning that no text can complete: remove that part")
+class Lengths(NamedTuple):
+    """Bytes of the shortest text: of the whole grammar, and of the longest part in reach. Infinite for none."""
+
+    answer: float
+    part: float
 
 
-def without_dead_ends(serialized: str) -> str:
-    """Return the grammar without the options that have no end: an optional property, an item, an alternative. Raise ValueError
-    if nothing is left.
-    """
-    rules = _Rules(json.loads(serialized))
-    rules.check_end()
-    if not rules.has_dead_end():
-        return serialized
-    rules.prune()
-    if rules.has_dead_end():
-        raise ValueError("a part of it allows a beginning that no text can complete: remove that part")
-    return json.dumps(rules.grammar)
+class GrammarRules:
+    """The rules of a grammar. `serialized` is xgrammar's JSON of it."""
 
-
-class _Rules:
-    def __init__(self, grammar: dict[str, Any]) -> None:
+    def __init__(self, serialized: str) -> None:
+        grammar = json.loads(serialized)
         self.grammar = grammar
         data, starts = grammar["grammar_expr_data"], grammar["grammar_expr_indptr"]
         self._expressions = [(data[at], data[at + 2 : at + 2 + data[at + 1]]) for at in starts]
@@ -69,12 +59,38 @@ class _Rules:
         self._facts = [_NOTHING] * len(self._expressions)
         self._settle()
 
-    def check_end(self) -> None:
-        """Raise ValueError if no text is complete."""
+    def check(self, *, may_prune: bool) -> bool:
+        """Raise ValueError if the grammar allows a beginning that no text completes. With `may_prune`, drop the options without
+        an end instead (an optional property, an item, an alternative) and return whether there were any.
+        """
         if not self._rules[self._root].ends:
             raise ValueError("no text of finite length matches it: a required part asks for itself or allows no character")
+        if not self._has_dead_end():
+            return False
+        if may_prune:
+            self._prune()
+        if not may_prune or self._has_dead_end():
+            raise ValueError("a part of it allows a beginning that no text can complete: remove that part")
+        return True
 
-    def prune(self) -> None:
+    def serialized(self) -> str:
+        return json.dumps(self.grammar)
+
+    def lengths(self) -> Lengths:
+        """Compute the least fixpoint of the shortest texts."""
+        rules = [math.inf] * len(self._bodies)
+        while True:
+            shortest = list[float]()
+            for kind, values in self._expressions:
+                shortest.append(_shortest(kind, values, shortest, rules))
+            found = [shortest[body] for body in self._bodies]
+            if found == rules:
+                break
+            rules = found
+        parts = (shortest[number] for number in self._reached())
+        return Lengths(rules[self._root], max(parts))
+
+    def _prune(self) -> None:
         """Replace each option without an end by one that has an end, and each repetition of such a rule by none."""
         data = self.grammar["grammar_expr_data"]
         for number, at in enumerate(self.grammar["grammar_expr_indptr"]):
@@ -126,26 +142,32 @@ class _Rules:
             case _:
                 return _ANYTHING
 
-    def has_dead_end(self) -> bool:
-        """Return whether an expression in reach can start and never end."""
+    def _has_dead_end(self) -> bool:
+        """Return whether an expression in reach can start and never end, or a tag without an end can be opened."""
+        for number in self._reached():
+            facts = self._facts[number]
+            if facts.starts and not facts.ends:
+                return True
+            kind, values = self._expressions[number]
+            if kind == _Kind.TAG_DISPATCH and not all(self._rules[rule].ends for rule in values[1:-2:2]):
+                return True
+        return False
+
+    def _reached(self) -> Iterator[int]:
         todo, seen = [self._bodies[self._root]], set[int]()
         while todo:
             number = todo.pop()
-            if number in seen:
-                continue
-            seen.add(number)
-            facts = self._facts[number]
-            kind, values = self._expressions[number]
-            dispatched = [self._bodies[rule] for rule in values[1:-2:2]] if kind == _Kind.TAG_DISPATCH else []
-            if (facts.starts and not facts.ends) or not all(self._facts[body].ends for body in dispatched):
-                return True
-            todo += dispatched or self._parts(kind, values)
-        return False
+            if number not in seen:
+                seen.add(number)
+                todo += self._parts(*self._expressions[number])
+                yield number
 
     def _parts(self, kind: int, values: Sequence[int]) -> list[int]:
         """Return the expressions that a matching text may enter from this one."""
         if kind == _Kind.CHOICES:
             return list(values)
+        if kind == _Kind.TAG_DISPATCH:
+            return [self._bodies[rule] for rule in values[1:-2:2]]
         if kind == _Kind.RULE or (kind == _Kind.REPEAT and values[2] != 0):
             return [self._bodies[values[0]]]
         if kind != _Kind.SEQUENCE:
@@ -165,6 +187,25 @@ def _in_order(parts: Sequence[_Facts]) -> _Facts:
         if not part.empties:
             break
     return _Facts(ends=all(part.ends for part in parts), starts=starts, empties=all(part.empties for part in parts))
+
+
+def _shortest(kind: int, values: Sequence[int], parts: Sequence[float], rules: Sequence[float]) -> float:
+    """Return the bytes of the shortest text of an expression, by those known so far of its parts and of the rules."""
+    match kind:
+        case _Kind.BYTES:
+            return len(values)
+        case _Kind.CLASS:
+            return 1.0 if _has_member(values) else math.inf
+        case _Kind.RULE:
+            return rules[values[0]]
+        case _Kind.SEQUENCE:
+            return sum(parts[part] for part in values)
+        case _Kind.CHOICES:
+            return min((parts[part] for part in values), default=0.0)
+        case _Kind.REPEAT:
+            return rules[values[0]] * values[1] if values[1] else 0.0
+        case _:
+            return 0.0
 
 
 def _has_member(values: Sequence[int]) -> bool:
