@@ -69,7 +69,8 @@ class ResponseStore:
 
     async def get(self, tenant: str, id: str) -> Stored:
         """Return a stored response. Raises NotFound, also for one of another tenant."""
-        stored = self._at_hand.get(tenant, {}).get(id)
+        own = self._at_hand.get(tenant)
+        stored = own.get(id) if own else None
         if stored is None:
             rows = await asyncio.to_thread(self._ledger.read, _READ, (tenant, id))
             stored = Stored(**rows[0]) if rows else GONE
