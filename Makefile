@@ -10,7 +10,7 @@ PIP := pip --disable-pip-version-check
 LOCKED := install --require-hashes --no-deps -r
 UV := uv==0.13.9
 
-.PHONY: run test test-latest test-frameworks test-phoenix check check-web bench lock wheel zoo clean
+.PHONY: run test fuzz test-latest test-frameworks test-phoenix check check-web bench lock wheel zoo clean
 .DEFAULT_GOAL := run
 
 run: .venv/.run
@@ -18,6 +18,12 @@ run: .venv/.run
 
 test: .venv/.dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# Every border with seeded inputs, SECONDS each; SEED repeats a run. `make test` does the same for two seconds each.
+SECONDS ?= 60
+SEED ?= 1
+fuzz: .venv/.dev
+	@HEADWAY_FUZZ_SECONDS=$(SECONDS) HEADWAY_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -s -o timeout=0 tests/fuzz
 
 # With the newest releases that pyproject.toml allows in place of the locked ones. torch stays as it is in requirements/torch.txt.
 test-latest:

@@ -19,6 +19,7 @@ from gateway.api.messages_dialect import MessagesDialect
 from gateway.api.response_store import ResponseStore
 from gateway.api.responses_dialect import ResponsesDialect
 from gateway.fleet.fleet import Fleet
+from gateway.free_memory import give_back
 from gateway.http.auth import CurrentKeys, Keys
 from gateway.http.body import BodyBudget
 from gateway.http.generate import GenerateEndpoint, OpenResponses
@@ -208,7 +209,7 @@ class Gateway:
 
     async def _clean_up(self) -> None:
         """Publish retention scores, end idle runs, and record device time, key uses and live samples, for ever."""
-        recorded_at = time.monotonic()
+        recorded_at, num_trimmed = time.monotonic(), 0
         while True:
             for _ in range(REFRESHES_PER_CLEANUP):
                 await asyncio.sleep(CLEANUP_EVERY_S / REFRESHES_PER_CLEANUP)
@@ -223,6 +224,13 @@ class Gateway:
             if (now := time.monotonic()) >= recorded_at + DEVICE_ROWS_EVERY_S:
                 recorded_at = now
                 self.record_device_time()
+                num_trimmed = await self._give_back_memory(num_trimmed)
+
+    async def _give_back_memory(self, num_trimmed: int) -> int:
+        """Give memory back to the system if large bodies were parsed since `num_trimmed` of them. Return their number."""
+        if self.parsing.num_served != num_trimmed:
+            await asyncio.to_thread(give_back)
+        return self.parsing.num_served
 
     def observe_devices(self) -> None:
         """Add the device time of the workers' last load reports."""

@@ -26,6 +26,7 @@ class TurnThread:
 
     def __init__(self, noun: str, *, max_waiting: int) -> None:
         self._noun = noun
+        self.num_served = 0
         self._max_waiting = max_waiting
         self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=noun)
@@ -58,6 +59,7 @@ class TurnThread:
                 continue
             future = loop.run_in_executor(self._thread, item.work)
             result: Any = (await asyncio.gather(future, return_exceptions=True))[0]
+            self.num_served += 1
             if item.done.done():
                 continue
             if isinstance(result, BaseException):

@@ -19,6 +19,12 @@ NATIVE = {
 }
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
+SIZES = {
+    "hidden_size": 2**20, "intermediate_size": 2**22, "num_hidden_layers": 2**12, "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12, "head_dim": 2**14, "vocab_size": 2**24, "max_position_embeddings": 2**31,
+}  # fmt: skip
+"""Largest values, some ten times those of the largest public models. A larger one is an error or an attack on memory."""
+
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`windows` are tokens that each layer sees at most, itself included; 0 is all."""
@@ -43,13 +49,37 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise UnsupportedCheckpoint(f"{directory} has no config.json")
-    config: dict[str, Any] = json.loads(path.read_text())
+    try:
+        config = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedCheckpoint(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UnsupportedCheckpoint(f"{path} must hold a JSON object")
     return config
 
 
 def read_model_config(directory: Path) -> ModelConfig:
-    """Raises UnsupportedCheckpoint naming every field that this path does not serve."""
+    """Raises UnsupportedCheckpoint naming every field that this path does not serve, or whose value is not possible."""
     config = read_config(directory)
+    if problems := _impossible(config):
+        raise UnsupportedCheckpoint(f"{directory}: " + "; ".join(problems))
+    try:
+        return _model_config(directory, config)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # valid JSON of another structure
+        raise UnsupportedCheckpoint(f"{directory}: config.json cannot be read: {error!r}") from error
+
+
+def _impossible(config: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each size that is no whole number, or that no model has."""
+    sizes = {name: config[name] for name in SIZES if config.get(name) is not None}
+    return [
+        f"{name} is {str(value)[:40]}: it must be a whole number from 1 to {SIZES[name]:,}"
+        for name, value in sizes.items()
+        if type(value) is not int or not 1 <= value <= SIZES[name]
+    ]
+
+
+def _model_config(directory: Path, config: dict[str, Any]) -> ModelConfig:
     rope, rope_problems = read_rope(config)
     problems = [*native_problems(config), *reader_for(config)[1], *rope_problems]
     if problems:

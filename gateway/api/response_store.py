@@ -5,7 +5,7 @@ file only those in memory exist.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -58,18 +58,19 @@ class ResponseStore:
     ) -> None:
         self._ledger, self._now = ledger, now
         self._max_at_hand, self._max_bytes = max_at_hand, max_bytes
-        self._at_hand: OrderedDict[tuple[str, str], Stored] = OrderedDict()
-        self._bytes = 0
+        self._at_hand: dict[str, OrderedDict[str, Stored]] = {}
+        self._bytes_of = Counter[str]()
 
     def __len__(self) -> int:
-        return len(self._at_hand)
+        return sum(map(len, self._at_hand.values()))
 
     def put(self, tenant: str, id: str, messages: tuple[Message, ...], body: bytes) -> None:
         self._take(tenant, id, Stored(_encode(messages), body))
 
     async def get(self, tenant: str, id: str) -> Stored:
         """Return a stored response. Raises NotFound, also for one of another tenant."""
-        stored = self._at_hand.get((tenant, id))
+        own = self._at_hand.get(tenant)
+        stored = own.get(id) if own else None
         if stored is None:
             rows = await asyncio.to_thread(self._ledger.read, _READ, (tenant, id))
             stored = Stored(**rows[0]) if rows else GONE
@@ -83,11 +84,23 @@ class ResponseStore:
         self._take(tenant, id, GONE)
 
     def _take(self, tenant: str, id: str, stored: Stored) -> None:
-        size = len(stored.messages) + len(stored.body)
+        size = _size(stored)
         self._ledger.record(ResponseRow(tenant=tenant, id=id, at=self._now(), size=size, **stored._asdict()))
-        replaced = self._at_hand.pop((tenant, id), GONE)
-        self._at_hand[tenant, id] = stored
-        self._bytes += size - len(replaced.messages) - len(replaced.body)
-        while self._at_hand and (len(self._at_hand) > self._max_at_hand or self._bytes > self._max_bytes):
-            oldest = self._at_hand.popitem(last=False)[1]
-            self._bytes -= len(oldest.messages) + len(oldest.body)
+        own = self._at_hand.setdefault(tenant, OrderedDict())
+        self._bytes_of[tenant] += size - _size(own.pop(id, GONE))
+        own[id] = stored
+        while self._bytes_of.total() > self._max_bytes or len(self) > self._max_at_hand:
+            self._evict()
+
+    def _evict(self) -> None:
+        """Drop the oldest response of the tenant that holds most: a tenant's crowd evicts its own."""
+        over_bytes = self._bytes_of.total() > self._max_bytes
+        tenant = max(self._at_hand, key=lambda name: self._bytes_of[name] if over_bytes else len(self._at_hand[name]))
+        own = self._at_hand[tenant]
+        self._bytes_of[tenant] -= _size(own.popitem(last=False)[1])
+        if not own:
+            del self._at_hand[tenant], self._bytes_of[tenant]
+
+
+def _size(stored: Stored) -> int:
+    return len(stored.messages) + len(stored.body)

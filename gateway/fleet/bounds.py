@@ -173,13 +173,13 @@ def cut_finished(
         "device_s": wall_s,
         "prefill_device_s": min(max(0.0, finished.device_s), wall_s),
     }
-    bounded = {name: _cut(getattr(finished, name), high) for name, high in most.items()}
-    # Splitting a step's time over its sequences rounds: this cut is no fault.
-    names = tuple(name for name, high in most.items() if getattr(finished, name) > high * (1 + 1e-9) + 1e-9)
+    # Splitting a step's time over its sequences rounds, and clocks differ by less than CLOCK_TOLERANCE_S: neither is a fault.
+    over = tuple(name for name, high in most.items() if getattr(finished, name) > high * (1 + 1e-9) + 1e-9)
+    wrong = (*over, *(name for name in most if getattr(finished, name) < 0))
+    bounded = {name: _cut(getattr(finished, name), most[name]) for name in wrong}
     if finished.stop_text and finished.stop_text not in sent.stop:
-        bounded["stop_text"] = ""
-        names += ("stop_text",)
-    return structs.replace(finished, **bounded), names
+        bounded["stop_text"], over = "", (*over, "stop_text")
+    return (structs.replace(finished, **bounded) if bounded else finished), over
 
 
 def cut_usage(usage: Usage, *, sent_bytes: int, context_tokens: int, max_tokens: int) -> tuple[Usage, tuple[str, ...]]:

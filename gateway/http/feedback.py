@@ -20,7 +20,9 @@ def feedback_handler(services: Services) -> Posted:
         known = services.policy.tenants.get(caller.tenant)
         everybody = not services.keys.required or (known is not None and known.operator)
         with admitted(services, caller):
-            row = await _row(services, parse_body(await read()), None if everybody else caller.tenant)
+            received = await read()
+            body = await services.parsing.run(caller.tenant, lambda: parse_body(received))
+            row = await _row(services, body, None if everybody else caller.tenant)
         if not services.ledger.record(row):
             raise Overloaded("the ledger's queue is full: try again", retry_after_s=1.0)
         return LabelledRequest(decision=row.decision, model=row.model, tier=row.tier, score=row.score, trainable=bool(row.body))

@@ -51,6 +51,9 @@ class Tree:
             self._problem(name, "is no policy: it has none of its keys")
             return None
         for include in _includes(node):
+            if "\0" in include.value:
+                self._problem(name, "an included file's name has a zero byte: remove it")
+                continue
             file = (path.parent / include.value).resolve()
             if file in (path, *above):
                 line = include.start_mark.line + 1

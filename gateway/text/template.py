@@ -86,7 +86,7 @@ def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.
         raise ValueError(f"chat template {name} has {len(source):,} characters: at most {MAX_SOURCE_CHARS:,} are allowed")
     try:
         template = environment.from_string(count_steps(environment.parse(source)))
-    except (jinja2.TemplateError, RecursionError) as error:
+    except (jinja2.TemplateError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"chat template {name} does not compile: {error}") from error
     template.globals = dict(template.globals)  # a plain dict: a ChainMap would be walked for every rendering
     return template

@@ -164,3 +164,12 @@ def test_prompt_cache_retention_sets_the_same_retention() -> None:
     assert parse_chat(msgspec.json.encode(chat), max_tokens_default=5).keep_s == 86_400.0
     chat["prompt_cache_retention"] = "in_memory"
     assert parse_chat(msgspec.json.encode(chat), max_tokens_default=5).keep_s == 0.0
+
+
+async def test_stored_responses_of_one_tenant_evict_only_its_own() -> None:
+    store = ResponseStore(MemoryLedger(), lambda: 0.0, max_at_hand=100, max_bytes=10_000)
+    store.put("b", "kept", (), b"body")
+    for number in range(50):
+        store.put("a", f"a{number}", (), bytes(1_000))
+    assert (await store.get("b", "kept")).body == b"body"
+    assert len(store) == 10 and (await store.get("a", "a49")).body == bytes(1_000)

@@ -121,6 +121,12 @@ def test_a_possible_report_is_not_cut() -> None:
     assert bounds.cut_finished(finished, SENT, now=101.0, max_sequences=4) == (finished, ())
 
 
+def test_time_slightly_below_zero_is_no_charge_and_no_fault() -> None:
+    finished = wire.Finished(request=1, reason="stop", device_s=-0.0005, queue_s=-0.0001)
+    bounded, cut = bounds.cut_finished(finished, SENT, now=101.0, max_sequences=4)
+    assert (bounded.device_s, bounded.queue_s, cut) == (0.0, 0.0, ())
+
+
 def test_stop_text_that_was_not_asked_for_is_dropped() -> None:
     finished = wire.Finished(request=1, reason="stop", stop_text="<img>")
     assert bounds.cut_finished(finished, SENT, now=101.0, max_sequences=4)[0].stop_text == ""

@@ -15,7 +15,7 @@ from gateway.ledger.store import MAX_LABEL_BYTES, Store
 from gateway.policy.schema import RateLimits
 from gateway.turn_thread import TurnThread
 from tests.gateway.ledger.test_ledger import REQUEST, rows
-from tests.served import Served, serve, until
+from tests.served import Served, ask, serve, until
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) AS last FROM n"
 
@@ -159,3 +159,13 @@ def test_labels_of_a_tenant_are_bounded_and_others_stay(tmp_path: Path) -> None:
     ((size, newest),) = rows(tmp_path / "ledger.db", "SELECT sum(length(body)), max(at) FROM outcomes WHERE tenant = 'a'")
     assert size <= MAX_LABEL_BYTES + 2_000_000 and newest == 79.0
     assert rows(tmp_path / "ledger.db", "SELECT count(*) FROM outcomes WHERE tenant = 'b'") == [(1,)]
+
+
+async def test_memory_is_given_back_after_large_bodies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr("gateway.app.give_back", lambda: calls.append(None))
+    async with serve(tmp_path) as one:
+        assert await one.gateway._give_back_memory(0) == 0 and not calls
+        assert (await one.chat(ask("x" * 100_000)))[0] == 400
+        assert await one.gateway._give_back_memory(0) == 1 and len(calls) == 1
+        assert await one.gateway._give_back_memory(1) == 1 and len(calls) == 1
