@@ -127,9 +127,7 @@ class _Check:
         if max(self._num_properties, self._num_options) > MAX_PROPERTIES:
             raise self._refused(path, f"over {MAX_PROPERTIES:,} properties or options in the schema: use fewer")
         if self._num_pairs > MAX_OPTIONAL**2:
-            problem = (
-                f"over {MAX_OPTIONAL} optional properties, or as many pairs of them in several objects: require more of them"
-            )
+            problem = f"over {MAX_OPTIONAL} optional properties in an object, or their pairs in several: require more"
             raise self._refused(path, problem)
 
     def _check_kinds(self, schema: dict[str, Any], path: str) -> None:

@@ -27,7 +27,7 @@ def record(num: int, *, num_required: int = 0, kind: Any = None) -> dict[str, An
     ],
 )
 def test_wide_schema_is_refused_with_its_bound(schema: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedParameter, match="over 1(00|,000)"):
+    with pytest.raises(UnsupportedParameter, match=r"over 1(00|,000)"):
         check_schema(schema, param="response_format")
 
 
