@@ -54,11 +54,11 @@ class GrammarRules:
         grammar = json.loads(serialized)
         self.grammar = grammar
         data, starts = grammar["grammar_expr_data"], grammar["grammar_expr_indptr"]
-        self._expressions = [(data[at], data[at + 2 : at + 2 + data[at + 1]]) for at in starts]
+        self._expressions: list[tuple[int, list[int]]] = [(data[at], data[at + 2 : at + 2 + data[at + 1]]) for at in starts]
         self._bodies: list[int] = [rule[1] for rule in grammar["rules"]]
         self._root: int = grammar["root_rule_id"]
         self._order, self._users = self._walk()
-        self._facts = [_NOTHING] * len(self._expressions)
+        self._facts: list[_Facts] = [_NOTHING] * len(self._expressions)
         self._settle(self._facts, self._fact)
 
     def check(self, *, may_prune: bool) -> bool:
