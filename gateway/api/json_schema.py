@@ -54,6 +54,10 @@ MAX_BYTES = 128 * 1024
 """Bytes of a schema as JSON. Checking a larger one would block other requests."""
 MAX_OPTIONS = 64
 """Options of `oneOf`. Each is compared with every other."""
+MAX_PROPERTIES = 1_000
+"""Properties of all objects of a schema together, and options of all its lists of options together."""
+MAX_OPTIONAL = 100
+"""Properties of an object that are not required. The grammar holds each pair of them: 100 are 3 MB of rules, 300 are 9 MB."""
 MAX_MARKS = 8
 """Properties of an option that are compared: those with the fewest constants. A discriminator is one of them."""
 MAX_STRICT_BYTES = 4 * MAX_BYTES
@@ -86,6 +90,7 @@ class _Check:
     def __init__(self, root: Any, param: str) -> None:
         self._root, self._param = root, param
         self.references: dict[str, Any] = {}
+        self._num_properties = self._num_options = self._num_pairs = 0
 
     def run(self) -> None:
         todo: list[tuple[Any, str, int]] = [(self._root, "", 0)]
@@ -110,7 +115,20 @@ class _Check:
             if alone in schema and beside:
                 raise self._refused(path, f"the keyword `{beside[0]}` beside `{alone}` is not supported: merge the two")
         self._check_kinds(schema, path)
+        self._check_counts(schema, path)
         self._check_values(schema, path)
+
+    def _check_counts(self, schema: dict[str, Any], path: str) -> None:
+        num_properties = len(schema.get("properties") or ())
+        num_optional = num_properties - len(set(schema.get("required", ())))
+        self._num_properties += num_properties
+        self._num_options += sum(len(schema.get(name, ())) for name in ("anyOf", "oneOf"))
+        self._num_pairs += num_optional**2
+        if max(self._num_properties, self._num_options) > MAX_PROPERTIES:
+            raise self._refused(path, f"over {MAX_PROPERTIES:,} properties or options in the schema: use fewer")
+        if self._num_pairs > MAX_OPTIONAL**2:
+            problem = f"over {MAX_OPTIONAL} optional properties in an object, or their pairs in several: require more"
+            raise self._refused(path, problem)
 
     def _check_kinds(self, schema: dict[str, Any], path: str) -> None:
         kinds = _kinds(schema)
