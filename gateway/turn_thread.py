@@ -72,7 +72,10 @@ class TurnThread:
             if item.done.done():  # its caller left
                 continue
             future = loop.run_in_executor(self._thread, item.work)
-            result: Any = (await asyncio.gather(future, return_exceptions=True))[0]
+            try:
+                result: Any = (await asyncio.gather(future, return_exceptions=True))[0]
+            except asyncio.CancelledError:
+                result = Overloaded("the gateway is stopping: try again", retry_after_s=RETRY_S)
             self.num_served += 1
             if item.done.done():
                 continue
