@@ -120,7 +120,11 @@ class Gateway:
         self.reports = TurnThread("reports", max_waiting=MAX_WAITING_REPORTS)
         self._key_thread = ThreadPoolExecutor(1, thread_name_prefix="keys")
         """No other work may delay the poll of the key store."""
-        self.parsing = TurnThread("large bodies", max_waiting=limits.max_queued_requests)
+        self.parsing = TurnThread(
+            "large bodies",
+            max_waiting=limits.max_queued_requests,
+            max_bytes=max(4 * limits.max_body_bytes, limits.max_queued_bytes),
+        )
         endpoints = self._endpoints()
         self.chat = endpoints["/v1/chat/completions"]
         self.services = self._services(endpoints)

@@ -312,7 +312,8 @@ class WorkerClient:
             self._events.excess(self.worker, stream.cut)
         del self.streams[finished.request]
         self.credits.finish(finished.request)
-        self._events.finished(self.worker, bounded)
+        # A report that was cut teaches nothing: without device time it only ends the request in the predictions.
+        self._events.finished(self.worker, structs.replace(bounded, device_s=0.0) if stream.cut else bounded)
         stream.end(bounded)
 
     def _lost(self, problem: str) -> bool:

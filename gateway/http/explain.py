@@ -33,7 +33,7 @@ def explain_handler(services: Services) -> Posted:
         with admitted(services, caller):
             body = await read()
             parse = partial(parse_chat, body, max_tokens_default=DEFAULT_MAX_TOKENS)
-            request = await services.parsing.run(caller.tenant, parse)
+            request = await services.parsing.run(caller.tenant, parse, num_bytes=len(body))
             context = RequestContext.now(headers, "/v1/headway/explain")
             context.key_id = caller.key_id
             request, identity, decision = await services.pipeline.preparer.explain(request, context, caller.tenant)

@@ -21,7 +21,7 @@ def feedback_handler(services: Services) -> Posted:
         everybody = not services.keys.required or (known is not None and known.operator)
         with admitted(services, caller):
             received = await read()
-            body = await services.parsing.run(caller.tenant, lambda: parse_body(received))
+            body = await services.parsing.run(caller.tenant, lambda: parse_body(received), num_bytes=len(received))
             row = await _row(services, body, None if everybody else caller.tenant)
         if not services.ledger.record(row):
             raise Overloaded("the ledger's queue is full: try again", retry_after_s=1.0)

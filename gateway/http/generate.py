@@ -100,7 +100,7 @@ class GenerateEndpoint:
         """Parse a body; a large one in the thread for it, in the tenant's turn, so that it stops no other request."""
         if len(body) <= PARSED_AT_ONCE_BYTES:
             return await self._dialect.parse(body, tenant)
-        return await self._parsing.run(tenant, lambda: asyncio.run(self._dialect.parse(body, tenant)))
+        return await self._parsing.run(tenant, lambda: asyncio.run(self._dialect.parse(body, tenant)), num_bytes=len(body))
 
     async def _answer(
         self, asked: ParsedRequest, actives: Sequence[ActiveRequest], receive: Receive, response: ResponseWriter

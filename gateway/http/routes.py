@@ -141,7 +141,7 @@ def _count_tokens(services: Services) -> Posted:
         caller = services.keys.caller_of(headers)
         with admitted(services, caller):
             body = await read()
-            request = await services.parsing.run(caller.tenant, lambda: parse_count(body))
+            request = await services.parsing.run(caller.tenant, lambda: parse_count(body), num_bytes=len(body))
             return {"input_tokens": await services.pipeline.preparer.count(request, caller.tenant)}
 
     return posted(services, count_tokens, other_method="use POST with the body of a message", dialect=MessagesDialect())

@@ -108,7 +108,7 @@ class RequestRecorder:
             cached_tokens=finished.num_cached_tokens,
             output_tokens=finished.num_output_tokens,
         )
-        if finished.reason in ("stop", "length"):
+        if finished.reason in ("stop", "length") and not active.cut:
             self._learn(active, finished, worker)
 
     def _learn(self, active: ActiveRequest, finished: Finished, worker: str) -> None:

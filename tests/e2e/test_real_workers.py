@@ -57,6 +57,7 @@ async def device_seconds_add_up(served: Served) -> None:
     assert charged == pytest.approx(load(served).attributed_s - began, rel=1e-3)
     assert sum(run.device_s for run in served.gateway.runs.all()) - before == pytest.approx(charged)
     assert load(served).attributed_s == pytest.approx(load(served).busy_s, rel=1e-3)
+    assert not served.gateway.fleet.excess, "a sound worker reports nothing beyond its bounds"
 
 
 async def a_long_prompt_is_refused_with_both_numbers(served: Served) -> None:

@@ -60,7 +60,8 @@ def _reply(rng: random.Random) -> Reply:
     status = rng.choice((200, 200, 200, 200, 400, 401, 404, 429, 500, 503))
     whole = rng.random() < 0.2
     if status != 200 or whole:
-        body = json.dumps(changed_json(rng, {"error": {"message": rng.choice(TEXTS)}, **said[0], "usage": usage})).encode()
+        chunk = said[0] if isinstance(said[0], dict) else {}
+        body = json.dumps(changed_json(rng, {"error": {"message": rng.choice(TEXTS)}, **chunk, "usage": usage})).encode()
     kind = "application/json" if status != 200 or whole else "text/event-stream"
     headers = {"content-type": kind, "retry-after": rng.choice(("0", "1" * 400, "-1", "soon", "1e9"))}
 

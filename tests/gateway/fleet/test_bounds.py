@@ -167,6 +167,17 @@ async def _answered(one: Served, worker: FakeWorker, **wrong: Any) -> tuple[int,
     return answer
 
 
+async def test_report_that_was_cut_teaches_nothing(tmp_path: Path) -> None:
+    worker = fake("pico")
+    async with serve(tmp_path, workers={"pico-0": worker, "nano-0": fake("nano")}) as one:
+        for _ in range(3):
+            assert (await one.chat(ask(model="small")))[0] == 200
+        predictor = one.gateway.fleet.predictors["pico-0"]
+        before = predictor.rates
+        assert (await _answered(one, worker, device_s=9e8, prefill_device_s=9e8, decode_s=9e8))[0] == 200
+        assert predictor.rates == before and predictor.running == 0
+
+
 @pytest.mark.parametrize(
     "wrong", [{"num_steps": 2**63}, {"device_s": 9e8}, {"num_prompt_tokens": 2**32}, {"num_output_tokens": 2**64 - 1}]
 )

@@ -169,3 +169,31 @@ async def test_memory_is_given_back_after_large_bodies(tmp_path: Path, monkeypat
         assert (await one.chat(ask("x" * 100_000)))[0] == 400
         assert await one.gateway._give_back_memory(0) == 1 and len(calls) == 1
         assert await one.gateway._give_back_memory(1) == 1 and len(calls) == 1
+
+
+async def test_memory_of_waiting_work_leaves_room_for_others() -> None:
+    queue, gate = TurnThread("large bodies", max_waiting=100, max_bytes=100), threading.Event()
+    asked = [asyncio.create_task(queue.run("a", lambda: gate.wait(10), num_bytes=10)) for _ in range(5)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await queue.run("a", lambda: None, num_bytes=10)
+    other = asyncio.create_task(queue.run("b", lambda: "served", num_bytes=20))
+    await asyncio.sleep(0)
+    gate.set()
+    assert await other == "served" and all(await asyncio.gather(*asked))
+    assert await queue.run("a", lambda: "again", num_bytes=50) == "again"
+    queue.close()
+
+
+async def test_closed_thread_refuses_what_waits() -> None:
+    queue, gate = TurnThread("reports", max_waiting=100), threading.Event()
+    running = asyncio.create_task(queue.run("a", lambda: gate.wait(10)))
+    await asyncio.sleep(0)
+    await until(lambda: queue.num_waiting("a") == 0)
+    waiting = asyncio.create_task(queue.run("a", lambda: None))
+    await asyncio.sleep(0)
+    queue.close()
+    with pytest.raises(Overloaded, match="stopping"):
+        await waiting
+    gate.set()
+    running.cancel()
