@@ -88,5 +88,5 @@ def test_a_cache_keeps_tenants_apart_and_bounds_each() -> None:
         cache.put("a", grammar, number, 20)
     assert [cache.get("a", grammar) for grammar in grammars] == [None, None, None, 3, 4]
     assert cache.get("b", grammars[0]) == 7 and cache.get("b", grammars[4]) is None
-    cache.put("c", grammars[0], 1, 50)
+    cache.put("c", grammars[0], 1, 40)
     assert cache.get("b", grammars[0]) == 7 and cache.get("c", grammars[0]) == 1
