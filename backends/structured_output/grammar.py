@@ -5,21 +5,27 @@ xgrammar is loaded with the first grammar: a worker that never gets one starts w
 
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from backends.engine.request_limits import Refusal
 from backends.engine.sequence import Matcher
+from backends.structured_output.compile_turns import CompileTurns
+from backends.structured_output.grammar_cache import GrammarCache
 from backends.structured_output.grammar_rules import GrammarRules, Lengths
 from backends.structured_output.json_pattern import with_patterns_spelled_out
 from backends.structured_output.length_limit import MAX_JUMP, LengthLimiter, Pieces
 from backends.structured_output.schema_bounds import bounded, bounded_rules
 from backends.structured_output.structural_tag import ANY_OBJECT, structural_tag
+from backends.structured_output.trial_lane import TrialLane
+from backends.structured_output.trial_process import Tried, Vocabulary
 from backends.wire import FinishReason, Grammar
 
 if TYPE_CHECKING:
@@ -27,10 +33,16 @@ if TYPE_CHECKING:
 
 COMPILE_S = 10.0
 """A schema of ordinary size takes milliseconds, with a vocabulary of 150,000 some tenths of a second."""
+MAX_COMPILE_S = 0.5
+"""Processor time of the compilation alone. The worker repeats it beside its engine, which stands still meanwhile."""
+LANES = 2
+"""Trial compilations at a time. One tenant has one."""
 CACHE_BYTES = 256 * 1024 * 1024
 SEPARATORS = (", ", ": ")
 _FAILURES = (RuntimeError, MemoryError)
 """Errors of the library about one matcher. They end its sequence, never the step."""
+_BAD_GRAMMAR = (RuntimeError, ValueError, TypeError, LookupError)
+"""Errors of the library about a grammar that it cannot take."""
 CHARS_A_TOKEN = 3
 """Of a schema's text. What a schema says is longer than the least that satisfies it."""
 
@@ -149,71 +161,136 @@ class MaskFiller:
         return Masks(bits, rows, self._thread.submit(fill))
 
 
+class Compiled(NamedTuple):
+    grammar: "xgrammar.CompiledGrammar"
+    lengths: Lengths
+
+
 class Grammars:
-    """One model's. `timeout_s` bounds the wait for one grammar, not the thread that compiles it."""
+    """One model's. `timeout_s` bounds the wait for a turn, and then the trial compilation of a grammar."""
 
     def __init__(
         self, tokenizer: Tokenizer, *, vocab_size: int, eos_tokens: Sequence[int], timeout_s: float = COMPILE_S
     ) -> None:
-        self._tokenizer, self._vocab_size, self._eos_tokens = tokenizer, vocab_size, list(eos_tokens)
-        self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammars")
+        self._vocab_size, self._timeout_s = vocab_size, timeout_s
+        self._tokenizer, self._eos_tokens = tokenizer, list(eos_tokens)
+        self._turns = CompileTurns()
+        self._cache = GrammarCache[Compiled](CACHE_BYTES)
         self._lock = threading.Lock()
-        self._compiler: Any = None
+        self._compiler: xgrammar.GrammarCompiler | None = None
         self._pieces: Pieces | None = None
+        self._has_threads = False
 
-    def compile(self, grammar: Grammar, ready: Callable[[XgrammarMatcher | Refusal], None]) -> None:
-        """`ready` is called once, on another thread: with a matcher at its start, or why there is none."""
+    def compile(self, grammar: Grammar, ready: Callable[[XgrammarMatcher | Refusal], None], *, tenant: str = "") -> None:
+        """`ready` is called once, perhaps on another thread: with a matcher at its start, or why there is none."""
+        if (compiled := self._cache.get(tenant, grammar)) is not None:
+            ready(self._matcher(grammar, compiled))
+            return
+        self._start_threads()
         once = threading.Lock()
+        busy = Refusal("grammar_busy", f"{grammar.param}: too many grammars wait to be compiled: try again", grammar.param)
 
-        def answer(outcome: XgrammarMatcher | Refusal) -> None:
+        def too_late() -> None:
             if once.acquire(blocking=False):
-                ready(outcome)
+                ready(busy)
 
-        late = f"{grammar.param}: its grammar was not compiled within {self._timeout_s:g} s: make it smaller"
-        timer = threading.Timer(self._timeout_s, answer, [Refusal("bad_grammar", late, grammar.param)])
+        timer = threading.Timer(self._timeout_s, too_late)
         timer.daemon = True
-        timer.start()
 
-        def work() -> None:
-            outcome = self._matcher(grammar)
+        def job(lane: TrialLane) -> None:
             timer.cancel()
-            answer(outcome)
+            if once.acquire(blocking=False):
+                ready(self._outcome(lane, tenant, grammar))
 
-        self._threads.submit(work)
+        timer.start()
+        if not self._turns.add(tenant, job):
+            timer.cancel()
+            too_late()
 
-    def _matcher(self, grammar: Grammar) -> XgrammarMatcher | Refusal:
+    def _start_threads(self) -> None:
+        if not self._has_threads:
+            self._has_threads = True
+            for number in range(LANES):
+                threading.Thread(target=self._serve, name=f"grammars {number}", daemon=True).start()
+
+    def _serve(self) -> None:
+        lane: TrialLane | None = None
+        while True:
+            tenant, job = self._turns.next()
+            try:
+                if lane is None:
+                    self._ready_compiler()
+                    vocabulary = _vocabulary(self._tokenizer, self._vocab_size, self._eos_tokens)
+                    lane = TrialLane(vocabulary, max_s=self._timeout_s)
+                job(lane)
+            finally:
+                self._turns.done(tenant)
+
+    def _outcome(self, lane: TrialLane, tenant: str, grammar: Grammar) -> XgrammarMatcher | Refusal:
         import xgrammar
 
         try:
-            compiler = self._ready_compiler()
-            rules, lengths = _checked(grammar)
-            matcher = xgrammar.GrammarMatcher(compiler.compile_grammar(rules))
-            pieces = self._pieces if grammar.kind in ("json", "schema") else None
-            return XgrammarMatcher(matcher, grammar, vocab_size=self._vocab_size, lengths=lengths, pieces=pieces)
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            LookupError,
-        ) as error:  # what the library raises for a grammar that it cannot take
+            compiled = self._cache.get(tenant, grammar)
+            if compiled is None:
+                tried = lane.run(grammar)
+                if not tried.problem and tried.compile_s > MAX_COMPILE_S:
+                    tried = Tried(problem=f"its grammar takes over {MAX_COMPILE_S:g} s to compile: make it smaller")
+                if tried.problem:
+                    return Refusal("bad_grammar", f"{grammar.param}: {tried.problem}", grammar.param)
+                rules = xgrammar.Grammar.deserialize_json(tried.rules)
+                lengths = Lengths(tried.answer_bytes, tried.part_bytes)
+                compiled = Compiled(self._ready_compiler().compile_grammar(rules), lengths)
+                self._cache.put(tenant, grammar, compiled, compiled.grammar.memory_size_bytes)
+            return self._matcher(grammar, compiled)
+        except (OSError, MemoryError, msgspec.DecodeError) as error:  # the next trial starts a new process
+            return Refusal("grammar_busy", f"{grammar.param}: {error}: try again", grammar.param)
+        except _BAD_GRAMMAR as error:
             return Refusal("bad_grammar", f"{grammar.param}: {_reason(error)}", grammar.param)
 
-    def _ready_compiler(self) -> "xgrammar.GrammarCompiler":
+    def _matcher(self, grammar: Grammar, compiled: Compiled) -> XgrammarMatcher:
         import xgrammar
 
+        pieces = self._pieces if grammar.kind in ("json", "schema") else None
+        matcher = xgrammar.GrammarMatcher(compiled.grammar)
+        return XgrammarMatcher(matcher, grammar, vocab_size=self._vocab_size, lengths=compiled.lengths, pieces=pieces)
+
+    def _ready_compiler(self) -> "xgrammar.GrammarCompiler":
         with self._lock:
             if self._compiler is None:
-                info = xgrammar.TokenizerInfo(
-                    _vocabulary(self._tokenizer),
-                    _vocabulary_type(self._tokenizer),
-                    vocab_size=self._vocab_size,
-                    stop_token_ids=self._eos_tokens,
-                )
+                info = _tokenizer_info(_vocabulary(self._tokenizer, self._vocab_size, self._eos_tokens))
                 self._pieces = Pieces(info.decoded_vocab)
-                self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES)
-            compiler: xgrammar.GrammarCompiler = self._compiler
-            return compiler
+                self._compiler = _compiler(info)
+            return self._compiler
+
+
+def compiler_of(vocabulary: Vocabulary) -> "xgrammar.GrammarCompiler":
+    return _compiler(_tokenizer_info(vocabulary))
+
+
+def _tokenizer_info(vocabulary: Vocabulary) -> "xgrammar.TokenizerInfo":
+    import xgrammar
+
+    kind, stop = xgrammar.VocabType(vocabulary.kind), vocabulary.stop_tokens
+    return xgrammar.TokenizerInfo(vocabulary.texts, kind, vocab_size=vocabulary.size, stop_token_ids=stop)
+
+
+def _compiler(info: "xgrammar.TokenizerInfo") -> "xgrammar.GrammarCompiler":
+    import xgrammar
+
+    return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+
+
+def try_grammar(compiler: "xgrammar.GrammarCompiler", grammar: Grammar) -> Tried:
+    """Check and compile a grammar. Called in a process of its own."""
+    try:
+        rules, lengths = _checked(grammar)
+        began = time.process_time()
+        compiler.compile_grammar(rules)
+        compile_s = time.process_time() - began
+        return Tried(rules=rules.serialize_json(), answer_bytes=lengths.answer, part_bytes=lengths.part, compile_s=compile_s)
+    except (MemoryError, *_BAD_GRAMMAR) as error:
+        is_memory = isinstance(error, MemoryError) or "bad_alloc" in str(error)
+        return Tried(problem="its grammar takes too much memory: make it smaller" if is_memory else _reason(error))
 
 
 def _checked(grammar: Grammar) -> tuple["xgrammar.Grammar", Lengths]:
@@ -256,11 +333,12 @@ def _tagged_rules(tag: Any) -> str:
     return with_patterns_spelled_out(bounded_rules(str(xgrammar.Grammar.from_structural_tag(json.dumps(tag)))))
 
 
-def _vocabulary(tokenizer: Tokenizer) -> list[str]:
+def _vocabulary(tokenizer: Tokenizer, size: int, stop_tokens: list[int]) -> Vocabulary:
     """By id. Special tokens are no text: they are left empty, and a grammar never allows them."""
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    size = tokenizer.get_vocab_size()
-    return ["" if i in special else tokenizer.id_to_token(i) or "" for i in range(size)]
+    ids = range(tokenizer.get_vocab_size())
+    texts = ["" if i in special else tokenizer.id_to_token(i) or "" for i in ids]
+    return Vocabulary(texts=texts, kind=_vocabulary_type(tokenizer).value, size=size, stop_tokens=stop_tokens)
 
 
 def _vocabulary_type(tokenizer: Tokenizer) -> "xgrammar.VocabType":

@@ -150,7 +150,7 @@ class LinkHandler:
         else:
             post, request = self._post, submit.request
             self._compiling[link, request] = submit
-            self._grammars.compile(grammar, lambda outcome: post(Compiled(link, request, outcome)))
+            self._grammars.compile(grammar, lambda outcome: post(Compiled(link, request, outcome)), tenant=submit.cache_salt)
 
     def _compiled(self, link: int, request: int, outcome: Matcher | Refusal) -> None:
         """Submit a request whose grammar is compiled. One that was aborted in the meantime is ignored."""

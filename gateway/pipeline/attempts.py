@@ -16,6 +16,8 @@ from gateway.runs.retention_publisher import RetentionPublisher
 from gateway.telemetry.record import LostAttempt
 
 MAX_ATTEMPTS = 4
+GRAMMAR_RETRY_S = 5.0
+"""Seconds until the turns of other tenants' grammars have moved on: half of the bound of one compilation."""
 MAX_BLAMED = 2
 """Workers that a request may end. One may have ended by chance; a third is not tried."""
 BLAMED_S = 15.0
@@ -164,6 +166,8 @@ def failure_of(finished: Finished) -> HeadwayError:
     message = finished.error or f"the worker ended it: {finished.reason}"
     if finished.error_code == "worker_lost":
         return WorkerLost(f"{message}: try again")
+    if finished.error_code == "grammar_busy":
+        return NoWorker(message, param=finished.error_param, retry_after_s=GRAMMAR_RETRY_S)
     if finished.error_code == "too_many":
         return NoWorker(f"{message}: try again", retry_after_s=1.0)
     if finished.error_code == "too_long":

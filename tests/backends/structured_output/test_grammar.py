@@ -95,16 +95,6 @@ def test_unsupported_grammar_is_refused(grammars: Grammars, grammar: Grammar) ->
     assert refused.message.startswith(f"{grammar.param}: ") and ".cc" not in refused.message
 
 
-def test_a_grammar_that_takes_too_long_is_refused() -> None:
-    slow = Grammars(TOKENIZER, vocab_size=VOCABULARY, eos_tokens=[EOS], timeout_s=0.0)
-    slow._lock.acquire()
-    try:
-        refused = compiled(slow, Grammar(kind="json", param="response_format"))
-    finally:
-        slow._lock.release()
-    assert isinstance(refused, Refusal) and "within 0 s" in refused.message
-
-
 def test_only_rows_with_a_grammar_are_masked(grammars: Grammars) -> None:
     matcher = compiled(grammars, Grammar(kind="regex", param="regex", text="a"))
     assert isinstance(matcher, XgrammarMatcher)
