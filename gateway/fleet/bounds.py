@@ -20,8 +20,9 @@ MAX_SECONDS = 1e9
 """Seconds that no time may exceed: thirty years."""
 CLOCK_TOLERANCE_S = 0.001
 """Seconds that a difference of clock readings may lie below zero."""
-WALL_TOLERANCE_S = 0.25
-"""Seconds by which a worker's times may exceed the wall time since the submit. Some workers count steps of a nominal length."""
+WALL_TOLERANCE_S, NOMINAL_STEP_S = 0.1, 0.001
+"""Seconds by which a worker's times may exceed the wall time since the submit, and more for each token of its answer. Some
+workers count steps of a nominal length; the smallest models take about a millisecond."""
 MAX_NAME_CHARS, MAX_NAMES = 256, 64
 """Bounds on the labels of a `Hello`, which become labels of metrics."""
 MAX_TOKEN_CHARS = 1_024
@@ -159,7 +160,8 @@ def cut_finished(
     Tokens are bounded by what was sent, times by the wall time since the submit. A step computes at least one token.
     """
     check(finished)
-    wall_s = max(0.0, now - sent.at) + WALL_TOLERANCE_S
+    tolerance_s = WALL_TOLERANCE_S + NOMINAL_STEP_S * min(finished.num_output_tokens, sent.max_tokens)
+    wall_s = max(0.0, now - sent.at) + tolerance_s
     most: dict[str, float] = {
         "num_prompt_tokens": sent.prompt_tokens,
         "num_cached_tokens": min(finished.num_prompt_tokens, sent.prompt_tokens),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.commands.ledger import compare
-from gateway.fleet.bounds import PREAMBLE_TOKENS, WALL_TOLERANCE_S
+from gateway.fleet.bounds import NOMINAL_STEP_S, PREAMBLE_TOKENS, WALL_TOLERANCE_S
 from gateway.ledger.ledger import SqliteLedger
 from tests.served import Served, ask, until
 
@@ -46,7 +46,7 @@ async def charges_are_bounded(one: Served, path: Path) -> None:
         numbers = [value for value in row.values() if isinstance(value, int | float)]
         assert all(math.isfinite(value) and value >= 0 for value in numbers), row
         attempts = max(1, row["num_attempts"])
-        most = attempts * ((row["total_s"] + WALL_TOLERANCE_S) * price + by_token)
+        most = attempts * ((row["total_s"] + WALL_TOLERANCE_S + 8 * NOMINAL_STEP_S) * price + by_token)
         assert row["usd"] <= most, row
         assert row["output_tokens"] < 2**31 and row["prompt_tokens"] < 2**31, row
     async with one.http.get(f"{one.url}/metrics") as answer:
