@@ -19,7 +19,6 @@ from gateway.api.messages_dialect import MessagesDialect
 from gateway.api.response_store import ResponseStore
 from gateway.api.responses_dialect import ResponsesDialect
 from gateway.fleet.fleet import Fleet
-from gateway.free_memory import give_back
 from gateway.http.auth import CurrentKeys, Keys
 from gateway.http.body import BodyBudget
 from gateway.http.generate import GenerateEndpoint, OpenResponses
@@ -44,6 +43,8 @@ from gateway.routing.escalation import Escalation
 from gateway.routing.quality import QualityModel, top_only
 from gateway.runs.registry import RunRegistry
 from gateway.runs.retention_publisher import RetentionPublisher
+from gateway.runtime.free_memory import give_back
+from gateway.runtime.turn_thread import TurnThread
 from gateway.scheduling.latency_model import OutputLengths
 from gateway.scheduling.request_queue import COLD_AFTER_S, RequestQueue
 from gateway.scheduling.retention import Retention
@@ -52,7 +53,6 @@ from gateway.telemetry.metrics import Gauge, Metrics
 from gateway.telemetry.span_export import open_spans
 from gateway.telemetry.tracing import SpanWriter
 from gateway.text.prompt_encoder import PromptEncoder
-from gateway.turn_thread import TurnThread
 
 CLEANUP_EVERY_S = 5.0
 REFRESHES_PER_CLEANUP = 10

@@ -23,9 +23,9 @@ from gateway.policy.load import PolicyError, load_policy
 from gateway.policy.reload import AuditLog, Reloader
 from gateway.policy.schema import Policy
 from gateway.policy.secret_files import secrets_of
-from gateway.private_files import UMASK
-from gateway.redaction import RedactingFormatter
 from gateway.routing.quality import ArtefactError
+from gateway.runtime.private_files import UMASK
+from gateway.runtime.redaction import RedactingFormatter
 from gateway.settings import Settings, SettingsError, read_settings
 
 LOOK_EVERY_S = 1.0

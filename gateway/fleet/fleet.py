@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from backends import wire
-from gateway.background import Background
 from gateway.fleet.socket_dir import SocketDirectory
 from gateway.fleet.supervisor import Command, Supervisor, worker_command
 from gateway.fleet.upstream import Upstream
@@ -18,6 +17,7 @@ from gateway.policy.schema import Policy
 from gateway.policy.worker_rates import WorkerRates
 from gateway.routing.decision import RoutingRequest, WorkerView
 from gateway.routing.shortlist import Short
+from gateway.runtime.background import Background
 from gateway.scheduling.kv_footprint import KvFootprints
 from gateway.scheduling.kv_index import KvIndex, of_host, reload_credit
 from gateway.scheduling.latency_model import LOAD_IS_FRESH_S, LatencyPredictor, cold_rates

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from msgspec import structs
 
-from gateway.background import Background
 from gateway.policy.schema import Worker
+from gateway.runtime.background import Background
 
 FIRST_BACKOFF_S = 0.25
 LAST_BACKOFF_S = 30.0

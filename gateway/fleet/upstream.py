@@ -27,9 +27,9 @@ from gateway.parsers.event_codec import encode_event
 from gateway.parsers.events import CallStart, Event
 from gateway.policy import schema
 from gateway.policy.worker_rates import WorkerRates
-from gateway.redaction import redacted
 from gateway.request import Request
 from gateway.routing.decision import WorkerView
+from gateway.runtime.redaction import redacted
 from gateway.scheduling.latency_model import LatencyPredictor
 from gateway.text.prompt_encoder import Prompt
 

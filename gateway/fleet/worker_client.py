@@ -15,12 +15,12 @@ import msgspec
 from msgspec import structs
 
 from backends import wire
-from gateway.background import Background
 from gateway.errors import WorkerLost
 from gateway.fleet import bounds
 from gateway.fleet.credits import Credits
 from gateway.fleet.token_stream import TokenStream
-from gateway.redaction import redacted
+from gateway.runtime.background import Background
+from gateway.runtime.redaction import redacted
 from gateway.text.model_text import ModelText
 from gateway.text.prompt_encoder import Target
 

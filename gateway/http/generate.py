@@ -22,7 +22,7 @@ from gateway.pipeline.active_request import ActiveRequest, ClientGone, RequestCo
 from gateway.pipeline.attempts import failure_of
 from gateway.pipeline.pipeline import Pipeline
 from gateway.runs.identity import mint_id, public_id
-from gateway.turn_thread import TurnThread
+from gateway.runtime.turn_thread import TurnThread
 
 log = logging.getLogger("headway.answer")
 

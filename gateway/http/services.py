@@ -14,10 +14,10 @@ from gateway.metering.rate_limits import RateLimiter
 from gateway.pipeline.pipeline import Pipeline
 from gateway.policy.schema import Policy
 from gateway.runs.registry import RunRegistry
+from gateway.runtime.turn_thread import TurnThread
 from gateway.scheduling.request_queue import RequestQueue
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.span_export import SPANS
-from gateway.turn_thread import TurnThread
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway.background import FIRST_PAUSE_S, LAST_PAUSE_S
 from gateway.ledger.rejected_rows import RejectedRows
 from gateway.ledger.rows import HoldRow, ResponseRow, Row, Rows
 from gateway.ledger.store import BUSY_S, IN_MEMORY, Store, Values, is_locked, is_of_file, select
+from gateway.runtime.background import FIRST_PAUSE_S, LAST_PAUSE_S
 
 MAX_BUFFERED_ROWS = 50_000
 _BATCH_ROWS = 1_000

@@ -24,7 +24,7 @@ from gateway.ledger.rows import (
     RunRow,
     table,
 )
-from gateway.private_files import make_private
+from gateway.runtime.private_files import make_private
 
 IN_MEMORY = ":memory:"
 Values = Sequence[str | int | float]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from gateway.background import Background
 from gateway.fleet.circuit_breaker import BREAKER_STATES
 from gateway.fleet.fleet import Fleet
 from gateway.ledger.ledger import Ledger, SqliteLedger
@@ -10,6 +9,7 @@ from gateway.metering.budgets import Budgets
 from gateway.metering.device_time import DeviceTimes
 from gateway.pipeline.dispatcher import Dispatcher
 from gateway.runs.registry import RunRegistry
+from gateway.runtime.background import Background
 from gateway.telemetry.metrics import Gauge
 
 

@@ -13,7 +13,7 @@ import msgspec
 from gateway.policy.diff import diff_policies, policy_hash
 from gateway.policy.load import PolicyError, load_files
 from gateway.policy.schema import Policy
-from gateway.private_files import make_private
+from gateway.runtime.private_files import make_private
 
 FIXED = ("listen", "devices", "tiers", "models", "workers", "upstreams", "limits")
 

@@ -12,8 +12,8 @@ import msgspec
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from gateway.background import FIRST_PAUSE_S, LAST_PAUSE_S, Background
-from gateway.private_files import make_private
+from gateway.runtime.background import FIRST_PAUSE_S, LAST_PAUSE_S, Background
+from gateway.runtime.private_files import make_private
 from gateway.telemetry.tracing import AtExport, NoSpans, RequestSpans, SpanRecorder, SpanWriter, yield_gil
 
 log = logging.getLogger("headway.spans")

@@ -13,7 +13,7 @@ from gateway.ledger.ledger import ReportTooLong, SqliteLedger
 from gateway.ledger.rows import OutcomeRow
 from gateway.ledger.store import MAX_LABEL_BYTES, Store
 from gateway.policy.schema import RateLimits
-from gateway.turn_thread import TurnThread
+from gateway.runtime.turn_thread import TurnThread
 from tests.gateway.ledger.test_ledger import REQUEST, rows
 from tests.served import Served, ask, serve, until
 

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from gateway.background import FIRST_PAUSE_S, Background
+from gateway.runtime.background import FIRST_PAUSE_S, Background
 from gateway.telemetry.span_export import SPANS, RetriedExporter
 
 

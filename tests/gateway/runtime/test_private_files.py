@@ -10,7 +10,7 @@ import pytest
 from gateway.cli import main
 from gateway.ledger.ledger import SqliteLedger
 from gateway.ledger.store import Store
-from gateway.private_files import make_private
+from gateway.runtime.private_files import make_private
 from gateway.telemetry.span_export import open_spans
 from tests.builders import policy_text
 from tests.gateway.ledger.test_ledger import REQUEST

@@ -1,6 +1,6 @@
 import asyncio
 
-from gateway.background import Background
+from gateway.runtime.background import Background
 from tests.served import until
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.redaction import STRUCK, RedactingFormatter, redacted
+from gateway.runtime.redaction import STRUCK, RedactingFormatter, redacted
 from tests.fake_upstream import status
 from tests.gateway.fleet.test_upstream import served
 from tests.served import ask
