@@ -19,11 +19,8 @@ from msgspec import structs
 
 from gateway.policy.schema import Worker
 from gateway.runtime.background import Background
+from gateway.runtime.backoff import Backoff
 
-FIRST_BACKOFF_S = 0.25
-LAST_BACKOFF_S = 30.0
-STEADY_S = 30.0
-"""Seconds of running after which the backoff is reset."""
 STOP_S = 5.0
 KEPT_LINES = 20
 
@@ -91,18 +88,17 @@ class LocalWorker:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _keep_alive(self) -> None:
-        backoff = FIRST_BACKOFF_S
+        backoff = Backoff()
         while True:
             began = time.monotonic()
             code = await self._run_once()
-            if time.monotonic() - began >= STEADY_S:
-                backoff = FIRST_BACKOFF_S
+            backoff.ran(time.monotonic() - began)
+            pause_s = backoff.take()
             self.restarts += 1
             self.problem = f"exited with {code}"
             lines = "".join(f"\n  {line}" for line in self.last_lines)
-            log.error("worker %s %s, restarting in %.2g s; last lines of stderr:%s", self.name, self.problem, backoff, lines)
-            await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, LAST_BACKOFF_S)
+            log.error("worker %s %s, restarting in %.2g s; last lines of stderr:%s", self.name, self.problem, pause_s, lines)
+            await asyncio.sleep(pause_s)
 
     async def _run_once(self) -> int:
         self.last_lines.clear()

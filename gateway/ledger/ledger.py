@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from gateway.ledger.rejected_rows import RejectedRows
 from gateway.ledger.rows import HoldRow, ResponseRow, Row, Rows
 from gateway.ledger.store import BUSY_S, IN_MEMORY, Store, Values, is_locked, is_of_file, select
-from gateway.runtime.background import FIRST_PAUSE_S, LAST_PAUSE_S
+from gateway.runtime.backoff import FIRST_PAUSE_S, Backoff
 
 MAX_BUFFERED_ROWS = 50_000
 _BATCH_ROWS = 1_000
@@ -122,8 +122,8 @@ class SqliteLedger:
     """Ledger in one SQLite file in WAL mode, so that others can read while we write. Rows older than `keep_days` are deleted.
 
     `dropped` counts rows that did not fit or could not be written; `error` is the last write error. Rows behind the lock of
-    another connection are tried again. Rows that could not be
-    written are set aside in `rejected`. `restarts` counts failures of the writing thread.
+    another connection are tried again. Rows that could not be written are set aside in `rejected`. `restarts` counts failures
+    of the writing thread.
     """
 
     def __init__(
@@ -188,20 +188,20 @@ class SqliteLedger:
 
     def _run(self) -> None:
         """Write until closed. Any failure is counted and reported, and writing goes on after a growing pause."""
-        pause_s = FIRST_PAUSE_S
+        backoff = Backoff()
         while True:
             began = time.monotonic()
             try:
                 return self._write()
             except Exception as error:  # one of the places that catch everything: the work must go on
+                backoff.ran(time.monotonic() - began)
+                pause_s = backoff.take()
                 log.error("the ledger's thread failed, it restarts in %g s", pause_s, exc_info=error)
                 self._set_aside(self._batch, error)
                 self.restarts += 1
-            pause_s = FIRST_PAUSE_S if time.monotonic() - began >= LAST_PAUSE_S else pause_s
             self._problem = f"failed and restarts in {pause_s:g} s, see the gateway's log"
             self._clear_at = time.monotonic() + 2 * pause_s
             self._closing.wait(pause_s)
-            pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
     def _write(self) -> None:
         """Write batches until closed. A batch collects the rows within _BATCH_WAIT_S of its first one."""
@@ -232,7 +232,7 @@ class SqliteLedger:
         """Insert rows. While another connection holds the lock they stay first and are tried again, with a growing pause; once
         the ledger closes, for at most MAX_CLOSE_S. Raises as `Store.insert` does.
         """
-        pause_s, tries_until = FIRST_PAUSE_S, math.inf
+        backoff, tries_until = Backoff(), math.inf
         while True:
             try:
                 return self._store.insert(rows)
@@ -241,12 +241,13 @@ class SqliteLedger:
                     tries_until = min(tries_until, time.monotonic() + MAX_CLOSE_S)
                 if not is_locked(error) or time.monotonic() >= tries_until:
                     raise
+                pause_s = backoff.pause_s
                 log.warning("another connection holds the ledger's lock: %d rows are tried again in %g s", len(rows), pause_s)
                 self.error = str(error)
             if self._closing.is_set():
                 time.sleep(FIRST_PAUSE_S)
-            elif not self._closing.wait(pause_s):
-                pause_s = min(2 * pause_s, LAST_PAUSE_S)
+            else:
+                self._closing.wait(backoff.take())
 
     def _set_aside(self, batch: Sequence[Row | Rows], error: Exception) -> None:
         """Count rows that are lost, and keep them in the file of rejected rows."""

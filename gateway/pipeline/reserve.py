@@ -28,7 +28,7 @@ def reserve(pending: PendingRequest, identified: Identified, fleet: Fleet, recor
         reservations = recorder.budgets.reserve(pending.budgets, payers, wanted, wall_s)
         if reservations:
             recorder.record_reservation(id, pending.route, payers, reservations, wall_s)
-    return Reserved(payers, tokens, reservations)
+    return Reserved(tokens, reservations)
 
 
 def _reserve_tokens(pending: PendingRequest, identified: Identified, recorder: RequestRecorder) -> int:

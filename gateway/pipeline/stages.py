@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from gateway.metering.budgets import Payers, Reservation
+from gateway.metering.budgets import Reservation
 from gateway.pipeline.active_request import RequestContext
 from gateway.policy.schema import Policy, Route, Slo
 from gateway.request import Request
@@ -43,6 +43,5 @@ class Reserved(NamedTuple):
     """What a request may use up: `tokens` of the limits on tokens a minute, for each choice, and a reservation for each choice
     from the route's budgets. No reservations without budgets."""
 
-    payers: Payers
     tokens: int
     reservations: list[Reservation]

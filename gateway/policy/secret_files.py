@@ -39,20 +39,20 @@ class SecretFiles:
         return msgspec.structs.replace(tenant, keys=(*tenant.keys, *filter(None, read))) if read else tenant
 
     def _upstream(self, name: str, upstream: Upstream) -> Upstream:
-        key = ("upstreams", name, "key_file")
-        if upstream.key_file is None:
-            return upstream
-        if upstream.key is not None:
-            self._report(key, "stands beside `key`: give one of them")
-        return msgspec.structs.replace(upstream, key=self._read(upstream.key_file, key))
+        key = self._secret(upstream.key, upstream.key_file, "key", ("upstreams", name, "key_file"))
+        return msgspec.structs.replace(upstream, key=key)
 
     def _worker(self, name: str, worker: Worker) -> Worker:
-        key = ("workers", name, "token_file")
-        if worker.token_file is None:
-            return worker
-        if worker.token is not None:
-            self._report(key, "stands beside `token`: give one of them")
-        return msgspec.structs.replace(worker, token=self._read(worker.token_file, key))
+        token = self._secret(worker.token, worker.token_file, "token", ("workers", name, "token_file"))
+        return msgspec.structs.replace(worker, token=token)
+
+    def _secret(self, given: str | None, file: str | None, field: str, key: Key) -> str | None:
+        """Return the secret that is given in the policy or in a file. Both are a problem."""
+        if file is None:
+            return given
+        if given is not None:
+            self._report(key, f"stands beside `{field}`: give one of them")
+        return self._read(file, key)
 
     def _read(self, file: str, key: Key) -> str | None:
         path = next((path for folder in self._folders if (path := folder / file).exists()), self._folders[-1] / file)

@@ -4,8 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 30.0
-"""Pauses before a restart, doubled each time. A task that ran for the longest pause starts with the first one again."""
+from gateway.runtime.backoff import Backoff
 
 log = logging.getLogger("headway.background")
 
@@ -25,10 +24,10 @@ class Background:
         return asyncio.create_task(self._keep(name, work, failed), name=name)
 
     async def _keep(self, name: str, work: Callable[[], Awaitable[None]], failed: Callable[[str], object]) -> None:
-        loop, pause_s = asyncio.get_running_loop(), FIRST_PAUSE_S
+        loop, backoff = asyncio.get_running_loop(), Backoff()
         while True:
             began = loop.time()
-            clear = loop.call_later(pause_s, self.problems.pop, name, None)
+            clear = loop.call_later(backoff.pause_s, self.problems.pop, name, None)
             try:
                 await work()
                 problem = "it ended"
@@ -37,11 +36,10 @@ class Background:
                 log.error("%s failed", name, exc_info=error)
             finally:
                 clear.cancel()
-            if loop.time() - began >= LAST_PAUSE_S:
-                pause_s = FIRST_PAUSE_S
+            backoff.ran(loop.time() - began)
+            pause_s = backoff.take()
             self.restarts[name] += 1
             self.problems[name] = f"failed and restarts in {pause_s:g} s, see the gateway's log"
             log.error("%s: %s; it restarts in %g s", name, problem, pause_s)
             failed(problem)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LAST_PAUSE_S)

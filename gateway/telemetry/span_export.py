@@ -12,7 +12,8 @@ import msgspec
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from gateway.runtime.background import FIRST_PAUSE_S, LAST_PAUSE_S, Background
+from gateway.runtime.background import Background
+from gateway.runtime.backoff import Backoff
 from gateway.runtime.private_files import make_private
 from gateway.telemetry.tracing import AtExport, NoSpans, RequestSpans, SpanRecorder, SpanWriter, yield_gil
 
@@ -49,7 +50,7 @@ class RetriedExporter(SpanExporter):
 
     def __init__(self, exporter: SpanExporter, background: Background, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._exporter, self._background, self._clock = exporter, background, clock
-        self._pause_s, self._resume_at = FIRST_PAUSE_S, 0.0
+        self._backoff, self._resume_at = Backoff(), 0.0
         background.restarts.setdefault(SPANS, 0)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -60,14 +61,14 @@ class RetriedExporter(SpanExporter):
         except Exception as error:  # one of the places that catch everything: the exporter is foreign code
             result, problem = SpanExportResult.FAILURE, f"{type(error).__name__}: {error}"
         if result is SpanExportResult.SUCCESS:
-            self._pause_s = FIRST_PAUSE_S
+            self._backoff.reset()
             self._background.problems.pop(SPANS, None)
             return result
-        log.error("spans are dropped for %g s: %s", self._pause_s, problem)
+        pause_s = self._backoff.take()
+        log.error("spans are dropped for %g s: %s", pause_s, problem)
         self._background.restarts[SPANS] += 1
         self._background.problems[SPANS] = "spans cannot be exported, see the gateway's log"
-        self._resume_at = self._clock() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+        self._resume_at = self._clock() + pause_s
         return result
 
     def shutdown(self) -> None:

@@ -3,7 +3,8 @@ from collections.abc import Sequence
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from gateway.runtime.background import FIRST_PAUSE_S, Background
+from gateway.runtime.background import Background
+from gateway.runtime.backoff import FIRST_PAUSE_S
 from gateway.telemetry.span_export import SPANS, RetriedExporter
 
 
