@@ -5,10 +5,9 @@ xgrammar is loaded with the first grammar: a worker that never gets one starts w
 
 import json
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import torch
@@ -19,13 +18,11 @@ from backends.engine.request_limits import Refusal
 from backends.engine.sequence import Matcher
 from backends.structured_output.compile_turns import CompileTurns
 from backends.structured_output.grammar_cache import GrammarCache
-from backends.structured_output.grammar_rules import GrammarRules, Lengths
-from backends.structured_output.json_pattern import with_patterns_spelled_out
+from backends.structured_output.grammar_compiler import BAD_GRAMMAR, compiler_for, reason_of, tokenizer_info
+from backends.structured_output.grammar_rules import Lengths
 from backends.structured_output.length_limit import MAX_JUMP, LengthLimiter, Pieces
-from backends.structured_output.schema_bounds import bounded, bounded_rules
-from backends.structured_output.structural_tag import ANY_OBJECT, structural_tag
+from backends.structured_output.trial import Tried, Vocabulary
 from backends.structured_output.trial_lane import TrialLane
-from backends.structured_output.trial_process import Tried, Vocabulary
 from backends.wire import FinishReason, Grammar
 
 if TYPE_CHECKING:
@@ -38,11 +35,8 @@ MAX_COMPILE_S = 0.5
 LANES = 2
 """Trial compilations at a time. One tenant has one."""
 CACHE_BYTES = 256 * 1024 * 1024
-SEPARATORS = (", ", ": ")
 _FAILURES = (RuntimeError, MemoryError)
 """Errors of the library about one matcher. They end its sequence, never the step."""
-_BAD_GRAMMAR = (RuntimeError, ValueError, TypeError, LookupError)
-"""Errors of the library about a grammar that it cannot take."""
 CHARS_A_TOKEN = 3
 """Of a schema's text. What a schema says is longer than the least that satisfies it."""
 
@@ -244,8 +238,8 @@ class Grammars:
             return self._matcher(grammar, compiled)
         except (OSError, MemoryError, msgspec.DecodeError) as error:  # the next trial starts a new process
             return Refusal("grammar_busy", f"{grammar.param}: {error}: try again", grammar.param)
-        except _BAD_GRAMMAR as error:
-            return Refusal("bad_grammar", f"{grammar.param}: {_reason(error)}", grammar.param)
+        except BAD_GRAMMAR as error:
+            return Refusal("bad_grammar", f"{grammar.param}: {reason_of(error)}", grammar.param)
 
     def _matcher(self, grammar: Grammar, compiled: Compiled) -> XgrammarMatcher:
         import xgrammar
@@ -257,80 +251,10 @@ class Grammars:
     def _ready_compiler(self) -> "xgrammar.GrammarCompiler":
         with self._lock:
             if self._compiler is None:
-                info = _tokenizer_info(_vocabulary(self._tokenizer, self._vocab_size, self._eos_tokens))
+                info = tokenizer_info(_vocabulary(self._tokenizer, self._vocab_size, self._eos_tokens))
                 self._pieces = Pieces(info.decoded_vocab)
-                self._compiler = _compiler(info)
+                self._compiler = compiler_for(info)
             return self._compiler
-
-
-def compiler_of(vocabulary: Vocabulary) -> "xgrammar.GrammarCompiler":
-    return _compiler(_tokenizer_info(vocabulary))
-
-
-def _tokenizer_info(vocabulary: Vocabulary) -> "xgrammar.TokenizerInfo":
-    import xgrammar
-
-    kind, stop = xgrammar.VocabType(vocabulary.kind), vocabulary.stop_tokens
-    return xgrammar.TokenizerInfo(vocabulary.texts, kind, vocab_size=vocabulary.size, stop_token_ids=stop)
-
-
-def _compiler(info: "xgrammar.TokenizerInfo") -> "xgrammar.GrammarCompiler":
-    import xgrammar
-
-    return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
-
-
-def try_grammar(compiler: "xgrammar.GrammarCompiler", grammar: Grammar) -> Tried:
-    """Check and compile a grammar. Called in a process of its own."""
-    try:
-        rules, lengths = _checked(grammar)
-        began = time.process_time()
-        compiler.compile_grammar(rules)
-        compile_s = time.process_time() - began
-        return Tried(rules=rules.serialize_json(), answer_bytes=lengths.answer, part_bytes=lengths.part, compile_s=compile_s)
-    except (MemoryError, *_BAD_GRAMMAR) as error:
-        is_memory = isinstance(error, MemoryError) or "bad_alloc" in str(error)
-        return Tried(problem="its grammar takes too much memory: make it smaller" if is_memory else _reason(error))
-
-
-def _checked(grammar: Grammar) -> tuple["xgrammar.Grammar", Lengths]:
-    """Return the grammar without options that no text completes. Of a regular expression nothing is dropped: that raises
-    ValueError.
-    """
-    import xgrammar
-
-    checked = xgrammar.Grammar.from_ebnf(_rules_of(grammar))
-    rules = GrammarRules(checked.serialize_json())
-    if rules.check(may_prune=grammar.kind != "regex"):
-        checked = xgrammar.Grammar.deserialize_json(rules.serialized())
-    return checked, rules.lengths()
-
-
-def _rules_of(grammar: Grammar) -> str:
-    """The grammar as xgrammar's EBNF."""
-    import xgrammar
-
-    if grammar.thinks != "no" or grammar.kind == "calls":
-        return _tagged_rules(structural_tag(grammar))
-    if grammar.kind == "regex":
-        return str(xgrammar.Grammar.from_regex(grammar.text))
-    return _rules(bounded(json.loads(grammar.text)) if grammar.kind == "schema" else ANY_OBJECT)
-
-
-def _rules(schema: Any) -> str:
-    """A JSON Schema as xgrammar's EBNF, with our bounds."""
-    import xgrammar
-
-    grammar = xgrammar.Grammar.from_json_schema(
-        json.dumps(schema), any_whitespace=False, separators=SEPARATORS, strict_mode=False
-    )
-    return with_patterns_spelled_out(bounded_rules(str(grammar)))
-
-
-def _tagged_rules(tag: Any) -> str:
-    import xgrammar
-
-    return with_patterns_spelled_out(bounded_rules(str(xgrammar.Grammar.from_structural_tag(json.dumps(tag)))))
 
 
 def _vocabulary(tokenizer: Tokenizer, size: int, stop_tokens: list[int]) -> Vocabulary:
@@ -349,12 +273,3 @@ def _vocabulary_type(tokenizer: Tokenizer) -> "xgrammar.VocabType":
     if '"ByteLevel"' in decoder:
         return xgrammar.VocabType.BYTE_LEVEL
     return xgrammar.VocabType.BYTE_FALLBACK if '"ByteFallback"' in decoder else xgrammar.VocabType.RAW
-
-
-def _reason(error: Exception) -> str:
-    """The library's first line, without where in its source it was."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return type(error).__name__
-    _, source, said = lines[0].rpartition(".cc:")
-    return said.partition(": ")[2] if source else lines[0]

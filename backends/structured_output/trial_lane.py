@@ -6,7 +6,7 @@ import weakref
 
 import msgspec
 
-from backends.structured_output.trial_process import Trial, Tried, Vocabulary, read_frame, write_frame
+from backends.structured_output.trial import Trial, Tried, Vocabulary, read_frame, write_frame
 from backends.wire import Grammar
 
 MAX_BYTES = 1 << 30

@@ -10,60 +10,19 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
-from backends.wire import Grammar
-
-HEAD_BYTES = 8
-
-
-class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a grammar compiler needs to know of a model. `kind` is the number of xgrammar's VocabType."""
-
-    texts: list[str]
-    kind: int
-    size: int
-    stop_tokens: list[int]
-
-
-class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    grammar: Grammar
-    max_s: float
-    max_bytes: int
-
-
-class Tried(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`rules` are the checked grammar as xgrammar's JSON. `problem` says why there are none."""
-
-    rules: str = ""
-    answer_bytes: float = 0.0
-    part_bytes: float = 0.0
-    compile_s: float = 0.0
-    problem: str = ""
-
-
-def write_frame(file: IO[bytes], data: bytes) -> None:
-    file.write(len(data).to_bytes(HEAD_BYTES, "little") + data)
-    file.flush()
-
-
-def read_frame(file: IO[bytes]) -> bytes | None:
-    """Return the next frame, or None at the end of the file."""
-    head = file.read(HEAD_BYTES)
-    data = file.read(int.from_bytes(head, "little")) if len(head) == HEAD_BYTES else b""
-    return data or None
+from backends.structured_output.grammar_compiler import compiler_for, tokenizer_info, try_grammar
+from backends.structured_output.trial import Trial, Tried, Vocabulary, read_frame, write_frame
 
 
 def main() -> None:
-    from backends.structured_output.grammar import compiler_of, try_grammar
-
     sent, out = sys.stdin.buffer, sys.stdout.buffer
     first = read_frame(sent)
     if first is None:
         return
-    compiler = compiler_of(msgspec.msgpack.decode(first, type=Vocabulary))
+    compiler = compiler_for(tokenizer_info(msgspec.msgpack.decode(first, type=Vocabulary)))
     while (frame := read_frame(sent)) is not None:
         trial = msgspec.msgpack.decode(frame, type=Trial)
         reader, writer = os.pipe()
